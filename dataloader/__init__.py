@@ -1,0 +1,1 @@
+"""Split lists, frame layouts, sampling and transforms, and the two streams' datasets."""
