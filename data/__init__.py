@@ -1,0 +1,1 @@
+"""Prepare a dataset: download, frames, optical flow, splits, checks, the demo set."""
