@@ -1,12 +1,22 @@
-"""What every script needs: plain errors, atomic files, seeds, records, checkpoints, prediction files."""
+"""What every script needs: plain errors, atomic files, metrics, records, checkpoints, predictions, seeds."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import hashlib
+import io
+import json
 import os
+import pickle
+import random
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 
 class InputError(Exception):
@@ -18,15 +28,33 @@ def run_main(main: Callable[[], int | None]) -> None:
 
     Only InputError is turned into a line; any other exception is a bug and keeps its traceback.
     """
+    code = 0
     try:
         code = main() or 0
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
         code = 2
+        if first_to_report():
+            print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
         code = 130
+        if first_to_report():
+            print("interrupted", file=sys.stderr)
     sys.exit(code)
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Help with every default shown and the description's lines kept."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=110)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, True):  # a switch, or a flag whose help says what None means
+            return action.help
+        return super()._get_help_string(action)
+
+
+# --- files ---------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -37,9 +65,9 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
     disk (fsync) before the rename, so this holds for a power cut as well.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -47,4 +75,207 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror or error}; the old file is untouched") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def check_output(folder: str | os.PathLike, needed: int) -> None:
+    """Before hours of work: is `folder` writable, and are `needed` bytes free? Sweeps up killed runs' leavings."""
+    folder = Path(folder)
+    with atomic_path(folder / "writable") as probe:
+        probe.write_bytes(b"")
+    (folder / "writable").unlink(missing_ok=True)
+    for leaving in folder.glob(".*.tmp"):
+        leaving.unlink(missing_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"{folder} has {free / 1e9:.2f} GB free and a run needs {needed / 1e9:.2f} GB: free some, or --output elsewhere"
+        )
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# --- metrics -------------------------------------------------------------------------------------------
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Top-1, top-5 and mean-class accuracy in per cent of (videos, classes) scores against (videos,) labels.
+
+    Mean-class accuracy averages over the classes that have videos, as THUMOS and TSN report it. Between equal
+    scores the lower class index counts as the higher guess, as argmax has it.
+    """
+    own = np.take_along_axis(logits, labels[:, None], 1)
+    earlier = np.arange(logits.shape[1]) < labels[:, None]
+    rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
+    per_class = [float((rank[labels == c] < 1).mean()) for c in np.unique(labels)]
+    return {
+        "top1": 100 * float((rank < 1).mean()),
+        "top5": 100 * float((rank < 5).mean()),
+        "mean_class": 100 * float(np.mean(per_class)),
+    }
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean cross-entropy of (videos, classes) logits, in nats."""
+    high = logits.max(1, keepdims=True).astype(np.float64)
+    log_sum = np.log(np.exp(logits - high).sum(1)) + high[:, 0]
+    return float((log_sum - np.take_along_axis(logits, labels[:, None], 1)[:, 0]).mean())
+
+
+# --- records -------------------------------------------------------------------------------------------
+
+RECORD_COLUMNS = ("Epoch", "Batch Time", "Data Time", "Loss", "Prec@1", "Prec@5", "lr")
+
+
+def write_record(path: str | os.PathLike, row: Mapping[str, float]) -> None:
+    """Put one epoch's row into a record CSV, in place of that epoch's and all later rows.
+
+    An epoch that is done again after a kill therefore stands in the file once.
+    """
+    import pandas as pd
+
+    rows = [dict(row)]
+    if os.path.exists(path):
+        try:
+            old = pd.read_csv(path)
+            rows = old[old["Epoch"] < row["Epoch"]].to_dict("records") + rows
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{path} is no record of this program ({error}); move it away") from None
+    with atomic_path(path) as temporary:
+        pd.DataFrame(rows, columns=list(RECORD_COLUMNS)).astype({"Epoch": int}).to_csv(temporary, index=False)
+
+
+# --- predictions ---------------------------------------------------------------------------------------
+
+
+def write_predictions(
+    folder: str | os.PathLike, stream: str, frame_logits: Mapping[str, np.ndarray], about: Mapping[str, Any]
+) -> None:
+    """Write <stream>_frame_preds.pickle, <stream>_video_preds.pickle and predictions.json.
+
+    `frame_logits` maps a video to (samples, classes) float32 in time order; the video's prediction is their
+    mean. `about` is what fusion.py needs to know without a dataset: class_names, labels, protocol, ...
+    """
+    folder = Path(folder)
+    video_logits = {name: logits.mean(0, dtype=np.float64).astype(np.float32) for name, logits in frame_logits.items()}
+    for kind, predictions in (("frame", frame_logits), ("video", video_logits)):
+        with atomic_path(folder / f"{stream}_{kind}_preds.pickle") as temporary:
+            temporary.write_bytes(pickle.dumps(dict(predictions), protocol=4))
+    write_json(folder / "predictions.json", {"format": 1, "stream": stream, **about})
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------
+
+
+def save_checkpoint(path: str | os.PathLike, checkpoint: Mapping[str, Any]) -> None:
+    """Write a checkpoint of tensors and plain containers, readable by torch's weights-only loader."""
+    import torch
+
+    with atomic_path(path) as temporary:
+        buffer = io.BytesIO()  # a full disk then fails in one plain write, not inside torch's zip writer
+        torch.save(dict(checkpoint), buffer)
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def weights_hash(state: Mapping[str, Any]) -> str:
+    """SHA-256 over the names and bytes of a state_dict's tensors: which weights made a prediction."""
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().contiguous().numpy()).data)
+    return digest.hexdigest()
+
+
+# --- seeds ---------------------------------------------------------------------------------------------
+
+
+def seed_everything(seed: int, deterministic: bool = False) -> None:
+    """Seed python, numpy and torch. `deterministic` also picks CUDA's reproducible kernels, at some speed."""
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every global random generator, in plain containers and tensors."""
+    import torch
+
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """The inverse of `rng_state`. CUDA's is left alone where the number of GPUs differs."""
+    import torch
+
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+# --- processes and devices -----------------------------------------------------------------------------
+
+
+def first_to_report() -> bool:
+    """True for one process only: the first that asks. An error that all ranks meet is then shown once."""
+    torch = sys.modules.get("torch")  # an error before torch is imported needs no torch
+    if torch is None or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return True
+    store = torch.distributed.distributed_c10d._get_default_store()
+    try:
+        return store.add("two-stream/reported", 1) == 1
+    except RuntimeError:  # rank 0, which keeps the store, is gone: it has reported
+        return False
+
+
+def world() -> tuple[int, int]:
+    """This process' rank and the number of processes, as torchrun set them; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def set_up_device(name: str) -> Any:
+    """The torch.device that `--device` names, and the process group when torchrun started this process."""
+    import torch
+
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name} is no device: use auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda":
+        index = device.index if device.index is not None else local
+        if index >= torch.cuda.device_count():
+            raise InputError(f"--device {name}: process {local} needs GPU {index}, this machine has {torch.cuda.device_count()}")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    if world()[1] > 1:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def cpu_count() -> int:
+    """Cores this process may use, divided among the processes that torchrun started on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

@@ -1,0 +1,276 @@
+"""Clips of videos as uint8 batches: what both streams' loaders share. A stream brings how one image is read.
+
+disk -> decode (each image of a video once) -> crop -> resize -> Batch of uint8 images -> device -> `clips_of`
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from dataloader.sampling import EpochBatches, rng_for, test_starts, train_starts
+from dataloader.splits import Video
+from dataloader.transforms import (
+    TSN_SCALES,
+    Box,
+    Preparation,
+    flip_clips,
+    multiscale_crop,
+    random_crop,
+    resize_planes,
+    test_boxes,
+    to_input,
+)
+from utils import InputError, cpu_count, world
+
+# (where a video's images lie, time step from 0) -> uint8 (planes, height, width): 3 of RGB, or x and y of flow
+ReadStep = Callable[[Any, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One video as a stream sees it: `frames` is what its ReadStep takes, `count` its time steps."""
+
+    video: Video
+    frames: Any
+    count: int
+    folder: str  # for messages
+
+
+@dataclass(frozen=True)
+class TrainSampling:
+    """One random clip in each segment; a random crop and flip that all of a video's clips share."""
+
+    segments: int = 3
+    crop: str = "random"  # random | multiscale
+    crop_positions: int = 5
+    scales: Sequence[float] = TSN_SCALES
+    flip: bool = True
+
+
+@dataclass(frozen=True)
+class TestSampling:
+    """Clips spread evenly over the whole video, each seen in `views` crops (1, 5, or 10 with flips)."""
+
+    samples: int = 19
+    views: int = 1
+
+    @property
+    def clips(self) -> int:
+        """Clips of one video, views included."""
+        return self.samples * self.views
+
+
+class Batch(NamedTuple):
+    """Some videos' clips. Images that several clips share travel once; `clips` says which make a clip."""
+
+    names: list[str]
+    labels: Tensor  # (videos,) int64
+    images: Tensor  # (images, planes, size, size) uint8
+    clips: Tensor  # (videos * clips per video, time steps) int64: rows of `images`
+    flip: Tensor  # (videos * clips per video,) bool
+    counted: int  # videos that count: 0 for the repeat that keeps processes in step
+    problems: list[tuple[str, str]]  # (video, reason) of those replaced by another
+    error: str | None = None
+
+
+class ClipDataset(Dataset):
+    """Videos as uint8 clips. Item (epoch, index) depends on (seed, epoch, index) alone.
+
+    `sampling` makes it a training or a test set. A video that can't be read is an error, which travels to
+    the main process as Batch.error, because an exception from a worker would arrive as a traceback; with
+    `skip_errors` the next video that can be read stands in and the problem is reported in the batch.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        read: ReadStep,
+        preparation: Preparation,
+        sampling: TrainSampling | TestSampling,
+        *,
+        seed: int = 0,
+        skip_errors: bool = False,
+    ) -> None:
+        self.sources, self.read, self.preparation, self.sampling = sources, read, preparation, sampling
+        self.seed, self.skip_errors = seed, skip_errors
+        length = preparation.clip_length
+        for source in sources:
+            if source.count < length:
+                unit = "flow pairs" if preparation.modality == "flow" else "frames"
+                raise InputError(
+                    f"{source.folder} has {source.count} {unit} and one clip needs {length}: take the video off "
+                    "the lists, or extract it again"
+                )
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        epoch, index = key
+        counted = index >= 0
+        index = index if counted else -index - 1
+        problems: list[tuple[str, str]] = []
+        for offset in range(len(self)):
+            source = self.sources[(index + offset) % len(self)]
+            try:
+                return self._item(source, rng_for(self.seed, epoch, index), counted, problems)
+            except InputError as error:
+                problems.append((source.video.name, str(error)))
+                if not self.skip_errors:
+                    break
+        empty = torch.empty(0, dtype=torch.int64)
+        return Batch([], empty, empty, empty, empty, 0, problems, problems[-1][1])
+
+    def _item(
+        self, source: Source, rng: np.random.Generator, counted: bool, problems: list[tuple[str, str]]
+    ) -> Batch:
+        preparation, sampling = self.preparation, self.sampling
+        length = preparation.clip_length
+        valid = source.count - length + 1
+        if isinstance(sampling, TrainSampling):
+            starts = train_starts(valid, sampling.segments, rng)
+            flip = [sampling.flip and bool(rng.integers(2))] * sampling.segments
+        else:
+            starts = test_starts(valid, sampling.samples)
+            flip = [view >= 5 for view in range(sampling.views) for _ in starts]
+        steps, rows = np.unique(starts[:, None] + np.arange(length), return_inverse=True)
+        boxes: list[Box] | None = None
+        planes: list[np.ndarray] = []
+        shape: tuple[int, ...] = ()
+        for step in steps:
+            image = self.read(source.frames, int(step))
+            if boxes is None:
+                shape, boxes = image.shape, self._boxes(*image.shape[1:], rng)
+            elif image.shape != shape:
+                size, other = shape[1:], image.shape[1:]
+                raise InputError(
+                    f"{source.folder}: image {step + 1} is {other[1]}x{other[0]}, those before {size[1]}x{size[0]}; "
+                    "extract this video again"
+                )
+            planes += [image[:, b.top : b.top + b.height, b.left : b.left + b.width] for b in boxes]
+        views = len(boxes or ())
+        # (steps * views, planes, h, w) -> one block of `steps` images per view
+        images = resize_planes(torch.from_numpy(np.stack(planes)), preparation.size)
+        images = images.unflatten(0, (len(steps), views)).transpose(0, 1).flatten(0, 1)
+        clips = torch.from_numpy(rows.reshape(len(starts), length))
+        clips = torch.cat([clips + view % views * len(steps) for view in range(len(flip) // len(starts))])
+        return Batch(
+            [source.video.name],
+            torch.tensor([source.video.label]),
+            images,
+            clips,
+            torch.tensor(flip),
+            int(counted),
+            problems,
+        )
+
+    def _boxes(self, height: int, width: int, rng: np.random.Generator) -> list[Box]:
+        sampling = self.sampling
+        if isinstance(sampling, TestSampling):
+            return test_boxes(height, width, self.preparation.test_resize, sampling.views)
+        if sampling.crop == "random":
+            return [random_crop(height, width, self.preparation.size, rng)]
+        return [multiscale_crop(height, width, rng, sampling.scales, sampling.crop_positions)]
+
+
+def collate(items: list[Batch]) -> Batch:
+    """Join videos to one batch: images one behind the other, clips renumbered to match."""
+    for item in items:
+        if item.error is not None:
+            return item
+    offsets = np.cumsum([0] + [len(item.images) for item in items])
+    shape = (int(offsets[-1]), *items[0].images.shape[1:])
+    images = torch.empty(shape, dtype=torch.uint8)
+    if get_worker_info() is not None:
+        images.share_memory_()  # written once, straight to where the main process reads it
+    torch.cat([item.images for item in items], out=images)
+    return Batch(
+        [name for item in items for name in item.names],
+        torch.cat([item.labels for item in items]),
+        images,
+        torch.cat([item.clips + int(offset) for item, offset in zip(items, offsets, strict=False)]),
+        torch.cat([item.flip for item in items]),
+        sum(item.counted for item in items),
+        [problem for item in items for problem in item.problems],
+    )
+
+
+def clips_of(batch: Batch, preparation: Preparation, device: torch.device) -> Tensor:
+    """A batch's network input on `device`: float32 (videos * clips per video, channels, size, size)."""
+    images = batch.images.to(device, non_blocking=True)
+    rows = batch.clips.to(device, non_blocking=True)
+    clips = images[rows].flatten(1, 2)
+    if bool(batch.flip.any()):
+        clips = flip_clips(clips, batch.flip.to(device, non_blocking=True), preparation.modality)
+    return to_input(clips, preparation)
+
+
+@dataclass
+class Loader:
+    """A DataLoader over one split whose epochs are numbered, and that can start in the middle of one."""
+
+    dataset: ClipDataset
+    batch_size: int  # videos in a global batch
+    shuffle_seed: int | None  # None: in list order
+    workers: int
+    pin_memory: bool
+    batches: EpochBatches = field(init=False)
+    _loader: DataLoader = field(init=False)
+
+    def __post_init__(self) -> None:
+        rank, processes = world()
+        self.batches = EpochBatches(
+            len(self.dataset), self.batch_size, seed=self.shuffle_seed, rank=rank, world=processes
+        )
+        self._loader = DataLoader(
+            self.dataset,
+            batch_sampler=self.batches,
+            collate_fn=collate,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            prefetch_factor=2 if self.workers > 0 else None,
+            pin_memory=self.pin_memory,
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # its own, so that loading never draws from the training's
+        )
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return -(-len(self.dataset) // self.batch_size)
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from `first_batch` on. A bad file or a dead worker is an InputError."""
+        self.batches.epoch, self.batches.first_batch = epoch, first_batch
+        try:
+            for batch in self._loader:
+                if batch.error is not None:
+                    raise InputError(batch.error)
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(
+                "a loader process died, most likely killed for lack of memory (or of /dev/shm in a container): "
+                f"use fewer --workers or a smaller --batch-size ({str(error).splitlines()[0]})"
+            ) from None
+
+
+def make_loader(dataset: ClipDataset, batch_size: int, workers: int | None, device: torch.device) -> Loader:
+    """The loader of a training set (shuffled by its seed) or of a test set (in list order)."""
+    shuffle = dataset.seed if isinstance(dataset.sampling, TrainSampling) else None
+    workers = min(cpu_count(), 16) if workers is None else workers
+    return Loader(dataset, batch_size, shuffle, workers, pin_memory=device.type == "cuda")
+
+
+def _start_worker(_: int) -> None:
+    # One decoding thread per worker: the workers are the parallelism. Ctrl-C is the main process' to handle.
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

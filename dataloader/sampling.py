@@ -1,0 +1,70 @@
+"""Which clips of a video are used, and in which order videos are visited.
+
+Everything random here is a function of (seed, epoch, index) and of nothing else: not of the number of
+workers, of processes, or of what was drawn before. That is what makes a resumed run exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+def rng_for(*key: int) -> np.random.Generator:
+    """A random generator of its own for (seed, epoch) or (seed, epoch, index)."""
+    return np.random.default_rng(np.random.SeedSequence(key))
+
+
+def train_starts(valid: int, segments: int, rng: np.random.Generator) -> np.ndarray:
+    """One random start in each of `segments` equal parts of the `valid` starts 0..valid-1. Shape (segments,).
+
+    TSN (Wang et al. 2016), section 3.1. Part s holds the starts from floor(s*valid/segments) to before
+    floor((s+1)*valid/segments); a part left empty, because there are fewer starts than parts, takes the
+    nearest start.
+    """
+    edges = np.arange(segments + 1) * valid // segments
+    low = np.minimum(edges[:-1], valid - 1)
+    return rng.integers(low, np.maximum(edges[1:], low + 1))
+
+
+def test_starts(valid: int, samples: int) -> np.ndarray:
+    """`samples` starts spread evenly over 0..valid-1, the first and the last included. Shape (samples,).
+
+    A single sample is the middle one. Starts repeat where there are fewer than `samples`.
+    """
+    if samples == 1:
+        return np.array([(valid - 1) // 2])
+    steps = np.arange(samples)
+    return (2 * steps * (valid - 1) + samples - 1) // (2 * (samples - 1))  # round half up, in integers
+
+
+class EpochBatches(Sampler):
+    """Batches of (epoch, index), each video once per epoch, split over the processes.
+
+    `batch_size` is the global batch: process `rank` of `world` takes its share of each, so that flags mean
+    the same on one GPU and on eight. A last batch that is too small for all processes is padded with a
+    repeat, given as (epoch, -index-1): it counts nowhere, but it keeps the processes in step.
+    `first_batch` skips what a run resumed in mid-epoch has already seen.
+    """
+
+    def __init__(
+        self, videos: int, batch_size: int, *, seed: int | None = None, rank: int = 0, world: int = 1
+    ) -> None:
+        self.videos, self.batch_size, self.seed = videos, batch_size, seed  # seed None: in list order
+        self.rank, self.world = rank, world
+        self.epoch = 0
+        self.first_batch = 0
+
+    def __len__(self) -> int:
+        return -(-self.videos // self.batch_size) - self.first_batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.arange(self.videos)
+        if self.seed is not None:
+            order = rng_for(self.seed, self.epoch).permutation(self.videos)
+        for start in range(self.first_batch * self.batch_size, self.videos, self.batch_size):
+            batch = order[start : start + self.batch_size]
+            share = batch[self.rank :: self.world].tolist() or [-int(batch[0]) - 1]
+            yield [(self.epoch, index) for index in share]

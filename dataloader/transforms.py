@@ -1,0 +1,189 @@
+"""How a clip is prepared: which part of the image is cut out, its size, its flip and its normalisation.
+
+Geometry (crop boxes) is chosen in the loader's workers and applied before resizing, on uint8. Everything per
+pixel value (flip, negation, float, normalisation) happens on the device, for the whole batch at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+TSN_SCALES = (1.0, 0.875, 0.75, 0.66)  # TSN (Wang et al. 2016), section 3.2, and its released code
+CENTER_FRACTION = 224 / 256  # the usual test crop: 224 of a 256-pixel short side
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What turns images on disk into a network's input. Stored in every checkpoint, so nobody guesses.
+
+    `mean` and `std` are per channel of one image (3 for RGB, 1 for flow), in units of pixel / 255.
+    `stack_length` is the number of flow pairs (or frame differences) in a clip; 1 for RGB.
+    `flow_method` and `flow_bound` are what the flow on disk was made with, where that is known.
+    """
+
+    modality: str = "rgb"  # rgb | flow | rgbdiff
+    size: int = 224
+    test_resize: str = "squash"  # squash | center
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    stack_length: int = 1
+    flow_method: str | None = None
+    flow_bound: float | None = None
+
+    @property
+    def channels(self) -> int:
+        """Input channels of the network."""
+        return {"rgb": 3, "flow": 2 * self.stack_length, "rgbdiff": 3 * self.stack_length}[self.modality]
+
+    @property
+    def clip_length(self) -> int:
+        """Consecutive time steps on disk that make one clip: frames (rgb, rgbdiff) or flow pairs (flow)."""
+        return self.stack_length + 1 if self.modality == "rgbdiff" else self.stack_length
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preparation:
+        """The inverse of `as_dict`. Keys that this version does not know are an error, not a guess."""
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise InputError(f"the checkpoint's preparation has unknown keys {unknown}; update this program")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def default_preparation(modality: str, size: int, test_resize: str, stack_length: int = 1) -> Preparation:
+    """The preparation of a training that starts here.
+
+    RGB takes ImageNet's mean and std, as its weights were trained with. Flow is centred on 0.5 (no motion)
+    and scaled by the mean of ImageNet's std, as tsn-pytorch does. A difference of two frames has mean 0 and
+    about twice the spread.
+    """
+    mean_std = round(float(np.mean(IMAGENET_STD)), 4)
+    mean, std = {
+        "rgb": (IMAGENET_MEAN, IMAGENET_STD),
+        "flow": ((0.5,), (mean_std,)),
+        "rgbdiff": ((0.0,) * 3, (2 * mean_std,) * 3),
+    }[modality]
+    return Preparation(modality, size, test_resize, mean, std, stack_length)
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def random_crop(height: int, width: int, size: int, rng: np.random.Generator) -> Box:
+    """A size x size box anywhere in the image; the largest square where the image is smaller than that."""
+    side = min(size, height, width)
+    return Box(int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1)), side, side)
+
+
+def multiscale_crop(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    scales: Sequence[float] = TSN_SCALES,
+    positions: int = 5,
+) -> Box:
+    """TSN's corner cropping with scale jittering (section 3.2): sides from `scales` of the short side.
+
+    Height and width are drawn together from neighbouring scales (their aspect changes a little), then the
+    box goes to one of 5 places (corners, centre) or 13 (also the edges' and the quarters' middles).
+    """
+    short = min(height, width)
+    sides = [int(short * scale) for scale in scales]
+    pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+    box_height, box_width = pairs[rng.integers(len(pairs))]
+    places = _places(height - box_height, width - box_width, positions)
+    top, left = places[rng.integers(len(places))]
+    return Box(top, left, box_height, box_width)
+
+
+def _places(free_height: int, free_width: int, positions: int) -> list[tuple[int, int]]:
+    """Top-left corners of a box that leaves this many free pixels: the 5 or 13 of TSN's released code."""
+    top, left = free_height // 4, free_width // 4  # steps of a quarter of the free room
+    quarters = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]
+    if positions == 13:
+        quarters += [(0, 2), (4, 2), (2, 0), (2, 4), (1, 1), (1, 3), (3, 1), (3, 3)]
+    # The far corners touch the border even where the free room is no multiple of 4.
+    return [(free_height if i == 4 else i * top, free_width if j == 4 else j * left) for i, j in quarters]
+
+
+def test_boxes(height: int, width: int, resize: str, views: int) -> list[Box]:
+    """What a test looks at: 1 box, or the 4 corners and the centre (views 5; 10 adds their flips).
+
+    `squash` takes the whole image and changes its aspect, as the original did; `center` takes a square of
+    224/256 of the short side.
+    """
+    if resize == "squash":
+        if views != 1:
+            raise InputError(f"--test-views {views} cuts corners, which --test-resize squash has not: use center")
+        return [Box(0, 0, height, width)]
+    side = round(min(height, width) * CENTER_FRACTION)
+    *corners, centre = _places(height - side, width - side, 5)
+    places = [centre, *corners] if views > 1 else [centre]
+    return [Box(top, left, side, side) for top, left in places]
+
+
+def resize_planes(planes: Tensor, size: int) -> Tensor:
+    """Resize uint8 images (N, C, H, W) to (N, C, size, size): bilinear with antialiasing, as Pillow does.
+
+    Single-plane images (flow) go through in groups of four, because torch's fast uint8 path works on up to
+    four interleaved channels: 6 times faster than one by one, with the same pixels.
+    """
+    n, channels, height, width = planes.shape
+    if (height, width) == (size, size):
+        return planes
+    if channels == 3:
+        return _bilinear(planes, size)
+    flat = planes.reshape(1, n * channels, height, width)
+    whole = n * channels // 4 * 4
+    parts = []
+    if whole:
+        parts.append(_bilinear(flat[:, :whole].reshape(-1, 4, height, width), size).reshape(1, whole, size, size))
+    if whole < n * channels:
+        parts.append(_bilinear(flat[:, whole:], size))
+    return torch.cat(parts, 1).reshape(n, channels, size, size)
+
+
+def _bilinear(images: Tensor, size: int) -> Tensor:
+    return torch.nn.functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+
+
+def flip_clips(clips: Tensor, flip: Tensor, modality: str) -> Tensor:
+    """Mirror those uint8 clips (N, C, H, W) that `flip` (N,) names, left to right.
+
+    In a mirrored video everything that moved right moves left: for flow the x planes (even channels) are
+    negated, that is 255 - x in the quantised images; y stays.
+    """
+    mirrored = clips.flip(-1)
+    if modality == "flow":
+        mirrored[:, 0::2] = 255 - mirrored[:, 0::2]
+    return torch.where(flip[:, None, None, None], mirrored, clips)
+
+
+def to_input(clips: Tensor, preparation: Preparation) -> Tensor:
+    """uint8 clips (N, images x planes, H, W) -> float32 network input (N, channels, H, W), channels last."""
+    planes = len(preparation.mean)
+    values = clips.to(torch.float32, memory_format=torch.channels_last)
+    if preparation.modality == "rgbdiff":
+        values = values[:, 3:] - values[:, :-3]
+    repeat = values.shape[1] // planes
+    scale = values.new_tensor([1 / (255 * s) for s in preparation.std]).repeat(repeat)
+    offset = values.new_tensor([-m / s for m, s in zip(preparation.mean, preparation.std, strict=True)])
+    return values.mul_(scale[:, None, None]).add_(offset.repeat(repeat)[:, None, None])

@@ -1,0 +1,179 @@
+"""The network of both streams: a torchvision ResNet for any number of input channels and classes."""
+
+from __future__ import annotations
+
+import copy
+import urllib.error
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.resnet import ResNet
+
+from utils import InputError
+
+
+def architectures() -> list[str]:
+    """Names of torchvision's classification ResNets, ResNeXts and Wide ResNets."""
+    names = models.list_models(module=models, include=["resnet*", "resnext*", "wide_resnet*"])
+    return sorted(names, key=lambda name: (not name.startswith("resnet"), len(name), name))
+
+
+def build_model(
+    arch: str,
+    in_channels: int,
+    num_classes: int,
+    weights: str = "none",
+    dropout: float = 0.0,
+) -> ResNet:
+    """A ResNet for (N, in_channels, H, W) float inputs and (N, num_classes) logits.
+
+    `weights` is "none" (random), "imagenet" (torchvision's, downloaded once), a torchvision weight set such
+    as "IMAGENET1K_V2", or the path of a state_dict with torchvision's names. Weights made for RGB reach any
+    other channel count by cross-modality initialisation; a last layer for other classes starts at random.
+    `dropout` acts on the pooled features (TSN, section 3.2: 0.8 spatial, 0.7 motion).
+    """
+    if arch not in architectures():
+        raise InputError(f"--arch {arch} is not a ResNet of torchvision; choose from {', '.join(architectures())}")
+    model: ResNet = models.get_model(arch, num_classes=num_classes)
+    old = model.conv1
+    model.conv1 = nn.Conv2d(in_channels, old.out_channels, 7, stride=2, padding=3, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if dropout > 0:  # inside avgpool, which has no weights, so that no key of the state_dict changes
+        model.avgpool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(dropout))
+    if weights != "none":
+        start = fit_imagenet(pretrained_state(arch, weights), model)
+        problem = explain_mismatch(model, start)
+        if problem:
+            raise InputError(f"--weights {weights} does not fit {arch}: {problem}")
+        model.load_state_dict(start)
+    return model
+
+
+def pretrained_state(arch: str, weights: str) -> dict[str, Tensor]:
+    """The state_dict that `--weights` names, in float32."""
+    offline = "name a local file with --weights PATH, or start from random with --weights none"
+    if weights == "imagenet" or weights.startswith("IMAGENET1K_"):
+        sets = models.get_model_weights(arch)
+        name = "IMAGENET1K_V1" if weights == "imagenet" else weights
+        if name not in sets.__members__:
+            raise InputError(f"torchvision has no weights {name} for {arch}, only {', '.join(sets.__members__)}")
+        try:
+            return dict(sets[name].get_state_dict(progress=True, check_hash=True))
+        except (urllib.error.URLError, OSError, RuntimeError) as error:
+            raise InputError(f"the ImageNet weights of {arch} could not be downloaded ({error}); {offline}") from None
+    if not Path(weights).is_file():
+        raise InputError(f"--weights {weights}: no such file; {offline}")
+    from checkpoints import read_state_dict
+
+    return read_state_dict(weights)
+
+
+def cross_modality(weight: Tensor, in_channels: int) -> Tensor:
+    """First-convolution weights (O, 3, k, k) of RGB -> (O, in_channels, k, k): the mean over RGB, repeated.
+
+    TSN (Wang et al. 2016), section 3.2, "cross modality pre-training".
+    """
+    return weight.mean(1, keepdim=True).repeat(1, in_channels, 1, 1)
+
+
+def fit_imagenet(state: Mapping[str, Tensor], model: ResNet) -> dict[str, Tensor]:
+    """Adapt ImageNet weights to `model`: its input channels by cross-modality, its classes by a fresh `fc`."""
+    own = model.state_dict()
+    result = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    first = result.get("conv1.weight")
+    if first is not None and first.ndim == 4 and first.shape[1] == 3 and own["conv1.weight"].shape[1] != 3:
+        result["conv1.weight"] = cross_modality(first, own["conv1.weight"].shape[1])
+    for name in ("fc.weight", "fc.bias"):
+        if name in result and result[name].shape != own[name].shape:
+            result[name] = own[name]
+    for name in own:
+        if name.endswith("num_batches_tracked"):  # absent before PyTorch 0.4.1, and of no effect here
+            result.setdefault(name, own[name])
+    return result
+
+
+def parameter_groups(
+    model: ResNet, lr: float, weight_decay: float, conv1_lr_factor: float = 1.0
+) -> list[dict]:
+    """Groups for SGD: the first convolution with its own factor on lr; no decay on biases and BN.
+
+    Leaving biases and BN undecayed follows He et al. 2019, "Bag of Tricks", section 3.1.
+    """
+    first, decayed, plain = [], [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        group = first if name == "conv1.weight" else decayed if parameter.ndim > 1 else plain
+        group.append(parameter)
+    return [
+        {"params": first, "lr": lr * conv1_lr_factor, "weight_decay": weight_decay},
+        {"params": decayed, "lr": lr, "weight_decay": weight_decay},
+        {"params": plain, "lr": lr, "weight_decay": 0.0},
+    ]
+
+
+def freeze_batchnorm(model: nn.Module) -> None:
+    """Partial BN (TSN, section 3.2): every batch norm but the first keeps its statistics and its weights.
+
+    Call it after each `model.train()`, which would otherwise switch them back to updating.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms[1:]:
+        norm.eval()
+        norm.requires_grad_(False)
+
+
+class InferenceNet(nn.Module):
+    """A trained ResNet made for testing: batch norms folded, channels last, the trunk in `dtype`.
+
+    Takes (N, C, H, W) float32 and returns float32 logits (N, classes) and pooled features (N, features).
+    The last layer stays in float32, so that logits are not rounded to bfloat16's three digits.
+    """
+
+    def __init__(self, model: ResNet, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        trunk = fold_batchnorm(copy.deepcopy(model).eval())
+        self.fc, trunk.fc = trunk.fc, nn.Identity()
+        self.trunk = trunk.to(dtype=dtype, memory_format=torch.channels_last)
+        self.dtype = dtype
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.trunk(x.to(self.dtype)).float()
+        return self.fc(features), features
+
+
+def fold_batchnorm(model: ResNet) -> ResNet:
+    """Multiply every batch norm of an eval-mode ResNet into the convolution before it, in place."""
+    fuse = nn.utils.fusion.fuse_conv_bn_eval
+    for module in list(model.modules()):
+        names = dict(module.named_children())
+        for index in ("1", "2", "3"):
+            if isinstance(names.get("bn" + index), nn.BatchNorm2d):
+                setattr(module, "conv" + index, fuse(names["conv" + index], names["bn" + index]))
+                setattr(module, "bn" + index, nn.Identity())
+        if isinstance(names.get("downsample"), nn.Sequential):
+            convolution, norm = names["downsample"]
+            module.downsample = fuse(convolution, norm)
+    return model
+
+
+def explain_mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
+    """Say in one line how a state_dict differs from what `model` needs; None if it fits."""
+    own = model.state_dict()
+    notes = []
+    if "fc.weight" in state and state["fc.weight"].shape[0] != own["fc.weight"].shape[0]:
+        notes.append(f"it has {state['fc.weight'].shape[0]} classes, not {own['fc.weight'].shape[0]}")
+    shapes = [n for n in own if n in state and own[n].shape != state[n].shape and not n.startswith("fc.")]
+    if shapes:
+        one = shapes[0]
+        notes.append(f"{len(shapes)} shapes differ (first: {one} {tuple(state[one].shape)}, not {tuple(own[one].shape)})")
+    for text, names in (("missing", own.keys() - state.keys()), ("too many", state.keys() - own.keys())):
+        names = {name for name in names if not name.endswith("num_batches_tracked")}
+        if names:
+            blocks = sorted({".".join(name.split(".")[:2]) if name.startswith("layer") else name for name in names})
+            notes.append(f"{len(names)} tensors {text} (in {', '.join(blocks[:4])}{', ...' if blocks[4:] else ''})")
+    return "; ".join(notes) or None
