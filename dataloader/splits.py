@@ -193,7 +193,7 @@ def _split_by_groups(names: Iterable[str], number: str, verbose: bool) -> Split:
     if unknown:
         if any(class_.casefold() in spelling for class_, _, _ in found.values()):
             raise InputError(
-                f"not classes of UCF101: {_first(unknown)}; give list files (--ucf-list) or move them away"
+                f"not classes of UCF101: {first_few(unknown)}; give list files (--ucf-list) or move them away"
             )
         dataset, class_names = "own", sorted(unknown)
         spelling = {class_.casefold(): class_ for class_ in class_names}
@@ -259,7 +259,7 @@ def _read_hmdb51(folder: Path, number: str) -> Split:
         if (class_, number) not in files:
             splits = sorted({n for c, n in files if c == class_})
             raise InputError(
-                f"no {class_}_test_split{number}.txt in {folder}; of that class it has split {_first(splits)}"
+                f"no {class_}_test_split{number}.txt in {folder}; of that class it has split {first_few(splits)}"
             )
         for where, line in _read_text(files[class_, number]):
             name, _, use = line.rpartition(" ")
@@ -288,7 +288,7 @@ def _read_lists(folder: Path, number: str) -> Split:
     chosen = number if number in numbers else None
     if chosen is None and (number != "1" or not any(n is None for _, n in files)):
         raise InputError(
-            f"no lists of split {number} in {folder}; it has split {_first(sorted(numbers or {'1'}))}"
+            f"no lists of split {number} in {folder}; it has split {first_few(sorted(numbers or {'1'}))}"
         )
     test_role = "test" if ("test", chosen) in files else "val"
     for role in ("train", test_role):
@@ -467,15 +467,13 @@ def _check(split: Split, folder: Path) -> Split:
     leaked = [video.listed for video in split.test if video.name.casefold() in trained]
     if leaked:
         raise InputError(
-            f"{folder}: in both train and test of split {split.number}: {_first(leaked)}; take them out of one"
+            f"{folder}: in both train and test of split {split.number}: {first_few(leaked)}; take them out of one"
         )
-    for part, name in ((split.train, "training"), (split.test, "test")):
-        if not part:
-            raise InputError(f"{folder}: split {split.number} has no {name} videos")
     return split
 
 
-def _first(names: Iterable[str], limit: int = 3) -> str:
-    names = list(names) if not isinstance(names, set) else sorted(names)
+def first_few(names: Iterable[str], limit: int = 3) -> str:
+    """The first few of many names, for an error line: `a, b, c and 7 more`."""
+    names = sorted(names) if isinstance(names, set) else list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(map(str, names[:limit])) + more
+    return ", ".join(names[:limit]) + more
