@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dataloader.splits import Video, first_few, ucf_parts, without_suffix
+from dataloader.names import Video, first_few, ucf_parts, without_suffix
 from utils import InputError, atomic_path
 
 CACHE_NAME = ".frame_index.json"

@@ -1,0 +1,264 @@
+"""Read split lists: UCF101's, HMDB51's and one's own. Whatever is wrong with one is told by file and line."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataloader.names import UCF101_CLASSES, Video, first_few, ucf_parts, video_key, without_suffix
+from utils import InputError
+
+_HMDB51_FILE = re.compile(r"(?P<class>.+)_test_split(?P<number>\d+)\.txt")
+_NUMBER = re.compile(r"(?:list|split|fold|train|test|val)[ _-]*0*(\d+)", re.IGNORECASE)
+_CLASS_FILES = ("classind.txt", "classes.txt")
+_FORMS = ("`path`", "`path label`", "`path num_frames label`")
+
+
+@dataclass(frozen=True)
+class Lists:
+    """One split as its lists have it; the videos in the lists' order."""
+
+    dataset: str  # "ucf101", "hmdb51" or "own"
+    class_names: list[str]
+    train: list[Video]
+    test: list[Video]
+
+
+@dataclass(frozen=True)
+class _Line:
+    where: str  # "lists/trainlist01.txt line 7"
+    path: str
+    label: int | None  # as written, counted from 0 or from 1
+
+
+def read_lists(folder: Path, number: str) -> Lists:
+    """The lists of split `number` in `folder`, or in a folder within it. Formats: see splits.load_split."""
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}; give the folder that holds the split lists")
+    for place in [folder, *sorted(child for child in folder.iterdir() if child.is_dir())]:
+        files = sorted(place.glob("*.txt"))
+        if any(_HMDB51_FILE.fullmatch(file.name) for file in files):
+            lists = _read_hmdb51(place, files, number)
+        elif any(_role(file) for file in files):
+            lists = _read_train_and_test(place, files, number)
+        else:
+            continue
+        trained = {video.name.casefold() for video in lists.train}
+        leaks = [video.listed for video in lists.test if video.name.casefold() in trained]
+        if leaks:
+            raise InputError(
+                f"{place}: split {number} leaks: {len(leaks)} videos are in both train and test "
+                f"({first_few(leaks)}); delete them from one list"
+            )
+        return lists
+    raise InputError(
+        f"{folder} holds no split lists; expected trainlist01.txt and testlist01.txt (UCF101), "
+        "<class>_test_split1.txt (HMDB51), or train.txt and test.txt (data/make_split.py writes them)"
+    )
+
+
+def _read_hmdb51(folder: Path, files: Sequence[Path], number: str) -> Lists:
+    found = {}
+    for file in files:
+        if match := _HMDB51_FILE.fullmatch(file.name):
+            found[match["class"], match["number"].lstrip("0")] = file
+    class_names = sorted({class_ for class_, _ in found})
+    train: list[Video] = []
+    test: list[Video] = []
+    for label, class_ in enumerate(class_names):
+        if (class_, number) not in found:
+            others = sorted({n for c, n in found if c == class_})
+            raise InputError(
+                f"{folder} has no {class_}_test_split{number}.txt, only of split {first_few(others)}; "
+                "add the file, or choose another --split"
+            )
+        seen: dict[str, str] = {}
+        for where, text in _read_text(found[class_, number]):
+            path, use, *_ = [*text.rsplit(None, 1), ""]  # from the right: names hold spaces
+            if use not in ("0", "1", "2"):
+                raise InputError(f"{where}: expected `name.avi 0|1|2`, found `{text}`; correct the line")
+            video = Video(video_key(path, class_), label, f"{class_}/{path}")
+            _once(video, where, seen)
+            if use != "0":  # 0: in no set of this split
+                (train if use == "1" else test).append(video)
+    return Lists("hmdb51", class_names, train, test)
+
+
+def _read_train_and_test(folder: Path, files: Sequence[Path], number: str) -> Lists:
+    by_role = defaultdict(list)
+    for file in files:
+        if role := _role(file):
+            in_name = _NUMBER.search(file.stem)
+            by_role[role, in_name[1] if in_name else "only"].append(file)
+    chosen = number if any(n == number for _, n in by_role) else "only"
+    if chosen == "only" and (number != "1" or not any(n == "only" for _, n in by_role)):
+        splits = sorted({"1" if n == "only" else n for _, n in by_role})
+        raise InputError(f"{folder} has no lists of split {number}, only of split {first_few(splits, 10)}")
+    test_role = "test" if ("test", chosen) in by_role else "val"
+    for role in ("train", test_role):
+        if (role, chosen) not in by_role:
+            role = "test" if role == "val" else role
+            raise InputError(
+                f"{folder} has no {role} list of split {number}; add it, as {role}.txt for example"
+            )
+    train_lines = _read_list(by_role["train", chosen])
+    test_lines = _read_list(by_role[test_role, chosen])
+    lines = [*train_lines, *test_lines]
+    class_file = next((file for file in files if file.name.casefold() in _CLASS_FILES), None)
+    class_names, first = _read_classes(class_file) if class_file else (_classes_in(lines, folder), 0)
+    videos = []
+    for line, label in zip(lines, _labels(lines, class_names, first), strict=True):
+        videos.append(Video(video_key(line.path, class_names[label]), label, line.path))
+    for part in (slice(len(train_lines)), slice(len(train_lines), None)):
+        seen: dict[str, str] = {}
+        for video, line in zip(videos[part], lines[part], strict=True):
+            _once(video, line.where, seen)
+    dataset = "ucf101" if tuple(class_names) == UCF101_CLASSES else "own"
+    return Lists(dataset, class_names, videos[: len(train_lines)], videos[len(train_lines) :])
+
+
+def _role(file: Path) -> str | None:
+    if file.name.casefold() in _CLASS_FILES:
+        return None
+    return next((role for role in ("train", "test", "val") if role in file.stem.casefold()), None)
+
+
+def _once(video: Video, where: str, seen: dict[str, str]) -> None:
+    if seen.setdefault(video.name.casefold(), where) != where:
+        raise InputError(
+            f"{where}: {video.listed} is {video.name} again, after {seen[video.name.casefold()]}; "
+            "delete one of the two lines"
+        )
+
+
+def _read_text(file: Path) -> list[tuple[str, str]]:
+    """("file line 7", text) of every line that isn't blank; CRLF and a byte-order mark do no harm."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{file} is not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from None
+    lines = [(f"{file} line {i}", line.strip()) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise InputError(f"{file} is empty; write a line per video, or per class")
+    if "\0" in text:
+        raise InputError(f"{file} is not a text file")
+    return lines
+
+
+def _read_classes(file: Path) -> tuple[list[str], int]:
+    """(class names in label order, the first label as written) of lines `1 ApplyEyeMakeup` or just names."""
+    lines = [text for _, text in _read_text(file)]
+    numbered = [match for text in lines if (match := re.fullmatch(r"(\d+)[\s,]+(\S.*)", text))]
+    first = 0
+    if len(numbered) == len(lines):
+        by_number = {int(match[1]): match[2] for match in numbered}
+        first = min(by_number)
+        if sorted(by_number) != list(range(first, first + len(lines))) or first > 1:
+            raise InputError(f"{file}: the classes must be numbered 1, 2, 3, ... with no gap and no repeat")
+        lines = [by_number[i] for i in sorted(by_number)]
+    repeated = [name for name, count in Counter(map(str.casefold, lines)).items() if count > 1]
+    if repeated:
+        raise InputError(f"{file}: the class {repeated[0]} occurs twice; delete one of the two lines")
+    return lines, first
+
+
+def _read_list(files: list[Path]) -> list[_Line]:
+    """One list's lines. TSN keeps two of the same videos, rgb and flow: then either will do."""
+    lists = [_parse_list(file) for file in files]
+    if len({frozenset((without_suffix(line.path), line.label) for line in lines) for lines in lists}) > 1:
+        raise InputError(f"{files[0]} and {files[1].name} are of the same split but differ; move one away")
+    return lists[0]
+
+
+def _parse_list(file: Path) -> list[_Line]:
+    """`path`, `path label` or `path num_frames label`, whichever most lines are; from the right."""
+    texts = _read_text(file)
+    trailing = [re.findall(r"\s-?\d+(?=(?:\s-?\d+)?$)", re.sub(r"\s+", " ", text)) for _, text in texts]
+    form = Counter(map(len, trailing)).most_common(1)[0][0]
+    lines = []
+    for (where, text), numbers in zip(texts, trailing, strict=True):
+        path = text.rsplit(None, form)[0] if len(numbers) >= form > 0 else text
+        more_after_suffix = any(without_suffix(word) != word for word in path.split()[:-1])
+        if len(numbers) < form or more_after_suffix:
+            raise InputError(
+                f"{where}: expected {_FORMS[form]} as in the other lines, found `{text}`; correct the line"
+            )
+        lines.append(_Line(where, path.replace("\\", "/"), int(numbers[-1]) if form else None))
+    return lines
+
+
+def _classes_in(lines: list[_Line], folder: Path) -> list[str]:
+    """The classes where no file names them: UCF101's if all are of it, else as the paths and labels tell."""
+    remedy = f"name the classes in {folder / 'classes.txt'}, one per line in the order of their labels"
+    ucf101 = {name.casefold() for name in UCF101_CLASSES}
+    by_label: dict[int | None, set[str]] = defaultdict(set)
+    names = set()
+    for line in lines:
+        parts, folders = ucf_parts(line.path), line.path.split("/")[:-1]
+        if not parts and not folders:
+            raise InputError(f"{line.where}: no folder tells the class of {line.path}; {remedy}")
+        name = parts[0] if parts else folders[-1]
+        names.add(name)
+        by_label[line.label].add(name)
+    if all(name.casefold() in ucf101 for name in names):
+        return list(UCF101_CLASSES)
+    by_label.pop(None, None)
+    if not by_label:
+        return sorted(names)
+    labels = sorted(label for label in by_label if label is not None)
+    in_order = [name for label in labels for name in sorted(by_label[label])]
+    whole = labels[0] in (0, 1) and labels == list(range(labels[0], labels[0] + len(labels)))
+    if not whole or len(in_order) != len(labels) or len(set(in_order)) != len(in_order):
+        raise InputError(
+            f"the labels and the folders' names in the lists of {folder} don't match one to one; {remedy}"
+        )
+    return in_order
+
+
+def _labels(lines: list[_Line], class_names: list[str], first: int) -> list[int]:
+    """Each line's class, 0-based, by its path and by its label, which must agree.
+
+    Labels count from 0 (TSN) or from 1 (UCF101). Where the paths name classes, they tell which; else `first`.
+    """
+    index = {name.casefold(): i for i, name in enumerate(class_names)}
+    by_path = []
+    for line in lines:
+        parts = ucf_parts(line.path)
+        candidates = [*(parts[:1] if parts else ()), *reversed(line.path.split("/")[:-1])]
+        by_path.append(
+            next((index[name.casefold()] for name in candidates if name.casefold() in index), None)
+        )
+    paths_tell = any(label is not None for label in by_path)
+    offsets = Counter(
+        line.label - label
+        for line, label in zip(lines, by_path, strict=True)
+        if line.label is not None and label is not None
+    )
+    base = offsets.most_common(1)[0][0] if offsets else first
+    labels = []
+    for line, label in zip(lines, by_path, strict=True):
+        if label is None and (paths_tell or line.label is None):
+            raise InputError(
+                f"{line.where}: {line.path} is of none of the {len(class_names)} classes; correct the line"
+            )
+        if line.label is not None:
+            written = line.label - base
+            if not 0 <= written < len(class_names):
+                raise InputError(
+                    f"{line.where}: the label {line.label} is none of the {len(class_names)} classes; "
+                    "correct the line"
+                )
+            if label is not None and label != written:
+                raise InputError(
+                    f"{line.where}: the label {line.label} means {class_names[written]}, the path says "
+                    f"{class_names[label]}; correct the line"
+                )
+            label = written
+        assert label is not None
+        labels.append(label)
+    return labels
