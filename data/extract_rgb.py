@@ -1,0 +1,62 @@
+"""Extract RGB frames from a folder of videos: OUT/<video>/frame000001.jpg, ...
+
+<video> is the file's name without suffix for UCF101's names (v_Biking_g01_c04), else its path under VIDEOS
+without suffix (fight/fi001). Frames are numbered from 1 without gaps, whatever the sampling rate.
+Kill it at any moment and start it again: it goes on with the videos that aren't done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.extraction import (  # noqa: E402
+    Reporter,
+    add_arguments,
+    check_arguments,
+    extract_all,
+    open_output,
+    worker_count,
+)
+from data.jobs import Report  # noqa: E402
+from data.videos import find_videos, import_cv2, read_frames, write_jpeg  # noqa: E402
+from utils import InputError, run_main  # noqa: E402
+
+
+def write_rgb(short_side: int, quality: int, every: int, video: Path, folder: Path, report: Report) -> int:
+    """Write every `every`-th frame of `video` as `folder`/frame%06d.jpg; returns how many."""
+    written = Reporter(report)
+    for frame in read_frames(video, short_side, every, claim=functools.partial(report, "claimed")):
+        write_jpeg(folder / f"frame{written.count + 1:06d}.jpg", frame, quality)
+        written.add()
+    written.flush()
+    return written.count
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    images = add_arguments(parser, quality=90)
+    images.add_argument("--sampling-rate", type=int, default=10, metavar="N",
+                        help="keep frames 1, 1 + N, 1 + 2N, ...; 1 keeps every frame")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_arguments()
+    check_arguments(args)
+    if args.sampling_rate < 1:
+        raise InputError(f"--sampling-rate {args.sampling_rate}: give 1 (every frame) or more")
+    import_cv2()
+    videos = find_videos(args.videos, skip=args.out)
+    settings = {"short_side": args.short_side, "quality": args.quality, "sampling_rate": args.sampling_rate}
+    write = functools.partial(write_rgb, args.short_side, args.quality, args.sampling_rate)
+    with open_output(args.out, "rgb", (".",), settings, args.overwrite) as output:
+        return extract_all(videos, output, [write] * worker_count(args.workers), args.shard)
+
+
+if __name__ == "__main__":
+    run_main(main)

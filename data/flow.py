@@ -1,0 +1,205 @@
+"""Optical flow: methods from frames to flow, quantisation to 8 bits, .flo files.
+
+A method turns a stream of RGB frames, uint8 (height, width, 3), into a stream of flows, float32 (height, width, 2)
+in pixels, x then y, from each frame to the next: one fewer than frames. It holds a few frames at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from data.videos import VideoError, import_cv2, resized
+from utils import InputError
+
+FLO_MAGIC = b"PIEH"  # the bytes of float32 202021.25
+FLO_UNKNOWN = 1e9
+
+
+def tvl1_flow(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Duality-based TV-L1 (Zach, Pock and Bischof 2007) by OpenCV's DualTVL1 with its default parameters.
+
+    These are tau 0.25, lambda 0.15, theta 0.3, 5 scales of 0.8, 5 warps, epsilon 0.01: those of TSN's flow.
+    """
+    return _grey_flow(frames, import_cv2().optflow.createOptFlow_DualTVL1().calc)
+
+
+def dis_flow(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Dense inverse search (Kroeger et al. 2016) by OpenCV with its default preset, FAST."""
+    return _grey_flow(frames, import_cv2().DISOpticalFlow_create().calc)
+
+
+def farneback_flow(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Polynomial expansion (Farnebäck 2003) by OpenCV with the parameters of its own example.
+
+    Pyramid scale 0.5, 3 levels, window 15, 3 iterations, neighbourhood 5, sigma 1.2.
+    """
+    cv2 = import_cv2()
+    return _grey_flow(
+        frames, lambda one, two, _: cv2.calcOpticalFlowFarneback(one, two, None, 0.5, 3, 15, 3, 5, 1.2, 0)
+    )
+
+
+def _grey_flow(frames: Iterable[np.ndarray], calc: Callable) -> Iterator[np.ndarray]:
+    cv2 = import_cv2()
+    grey = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)
+    for one, two in itertools.pairwise(grey):
+        yield calc(one, two, None)
+
+
+def raft_flow(
+    frames: Iterable[np.ndarray], weights: Path, device: str = "cpu", batch_frames: int = 16
+) -> Iterator[np.ndarray]:
+    """RAFT (Teed and Deng 2020), torchvision's raft_large or raft_small, 12 updates, on `batch_frames` pairs at once.
+
+    `weights` is a torchvision state_dict; which of the two models it belongs to follows from its keys.
+    Raises InputError when the weights don't fit or the device's memory doesn't hold a batch.
+    """
+    import torch
+
+    model = _load_raft(weights, device)
+    for batch in _batches(frames, batch_frames):
+        images = torch.from_numpy(np.stack(batch)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        height, width = images.shape[-2:]
+        # RAFT correlates at an eighth of the size on four levels: sides are multiples of 8, at least 128.
+        right, below = max(128, -(-width // 8) * 8) - width, max(128, -(-height // 8) * 8) - height
+        images = torch.nn.functional.pad(images, (0, right, 0, below), mode="replicate")
+        try:
+            with torch.inference_mode():
+                flows = model(images[:-1], images[1:])[-1]
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"{device} is out of memory with {batch_frames} frames of {width}x{height} at once; "
+                "lower --batch-frames or --workers"
+            ) from error
+        yield from flows[:, :, :height, :width].permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _batches(frames: Iterable[np.ndarray], pairs: int) -> Iterator[list[np.ndarray]]:
+    """Runs of `pairs` + 1 frames (fewer at the end), each beginning with the last frame of the one before."""
+    frames = iter(frames)
+    batch = list(itertools.islice(frames, pairs + 1))
+    while len(batch) > 1:
+        yield batch
+        batch = [batch[-1], *itertools.islice(frames, pairs)]
+
+
+def read_raft_weights(path: Path) -> tuple[str, dict]:
+    """("raft_small" or "raft_large", state_dict) of a file with torchvision's RAFT weights."""
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        width = state["feature_encoder.conv.weight"].shape[0]
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; give a file of RAFT weights, `large` or `small`") from error
+    except Exception as error:
+        raise InputError(f"{path} holds no RAFT weights of torchvision; --weights takes such a file") from error
+    return ("raft_small" if width == 128 else "raft_large"), state  # channels of the feature maps
+
+
+@functools.lru_cache(maxsize=1)  # a process extracts many videos with one model
+def _load_raft(weights: Path, device: str):
+    import torch
+    from torchvision.models import optical_flow
+
+    name, state = read_raft_weights(weights)
+    model = getattr(optical_flow, name)(weights=None)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{weights} holds other weights than torchvision's {name}") from error
+    if device == "cpu":
+        torch.set_num_threads(1)  # videos are spread over processes
+    torch.backends.cudnn.deterministic = True  # the same video gives the same bytes every time
+    torch.backends.cudnn.allow_tf32 = False
+    return model.float().eval().to(device)
+
+
+def download_raft_weights(size: str) -> Path:
+    """torchvision's weights of raft_`size` ("large" or "small"), downloaded once into torch's cache."""
+    import torch
+    from torchvision.models.optical_flow import Raft_Large_Weights, Raft_Small_Weights
+
+    url = (Raft_Large_Weights if size == "large" else Raft_Small_Weights).DEFAULT.url
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1])
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[1])
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"cannot download RAFT weights from {url} ({error}); fetch them elsewhere and give --weights PATH"
+            ) from error
+    return path
+
+
+def quantise(flow: np.ndarray, bound: float) -> np.ndarray:
+    """Flow in pixels to uint8: -bound -> 0, 0 -> 128 (127.5 is rounded up), bound -> 255; clipped beyond."""
+    return np.floor(np.clip(flow, -bound, bound) * (255 / (2 * bound)) + 128).astype(np.uint8)
+
+
+def dequantise(image: np.ndarray, bound: float) -> np.ndarray:
+    """uint8 to pixels, float32, with 128 as exactly 0; off by at most bound/255 from what was quantised."""
+    return (image.astype(np.float32) - 128) * (2 * bound / 255)
+
+
+def read_flo(path: Path) -> np.ndarray:
+    """A Middlebury .flo file: float32 (height, width, 2) in pixels, NaN where the flow is unknown.
+
+    Raises VideoError where the file isn't one.
+    """
+    data = path.read_bytes()
+    width, height = np.frombuffer(data, "<i4", 2, 4).tolist() if len(data) >= 12 else (0, 0)
+    if data[:4] != FLO_MAGIC or min(width, height) < 1:
+        raise VideoError(f"{path.name} is no .flo file")
+    if len(data) != 12 + 8 * width * height:
+        raise VideoError(f"{path.name} has {len(data)} bytes, not the {12 + 8 * width * height} of {width}x{height}")
+    flow = np.frombuffer(data, "<f4", offset=12).reshape(height, width, 2).copy()
+    flow[(~(np.abs(flow) <= FLO_UNKNOWN)).any(axis=2)] = np.nan
+    return flow
+
+
+def flo_flow(folder: Path, short_side: int = 0, claim: Callable[[int], None] | None = None) -> Iterator[np.ndarray]:
+    """The .flo files of one video, in the order of the last number in their names, scaled to `short_side`.
+
+    The vectors are scaled with the image. Unknown flow becomes 0. Raises VideoError when a number is missing
+    or given twice, or a file is broken.
+    """
+    cv2 = import_cv2()
+    paths = _numbered(folder)
+    if claim:
+        claim(len(paths))
+    for path in paths:
+        flow = np.nan_to_num(read_flo(path))
+        height, width = resized(*flow.shape[:2], short_side)
+        if (height, width) != flow.shape[:2]:
+            scale = np.float32([width / flow.shape[1], height / flow.shape[0]])
+            shrinks = height < flow.shape[0]
+            flow = scale * cv2.resize(flow, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        yield flow
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """The folder's .flo files by number, which must be consecutive."""
+    numbers: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() != ".flo" or path.name.startswith("."):
+            continue
+        found = re.findall(r"\d+", path.stem)
+        if not found:
+            raise VideoError(f"{path.name} has no number in its name, so its place in the video is unknown")
+        other = numbers.setdefault(int(found[-1]), path)
+        if other is not path:
+            raise VideoError(f"{other.name} and {path.name} have the same number")
+    ordered = sorted(numbers)
+    for one, two in itertools.pairwise(ordered):
+        if two != one + 1:
+            raise VideoError(f"{numbers[one].name} is followed by {numbers[two].name}: flow is missing between them")
+    return [numbers[number] for number in ordered]

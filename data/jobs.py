@@ -1,0 +1,124 @@
+"""Run jobs on several processes so that one that crashes costs only its own job, and none outlives its parent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+Report = Callable[[str, Any], None]
+
+
+def cpu_count() -> int:
+    """The cores this process may use (a SLURM job's share, not the whole node)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_jobs(
+    workers: Sequence[Callable[[Any, Report], Any]], jobs: Sequence[Any]
+) -> Iterator[tuple[int, str, Any]]:
+    """Run every job on one of the workers, each a process of its own, and yield (job index, event, value).
+
+    A worker is a picklable function (job, report) -> result, one per process. Events are whatever it reports
+    by `report(event, value)`, then "result" with what it returned, or "crashed" with the reason when its
+    process died (a decoder's segmentation fault, the out-of-memory killer); a new process takes its place.
+    An exception in a worker is a bug: it is raised here. Closing the generator ends all processes.
+    """
+    pending = deque(enumerate(jobs))
+    processes: list[_Worker] = [_Worker(function) for function in workers[: len(jobs)]]
+    try:
+        while busy := {worker.pipe: worker for worker in processes if worker.next_job(pending)}:
+            for pipe in multiprocessing.connection.wait(list(busy)):
+                worker = busy[pipe]
+                try:
+                    event, value = pipe.recv()
+                except (EOFError, OSError):
+                    yield worker.index, "crashed", worker.died()
+                    processes[processes.index(worker)] = _Worker(worker.function)
+                    continue
+                if event == "ready":
+                    worker.started = True
+                elif event == "raised":
+                    error, text = value
+                    raise error from RuntimeError(f"in a worker process:\n{text}")
+                else:
+                    index = worker.index
+                    if event == "result":
+                        worker.index = None
+                    yield index, event, value
+    finally:
+        for worker in processes:
+            worker.process.kill()
+            worker.process.join()
+
+
+class _Worker:
+    """The parent's side of one process: its pipe and the index of the job it is at, None when idle."""
+
+    def __init__(self, function: Callable[[Any, Report], Any]) -> None:
+        context = multiprocessing.get_context("spawn")  # forking after threads have started can deadlock
+        self.function = function
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, function), daemon=True)
+        self.process.start()
+        theirs.close()  # the process holds the only other end, so its death shows as end of file
+        self.index: Any = None
+        self.started = False
+
+    def next_job(self, pending: deque) -> bool:
+        """Hand over a job if idle; False when idle and none is left."""
+        if self.index is None and pending:
+            self.index, job = pending.popleft()
+            try:
+                self.pipe.send(job)
+            except OSError:
+                pass  # it has died; the pipe's end of file reports that
+        return self.index is not None
+
+    def died(self) -> str:
+        """Why the process ended. Raises RuntimeError if it never began to work: then every other would die too."""
+        self.process.join()
+        code = self.process.exitcode or 0
+        reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        if not self.started:
+            raise RuntimeError(f"a worker process died before its first job ({reason})")
+        memory = "; perhaps out of memory" if reason == "SIGKILL" else ""
+        return f"the process that decoded it died ({reason}{memory})"
+
+
+def _serve(pipe: multiprocessing.connection.Connection, function: Callable[[Any, Report], Any]) -> None:
+    """A worker process: take jobs until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+    def report(event: str, value: Any) -> None:
+        pipe.send((event, value))
+
+    report("ready", None)
+    while True:
+        try:
+            job = pipe.recv()
+        except EOFError:
+            return
+        try:
+            report("result", function(job, report))
+        except BrokenPipeError:
+            return
+        except Exception as error:
+            report("raised", (error, traceback.format_exc()))
+
+
+def _die_with_parent() -> None:
+    """End this process at once when the parent is gone, even by SIGKILL, so that it writes no further."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
