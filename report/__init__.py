@@ -1,0 +1,1 @@
+"""What fusion.py reads and shows: predictions, intervals and tests, tables, plots, the HTML page."""

@@ -1,0 +1,133 @@
+"""What the report counts, as pandas tables; each is also written as a CSV that opens in a spreadsheet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from report import metrics
+from utils import atomic_path
+
+
+def write(table: pd.DataFrame, path: Path, **options) -> None:
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.4f", lineterminator="\n", **options)
+
+
+def per_class(
+    scores: Mapping[str, np.ndarray], labels: np.ndarray, class_names: Sequence[str], better: str
+) -> pd.DataFrame:
+    """A row per class that has videos, best gain first: class, videos, top-1 in % of each of `scores`, gain.
+
+    scores: name -> (videos, classes), "fusion" among them. gain is fusion minus `better`, the stream that is
+    best over all videos, so that the mean of the column is the gain in mean-class accuracy.
+    """
+    count = len(class_names)
+    table = pd.DataFrame({"class": class_names, "videos": np.bincount(labels, minlength=count)})
+    for name, values in scores.items():
+        table[name] = metrics.per_class(values.argmax(axis=1) == labels, labels, count)
+    table["gain"] = table["fusion"] - table[better]
+    table = table[table["videos"] > 0]
+    return table.sort_values(["gain", "fusion", "class"], ascending=[False, False, True], ignore_index=True)
+
+
+def confusion(guesses: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
+    """Counts of videos, a row per true class and a column per guess; the first column is the true class."""
+    count = len(class_names)
+    cells = np.bincount(labels * count + guesses, minlength=count * count).reshape(count, count)
+    table = pd.DataFrame(cells, columns=list(class_names))
+    table.insert(0, "true class", list(class_names), allow_duplicates=True)
+    return table
+
+
+def confused_pairs(matrix: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
+    """Every mistake that happens, most frequent first: true, guessed, videos, share (% of the true class)."""
+    mistakes = matrix * (1 - np.eye(len(matrix), dtype=int))
+    true, guessed = np.nonzero(mistakes)
+    videos = mistakes[true, guessed]
+    names = np.array(class_names, dtype=object)
+    share = 100 * videos / np.maximum(matrix.sum(axis=1)[true], 1)
+    table = pd.DataFrame({"true": names[true], "guessed": names[guessed], "videos": videos, "share": share})
+    return table.sort_values(
+        ["videos", "share", "true", "guessed"], ascending=[False, False, True, True], ignore_index=True
+    )
+
+
+def agreement(guesses: Mapping[str, np.ndarray], fused: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
+    """Which streams are right, for how many videos, and how many of those fusion gets right.
+
+    guesses: stream -> (videos,) class indices; fused the same for fusion. Columns: who, videos, fusion_right,
+    and fusion_share in %. Videos that no stream gets right are split by whether all make the same guess.
+    """
+    names = list(guesses)
+    right = np.stack([guess == labels for guess in guesses.values()], axis=1)  # (videos, streams)
+    first = next(iter(guesses.values()))
+    unanimous = np.all([guess == first for guess in guesses.values()], axis=0)
+    groups = []
+    for pattern in product([True, False], repeat=len(names)):
+        chosen = (right == pattern).all(axis=1)
+        if any(pattern):
+            who = (
+                "all right"
+                if all(pattern)
+                else "only " + " and ".join(np.array(names)[list(pattern)]) + " right"
+            )
+            groups.append((who, chosen))
+        else:
+            groups += [
+                ("none right, same guess", chosen & unanimous),
+                ("none right, other guesses", chosen & ~unanimous),
+            ]
+    rows = [(who, int(chosen.sum()), int((chosen & (fused == labels)).sum())) for who, chosen in groups]
+    table = pd.DataFrame(rows, columns=["who", "videos", "fusion_right"])
+    table["fusion_share"] = 100 * table["fusion_right"] / table["videos"].where(table["videos"] > 0)
+    return table
+
+
+def videos(
+    names: Sequence[str],
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    probabilities: Mapping[str, np.ndarray],
+) -> pd.DataFrame:
+    """A row per video: video, class, then for each stream and fusion its guess, the guess's and the class's probability.
+
+    probabilities: name -> (videos, classes). The last column, streams_right, counts the streams that are right.
+    """
+    classes = np.array(class_names, dtype=object)
+    rows = np.arange(len(labels))
+    columns: dict[str, object] = {"video": list(names), "class": classes[labels]}
+    right = np.zeros(len(labels), dtype=int)
+    for name, values in probabilities.items():
+        guess = values.argmax(axis=1)
+        columns[f"{name} guess"] = classes[guess]
+        columns[f"{name} p(guess)"] = values[rows, guess]
+        columns[f"{name} p(class)"] = values[rows, labels]
+        if name != "fusion":
+            right += guess == labels
+    return pd.DataFrame({**columns, "streams_right": right})
+
+
+def calibration(found: Mapping[str, dict]) -> pd.DataFrame:
+    """A row per stream and bin: stream, bin's lower and upper bound, videos, mean confidence, share correct."""
+    parts = []
+    for name, one in found.items():
+        bins = len(one["count"])
+        edges = np.arange(bins + 1) / bins
+        parts.append(
+            pd.DataFrame(
+                {
+                    "stream": name,
+                    "low": edges[:-1],
+                    "high": edges[1:],
+                    "videos": one["count"],
+                    "confidence": one["confidence"],
+                    "correct": one["correct"],
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
