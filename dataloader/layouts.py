@@ -1,49 +1,39 @@
 """Where each video's frames lie on disk, and how many there are.
 
-Layouts, told apart by the names of folders and images; the first number, 0 or 1, is read off as well:
+The layout is told by the names of folders and images, the first number, 0 or 1, by the images:
 
   tsfusion, ours     ROOT/v_X/frame000001.jpg, and flow in ROOT/{u,v}/v_X/frame000001.jpg
   dense_flow         ROOT/v_X/{img,flow_x,flow_y}_00001.jpg
   mmaction2          ROOT/Class/v_X/{img,flow_x,flow_y}_00001.jpg
   the original repo  ROOT/Class/separated_images/v_X/v_X_1.jpg
 
-Any other folders may stand between ROOT and the video's. The index lists each folder once and keeps what it
-found in a cache; afterwards it asks the file system only for the folders' times.
+Any other folders may stand between ROOT and the video's, and videos may have any names.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import re
-import sys
-import time
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
+from dataloader.folders import Folder, scan
 from dataloader.names import Video, first_few, ucf_parts, without_suffix
-from utils import InputError, atomic_path
+from utils import InputError
 
-CACHE_NAME = ".frame_index.json"
-_CACHE_VERSION = 1
-_SETTLED_NS = 2_000_000_000  # a folder younger than this may still change within one tick of its time stamp
-_MAX_DEPTH = 8  # deeper than any layout; ends a loop of links
-
-_CHANNELS = {"frame": "rgb", "img_": "rgb", "image_": "rgb", "flow_x_": "x", "flow_y_": "y"}
-_IMAGE = re.compile(r"(.*?)(\d+)(\.jpe?g|\.png)", re.IGNORECASE | re.DOTALL)
+Kind: TypeAlias = Literal["rgb", "flow"]
+_WANTED = {"rgb": ("rgb",), "flow": ("x", "y")}
+_CALLED = {"rgb": "RGB frames", "flow": "optical flow"}
 
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """One sequence of consecutively numbered images.
+    """One sequence of consecutively numbered images: `prefix` + number + `suffix` in `folder` under a root.
 
-    folder is relative to the index's root; digits is the width the number is padded to (0: not padded);
-    start is the first number; a name is prefix + number + suffix.
+    The first number is `start`, numbers are padded to `digits` (0: not padded), `count` images in all.
     """
 
     folder: str
@@ -54,86 +44,86 @@ class Frames:
     suffix: str = ".jpg"
 
     def path(self, root: str | Path, i: int) -> Path:
-        """The path of the i-th image, i counted from 0 whatever the numbers on disk start with."""
+        """The path of the i-th image; i counts from 0, whatever the names start with."""
         if not 0 <= i < self.count:
-            raise IndexError(f"image {i} of {self.count} in {self.folder}")
+            raise IndexError(f"image {i} of the {self.count} in {self.folder}")
         return Path(root, self.folder, f"{self.prefix}{self.start + i:0{self.digits}d}{self.suffix}")
 
 
 @dataclass
 class Index:
-    """All videos with frames under `root`.
+    """All videos with images under `root`.
 
-    videos: name -> {"rgb": Frames}, {"x": Frames, "y": Frames} or all three. The name is as spelled on disk:
-        `Class_gXX_cYY` for UCF101's form, else the folder's path under root, as in `fight/fi001`
-    problems: name -> why its frames can't be used (a gap in the numbers, u and v of different counts, ...)
+    videos: name -> {"rgb": Frames}, {"x": Frames, "y": Frames}, or all three
+    problems: name -> why its images can't be used: a gap in the numbers, u and v of different counts, ...
+
+    A name is spelled as on disk: `Class_gXX_cYY`, or the folder's path under root, such as `fight/fi001`.
     """
 
     root: Path
-    kind: Literal["rgb", "flow"]
+    kind: Kind
     videos: dict[str, dict[str, Frames]]
-    problems: dict[str, str] = field(default_factory=dict)
-    _names: dict[str, str | None] = field(
-        default_factory=dict, repr=False
-    )  # folded name -> name; None: several
+    problems: dict[str, str]
+    _by_folded_name: dict[str, str] = field(repr=False)
 
-    def __post_init__(self) -> None:
-        for name in [*self.videos, *self.problems]:
-            folded = _fold(name)
-            self._names[folded] = name
-            if (
-                folded.count("/") > 1
-            ):  # ROOT/rawframes/fight/fi001 is found as fight/fi001 if only one ends so
-                short = "/".join(folded.rsplit("/", 2)[1:])
-                self._names[short] = None if self._names.get(short, name) != name else name
+    @property
+    def names(self) -> list[str]:
+        """All videos, those with a problem too: what load_split wants as names_on_disk."""
+        return sorted({*self.videos, *self.problems})
 
 
-def index_frames(root: str | Path, kind: Literal["rgb", "flow"]) -> Index:
-    """Find every video's frames (`rgb`) or flow images (`flow`) under `root`.
+def index_frames(root: str | Path, kind: Kind) -> Index:
+    """Find the images of every video under `root`: "rgb" frames or "flow".
 
-    The cache lies in root, or in the user's cache folder where root can't be written. Raises InputError where
-    root is missing or holds no such images; what is wrong with single videos stands in Index.problems.
+    Counted once and cached (folders.scan). Raises InputError where root holds no such images; what is wrong
+    with a single video is an error only for who asks for it.
     """
     root = Path(root)
-    what = "RGB frames" if kind == "rgb" else "optical flow"
+    remedy = f"make them with data/extract_{kind}.py, or give their folder to --{kind}-dir"
     if not root.is_dir():
-        is_file = "is a file, not a folder" if root.exists() else "doesn't exist"
-        raise InputError(f"the folder of {what}, {root}, {is_file}; make it with data/extract_{kind}.py")
-    index = _assemble(root, kind, _scan(root))
-    wanted = {"rgb"} if kind == "rgb" else {"x", "y"}
-    if not index.problems and not any(wanted & sequences.keys() for sequences in index.videos.values()):
-        other = f" (though {len(index.videos)} videos of the other modality)" if index.videos else ""
-        raise InputError(f"no {what} under {root}{other}; make them with data/extract_{kind}.py")
+        raise InputError(
+            f"{_CALLED[kind]}: {root} is {'not a folder' if root.exists() else 'not there'}; {remedy}"
+        )
+    extracted = _extracted_kind(root)
+    if extracted not in (None, kind):
+        raise InputError(f"{_CALLED[kind]}: {root} holds extracted {_CALLED[extracted]}; {remedy}")
+    index = _assemble(root, kind, scan(root))
+    if not index.problems and not any(_WANTED[kind][0] in channels for channels in index.videos.values()):
+        other = f", only {_CALLED['flow' if kind == 'rgb' else 'rgb']}" if index.videos else ""
+        raise InputError(f"{root} holds no {_CALLED[kind]} in a known layout{other}; {remedy}")
     return index
 
 
 def find(index: Index, video_name: str) -> Frames | tuple[Frames, Frames]:
-    """The frames of one video: Frames of an rgb index, (x, y) of a flow index.
+    """The images of one video: Frames of an rgb index, (x, y) of a flow index.
 
-    `video_name` is a key or a path as lists write it; case doesn't matter, nor leading folders that the disk
-    doesn't have. Raises InputError where the video isn't there or its frames have a problem.
+    `video_name` is a key or a path as lists write it: case doesn't matter, and leading folders may differ.
+    Raises InputError for a video that isn't there or has a problem.
     """
     name = _locate(index, video_name)
     if name is None:
-        raise InputError(f"no frames of {video_name} under {index.root}")
-    sequences = index.videos.get(name, {})
-    if index.kind == "rgb" and "rgb" in sequences:
-        return sequences["rgb"]
-    if index.kind == "flow" and "x" in sequences and "y" in sequences:
-        return sequences["x"], sequences["y"]
-    raise InputError(f"{name} under {index.root}: {index.problems.get(name, f'no {index.kind} images')}")
+        raise InputError(f"{index.root} holds no {_CALLED[index.kind]} of {video_name}")
+    if name in index.problems:
+        raise InputError(f"{index.root}: {index.problems[name]}")
+    channels = index.videos[name]
+    if _WANTED[index.kind][0] not in channels:
+        raise InputError(f"{index.root} holds no {_CALLED[index.kind]} of {video_name}")
+    return channels["rgb"] if index.kind == "rgb" else (channels["x"], channels["y"])
 
 
 def match(
     index: Index, videos: Iterable[Video], missing: Literal["error", "skip"] = "error"
 ) -> list[tuple[Video, Frames | tuple[Frames, Frames]]]:
-    """Each video with its frames, in the given order.
+    """Each video with its images, in the given order.
 
-    Videos without frames are counted and the first few named: an InputError, or with missing="skip" a printed
-    line, and they are left out. None found at all is always an error.
+    Videos that aren't there, or have a problem, are counted and the first few named: in an InputError, or
+    with missing="skip" in a printed line, and left out. That all are missing is an error in any case.
     """
+    found: list[tuple[Video, Frames | tuple[Frames, Frames]]] = []
+    absent: list[str] = []
+    broken: list[str] = []
+    owners: dict[str, Video] = {}
     videos = list(videos)
-    found, absent, broken = [], [], []
     for video in videos:
         name = _locate(index, video.listed) or _locate(index, video.name)
         if name is None:
@@ -142,233 +132,113 @@ def match(
         try:
             found.append((video, find(index, name)))
         except InputError as error:
-            broken.append(str(error))
-    _no_folder_twice(index, found)
-    reports = []
+            broken.append(str(error).removeprefix(f"{index.root}: "))
+            continue
+        if owners.setdefault(name, video) is not video:
+            raise InputError(
+                f"{owners[name].listed} and {video.listed} would both be {index.root / name}; "
+                "put videos of one name into a folder for each class"
+            )
+    parts = []
     if absent:
-        reports.append(
-            f"{len(absent)} of {len(videos)} listed videos are not under {index.root}: {first_few(absent)}"
-        )
+        parts.append(f"{len(absent)} of {len(videos)} listed videos are missing ({first_few(absent)})")
     if broken:
-        reports.append(f"{len(broken)} of {len(videos)} listed videos can't be used: {first_few(broken, 2)}")
-    if reports and (missing == "error" or not found):
+        parts.append(f"{len(broken)} of {len(videos)} can't be used ({first_few(broken, 2)})")
+    if parts and (missing == "error" or not found):
         remedy = (
-            "extract them, or go on without them with --missing skip"
-            if found
-            else "is this the right folder?"
+            "extract them, or use --allow-missing to go on without" if found else "is it the right folder?"
         )
-        raise InputError(f"{'; '.join(reports)}; {remedy}")
-    for report in reports:
-        print(f"left out: {report}")
+        raise InputError(f"{index.root}: {' and '.join(parts)}; {remedy}")
+    if parts:
+        print(f"{index.root}: {' and '.join(parts)}; going on with the other {len(found)}")
     return found
 
 
-def _no_folder_twice(index: Index, found: list) -> None:
-    owners: dict[str, Video] = {}
-    for video, frames in found:
-        folder = (frames if isinstance(frames, Frames) else frames[0]).folder
-        if (other := owners.setdefault(folder, video)) is not video:
-            raise InputError(
-                f"{other.listed} and {video.listed} both match the folder {index.root / folder}; "
-                "put videos of the same name into folders of their classes"
-            )
-
-
 def _locate(index: Index, name: str) -> str | None:
-    """The index's name of a video, also where the list has more leading folders than the disk, or the disk none."""
+    """The index's name of a video; the list may have more leading folders than the disk, or fewer."""
     folded = _fold(name)
     while folded:
-        if found := index._names.get(folded):
+        if found := index._by_folded_name.get(folded):
             return found
         folded = folded.partition("/")[2]
     return None
 
 
 def _fold(name: str) -> str:
-    """Compare names without case, without a suffix, composed alike (macOS decomposes accents), without v_."""
-    name = without_suffix(name)
-    name = (name if name.isascii() else unicodedata.normalize("NFC", name)).casefold()
-    return _bare(name) if ucf_parts(name) else name
+    """What is equal for two spellings of one video: case, suffix, v_ and composed accents (macOS) aside."""
+    if parts := ucf_parts(name):
+        return f"{parts[0]}_g{parts[1]}_c{parts[2]}".casefold()
+    return unicodedata.normalize("NFC", without_suffix(name)).casefold()
 
 
-def _bare(name: str) -> str:
-    return name.rpartition("/")[2].removeprefix("v_")
+def _extracted_kind(root: Path) -> str | None:
+    """What data/extract_*.py says that it wrote to `root`, if it did."""
+    try:
+        kind = json.loads((root / "extraction.json").read_bytes())["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return kind if kind in _CALLED else None
 
 
-# ------------------------------------------------------------------------------- from folders to videos
-
-
-@dataclass
-class _Folder:
-    """One folder as listed: its sequences [prefix, digits, start, count, suffix], a problem, or its subfolders."""
-
-    stamp: list[int]  # [mtime_ns, ctime_ns], or [] where it must be listed again
-    sequences: list[list]
-    subfolders: list[str]
-    problem: str = ""
-
-
-def _assemble(root: Path, kind: str, folders: dict[str, _Folder]) -> Index:
+def _assemble(root: Path, kind: Kind, folders: dict[str, Folder]) -> Index:
     videos: dict[str, dict[str, Frames]] = defaultdict(dict)
     problems: dict[str, str] = {}
-    spelled: dict[str, str] = {}  # folded name -> name, so that u/v_HandStand... and v/v_Handstand... meet
-    for path, folder in folders.items():
-        if not folder.sequences and not folder.problem:
+    by_folded_name: dict[str, str] = {}
+    for path, folder in sorted(folders.items()):
+        if not folder.images:
             continue
-        channel, name = _channel_and_name(path, kind)
-        name = spelled.setdefault(_fold(name), name)
-        if folder.problem:
-            problems[name] = f"{path}: {folder.problem}"
-        for prefix, digits, start, count, suffix in folder.sequences:
-            of_prefix = _CHANNELS.get(prefix.casefold(), "rgb")
-            sequence = channel if channel and of_prefix == "rgb" else of_prefix
-            frames = Frames(path, prefix, digits, start, count, suffix)
-            other = videos[name].setdefault(sequence, frames)
-            if other is not frames:
+        named_by_channel = any(images.channel != "rgb" for images in folder.images)
+        name, in_u_or_v = _name_and_channel(path, kind == "flow" and not named_by_channel)
+        name = by_folded_name.setdefault(_fold(name), name)  # u/v_HandStand... is v/v_Handstand...
+        for images in folder.images:
+            channel = in_u_or_v or images.channel
+            if channel not in _WANTED[kind]:
+                videos[name].setdefault(channel, Frames(path, *images[:-1]))
+            elif images.problem:
+                problems.setdefault(name, f"{path}: {images.problem}")
+            elif channel in videos[name]:
                 problems[name] = (
-                    f"its {sequence} images lie in {other.folder} and in {path}; keep one of them"
+                    f"{name} is in {videos[name][channel].folder} and in {path}; keep one of them"
                 )
-    for name, sequences in videos.items():
-        x, y = sequences.get("x"), sequences.get("y")
-        if name not in problems and (x is None) != (y is None):
-            have, lack = ("u (x)", "v (y)") if x else ("v (y)", "u (x)")
-            problems[name] = f"has {have} images in {(x or y).folder} but no {lack} images"  # type: ignore[union-attr]
-        elif name not in problems and x and y and x.count != y.count:
-            problems[name] = f"{x.count} u (x) images in {x.folder} but {y.count} v (y) images in {y.folder}"
-    wanted = {"rgb"} if kind == "rgb" else {"x", "y"}
-    for name in problems:
-        for channel in wanted:
-            videos[name].pop(channel, None)
-    return Index(root, kind, {name: found for name, found in videos.items() if found}, problems)  # type: ignore[arg-type]
+            else:
+                videos[name][channel] = Frames(path, *images[:-1])
+    for name, channels in videos.items():
+        if (
+            kind == "flow"
+            and name not in problems
+            and (problem := _uneven(channels.get("x"), channels.get("y")))
+        ):
+            problems[name] = f"{name} {problem}; extract it again"
+        if name in problems:
+            for channel in _WANTED[kind]:
+                channels.pop(channel, None)
+    by_ending: dict[str, list[str]] = defaultdict(list)  # ROOT/rawframes/fight/fi001 is found as fight/fi001
+    for folded, name in by_folded_name.items():
+        by_ending["/".join(folded.split("/")[-2:])].append(name)
+    endings = {ending: names[0] for ending, names in by_ending.items() if len(names) == 1}
+    videos = {name: channels for name, channels in videos.items() if channels}
+    return Index(root, kind, videos, problems, endings | by_folded_name)
 
 
-def _channel_and_name(path: str, kind: str) -> tuple[str | None, str]:
-    """("x", "y" or None, video name) of a folder: tsfusion tells the flow's channel by a folder u or v."""
-    parts = path.split("/")
-    channel = None
-    if kind == "flow":
-        for letter, axis in (("u", "x"), ("v", "y")):
-            if letter in parts[:-1] and channel is None:
-                parts.remove(letter)
-                channel = axis
-    name = "/".join(part for part in parts if part != "separated_images")
-    return channel, name.rpartition("/")[2].removeprefix("v_") if ucf_parts(name) else name
-
-
-# ------------------------------------------------------------------------------------ listing and cache
-
-
-def _scan(root: Path) -> dict[str, _Folder]:
-    """Every folder under root by its relative path with slashes; unchanged ones are taken from the cache."""
-    cached = _read_cache(root)
-    folders: dict[str, _Folder] = {}
-    now = time.time_ns()
-    todo = [""]
-    while todo:
-        path = todo.pop()
-        full = f"{root}/{path}"
-        try:
-            status = os.stat(full)
-        except OSError:
-            continue  # gone since its parent was listed: missing, and reported as that
-        stamp = [status.st_mtime_ns, status.st_ctime_ns]
-        folder = cached.get(path)
-        if folder is None or folder.stamp != stamp:
-            folder = _list_folder(full, path)
-            # a change in the same tick would leave the stamp as it is; root's changes with every cache written
-            folder.stamp = stamp if max(stamp) < now - _SETTLED_NS and path else []
-        folders[path] = folder
-        if path.count("/") < _MAX_DEPTH:
-            todo.extend(f"{path}/{name}" if path else name for name in folder.subfolders)
-    if folders != cached:
-        _write_cache(root, folders)
-    return folders
-
-
-def _list_folder(full: str, path: str) -> _Folder:
-    own_prefix = path.rpartition("/")[2].casefold() + "_"  # v_X/v_X_1.jpg
-    numbers: dict[tuple[str, str], list[str]] = defaultdict(list)
-    subfolders = []
-    try:
-        with os.scandir(full) as entries:
-            for entry in entries:
-                name = entry.name
-                if name.startswith("."):  # unfinished extraction, caches, macOS's ._ files
-                    continue
-                found = _IMAGE.fullmatch(name)
-                if found and (found[1].casefold() in _CHANNELS or found[1].casefold() == own_prefix):
-                    numbers[found[1], found[3]].append(found[2])
-                elif not found and entry.is_dir():
-                    subfolders.append(name)
-    except OSError as error:
-        raise InputError(f"cannot list {full}: {error.strerror}; check its permissions") from error
-    if not numbers or not path:
-        return _Folder([], [], sorted(subfolders))
-    sequences, problem = [], ""
-    channels = set()
-    for (prefix, suffix), found in sorted(numbers.items()):
-        sequence, trouble = _sequence(found)
-        channel = _CHANNELS.get(prefix.casefold(), "rgb")
-        if channel in channels:
-            trouble = f"two sequences of {channel} images, one named {prefix}...{suffix}; keep one of them"
-        channels.add(channel)
-        if trouble:
-            problem = f"{prefix}...{suffix}: {trouble}"
-        else:
-            sequences.append([prefix, *sequence, suffix])
-    return _Folder([], sequences, [], problem)  # what lies below a video's folder is no video
-
-
-def _sequence(digits: list[str]) -> tuple[list[int], str]:
-    """([digits, start, count], problem) of the numbers in a folder's image names."""
-    values = [int(number) for number in digits]
-    start, count = min(values), len(values)
-    width = min(map(len, digits)) if any(number[0] == "0" and len(number) > 1 for number in digits) else 0
-    if start > 1:
-        return [], f"numbers start at {start}, so the first images are missing"
-    if max(values) - start + 1 != count:
-        present = set(values)
-        gap = next((i for i in range(start, max(values)) if i not in present), None)
-        return [], f"image {gap} of {max(values)} is missing" if gap is not None else "a number occurs twice"
-    if any(len(text) != max(width, len(str(value))) for text, value in zip(digits, values, strict=True)):
-        return [], "numbers are padded to different widths"
-    return [width, start, count], ""
-
-
-def _cache_files(root: Path) -> list[Path]:
-    """Where the cache may lie: in root, or in the user's cache folder for a root that can't be written."""
-    home = Path.home()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Caches"
+def _name_and_channel(path: str, in_u_and_v: bool) -> tuple[str, str | None]:
+    """A folder's video, and "x" or "y" where, as in tsfusion's flow, the folder u or v above tells it."""
+    if parts := ucf_parts(path):
+        name = f"{parts[0]}_g{parts[1]}_c{parts[2]}"
     else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    return [root / CACHE_NAME, base / "two-stream" / f"{name}.json"]
+        name = path.replace("separated_images/", "")
+    if not in_u_and_v:
+        return name, None
+    above = path.split("/")[:-1]
+    letter = next((part for part in above if part in ("u", "v")), None)
+    if letter and not parts:
+        above.remove(letter)
+        name = "/".join([*above, path.split("/")[-1]])
+    return name, {"u": "x", "v": "y"}.get(letter or "")
 
 
-def _read_cache(root: Path) -> dict[str, _Folder]:
-    """The newest readable cache, {} if there is none; one that isn't of our making is as good as none."""
-    newest: tuple[float, dict[str, _Folder]] = (0.0, {})
-    for file in _cache_files(root):
-        try:
-            when = file.stat().st_mtime
-            content = json.loads(file.read_bytes())
-            if content["version"] == _CACHE_VERSION and when > newest[0]:
-                newest = when, {path: _Folder(*entry) for path, entry in content["folders"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return newest[1]
-
-
-def _write_cache(root: Path, folders: dict[str, _Folder]) -> None:
-    entries = {path: [f.stamp, f.sequences, f.subfolders, f.problem] for path, f in folders.items()}
-    text = json.dumps({"version": _CACHE_VERSION, "folders": entries}, separators=(",", ":"))
-    for file in _cache_files(root):
-        try:
-            with atomic_path(file) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-            return
-        except (InputError, OSError):
-            continue  # no cache only costs time
+def _uneven(x: Frames | None, y: Frames | None) -> str:
+    if x is None and y is None:
+        return ""
+    if x is None or y is None:
+        return "has v (y) but no u (x) images" if x is None else "has u (x) but no v (y) images"
+    return f"has {x.count} u (x) but {y.count} v (y) images" if x.count != y.count else ""

@@ -113,8 +113,8 @@ def hold_out_groups(train: list[Video], groups: int) -> tuple[list[Video], list[
     for video in train:
         if not 0 < groups < len(of_class[video.label]):
             raise InputError(
-                f"--val-groups {groups}: the class of {video.name} has {len(of_class[video.label])} groups that "
-                "train; hold out at least one and leave at least one"
+                f"--val-groups {groups}: {video.name}'s class trains on {len(of_class[video.label])} groups; "
+                "hold out at least one and leave at least one"
             )
     last = {label: set(sorted(found)[-groups:]) for label, found in of_class.items()}
     val = [video for video in train if group_of(video.name) in last[video.label]]
