@@ -1,21 +1,17 @@
-"""The one place that reads pickles and checkpoints: bytes in, plain objects out, and nothing is ever run.
+"""What torch.save wrote: today's zip files, and those of PyTorch before 1.6, Python 2's included.
 
-Pickles are run by plainpickle.py, a machine that cannot call what a file names; its words for tensors are
-here. Checkpoints follow torch/serialization.py: `_save` writes today's, `_legacy_save` those before
-PyTorch 1.6.
+The formats are those of torch/serialization.py: `_save` writes zip files, `_legacy_save` wrote the others.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import pickle
 import struct
 import warnings
 import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from typing import Any, BinaryIO
@@ -23,85 +19,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from plainpickle import NUMPY_NAMES, Machine, Name, Refused, as_key, show
-from utils import InputError
+from safeload.plainpickle import NUMPY_NAMES, Machine, Name, Refused, as_key, show
 
-MAX_PICKLE_BYTES = 1 << 30  # 25 samples x 10 views of UCF101's test set take 382 MB
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of a file of PyTorch before 1.6
-
-
-def load_pickle(path: str | os.PathLike) -> Any:
-    """Read a pickle of any protocol, of Python 2 or 3, that holds data only.
-
-    Returns containers, strings, numbers and numpy arrays (of booleans and numbers, native byte order).
-    What Python 2 called str is read as Latin-1 text.
-    Raises InputError for a file that is missing, damaged, too large or wants anything else.
-    """
-    with _reading(path, "a pickle of plain data") as file:
-        if os.fstat(file.fileno()).st_size > MAX_PICKLE_BYTES:
-            raise Refused(f"it is larger than {MAX_PICKLE_BYTES >> 20} MB")
-        return Machine(file.read(), NUMPY_NAMES).run()
-
-
-def load_checkpoint(path: str | os.PathLike) -> dict:
-    """Read what torch.save wrote: a dict of plain containers, strings, numbers and tensors on the CPU.
-
-    Zip files (PyTorch 1.6 and newer) are read by torch's weights-only loader, once the machine has run their
-    pickle without data and has found every tensor to lie inside its record. Older files, those written under
-    Python 2 included, are read here: torch's loader refuses Python 2's 64-bit ids, which are INT as text.
-    Raises InputError for a file that is missing, damaged or wants anything else.
-    """
-    with _reading(path, "a checkpoint of weights and plain data") as file:
-        head = file.read(512)
-        file.seek(0)
-        if head[:4] == b"PK\x03\x04":
-            content = _load_zip(file)
-        elif head[:1] == b"\x80":
-            content = _load_legacy(file)
-        else:
-            raise Refused(_what_else(head))
-        if not isinstance(content, dict):
-            raise Refused(f"it holds a {type(content).__name__} instead of a dict")
-        return content
-
-
-@contextmanager
-def _reading(path: str | os.PathLike, wanted: str) -> Iterator[BinaryIO]:
-    """Open `path`; turn whatever its content makes go wrong in the block into one line."""
-    damage = (
-        IndexError, KeyError, TypeError, ValueError, OverflowError, EOFError, RuntimeError, AssertionError,
-        NotImplementedError, struct.error, zipfile.BadZipFile,
-    )  # fmt: skip
-    try:
-        with open(path, "rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                raise Refused("it is empty")
-            yield file
-            return
-    except Refused as error:
-        reason = str(error)
-    except MemoryError:
-        reason = "it needs more memory than there is"
-    except pickle.UnpicklingError:
-        reason = "torch's weights-only loader refuses it"
-    except damage as error:
-        reason = f"it is damaged ({type(error).__name__})"
-    except OSError as error:
-        raise InputError(f"cannot open {path}: {error.strerror or error}") from None
-    raise InputError(f"{path} is not {wanted}: {reason}; nothing in it was run")
-
-
-def _what_else(head: bytes) -> str:
-    if head.lstrip()[:1] == b"<":
-        return "it is a web page; download the file itself"
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
-    if head[257:262] == b"ustar":
-        return "it is a tar archive, as PyTorch before 0.1.9 wrote; save its weights again with a newer one"
-    return "torch.save did not write it"
-
-
-# ---- what the pickle of a checkpoint may name
 
 
 @dataclass(frozen=True)
@@ -179,9 +99,7 @@ _NAMES: dict[tuple[str, str], Name] = {
 }
 
 
-def _run(
-    data: bytes | mmap, position: int = 0, refer: Callable[[Any], _Storage] | None = None
-) -> tuple[Any, int]:
+def _run(data: bytes | mmap, position: int = 0, refer: Callable[[Any], _Storage] | None = None) -> tuple[Any, int]:
     """The object of the pickle at `position`, and where the pickle ends."""
     machine = Machine(data, _NAMES, position, refer, leaves=(torch.Tensor,))
     return machine.run(), machine.position
@@ -213,10 +131,7 @@ def _storages(
     return refer
 
 
-# ---- the two kinds of file
-
-
-def _load_zip(file: BinaryIO) -> Any:
+def load_zip(file: BinaryIO) -> Any:
     """torch.load, once the checksums, the pickle and every size in it have been found good."""
     with zipfile.ZipFile(file) as archive:
         records = _records(archive, os.fstat(file.fileno()).st_size)
@@ -263,7 +178,7 @@ def _records(archive: zipfile.ZipFile, total: int) -> dict[str, zipfile.ZipInfo]
     return records
 
 
-def _load_legacy(file: BinaryIO) -> Any:
+def load_legacy(file: BinaryIO) -> Any:
     """Five pickles (magic number, version, system, content, names of the storages), then for each storage its
     count as int64 and its numbers, all little-endian."""
     with mmap(file.fileno(), 0, access=ACCESS_READ) as data:

@@ -306,9 +306,7 @@ def _dtype(machine: Machine, code: str, *_: object) -> _Dtype:
     return _Dtype(code)
 
 
-def _array(
-    machine: Machine, content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None
-) -> np.ndarray:
+def _array(machine: Machine, content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> np.ndarray:
     """An array of `shape` that owns its memory, if the bytes of `content` are exactly those it takes."""
     if isinstance(content, str):  # Python 2's bytes
         content = content.encode("latin-1")
