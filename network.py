@@ -170,7 +170,8 @@ def explain_mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | Non
     shapes = [n for n in own if n in state and own[n].shape != state[n].shape and not n.startswith("fc.")]
     if shapes:
         one = shapes[0]
-        notes.append(f"{len(shapes)} shapes differ (first: {one} {tuple(state[one].shape)}, not {tuple(own[one].shape)})")
+        its, ours = tuple(state[one].shape), tuple(own[one].shape)
+        notes.append(f"{len(shapes)} shapes differ (first: {one} {its}, not {ours})")
     for text, names in (("missing", own.keys() - state.keys()), ("too many", state.keys() - own.keys())):
         names = {name for name in names if not name.endswith("num_batches_tracked")}
         if names:

@@ -90,7 +90,7 @@ def check_output(folder: str | os.PathLike, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
-            f"{folder} has {free / 1e9:.2f} GB free and a run needs {needed / 1e9:.2f} GB: free some, or --output elsewhere"
+            f"{folder} has {free / 1e9:.2f} GB free, a run needs {needed / 1e9:.2f} GB: free some, or --output elsewhere"
         )
 
 
@@ -172,14 +172,18 @@ def write_predictions(
 # --- checkpoints ---------------------------------------------------------------------------------------
 
 
-def save_checkpoint(path: str | os.PathLike, checkpoint: Mapping[str, Any]) -> None:
-    """Write a checkpoint of tensors and plain containers, readable by torch's weights-only loader."""
+def save_checkpoint(checkpoint: Mapping[str, Any], *paths: str | os.PathLike) -> None:
+    """Write a checkpoint of tensors and plain containers to each path in turn.
+
+    torch's weights-only loader reads it.
+    """
     import torch
 
-    with atomic_path(path) as temporary:
-        buffer = io.BytesIO()  # a full disk then fails in one plain write, not inside torch's zip writer
-        torch.save(dict(checkpoint), buffer)
-        temporary.write_bytes(buffer.getbuffer())
+    buffer = io.BytesIO()  # a full disk then fails in one plain write, not inside torch's zip writer
+    torch.save(dict(checkpoint), buffer)
+    for path in paths:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
 
 
 def weights_hash(state: Mapping[str, Any]) -> str:
@@ -207,30 +211,15 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
-def rng_state() -> dict[str, Any]:
-    """The state of every global random generator, in plain containers and tensors."""
+def seed_step(seed: int, epoch: int, batch: int) -> None:
+    """Seed torch for one training step: what it draws (dropout) is a function of these numbers and the rank.
+
+    No generator's state has to be saved then: a run resumed at this step draws the same.
+    """
     import torch
 
-    name, keys, position, has_gauss, gauss = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_rng_state(state: Mapping[str, Any]) -> None:
-    """The inverse of `rng_state`. CUDA's is left alone where the number of GPUs differs."""
-    import torch
-
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    sequence = np.random.SeedSequence((seed, epoch, batch, world()[0]))
+    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
 
 
 # --- processes and devices -----------------------------------------------------------------------------
@@ -267,7 +256,7 @@ def set_up_device(name: str) -> Any:
     if device.type == "cuda":
         index = device.index if device.index is not None else local
         if index >= torch.cuda.device_count():
-            raise InputError(f"--device {name}: process {local} needs GPU {index}, this machine has {torch.cuda.device_count()}")
+            raise InputError(f"--device {name}: there is no GPU {index}, this machine has {torch.cuda.device_count()}")
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     if world()[1] > 1:

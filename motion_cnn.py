@@ -1,0 +1,86 @@
+"""Train and test the motion stream: a ResNet on stacks of optical flow, or of RGB differences.
+
+  python motion_cnn.py                           train from ImageNet weights, test after every epoch
+  python motion_cnn.py --resume PATH             go on from a checkpoint
+  python motion_cnn.py --resume PATH --evaluate  only test, then stop
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import options
+from dataloader.layouts import index_frames
+from dataloader.loaders import extraction_settings, make_data
+from dataloader.motion_dataloader import ReadFlow, motion_sources
+from dataloader.spatial_dataloader import ReadFrame, spatial_sources
+from dataloader.transforms import default_preparation
+from engine import Run
+from network import build_model
+from training import Training, choose_preparation, open_checkpoint
+from utils import InputError, run_main, seed_everything, set_up_device
+
+# Each recipe sets defaults; any flag given beside --recipe wins.
+RECIPES = {
+    "baseline": {"batch_size": 64, "lr": 1e-2, "segments": 1, "flow_mean": 0.0, "flow_std": 1.0},  # the original's
+    "tsn": {
+        "epochs": 340, "batch_size": 128, "lr": 5e-3, "schedule": "step", "milestones": [190 / 340, 300 / 340],
+        "weight_decay": 5e-4, "clip_grad": 20.0, "dropout": 0.7, "partial_bn": True,
+        "crop": "multiscale", "test_samples": 25, "test_views": 10, "test_resize": "center",
+        "flow_mean": 0.5, "flow_std": 0.226,
+    },
+}  # fmt: skip
+
+
+def main() -> int:
+    # flags
+    parser = options.stream_parser("motion", __doc__)
+    group = parser.add_argument_group("motion")
+    group.add_argument("--input", choices=("flow", "rgbdiff"), default="flow",
+                       help="rgbdiff: differences of consecutive RGB frames (TSN 3.2), which need no optical flow")
+    group.add_argument("--flow-dir", metavar="DIR", default="data/flow", help="flow, in any layout of the README")
+    group.add_argument("--rgb-dir", metavar="DIR", default="data/rgb", help="frames for rgbdiff, every one of them")
+    group.add_argument("--stack-length", type=int, default=None,
+                       help="flow pairs or differences per clip (default: 10 of flow, 5 of rgbdiff)")
+    group.add_argument("--flow-mean", type=float, default=0.0, help="subtracted from x/255; .5 is no motion")
+    group.add_argument("--flow-std", type=float, default=1.0, help="then divided by this")
+    group.add_argument("--conv1-lr-factor", type=float, default=1.0, help="on the first convolution's lr")
+    group.add_argument("--flow-order", choices=("original", "older", "oldest"), default="original",
+                       help="channel order of the original repo's checkpoint: [f1..f9, f0], [f5..f9, f0..f4], [f0..f9]")
+    args = options.parse(parser, RECIPES)
+    device = set_up_device(args.device)
+    checkpoint = open_checkpoint(args, args.input)
+    seed_everything(args.seed, args.deterministic)
+
+    # data
+    length = args.stack_length or {"flow": 10, "rgbdiff": 5}[args.input]
+    fresh = default_preparation(args.input, args.size, args.test_resize, length)
+    if args.input == "flow":
+        index = index_frames(args.flow_dir, "flow")
+        made = extraction_settings(index.root)
+        fresh = replace(fresh, mean=(args.flow_mean,), std=(args.flow_std,),
+                        flow_method=made.get("method"), flow_bound=made.get("bound"))
+        read, find_sources = ReadFlow(index.root), motion_sources
+    else:
+        index = index_frames(args.rgb_dir, "rgb")
+        rate = extraction_settings(index.root).get("sampling_rate", 1)
+        if rate != 1:
+            raise InputError(f"{index.root} holds every {rate}th frame, differences need all: --sampling-rate 1")
+        read, find_sources = ReadFrame(index.root), spatial_sources
+    preparation = choose_preparation(checkpoint, fresh, args)
+    data = make_data(args, index, read, find_sources, preparation, device)
+
+    # model
+    weights = args.weights if checkpoint is None else "none"
+    model = build_model(args.arch, preparation.channels, len(data.split.class_names), weights, args.dropout)
+
+    # optimizer
+    training = Training.start(model, args, device, checkpoint)
+
+    # loop over epochs, or one test
+    run = Run("motion", "opf", args, data, preparation, device)
+    return run.evaluate(training) if args.evaluate else run.fit(training)
+
+
+if __name__ == "__main__":
+    run_main(main)
