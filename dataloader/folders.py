@@ -51,13 +51,13 @@ class Images(NamedTuple):
         return CHANNELS.get(self.prefix.casefold(), "rgb")
 
 
-@dataclass
+@dataclass(slots=True)
 class Folder:
     """What one folder holds. A folder with images is a video's: whatever lies below it is none."""
 
-    stamp: list[int]  # [mtime_ns, ctime_ns], or [] for one that has to be listed again next time
-    images: list[Images]
-    subfolders: list[str]
+    stamp: tuple[int, ...]  # (mtime_ns, ctime_ns), or () for one that has to be listed again next time
+    images: tuple[Images, ...]
+    subfolders: tuple[str, ...]
 
 
 def scan(root: Path) -> dict[str, Folder]:
@@ -71,7 +71,7 @@ def scan(root: Path) -> dict[str, Folder]:
     now = time.time_ns()
     todo = [""]
     with tqdm(
-        desc=f"counting frames in {root}", unit=" folders", delay=2, leave=False, disable=world()[0] > 0
+        desc=f"counting frames in {root}", unit=" folders", delay=2, leave=False, disable=world()[0] > 0 or None
     ) as bar:
         while todo:
             path = todo.pop()
@@ -80,12 +80,12 @@ def scan(root: Path) -> dict[str, Folder]:
                 status = os.stat(full)
             except OSError:
                 continue  # gone since its parent was listed
-            stamp = [status.st_mtime_ns, status.st_ctime_ns]  # tar and rsync set mtime back, never ctime
+            stamp = (status.st_mtime_ns, status.st_ctime_ns)  # tar and rsync set mtime back, never ctime
             folder = cached.get(path)
             if folder is None or folder.stamp != stamp:
                 folder = _list(full, path)
                 # writing the cache changes root's own times, so root is listed every time
-                folder.stamp = stamp if path and max(stamp) < now - _SETTLED_NS else []
+                folder.stamp = stamp if path and max(stamp) < now - _SETTLED_NS else ()
                 bar.update()
             folders[path] = folder
             if path.count("/") < _MAX_DEPTH:
@@ -120,7 +120,7 @@ def _list(full: str, path: str) -> Folder:
             both = f"{other.prefix}...{other.suffix} and {prefix}...{suffix}"
             one = one._replace(problem=f"holds two sequences, {both}; keep one of them")
         images[one.channel] = one
-    return Folder([], list(images.values()), [] if images else sorted(subfolders))
+    return Folder((), tuple(images.values()), () if images else tuple(sorted(subfolders)))
 
 
 def _sequence(prefix: str, suffix: str, numbers: Sequence[str]) -> Images:
@@ -161,17 +161,21 @@ def _read_cache(root: Path) -> dict[str, Folder]:
         content = json.loads(max(found)[1].read_bytes())
         if content["version"] != _CACHE_VERSION:
             return {}
+        images = [tuple(Images(*one) for one in several) for several in content["images"]]
         return {
-            path: Folder(stamp, [Images(*one) for one in images], subfolders)
-            for path, (stamp, images, subfolders) in content["folders"].items()
+            path: Folder(tuple(stamp), images[number], tuple(subfolders))
+            for path, (number, subfolders, *stamp) in content["folders"].items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return {}
 
 
 def _write_cache(root: Path, folders: dict[str, Folder]) -> None:
-    entries = {path: (folder.stamp, folder.images, folder.subfolders) for path, folder in folders.items()}
-    text = json.dumps({"version": _CACHE_VERSION, "folders": entries}, separators=(",", ":"))
+    # many folders hold equal sequences: each is written, and later built, once
+    numbers = {images: i for i, images in enumerate({folder.images: None for folder in folders.values()})}
+    entries = {path: (numbers[folder.images], folder.subfolders, *folder.stamp) for path, folder in folders.items()}
+    content = {"version": _CACHE_VERSION, "images": list(numbers), "folders": entries}
+    text = json.dumps(content, separators=(",", ":"))
     for file in _cache_files(root):
         try:
             with atomic_path(file) as temporary:

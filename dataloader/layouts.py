@@ -81,9 +81,7 @@ def index_frames(root: str | Path, kind: Kind) -> Index:
     root = Path(root)
     remedy = f"make them with data/extract_{kind}.py, or give their folder to --{kind}-dir"
     if not root.is_dir():
-        raise InputError(
-            f"{_CALLED[kind]}: {root} is {'not a folder' if root.exists() else 'not there'}; {remedy}"
-        )
+        raise InputError(f"{_CALLED[kind]}: {root} is {'not a folder' if root.exists() else 'not there'}; {remedy}")
     extracted = _extracted_kind(root)
     if extracted not in (None, kind):
         raise InputError(f"{_CALLED[kind]}: {root} holds extracted {_CALLED[extracted]}; {remedy}")
@@ -145,9 +143,7 @@ def match(
     if broken:
         parts.append(f"{len(broken)} of {len(videos)} can't be used ({first_few(broken, 2)})")
     if parts and (missing == "error" or not found):
-        remedy = (
-            "extract them, or use --allow-missing to go on without" if found else "is it the right folder?"
-        )
+        remedy = "extract them, or use --allow-missing to go on without" if found else "is it the right folder?"
         raise InputError(f"{index.root}: {' and '.join(parts)}; {remedy}")
     if parts:
         print(f"{index.root}: {' and '.join(parts)}; going on with the other {len(found)}")
@@ -197,17 +193,11 @@ def _assemble(root: Path, kind: Kind, folders: dict[str, Folder]) -> Index:
             elif images.problem:
                 problems.setdefault(name, f"{path}: {images.problem}")
             elif channel in videos[name]:
-                problems[name] = (
-                    f"{name} is in {videos[name][channel].folder} and in {path}; keep one of them"
-                )
+                problems[name] = f"{name} is in {videos[name][channel].folder} and in {path}; keep one of them"
             else:
                 videos[name][channel] = Frames(path, *images[:-1])
     for name, channels in videos.items():
-        if (
-            kind == "flow"
-            and name not in problems
-            and (problem := _uneven(channels.get("x"), channels.get("y")))
-        ):
+        if kind == "flow" and name not in problems and (problem := _uneven(channels.get("x"), channels.get("y"))):
             problems[name] = f"{name} {problem}; extract it again"
         if name in problems:
             for channel in _WANTED[kind]:
