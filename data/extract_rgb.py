@@ -14,17 +14,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.extraction import (  # noqa: E402
+from data.extraction import (
     Reporter,
     add_arguments,
     check_arguments,
     extract_all,
     open_output,
-    worker_count,
 )
-from data.jobs import Report  # noqa: E402
-from data.videos import find_videos, import_cv2, read_frames, write_jpeg  # noqa: E402
-from utils import InputError, run_main  # noqa: E402
+from data.jobs import Report, cpu_count
+from data.videos import find_videos, import_cv2, read_frames, write_jpeg
+from utils import HelpFormatter, InputError, run_main
 
 
 def write_rgb(short_side: int, quality: int, every: int, video: Path, folder: Path, report: Report) -> int:
@@ -38,10 +37,15 @@ def write_rgb(short_side: int, quality: int, every: int, video: Path, folder: Pa
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     images = add_arguments(parser, quality=90)
-    images.add_argument("--sampling-rate", type=int, default=10, metavar="N",
-                        help="keep frames 1, 1 + N, 1 + 2N, ...; 1 keeps every frame")
+    images.add_argument(
+        "--sampling-rate",
+        type=int,
+        default=10,
+        metavar="N",
+        help="keep frames 1, 1 + N, 1 + 2N, ...; 1 keeps every frame",
+    )
     return parser.parse_args()
 
 
@@ -55,7 +59,7 @@ def main() -> int:
     settings = {"short_side": args.short_side, "quality": args.quality, "sampling_rate": args.sampling_rate}
     write = functools.partial(write_rgb, args.short_side, args.quality, args.sampling_rate)
     with open_output(args.out, "rgb", (".",), settings, args.overwrite) as output:
-        return extract_all(videos, output, [write] * worker_count(args.workers), args.shard)
+        return extract_all(videos, output, [write] * (args.workers or cpu_count()), args.shard)
 
 
 if __name__ == "__main__":

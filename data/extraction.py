@@ -1,8 +1,8 @@
 """What both extractions share: a killable, resumable, sharded run over a folder of videos.
 
-Under OUT lie the results, `extraction.json` with the settings that made them, `failed.csv` if videos failed, and
-hidden: `.done/<video>.json` (a marker per finished video, written last), `.failed/<video>.json`, and
-`.partial/<run>/` where each running extraction writes a video before moving it into place in one rename.
+Under OUT lie the results, `extraction.json` with the settings that made them, `failed.csv` if videos failed,
+and hidden: `.done/<video>.json`, a marker per finished video, written last; `.failed/<video>.json`; and
+`.partial/<run>/`, where a run writes each video before it moves it into place in one rename.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from data.jobs import Report, cpu_count, run_jobs
+from data.jobs import Report, run_jobs
 from data.videos import Video, VideoError
 from utils import InputError, atomic_path
+
+SETTINGS = "extraction.json"
 
 # Writes the images of one video under a folder and says how many: (video, folder, report) -> images.
 # While at it, it reports ("claimed", images to expect) once and ("images", how many more) now and then.
@@ -41,15 +43,20 @@ def add_arguments(parser: argparse.ArgumentParser, quality: int) -> argparse._Ar
     parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of videos, nested in any way")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
     images = parser.add_argument_group("images")
-    images.add_argument("--short-side", type=int, default=256, metavar="PIXELS",
-                        help="scale the shorter side to this; 0 keeps the size")
+    images.add_argument(
+        "--short-side", type=int, default=256, metavar="PIXELS", help="scale the shorter side to this; 0 keeps the size"
+    )
     images.add_argument("--quality", type=int, default=quality, help="JPEG quality, 1 to 100")
     running = parser.add_argument_group("running")
-    running.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
-    running.add_argument("--shard", type=parse_shard, default=(1, 1), metavar="K/N",
-                         help="do only the K-th of N parts of the videos, K from 1 to N; start the N parts on as many "
-                         "machines as you like, on one shared OUT (default: 1/1)")
-    running.add_argument("--overwrite", action="store_true", help="redo videos that are done; replaces other settings")
+    running.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    running.add_argument(
+        "--shard",
+        type=parse_shard,
+        default="1/1",
+        metavar="K/N",
+        help="do only the K-th of N parts of the videos, K from 1 to N, so that several machines can share one OUT",
+    )
+    running.add_argument("--overwrite", action="store_true", help="redo what is done, with these settings")
     return images
 
 
@@ -59,8 +66,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError(f"--quality {args.quality}: give 1 to 100")
     if args.short_side < 0:
         raise InputError(f"--short-side {args.short_side}: give pixels, or 0 to keep the size")
-    if args.workers < 0:
-        raise InputError(f"--workers {args.workers}: give how many processes, or 0 for one per core")
+    if args.workers is not None and args.workers < 1:
+        raise InputError(f"--workers {args.workers}: give how many processes, 1 or more")
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -90,7 +97,7 @@ class Output:
     def is_done(self, video: Video) -> bool:
         """Finished with these settings, from this very file (by its size), and still there."""
         try:
-            marker = json.loads(self._state(".done", video).read_text())
+            marker = json.loads(self._state(".done", video).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
         same = marker.get("settings") == self.settings and marker.get("bytes") == video.size
@@ -111,22 +118,25 @@ class Output:
             folder.parent.mkdir(parents=True, exist_ok=True)
             (attempt / part).rename(folder)
         marker = {"settings": self.settings, "bytes": video.size, "images": images}
-        _write_json(self._state(".done", video), marker)
+        self._write_state(".done", video, marker)
         self._state(".failed", video).unlink(missing_ok=True)
 
     def fail(self, video: Video, reason: str) -> None:
-        _write_json(self._state(".failed", video), {"video": video.name, "reason": reason})
+        self._write_state(".failed", video, {"video": video.name, "reason": reason})
 
     def write_failed_csv(self, videos: Sequence[Video]) -> None:
         """Write failed.csv from the failures of all shards; no file where there is none.
 
-        Shards may end at the same moment: each looks again after writing, so the last one to write has seen all.
+        Shards may end at the same moment: each looks again after writing, so the last to write has seen all.
         """
         known = {self._state(".failed", video) for video in videos}
         written = None
         while (rows := self._failures(known)) != written:
             if rows:
-                with atomic_path(self.root / "failed.csv") as path, open(path, "w", newline="") as file:
+                with (
+                    atomic_path(self.root / "failed.csv") as path,
+                    open(path, "w", newline="", encoding="utf-8") as file,
+                ):
                     csv.writer(file).writerows([("video", "reason"), *rows])
             else:
                 (self.root / "failed.csv").unlink(missing_ok=True)
@@ -137,9 +147,17 @@ class Output:
         for path in (self.root / ".failed").rglob("*.json"):
             with contextlib.suppress(OSError, ValueError):
                 if path in known and not path.name.startswith("."):
-                    failure = json.loads(path.read_text())
+                    failure = json.loads(path.read_text(encoding="utf-8"))
                     rows.append((failure["video"], failure["reason"]))
         return sorted(rows)
+
+    def _write_state(self, kind: str, video: Video, content: dict) -> None:
+        """Write a marker by way of this run's folder, so that a killed run leaves nothing else behind."""
+        temporary = self.run / f"{uuid.uuid4().hex}.json"
+        temporary.write_text(_json(content), encoding="utf-8")
+        path = self._state(kind, video)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(temporary, path)
 
     def _state(self, kind: str, video: Video) -> Path:
         return self.root / kind / f"{video.folder}.json"
@@ -147,24 +165,26 @@ class Output:
 
 @contextlib.contextmanager
 def open_output(root: Path, kind: str, parts: tuple[str, ...], settings: dict, overwrite: bool) -> Iterator[Output]:
-    """Take `root` as output folder for `kind` ("rgb" or "flow") with `settings`, which change the images' bytes.
+    """Take `root` as the output folder for `kind` ("rgb" or "flow"); `settings` are what changes the images.
 
-    Raises InputError where it holds anything made otherwise, unless `overwrite`. Machines may start at the same
-    moment: the first one's settings stand. Leftovers of killed runs are removed, those of running ones are not.
+    Raises InputError where it holds anything made otherwise, unless `overwrite`. Machines may start at the
+    same moment: the first one's settings stand. Leftovers of killed runs are removed, those of running ones
+    are not.
     """
+    _refuse_strangers(root, overwrite)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        _claim(root, {"kind": kind, "version": 1, "settings": settings}, overwrite)
         run = root / ".partial" / uuid.uuid4().hex
-        with FileLock(root / ".lock"):
+        run.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".lock", timeout=60):
             _clean(root)
             run.mkdir(parents=True)
-            alive = FileLock(run.with_suffix(".lock"))  # held, however this process ends, as long as it lives
+            alive = FileLock(run.with_suffix(".lock"))  # held as long as this process lives, however it ends
             alive.acquire()
     except OSError as error:
         raise InputError(f"cannot write to {root}: {error.strerror or error}") from error
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(_json(settings).encode()).hexdigest()[:16]
     try:
+        _claim(root, run, {"kind": kind, "version": 1, "settings": settings}, overwrite)
         yield Output(root, parts, digest, run, overwrite)
     finally:
         alive.release()
@@ -172,38 +192,50 @@ def open_output(root: Path, kind: str, parts: tuple[str, ...], settings: dict, o
             _clean(root)
 
 
-def _claim(root: Path, wanted: dict, overwrite: bool) -> None:
-    path = root / "extraction.json"
-    if not path.exists():
-        strangers = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-        if strangers and not overwrite and not path.exists():
-            raise InputError(
-                f"{root} holds folders that weren't extracted by this program ({strangers[0]}, ...); "
-                "choose an empty folder, or --overwrite to write among them"
-            )
-        temporary = root / f".extraction.{uuid.uuid4().hex}.tmp"
-        temporary.write_text(json.dumps(wanted, indent=2) + "\n")
-        try:
-            os.link(temporary, path)  # unlike a rename, this never replaces what another machine just wrote
-        except OSError:
-            if not path.exists():  # a file system without hard links
-                os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+def _refuse_strangers(root: Path, overwrite: bool) -> None:
+    """Raise InputError where `root` is a file, or holds folders made by something else."""
+    if root.exists() and not root.is_dir():
+        raise InputError(f"{root} is a file; give a folder to write to")
+    if overwrite or not root.exists():
+        return
+    strangers = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    if strangers and not (root / SETTINGS).exists():
+        raise InputError(
+            f"{root} holds folders that this program did not extract ({strangers[0]}, ...); "
+            "choose an empty folder, or --overwrite to write among them"
+        )
+
+
+def _claim(root: Path, run: Path, wanted: dict, overwrite: bool) -> None:
+    """Write extraction.json if there is none; raise InputError if there is another, unless `overwrite`."""
+    path, temporary = root / SETTINGS, run / SETTINGS
+    temporary.write_text(_json(wanted), encoding="utf-8")
     try:
-        found = json.loads(path.read_text())
+        os.link(temporary, path)  # unlike a rename, this never replaces what another machine just wrote
+    except OSError:
+        if not path.exists():  # a file system without hard links
+            os.replace(temporary, path)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         found = {}
     if found == wanted:
         return
+    if found.get("kind", wanted["kind"]) != wanted["kind"]:
+        raise InputError(f"{root} holds {found['kind']}, not {wanted['kind']}; choose another folder")
     if overwrite:
-        _write_json(path, wanted)
+        os.replace(temporary, path)
         return
-    was, now = ({"kind": made.get("kind"), **made.get("settings", {})} for made in (found, wanted))
-    differences = [f"{key} {was.get(key)} there, {now.get(key)} asked"
-                   for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
-    raise InputError(f"{root} was extracted with other settings ({'; '.join(differences)}); "
-                     "choose another folder or the same settings, or --overwrite to redo it")
+    was, now = found.get("settings", {}), wanted["settings"]
+    differences = [
+        f"{key} {was.get(key)} there, {now.get(key)} asked"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key)
+    ]
+    raise InputError(
+        f"{root} was extracted with other settings ({'; '.join(differences)}); "
+        "choose another folder or the same settings, or --overwrite to redo it"
+    )
 
 
 def _clean(root: Path) -> None:
@@ -223,9 +255,8 @@ def _clean(root: Path) -> None:
         partial.rmdir()
 
 
-def _write_json(path: Path, content: dict) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+def _json(content: dict) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def extract_one(output: Output, write: Writer, video: Video, report: Report) -> str | None:
@@ -265,9 +296,9 @@ def extract_all(videos: Sequence[Video], output: Output, writers: Sequence[Write
     part, parts = shard
     mine = videos[part - 1 :: parts]
     todo = [video for video in mine if output.overwrite or not output.is_done(video)]
-    share = f" in shard {part}/{parts} of {len(videos)}" if parts > 1 else ""
-    print(f"{len(mine)} videos{share}: {len(mine) - len(todo)} already done, {len(todo)} to do, "
-          f"{min(len(writers), len(todo))} processes", flush=True)
+    share = f" of {len(videos)}, shard {part}/{parts}" if parts > 1 else ""
+    processes = min(len(writers), len(todo))
+    print(f"videos: {len(mine)}{share}; done before: {len(mine) - len(todo)}; to do: {len(todo)}, {processes} at once")
     workers = [functools.partial(extract_one, output, write) for write in writers]
     failed: dict[str, str] = {}
     started = time.monotonic()
@@ -284,12 +315,13 @@ def extract_all(videos: Sequence[Video], output: Output, writers: Sequence[Write
                     output.fail(todo[index], value)
                 if value is not None:
                     failed[todo[index].name] = value
-                bar.finish(index, len(failed))
+                bar.finish(index, failed=len(failed))
     output.write_failed_csv(videos)
-    seconds = time.monotonic() - started
-    print(f"{len(todo) - len(failed)} videos done, {bar.images:,} images in {seconds:.0f} s -> {output.root}")
+    if len(todo) > len(failed):
+        seconds = time.monotonic() - started
+        print(f"extracted: {len(todo) - len(failed)} videos, {bar.images:,} frames in {seconds:.0f} s -> {output.root}")
     if failed:
-        print(f"{len(failed)} videos failed, listed in {output.root / 'failed.csv'}:", file=sys.stderr)
+        print(f"failed: {len(failed)} videos, listed in {output.root / 'failed.csv'}:", file=sys.stderr)
         for name, reason in list(failed.items())[:20]:
             print(f"  {name}: {reason}", file=sys.stderr)
         if len(failed) > 20:
@@ -298,7 +330,7 @@ def extract_all(videos: Sequence[Video], output: Output, writers: Sequence[Write
 
 
 class _Bar:
-    """One bar over all videos in images/s.
+    """One bar over all videos, in images per second.
 
     How many images there will be is known for the videos opened so far (what the file claims, then what it
     had); for the others it is guessed from their size in bytes.
@@ -306,13 +338,21 @@ class _Bar:
 
     def __init__(self, videos: Sequence[Video]) -> None:
         self.sizes = [video.size for video in videos]
-        self.expected: dict[int, int] = {}
+        self.expected: dict[int, int] = {}  # by index: images of the videos opened so far
         self.written: dict[int, int] = {}
+        self.all_bytes = sum(self.sizes)
+        self.known_bytes = self.known_images = 0
         self.finished = 0
         self.images = 0
         interval = 0.3 if sys.stderr.isatty() else 30  # a log file isn't redrawn: every line stays
-        self.bar = tqdm(unit="img", smoothing=0.05, mininterval=interval, maxinterval=max(10, interval),
-                        dynamic_ncols=True)
+        self.bar = tqdm(
+            unit="frame",
+            disable=not videos,
+            smoothing=0.05,
+            mininterval=interval,
+            maxinterval=max(10, interval),
+            dynamic_ncols=True,
+        )
 
     def __enter__(self) -> _Bar:
         return self
@@ -324,8 +364,13 @@ class _Bar:
         self.bar.write(text, file=sys.stderr)
 
     def expect(self, index: int, images: int) -> None:
+        """Video `index` will have, or had, so many images."""
+        if index not in self.expected:
+            self.known_bytes += self.sizes[index]
+        self.known_images += images - self.expected.get(index, 0)
         self.expected[index] = images
-        self._guess_total()
+        if self.known_bytes:
+            self.bar.total = max(self.images, round(self.known_images * self.all_bytes / self.known_bytes))
 
     def advance(self, index: int, images: int) -> None:
         self.written[index] = self.written.get(index, 0) + images
@@ -333,17 +378,10 @@ class _Bar:
         self.bar.update(images)
 
     def finish(self, index: int, failed: int) -> None:
-        self.expected[index] = self.written.get(index, 0)
         self.finished += 1
         failures = f", {failed} failed" if failed else ""
         self.bar.set_postfix_str(f"{self.finished}/{len(self.sizes)} videos{failures}", refresh=False)
-        self._guess_total()
-
-    def _guess_total(self) -> None:
-        known_bytes = sum(self.sizes[index] for index in self.expected)
-        images = sum(self.expected.values())
-        if known_bytes:
-            self.bar.total = max(self.images, round(images * sum(self.sizes) / known_bytes))
+        self.expect(index, self.written.get(index, 0))
 
 
 class Reporter:
@@ -367,7 +405,3 @@ class Reporter:
         self.report("images", self.unsent)
         self.unsent = 0
         self.sent_at = time.monotonic()
-
-
-def worker_count(wanted: int) -> int:
-    return wanted or cpu_count()

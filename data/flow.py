@@ -1,7 +1,7 @@
 """Optical flow: methods from frames to flow, quantisation to 8 bits, .flo files.
 
-A method turns a stream of RGB frames, uint8 (height, width, 3), into a stream of flows, float32 (height, width, 2)
-in pixels, x then y, from each frame to the next: one fewer than frames. It holds a few frames at a time.
+A method turns a stream of RGB frames, uint8 (height, width, 3), into a stream of flows, float32 (height, width,
+2) in pixels, x then y, from each frame to the next: one fewer than frames. It holds few frames at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.videos import VideoError, import_cv2, resized
+from data.videos import VideoError, import_cv2, resize, resized
 from utils import InputError
 
 FLO_MAGIC = b"PIEH"  # the bytes of float32 202021.25
@@ -55,9 +55,9 @@ def _grey_flow(frames: Iterable[np.ndarray], calc: Callable) -> Iterator[np.ndar
 def raft_flow(
     frames: Iterable[np.ndarray], weights: Path, device: str = "cpu", batch_frames: int = 16
 ) -> Iterator[np.ndarray]:
-    """RAFT (Teed and Deng 2020), torchvision's raft_large or raft_small, 12 updates, on `batch_frames` pairs at once.
+    """RAFT (Teed and Deng 2020) with 12 updates, on `batch_frames` pairs of frames at once.
 
-    `weights` is a torchvision state_dict; which of the two models it belongs to follows from its keys.
+    `weights` is a torchvision state_dict; whether of raft_large or raft_small follows from its shapes.
     Raises InputError when the weights don't fit or the device's memory doesn't hold a batch.
     """
     import torch
@@ -100,7 +100,7 @@ def read_raft_weights(path: Path) -> tuple[str, dict]:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; give a file of RAFT weights, `large` or `small`") from error
     except Exception as error:
-        raise InputError(f"{path} holds no RAFT weights of torchvision; --weights takes such a file") from error
+        raise InputError(f"{path} holds no RAFT weights of torchvision's; give --weights such a file") from error
     return ("raft_small" if width == 128 else "raft_large"), state  # channels of the feature maps
 
 
@@ -172,18 +172,14 @@ def flo_flow(folder: Path, short_side: int = 0, claim: Callable[[int], None] | N
     The vectors are scaled with the image. Unknown flow becomes 0. Raises VideoError when a number is missing
     or given twice, or a file is broken.
     """
-    cv2 = import_cv2()
     paths = _numbered(folder)
     if claim:
         claim(len(paths))
     for path in paths:
         flow = np.nan_to_num(read_flo(path))
-        height, width = resized(*flow.shape[:2], short_side)
-        if (height, width) != flow.shape[:2]:
-            scale = np.float32([width / flow.shape[1], height / flow.shape[0]])
-            shrinks = height < flow.shape[0]
-            flow = scale * cv2.resize(flow, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        yield flow
+        height, width = resized(flow.shape[0], flow.shape[1], short_side)
+        scale = np.array([width / flow.shape[1], height / flow.shape[0]], np.float32)
+        yield scale * resize(flow, height, width)
 
 
 def _numbered(folder: Path) -> list[Path]:

@@ -1,7 +1,8 @@
-"""Run jobs on several processes so that one that crashes costs only its own job, and none outlives its parent."""
+"""Run jobs on several processes: one that crashes costs only its own job, and none outlives its parent."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -22,9 +23,7 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
-def run_jobs(
-    workers: Sequence[Callable[[Any, Report], Any]], jobs: Sequence[Any]
-) -> Iterator[tuple[int, str, Any]]:
+def run_jobs(workers: Sequence[Callable[[Any, Report], Any]], jobs: Sequence[Any]) -> Iterator[tuple[int, str, Any]]:
     """Run every job on one of the workers, each a process of its own, and yield (job index, event, value).
 
     A worker is a picklable function (job, report) -> result, one per process. Events are whatever it reports
@@ -36,12 +35,14 @@ def run_jobs(
     processes: list[_Worker] = [_Worker(function) for function in workers[: len(jobs)]]
     try:
         while busy := {worker.pipe: worker for worker in processes if worker.next_job(pending)}:
-            for pipe in multiprocessing.connection.wait(list(busy)):
-                worker = busy[pipe]
+            ready = multiprocessing.connection.wait(list(busy))
+            for worker in [worker for pipe, worker in busy.items() if pipe in ready]:
+                index = worker.index
+                assert index is not None
                 try:
-                    event, value = pipe.recv()
+                    event, value = worker.pipe.recv()
                 except (EOFError, OSError):
-                    yield worker.index, "crashed", worker.died()
+                    yield index, "crashed", worker.died()
                     processes[processes.index(worker)] = _Worker(worker.function)
                     continue
                 if event == "ready":
@@ -50,7 +51,6 @@ def run_jobs(
                     error, text = value
                     raise error from RuntimeError(f"in a worker process:\n{text}")
                 else:
-                    index = worker.index
                     if event == "result":
                         worker.index = None
                     yield index, event, value
@@ -70,21 +70,19 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(theirs, function), daemon=True)
         self.process.start()
         theirs.close()  # the process holds the only other end, so its death shows as end of file
-        self.index: Any = None
+        self.index: int | None = None
         self.started = False
 
     def next_job(self, pending: deque) -> bool:
         """Hand over a job if idle; False when idle and none is left."""
         if self.index is None and pending:
             self.index, job = pending.popleft()
-            try:
+            with contextlib.suppress(OSError):  # it has died; the pipe's end of file will tell
                 self.pipe.send(job)
-            except OSError:
-                pass  # it has died; the pipe's end of file reports that
         return self.index is not None
 
     def died(self) -> str:
-        """Why the process ended. Raises RuntimeError if it never began to work: then every other would die too."""
+        """Why the process ended. Raises RuntimeError if it never began to work, as no other would either."""
         self.process.join()
         code = self.process.exitcode or 0
         reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -13,6 +13,7 @@ import numpy as np
 from utils import InputError
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mpg", ".mpeg", ".mov", ".m4v")
+EXACT_COUNTS = (".avi", ".mp4", ".m4v", ".mov")  # containers that store how many frames they hold
 UCF_NAME = re.compile(r"v_\w+_g\d\d_c\d\d")
 
 
@@ -41,7 +42,8 @@ def find_videos(root: Path, skip: Path | None = None) -> list[Video]:
         for file in files:
             path = folder / file
             if path.suffix.lower() in VIDEO_SUFFIXES:
-                videos.append(Video(path, *_names(path.relative_to(root), path.stem), path.stat().st_size))
+                size = path.stat().st_size if path.exists() else 0  # a broken link: reading it will say so
+                videos.append(Video(path, *_names(path.relative_to(root), path.stem), size))
     if not videos:
         raise InputError(f"{root} holds no video ({', '.join(VIDEO_SUFFIXES)}); give the folder of the videos")
     return sort_videos(videos)
@@ -91,7 +93,11 @@ def _walk(root: Path, skip: Path | None) -> Iterator[tuple[Path, list[str]]]:
     if not root.is_dir():
         raise InputError(f"{root} is a file; give the folder that holds the videos")
     seen = {os.path.realpath(skip)} if skip else set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+
+    def unreadable(error: OSError) -> None:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}")
+
+    for folder, subfolders, files in os.walk(root, onerror=unreadable, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             subfolders.clear()
@@ -109,7 +115,7 @@ def _names(relative: Path, stem: str, suffix: bool = True) -> tuple[str, str]:
 
 
 def import_cv2():
-    """OpenCV, single-threaded and silent: videos are spread over processes, and its notes would break the bar."""
+    """OpenCV with one thread, as videos are spread over processes, and silent, for the sake of the bar."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     try:
@@ -128,22 +134,32 @@ def resized(height: int, width: int, short_side: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (h, w, channels), uint8 or float32: by area averaging when shrinking, bilinearly when growing."""
+    cv2 = import_cv2()
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height * width < image.shape[0] * image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
 def read_frames(
     path: Path, short_side: int = 0, every: int = 1, claim: Callable[[int], None] | None = None
 ) -> Iterator[np.ndarray]:
     """Decode a video: yield every `every`-th frame from the first on as RGB uint8 (height, width, 3).
 
-    The shorter side is scaled to `short_side` (0 keeps the size), by area averaging when shrinking and
-    bilinearly when growing. `claim` is told how many frames the file says it will yield.
-    One frame is in memory at a time. Raises VideoError when nothing can be decoded, and at the end when the
+    The shorter side is scaled to `short_side` (0 keeps the size). `claim` is told how many frames will come
+    if the file's header is right. One frame is in memory at a time. Raises VideoError when nothing can be decoded, and at the end when the
     file stopped well before the end that its own header gives (it is cut off or damaged).
     """
     cv2 = import_cv2()
     capture = cv2.VideoCapture(str(path))
     try:
         if not capture.isOpened():
-            raise VideoError("cannot be opened: " + ("the file is empty" if not path.stat().st_size else
-                                                     "not a video, damaged, or of an unknown codec"))
+            raise VideoError(
+                "cannot be opened: "
+                + ("the file is empty" if not path.stat().st_size else "not a video, damaged, or of an unknown codec")
+            )
         claimed, rate = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
         if claim and claimed > 0:
             claim(-int(-claimed // every))
@@ -155,24 +171,20 @@ def read_frames(
                 ok, frame = capture.retrieve()
                 if not ok:
                     raise VideoError(f"frame {decoded + 1} cannot be decoded")
-                frame = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
                 if not decoded:  # a stream may change its size; all frames get the first one's
-                    height, width = resized(*frame.shape[:2], short_side)
-                if (height, width) != frame.shape[:2]:
-                    shrinks = height * width < frame.shape[0] * frame.shape[1]
-                    frame = cv2.resize(
-                        frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-                    )
-                yield frame
+                    height, width = resized(frame.shape[0], frame.shape[1], short_side)
+                yield resize(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), height, width)
             decoded += 1
     finally:
         capture.release()
     if not decoded:
         raise VideoError("no frame could be decoded")
-    # Headers are often off by a few frames, and in some containers the count is only duration x rate. So a
-    # file counts as cut off only when both its frames and its time stamps end well before what it promises.
+    # Headers are often off by a few frames, some count dropped ones, and where there is no count OpenCV gives
+    # duration x rate, although sound may outlast the pictures. So a file counts as cut off only when both its
+    # frames and its time stamps end well before what it promises.
     shown = (last - first) * rate + 1
-    if claimed - max(decoded, shown) > max(5.0, 0.1 * claimed):
+    tolerance = 0.1 if path.suffix.lower() in EXACT_COUNTS else 0.5
+    if claimed - max(decoded, shown) > max(5.0, tolerance * claimed):
         raise VideoError(f"cut off or damaged: {decoded} of {int(claimed)} frames could be decoded")
 
 
