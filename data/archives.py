@@ -258,7 +258,7 @@ RAR_TOOLS = {
 if sys.platform == "win32":
     RAR_TOOLS["tar"] = RAR_TOOLS["bsdtar"]  # Windows' own tar is bsdtar
 # Debian's and Homebrew's 7-Zip come without RAR.
-INSTALL = "apt install libarchive-tools (or unar), brew install unar, winget install 7zip.7zip"
+INSTALL = "apt install unar (or libarchive-tools), brew install unar, winget install 7zip.7zip"
 
 
 class ToolError(Exception):
