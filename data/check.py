@@ -1,0 +1,283 @@
+"""Check a prepared data set: is every listed video there, whole, and as long as it should be?
+
+  python -m data.check --rgb-dir data/rgb --flow-dir data/flow --ucf-list data/ucfTrainTestlist
+
+One table by class, then every problem by video. Each image is decoded as in training; --quick only looks at
+names, which finds what is missing, but no broken image. The exit code is 1 if anything is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tqdm import tqdm
+
+from data.jobs import Report, cpu_count, run_jobs
+from dataloader.images import decode_gray, decode_rgb, read_bytes
+from dataloader.layouts import Frames, Index, find, index_frames, locate
+from dataloader.names import Video, first_few, ucf_parts
+from dataloader.splits import Split, load_split
+from utils import HelpFormatter, InputError, atomic_path, run_main
+
+MINIMUM_FRAMES = 11  # one motion clip: 10 flow pairs
+KINDS = ("missing", "sequence", "u/v", "length", "short", "images")
+SHOWN = 10
+
+Job = tuple[Video, Path, list[Frames]]  # the root and the sequences to decode: one, or x and y
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one video; kind is one of KINDS, each a column of the table."""
+
+    video: Video
+    kind: str
+    text: str
+
+
+def main() -> int:
+    args = parse_arguments()
+    indexes = open_indexes(args)
+    split = open_split(args, indexes)
+    videos = split.train + split.test
+    problems, jobs = check_names(indexes, videos)
+    if not args.quick:
+        problems += check_images(jobs, args.workers)
+    print(table(split, indexes, problems, decoded=not args.quick))
+    lines = summary(split, indexes, problems)
+    for kind in KINDS:
+        of_kind = [problem for problem in problems if problem.kind == kind]
+        for problem in of_kind if args.all else of_kind[:SHOWN]:
+            print(f"{kind}: {problem.video.listed}: {problem.text}")
+        if len(of_kind) > SHOWN and not args.all:
+            print(f"{kind}: ... and {len(of_kind) - SHOWN} more (--all shows them, --csv FILE writes them)")
+    for line in lines:
+        print(line)
+    if args.csv:
+        write_csv(args.csv, split, problems)
+    wrong = bool(problems) or not is_complete(split)
+    print("something is wrong" if wrong else "all is well")
+    return int(wrong)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    group = parser.add_argument_group("data")
+    group.add_argument("--rgb-dir", type=Path, metavar="DIR", help="RGB frames (default: data/rgb if it is there)")
+    group.add_argument("--flow-dir", type=Path, metavar="DIR", help="optical flow (default: data/flow if it is there)")
+    group.add_argument("--ucf-list", metavar="DIR", help="folder of split lists, or 'none': by UCF101's group rule "
+                       "(default: data/ucfTrainTestlist if it is there, else none)")  # fmt: skip
+    group.add_argument("--split", default="1", help="number of the split")
+    group = parser.add_argument_group("how")
+    group.add_argument("--quick", action="store_true", help="don't decode the images")
+    group.add_argument("--workers", type=int, default=cpu_count(), metavar="N", help="processes that decode")
+    group.add_argument("--all", action="store_true", help=f"show all problems, not just {SHOWN} of each kind")
+    group.add_argument("--csv", type=Path, metavar="FILE", help="write all problems to this file")
+    return parser.parse_args()
+
+
+def open_indexes(args: argparse.Namespace) -> dict[str, Index]:
+    """The indexes asked for, "rgb" and "flow"; a default folder that isn't there is left out."""
+    indexes = {}
+    for kind, given in (("rgb", args.rgb_dir), ("flow", args.flow_dir)):
+        folder = given or Path("data", kind)
+        if given or folder.is_dir():
+            indexes[kind] = index_frames(folder, kind)  # type: ignore[arg-type]
+    if not indexes:
+        raise InputError("nothing to check: give --rgb-dir or --flow-dir or both")
+    return indexes
+
+
+def open_split(args: argparse.Namespace, indexes: dict[str, Index]) -> Split:
+    """The split to check against; own videos without lists are one unsplit set, by their folders."""
+    lists = args.ucf_list
+    if lists is None and Path("data/ucfTrainTestlist").is_dir():
+        lists = "data/ucfTrainTestlist"
+    names = sorted({name for index in indexes.values() for name in index.names})
+    if lists in (None, "none"):
+        if all(ucf_parts(name) for name in names):
+            return load_split(None, args.split, names)
+        classes = sorted({name.rpartition("/")[0] for name in names})
+        videos = [Video(name, classes.index(name.rpartition("/")[0]), name) for name in names]
+        print("no split lists given (--ucf-list): the videos found are checked, none can be known to be missing")
+        return Split("own", args.split, classes, videos, [])
+    return load_split(lists, args.split)
+
+
+def check_names(indexes: dict[str, Index], videos: list[Video]) -> tuple[list[Problem], list[Job]]:
+    """What the folders' and images' names tell, and the (video, root, sequences) left to decode."""
+    problems: list[Problem] = []
+    jobs: list[Job] = []
+    counts: dict[str, dict[Video, int]] = {"rgb": {}, "flow": {}}
+    for video in videos:
+        absent = []
+        for kind, index in indexes.items():
+            name = locate(index, video.listed) or locate(index, video.name) or video.name
+            if name in index.problems:
+                column = "u/v" if "u (x)" in index.problems[name] else "sequence"
+                problems.append(Problem(video, column, index.problems[name]))
+                continue
+            try:
+                frames = find(index, name)
+            except InputError:
+                absent.append(f"{'RGB frames' if kind == 'rgb' else 'flow'} under {index.root}")
+                continue
+            sequences = [frames] if isinstance(frames, Frames) else list(frames)
+            counts[kind][video] = sequences[0].count
+            jobs.append((video, index.root, sequences))
+        if absent:
+            problems.append(Problem(video, "missing", f"no {' and no '.join(absent)}"))
+    return problems + check_lengths(indexes, **counts), jobs
+
+
+def check_lengths(indexes: dict[str, Index], rgb: dict[Video, int], flow: dict[Video, int]) -> list[Problem]:
+    """Videos too short for a clip, and those whose flow isn't one less than their frames."""
+    problems = []
+    rate = sampling_rate(indexes["rgb"].root) if "rgb" in indexes else None
+    for video, count in flow.items():
+        if count < MINIMUM_FRAMES - 1:
+            problems.append(Problem(video, "short", f"{count} flow pairs, a clip needs {MINIMUM_FRAMES - 1}"))
+    for video, count in rgb.items():
+        if video not in flow and count * (rate or 1) < MINIMUM_FRAMES:
+            problems.append(Problem(video, "short", f"{count} RGB frames, a video needs {MINIMUM_FRAMES}"))
+    both = [video for video in rgb if video in flow]
+    if rate is None and both:
+        # other tools write N frames and N - 1 or N flow images; whichever most videos have is how it was done
+        surplus, videos = Counter(rgb[video] - flow[video] for video in both).most_common(1)[0]
+        if surplus not in (0, 1) or 2 * videos <= len(both):
+            return problems  # sampled at a rate that nothing tells
+        expected = {video: flow[video] + surplus for video in both}
+    else:
+        expected = {video: -(-(flow[video] + 1) // (rate or 1)) for video in both}
+    for video in both:
+        if rgb[video] != expected[video]:
+            text = f"{rgb[video]} RGB frames, but {flow[video]} flow pairs mean {expected[video]}; extract it again"
+            problems.append(Problem(video, "length", text))
+    return problems
+
+
+def sampling_rate(root: Path) -> int | None:
+    """--sampling-rate of data/extract_rgb.py, where that made the frames."""
+    try:
+        return int(json.loads((root / "extraction.json").read_bytes())["settings"]["sampling_rate"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def check_images(jobs: list[Job], workers: int) -> list[Problem]:
+    """Decode every image of every job, on `workers` processes."""
+    problems = []
+    total = sum(sequence.count for _, _, sequences in jobs for sequence in sequences)
+    tasks = [(root, sequences) for _, root, sequences in jobs]
+    with tqdm(total=total, desc="decoding", unit=" images", unit_scale=True, leave=False, disable=None) as bar:
+        for i, event, value in run_jobs([decode_video] * max(1, workers), tasks):
+            video, _, sequences = jobs[i]
+            if event == "result" and value:
+                problems.append((i, Problem(video, "images", value)))
+            elif event == "crashed":
+                problems.append((i, Problem(video, "images", f"decoding {sequences[0].folder}: {value}")))
+            if event in ("result", "crashed"):
+                bar.update(sum(sequence.count for sequence in sequences))
+    return [problem for _, problem in sorted(problems, key=lambda problem: problem[0])]
+
+
+def decode_video(task: tuple[Path, list[Frames]], report: Report) -> str:
+    """Decode one video's images: "" if all are whole and of one size, else what is wrong."""
+    root, sequences = task
+    decode = decode_rgb if len(sequences) == 1 else decode_gray
+    broken: list[str] = []
+    sizes: Counter[tuple[int, ...]] = Counter()
+    example: dict[tuple[int, ...], Path] = {}
+    for sequence in sequences:
+        for i in range(sequence.count):
+            path = sequence.path(root, i)
+            try:
+                size = decode(read_bytes(path), path).shape[:2]
+            except InputError as error:
+                broken.append(str(error))
+                continue
+            sizes[size] += 1
+            example.setdefault(size, path)
+    texts = []
+    if broken:
+        texts.append((f"{len(broken)} broken images, the first: " if broken[1:] else "") + broken[0])
+    if len(sizes) > 1:
+        (usual, _), *others = sizes.most_common()
+        odd, number = others[0][0], sum(count for _, count in others)
+        texts.append(f"{example[odd]} is {odd[1]}x{odd[0]} ({number} in all), the others {usual[1]}x{usual[0]}")
+    return "; ".join(texts)
+
+
+def table(split: Split, indexes: dict[str, Index], problems: list[Problem], decoded: bool) -> str:
+    """Videos, images and videos with problems by class, as aligned text."""
+    kinds = [kind for kind in KINDS if decoded or kind != "images"]
+    with_problem = Counter((kind, label) for kind, label, _ in {(p.kind, p.video.label, p.video) for p in problems})
+    images: Counter[tuple[str, int]] = Counter()
+    for video in split.train + split.test:
+        for kind, index in indexes.items():
+            channels = index.videos.get(locate(index, video.listed) or locate(index, video.name) or "", {})
+            if first := channels.get("rgb" if kind == "rgb" else "x"):
+                images[kind, video.label] += first.count
+    train = Counter(video.label for video in split.train)
+    test = Counter(video.label for video in split.test)
+    labels = [label for label in range(len(split.class_names)) if train[label] + test[label]]
+    numbers = [
+        [train[c], test[c], *(images[kind, c] for kind in indexes), *(with_problem[kind, c] for kind in kinds)]
+        for c in labels
+    ]
+    rows = [
+        ["class", "train", "test", *("frames" if kind == "rgb" else "flow pairs" for kind in indexes), *kinds],
+        *([split.class_names[label], *map(_shown, row)] for label, row in zip(labels, numbers, strict=True)),
+        ["all", *(_shown(sum(column)) for column in zip(*numbers, strict=True))],
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    rule = "-" * len(lines[0])
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def _shown(number: int) -> str:
+    return f"{number:,}" if number else "-"
+
+
+def is_complete(split: Split) -> bool:
+    """Does the split have as many videos as the official one? One's own always does."""
+    return split.official_counts in (None, (len(split.train), len(split.test)))
+
+
+def summary(split: Split, indexes: dict[str, Index], problems: Iterable[Problem]) -> list[str]:
+    """How many videos are there, whether that is the whole official split, and what is in no list."""
+    absent = {problem.video for problem in problems if problem.kind in ("missing", "sequence", "u/v")}
+    train, test = (f"{sum(video not in absent for video in part)} of {len(part)}" for part in (split.train, split.test))
+    line = f"split {split.number}: {train} training and {test} test videos are there"
+    if official := split.official_counts:
+        whole = "complete" if is_complete(split) and not absent else "not complete"
+        line = f"{split.dataset.upper()} {line} (officially {official[0]} and {official[1]}): {whole}"
+    lines = [line]
+    for index in indexes.values():
+        listed = {locate(index, video.listed) or locate(index, video.name) for video in split.train + split.test}
+        if others := sorted(set(index.names) - listed):
+            lines.append(f"{index.root}: {len(others)} videos are in no list of this split ({first_few(others)})")
+    return lines
+
+
+def write_csv(path: Path, split: Split, problems: Iterable[Problem]) -> None:
+    """All problems, a row each."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["video", "class", "problem", "text"])
+        for problem in problems:
+            writer.writerow([problem.video.listed, split.class_names[problem.video.label], problem.kind, problem.text])
+
+
+if __name__ == "__main__":
+    run_main(main)
