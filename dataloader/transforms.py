@@ -116,12 +116,10 @@ def multiscale_crop(
 
 def _places(free_height: int, free_width: int, positions: int) -> list[tuple[int, int]]:
     """Top-left corners of a box that leaves this many free pixels: the 5 or 13 of TSN's released code."""
-    top, left = free_height // 4, free_width // 4  # steps of a quarter of the free room
     quarters = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]
     if positions == 13:
         quarters += [(0, 2), (4, 2), (2, 0), (2, 4), (1, 1), (1, 3), (3, 1), (3, 3)]
-    # The far corners touch the border even where the free room is no multiple of 4.
-    return [(free_height if i == 4 else i * top, free_width if j == 4 else j * left) for i, j in quarters]
+    return [(i * free_height // 4, j * free_width // 4) for i, j in quarters]
 
 
 def test_boxes(height: int, width: int, resize: str, views: int) -> list[Box]:

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -42,3 +44,33 @@ def run():
         return process
 
     return run
+
+
+CLASSES = ("Archery", "HammerThrow", "Hammering")  # in UCF101's list Hammering comes first
+
+
+def write_images(folder: Path, prefix: str, count: int, size: tuple[int, int], mode: str, seed: int) -> None:
+    """`count` JPEGs numbered from 1, each a smooth random picture of its own. size is (width, height)."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for number in range(1, count + 1):
+        small = rng.integers(0, 256, (5, 6) if mode == "L" else (5, 6, 3), dtype=np.uint8)
+        Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(folder / f"{prefix}{number:06d}.jpg", quality=90)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """rgb/ and flow/ of 12 videos of UCF101's names: per class groups 1 and 2 (split 1's test), 8 and 22 (training)."""
+    root = tmp_path_factory.mktemp("tiny")
+    for c, class_name in enumerate(CLASSES):
+        for group in (1, 2, 8, 22):
+            name, seed = f"v_{class_name}_g{group:02d}_c01", 100 * c + group
+            count = 12 + 3 * c + group % 3
+            write_images(root / "rgb" / name, "frame", count, (86, 72), "RGB", seed)
+            write_images(root / "flow/u" / name, "frame", count - 1, (86, 72), "L", seed + 50)
+            write_images(root / "flow/v" / name, "frame", count - 1, (86, 72), "L", seed + 70)
+    return root
+
+
+SMALL = ("--ucf-list", "none", "--arch", "resnet18", "--weights", "none", "--size", 64, "--batch-size", 3,
+         "--test-samples", 3, "--workers", 1)  # fmt: skip

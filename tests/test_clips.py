@@ -1,0 +1,224 @@
+"""From images on disk to a batch: channel order, shared crops and flips, what travels, and bad files."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataloader import clips as c
+from dataloader.layouts import index_frames
+from dataloader.motion_dataloader import ReadFlow, motion_sources
+from dataloader.spatial_dataloader import ReadFrame, spatial_sources
+from dataloader.splits import load_split
+from dataloader.transforms import Preparation, default_preparation
+from utils import InputError
+
+FLOW = Preparation("flow", 48, "squash", (0.0,), (1.0,), 10)
+CPU = torch.device("cpu")
+
+
+def flow_set(tiny, sampling, preparation=FLOW, **options):
+    index = index_frames(tiny / "flow", "flow")
+    videos = load_split(None, 1, index.videos).train
+    return c.ClipDataset(motion_sources(index, videos), ReadFlow(index.root), preparation, sampling, **options)
+
+
+def rgb_set(tiny, sampling, preparation=None, **options):
+    index = index_frames(tiny / "rgb", "rgb")
+    videos = load_split(None, 1, index.videos).train
+    preparation = preparation or default_preparation("rgb", 48, "squash")
+    return c.ClipDataset(spatial_sources(index, videos), ReadFrame(index.root), preparation, sampling, **options)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def test_a_stack_is_x1_y1_to_x10_y10(tiny):
+    """Channel 2k is u of pair start+k, channel 2k+1 its v: read here with Pillow, at the size on disk."""
+    preparation = dataclasses.replace(FLOW, size=72)
+    dataset = flow_set(tiny, c.TrainSampling(segments=1, flip=False), preparation)
+    index = next(i for i, s in enumerate(dataset.sources) if s.video.name == "HammerThrow_g08_c01")
+    batch = dataset[0, index]
+    clip = c.clips_of(batch, preparation, CPU)[0] * 255
+    count = dataset.sources[index].count
+    candidates = {}
+    for start in range(count - 9):
+        for left in range(86 - 72 + 1):
+            x = pixels(tiny / f"flow/u/v_HammerThrow_g08_c01/frame{start + 1:06d}.jpg")[:, left : left + 72]
+            candidates[start, left] = np.abs(clip[0].numpy() - x).max()
+    start, left = min(candidates, key=candidates.get)
+    assert candidates[start, left] <= 2  # two JPEG decoders
+    for k in range(10):
+        for plane, component in enumerate("uv"):
+            image = pixels(tiny / f"flow/{component}/v_HammerThrow_g08_c01/frame{start + k + 1:06d}.jpg")
+            assert np.abs(clip[2 * k + plane].numpy() - image[:, left : left + 72]).max() <= 2
+
+
+@pytest.mark.parametrize("crop", ["random", "multiscale"])
+def test_one_crop_and_one_flip_for_a_whole_video(tmp_path, crop):
+    """Every image shows its own column numbers, so that an image's crop and flip can be read off its pixels."""
+    for component in "uv":
+        folder = tmp_path / component / "v_Archery_g08_c01"
+        folder.mkdir(parents=True)
+        ramp = np.broadcast_to((40 + np.arange(90) * 2).astype(np.uint8), (80, 90))
+        for number in range(1, 31):
+            Image.fromarray(ramp).save(folder / f"frame{number:06d}.jpg", quality=100)
+    index = index_frames(tmp_path, "flow")
+    sources = motion_sources(index, load_split(None, 1, index.videos).train)
+    dataset = c.ClipDataset(sources, ReadFlow(tmp_path), FLOW, c.TrainSampling(3, crop), seed=1)
+    firsts, flips = set(), set()
+    for epoch in range(20):
+        batch = dataset[epoch, 0]
+        assert len(set(batch.flip.tolist())) == 1
+        stack = c.clips_of(batch, dataclasses.replace(FLOW), CPU) * 255
+        flipped = bool(batch.flip[0])
+        flips.add(flipped)
+        x, y = stack[:, 0::2], stack[:, 1::2]
+        assert (x - x[:1, :1]).abs().max() <= 2 and (y - y[:1, :1]).abs().max() <= 2  # one crop for all
+        expected = 255 - x if flipped else x
+        assert (expected - y).abs().max() <= 2  # x alone is negated
+        rising = (y[0, 0, 0].diff() > 0).float().mean()
+        assert rising > 0.6 if not flipped else rising < 0.4
+        firsts.add(round(y[0, 0, 0, 0].item()))
+    assert flips == {True, False} and len(firsts) > 4
+
+
+def test_the_same_item_whatever_was_read_before(tiny):
+    def item(dataset, epoch, index):
+        batch = dataset[epoch, index]
+        return batch.images.sum().item(), batch.clips.tolist(), batch.flip.tolist()
+
+    a, b = (rgb_set(tiny, c.TrainSampling(), seed=7) for _ in range(2))
+    b[4, 1], b[0, 3]
+    assert item(a, 2, 1) == item(b, 2, 1)
+    assert len({item(a, epoch, 1)[0] for epoch in range(6)}) > 3
+    other = rgb_set(tiny, c.TrainSampling(), seed=8)
+    assert [item(a, e, 1) for e in range(3)] != [item(other, e, 1) for e in range(3)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_change_nothing(tiny, workers):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    loader = c.make_loader(flow_set(tiny, c.TrainSampling(2)), 4, workers, CPU)
+    seen = [(b.names, int(b.images.long().sum()), b.flip.tolist()) for b in loader.epoch(5)]
+    expected = [(b.names, int(b.images.long().sum()), b.flip.tolist())
+                for b in c.make_loader(flow_set(tiny, c.TrainSampling(2)), 4, 0, CPU).epoch(5)]  # fmt: skip
+    assert seen == expected
+    assert [b[0] for b in expected[1:]] == [b.names for b in loader.epoch(5, first_batch=1)]
+    assert torch.equal(before, torch.get_rng_state())  # loading draws nothing from the training's generator
+
+
+def test_a_batch_is_its_videos_one_behind_the_other(tiny):
+    dataset = flow_set(tiny, c.TestSampling(5))
+    parts = [c.clips_of(dataset[0, i], FLOW, CPU) for i in range(3)]
+    batch = c.collate([dataset[0, i] for i in range(3)])
+    assert batch.names == [s.video.name for s in dataset.sources[:3]]
+    assert batch.labels.tolist() == [s.video.label for s in dataset.sources[:3]]
+    assert torch.equal(c.clips_of(batch, FLOW, CPU), torch.cat(parts))
+
+
+def test_a_test_decodes_and_sends_each_image_once(tiny):
+    dataset = flow_set(tiny, c.TestSampling(19))
+    reads = []
+    read = dataset.read
+    dataset.read = lambda frames, step: reads.append(step) or read(frames, step)
+    batch = dataset[0, 0]
+    assert batch.clips.shape == (19, 10)
+    assert len(reads) == len(set(reads)) == len(batch.images) == dataset.sources[0].count
+    assert batch.clips[0].tolist() == list(range(10)) and batch.clips[-1, -1] == dataset.sources[0].count - 1
+
+
+def test_ten_views_are_five_crops_and_their_flips(tiny):
+    preparation = dataclasses.replace(default_preparation("rgb", 63, "center"))  # 224/256 of 72: no resizing
+    dataset = rgb_set(tiny, c.TestSampling(2, 10), preparation)
+    batch = dataset[0, 0]
+    plain = dataclasses.replace(preparation, mean=(0.0,) * 3, std=(1.0,) * 3)
+    views = (c.clips_of(batch, plain, CPU) * 255).unflatten(0, (10, 2))
+    source = dataset.sources[0]
+    image = pixels(f"{source.folder}/frame000001.jpg").astype(int)
+    h, w = image.shape[:2]
+    tops_lefts = [((h - 63) // 2, (w - 63) // 2), (0, 0), (0, w - 63), (h - 63, 0), (h - 63, w - 63)]
+    for view in range(10):
+        top, left = tops_lefts[view % 5]
+        crop = image[top : top + 63, left : left + 63]
+        crop = crop[:, ::-1] if view >= 5 else crop
+        assert np.abs(views[view, 0].permute(1, 2, 0).numpy() - crop).mean() < 3, view
+
+
+def test_rgb_differences_read_runs_of_frames(tiny):
+    preparation = default_preparation("rgbdiff", 48, "squash", 5)
+    dataset = rgb_set(tiny, c.TestSampling(3), preparation)
+    batch = dataset[0, 0]
+    assert batch.clips.shape == (3, 6)
+    assert c.clips_of(batch, preparation, CPU).shape == (3, 15, 48, 48)
+
+
+def test_a_video_too_short_for_a_stack_is_named(tiny, tmp_path):
+    shutil.copytree(tiny / "flow", tmp_path / "flow")
+    for component in "uv":
+        for number in range(10, 40):
+            (tmp_path / f"flow/{component}/v_Archery_g08_c01/frame{number:06d}.jpg").unlink(missing_ok=True)
+    with pytest.raises(InputError, match=r"v_Archery_g08_c01 has 9 flow pairs and one clip needs 10"):
+        flow_set(tmp_path, c.TrainSampling())
+
+
+def damage(path, how):
+    if how == "half":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "text":
+        path.write_bytes(b"this is no picture")
+    elif how == "gone":
+        path.unlink()
+    elif how == "cmyk":
+        Image.open(path).convert("CMYK").save(path, "JPEG")
+    elif how == "gray":
+        Image.open(path).convert("L").save(path)
+    elif how == "colour":
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (72, 86, 3), dtype=np.uint8)).save(path)
+    elif how == "size":
+        Image.open(path).resize((40, 30)).save(path)
+
+
+@pytest.mark.parametrize("how", ["half", "empty", "text", "gone", "cmyk", "gray", "size"])
+def test_a_bad_frame_is_named_and_can_be_skipped(tiny, tmp_path, how):
+    shutil.copytree(tiny / "rgb", tmp_path / "rgb")
+    stop = rgb_set(tmp_path, c.TestSampling(30))
+    bad = tmp_path / "rgb/v_Hammering_g08_c01/frame000005.jpg"
+    damage(bad, how)
+    index = next(i for i, s in enumerate(stop.sources) if s.video.name == "Hammering_g08_c01")
+    batch = stop[0, index]
+    assert "v_Hammering_g08_c01" in batch.error and "\n" not in batch.error
+    with pytest.raises(InputError, match="v_Hammering_g08_c01"):
+        list(c.make_loader(stop, 2, 1, CPU).epoch(0))
+
+    skip = c.ClipDataset(stop.sources, stop.read, stop.preparation, stop.sampling, skip_errors=True)
+    batch = skip[0, index]
+    assert batch.error is None and batch.names[0] != "Hammering_g08_c01"
+    assert [name for name, _ in batch.problems] == ["Hammering_g08_c01"]
+
+
+def test_a_folder_of_nothing_but_bad_videos_still_ends(tiny, tmp_path):
+    shutil.copytree(tiny / "rgb", tmp_path / "rgb")
+    dataset = rgb_set(tmp_path, c.TrainSampling(), skip_errors=True)
+    for path in (tmp_path / "rgb").rglob("*.jpg"):
+        path.write_bytes(b"")
+    assert dataset[0, 0].error
+
+
+def test_colour_in_a_flow_folder_is_an_error_but_three_equal_planes_are_flow(tiny, tmp_path):
+    shutil.copytree(tiny / "flow", tmp_path / "flow")
+    path = tmp_path / "flow/u/v_Archery_g08_c01/frame000002.jpg"
+    before = pixels(path)
+    Image.fromarray(np.stack([before] * 3, -1)).save(path, quality=98)
+    dataset = flow_set(tmp_path, c.TestSampling(3), dataclasses.replace(FLOW, size=72))
+    index = next(i for i, s in enumerate(dataset.sources) if s.video.name == "Archery_g08_c01")
+    assert dataset[0, index].error is None
+    damage(path, "colour")
+    assert "flow is grayscale" in dataset[0, index].error

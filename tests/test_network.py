@@ -1,0 +1,155 @@
+"""The network against torchvision's own ResNet and the papers' formulas."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+import network
+from utils import InputError
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Weights and batch-norm statistics that leave no layer without effect."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = torch.randn(module.running_mean.shape, generator=generator) * 0.1
+            module.running_var = torch.rand(module.running_var.shape, generator=generator) + 0.5
+            module.weight.data = torch.rand(module.weight.shape, generator=generator) + 0.5
+            module.bias.data = torch.randn(module.bias.shape, generator=generator) * 0.1
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def imagenet_file(tmp_path_factory):
+    """A file with the names, shapes and the half precision that ImageNet weights of a ResNet-18 come in."""
+    torch.manual_seed(5)
+    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    torch.save({k: v.half() if v.is_floating_point() else v for k, v in models.resnet18().state_dict().items()}, path)
+    return path
+
+
+def test_cross_modality_is_the_mean_over_rgb_repeated():
+    rgb = torch.arange(2 * 3 * 2 * 2, dtype=torch.float32).reshape(2, 3, 2, 2)
+    flow = network.cross_modality(rgb, 20)
+    assert flow.shape == (2, 20, 2, 2)
+    for channel in range(20):
+        assert torch.equal(flow[:, channel], (rgb[:, 0] + rgb[:, 1] + rgb[:, 2]) / 3)
+
+
+def test_imagenet_weights_reach_the_flow_network_unchanged_but_for_its_ends(imagenet_file):
+    source = torch.load(imagenet_file, weights_only=True)
+    model = network.build_model("resnet18", 20, 7, str(imagenet_file))
+    state = model.state_dict()
+    assert state["conv1.weight"].shape == (64, 20, 7, 7) and state["fc.weight"].shape == (7, 512)
+    torch.testing.assert_close(state["conv1.weight"][:, 13], source["conv1.weight"].float().mean(1))
+    for name, tensor in source.items():
+        if name not in ("conv1.weight", "fc.weight", "fc.bias"):
+            assert torch.equal(state[name], tensor.float() if tensor.is_floating_point() else tensor), name
+
+
+def test_the_rgb_network_is_torchvisions(imagenet_file):
+    reference = models.resnet18()
+    reference.load_state_dict({k: v.float() for k, v in torch.load(imagenet_file, weights_only=True).items()})
+    model = network.build_model("resnet18", 3, 1000, str(imagenet_file)).eval()
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(model(x), reference.eval()(x))
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("channels", [3, 20])
+def test_folding_batch_norm_changes_no_logit(arch, channels):
+    model = randomise(network.build_model(arch, channels, 5, dropout=0.8))
+    x = torch.randn(2, channels, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        logits, features = network.InferenceNet(model)(x)
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-3 * expected.abs().max().item())
+        torch.testing.assert_close(model.fc(features), expected, rtol=1e-4, atol=1e-3 * expected.abs().max().item())
+    assert features.shape == (2, {"resnet18": 512, "resnet50": 2048}[arch])
+    assert isinstance(model.bn1, nn.BatchNorm2d), "the trained network itself must stay as it is"
+
+
+def test_bfloat16_stays_close_to_float32():
+    model = randomise(network.build_model("resnet18", 3, 5))
+    x = torch.randn(4, 3, 64, 64)
+    exact, half = (network.InferenceNet(model, dtype)(x)[0] for dtype in (torch.float32, torch.bfloat16))
+    assert half.dtype == torch.float32
+    assert ((exact - half).norm() / exact.norm()).item() < 2e-2
+
+
+def test_dropout_sits_between_pooling_and_the_last_layer():
+    model = network.build_model("resnet18", 3, 5, dropout=0.8).train()
+    seen = []
+    model.fc.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    model(torch.randn(8, 3, 64, 64))
+    dropped = (seen[0] == 0).float().mean().item()
+    assert 0.75 < dropped < 0.85
+    assert model.state_dict().keys() == models.resnet18(num_classes=5).state_dict().keys()
+
+
+def test_partial_bn_freezes_every_batch_norm_but_the_first():
+    model = network.build_model("resnet18", 3, 5).train()
+    before = copy.deepcopy(model.state_dict())
+    network.freeze_batchnorm(model)
+    model(torch.randn(4, 3, 64, 64)).sum().backward()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"bn1.running_mean", "bn1.running_var", "bn1.num_batches_tracked"}
+    trained = {name for name, p in model.named_parameters() if p.grad is not None and ".bn" in f".{name}"}
+    assert trained == {"bn1.weight", "bn1.bias"}
+
+
+def test_decay_spares_biases_and_batch_norm():
+    model = network.build_model("resnet18", 20, 5)
+    groups = network.parameter_groups(model, 0.1, 5e-4, conv1_lr_factor=10)
+    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    rate = {id(p): g["lr"] for g in groups for p in g["params"]}
+    for name, parameter in model.named_parameters():
+        spared = name.endswith("bias") or ".bn" in f".{name}" or "downsample.1" in name
+        assert decay[id(parameter)] == (0 if spared else 5e-4), name
+        assert rate[id(parameter)] == (1.0 if name == "conv1.weight" else 0.1), name
+
+
+def test_every_resnet_by_name_and_no_other():
+    names = network.architectures()
+    assert {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2"} <= set(names)
+    with pytest.raises(InputError, match="vgg16 is not a ResNet"):
+        network.build_model("vgg16", 3, 5)
+
+
+def test_weights_that_do_not_fit_or_are_not_there_say_so(imagenet_file, tmp_path):
+    with pytest.raises(InputError, match="--weights none") as missing:
+        network.build_model("resnet18", 3, 5, str(tmp_path / "gone.pth"))
+    with pytest.raises(InputError) as other:
+        network.build_model("resnet50", 3, 5, str(imagenet_file))
+    for error in (missing, other):
+        assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_weights_that_cannot_be_downloaded_name_the_ways_out(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(InputError, match=r"--weights PATH.*--weights none"):
+        network.build_model("resnet18", 3, 5, "imagenet")
+
+
+def test_a_mismatch_is_told_in_one_line():
+    model = network.build_model("resnet18", 3, 101)
+    assert network.explain_mismatch(model, models.resnet18(num_classes=101).state_dict()) is None
+    told = network.explain_mismatch(model, models.resnet50(num_classes=51).state_dict())
+    assert "51 classes, not 101" in told and "\n" not in told and len(told) < 500
+    told = network.explain_mismatch(model, {"features.0.weight": torch.zeros(1)})
+    assert "missing" in told and len(told) < 500
+
+
+def test_the_real_resnet50_weights_load(shared):
+    model = network.build_model("resnet50", 20, 101, str(shared / "weights/resnet50_imagenet.pth"))
+    assert model.conv1.weight.dtype == torch.float32
+    first = model.conv1.weight
+    assert torch.equal(first[:, 0], first[:, 19]) and first.abs().sum() > 0

@@ -1,0 +1,84 @@
+"""Which clips are drawn: TSN's thirds, the even spread of a test, and batches that no worker can change."""
+
+import numpy as np
+import pytest
+
+from dataloader import sampling
+
+
+@pytest.mark.parametrize(("frames", "segments"), [(186, 3), (31, 3), (30, 3), (3, 3), (100, 7), (19, 1)])
+def test_one_start_in_each_equal_part(frames, segments):
+    """The parts cover the video without gap or overlap, in order, and are of equal length but for one frame."""
+    drawn = np.array([sampling.train_starts(frames, segments, sampling.rng_for(0, 0, i)) for i in range(4000)])
+    parts = [sorted(set(starts)) for starts in drawn.T.tolist()]
+    assert [frame for part in parts for frame in part] == list(range(frames))
+    lengths = [len(part) for part in parts]
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_a_third_is_drawn_uniformly():
+    drawn = [sampling.train_starts(30, 3, sampling.rng_for(1, 2, i))[1] for i in range(10_000)]
+    counts = np.bincount(drawn, minlength=30)
+    assert counts[:10].sum() == counts[20:].sum() == 0
+    assert np.abs(counts[10:20] - 1000).max() < 150  # 5 standard deviations of a binomial
+
+
+@pytest.mark.parametrize("valid", [1, 2])
+def test_fewer_starts_than_segments(valid):
+    starts = sampling.train_starts(valid, 3, sampling.rng_for(0))
+    assert len(starts) == 3 and starts.min() >= 0 and starts.max() < valid
+
+
+def test_the_shortest_video_of_ucf101_gives_19_starts():
+    """v_BlowingCandles_g05_c03 has 28 flow images, so a stack of 10 has the starts 0..18."""
+    assert sampling.test_starts(28 - 10 + 1, 19).tolist() == list(range(19))
+
+
+@pytest.mark.parametrize(("valid", "samples"), [(177, 19), (20, 19), (1, 19), (5, 19), (1776, 25), (300, 2)])
+def test_an_even_spread_covers_both_ends(valid, samples):
+    starts = sampling.test_starts(valid, samples)
+    assert len(starts) == samples
+    assert starts[0] == 0 and starts[-1] == valid - 1
+    ideal = np.linspace(0, valid - 1, samples)
+    assert np.abs(starts - ideal).max() <= 0.5
+
+
+def test_a_single_sample_is_the_middle():
+    assert sampling.test_starts(11, 1).tolist() == [5]
+
+
+def batches(videos, size, epoch=0, first=0, seed=0, rank=0, world=1):
+    sampler = sampling.EpochBatches(videos, size, seed=seed, rank=rank, world=world)
+    sampler.epoch, sampler.first_batch = epoch, first
+    assert len(list(sampler)) == len(sampler)
+    return list(sampler)
+
+
+@pytest.mark.parametrize(("videos", "size", "world"), [(25, 8, 1), (25, 8, 2), (25, 8, 3), (7, 7, 2), (9, 4, 4)])
+def test_an_epoch_visits_each_video_once_in_all_processes_together(videos, size, world):
+    seen = []
+    steps = set()
+    for rank in range(world):
+        mine = batches(videos, size, epoch=3, rank=rank, world=world)
+        steps.add(len(mine))
+        seen += [index for batch in mine for _, index in batch if index >= 0]
+    assert sorted(seen) == list(range(videos))
+    assert len(steps) == 1  # all processes take part in every step
+
+
+def test_processes_share_the_very_batches_of_one():
+    whole = batches(25, 8, epoch=1)
+    shares = [batches(25, 8, epoch=1, rank=rank, world=2) for rank in range(2)]
+    for step, batch in enumerate(whole):
+        together = {index for share in shares for _, index in share[step] if index >= 0}
+        assert together == {index for _, index in batch}
+
+
+def test_epochs_and_seeds_are_shuffled_differently_and_repeatably():
+    def order(**kwargs):
+        return [index for batch in batches(50, 8, **kwargs) for _, index in batch]
+
+    assert order(epoch=0) == order(epoch=0) != order(epoch=1)
+    assert order(seed=0) != order(seed=1)
+    assert order(epoch=1)[16:] == order(epoch=1, first=2)
+    assert order(seed=None) == list(range(50))

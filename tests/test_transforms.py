@@ -1,0 +1,123 @@
+"""Crops, flips, resizing and normalisation against Pillow, torchvision and the formulas of the papers."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as F
+from PIL import Image
+
+from dataloader import transforms
+from dataloader.transforms import Preparation
+from utils import InputError
+
+
+def test_a_flip_mirrors_and_negates_x_and_only_x():
+    clips = torch.randint(0, 256, (2, 20, 5, 7), dtype=torch.uint8)
+    flipped = transforms.flip_clips(clips, torch.tensor([True, False]), "flow")
+    assert torch.equal(flipped[1], clips[1])
+    for pair in range(10):
+        x, y = clips[0, 2 * pair], clips[0, 2 * pair + 1]
+        assert torch.equal(flipped[0, 2 * pair], 255 - torch.fliplr(x))
+        assert torch.equal(flipped[0, 2 * pair + 1], torch.fliplr(y))
+
+
+@pytest.mark.parametrize("modality", ["rgb", "rgbdiff"])
+def test_a_flip_of_colours_only_mirrors(modality):
+    clips = torch.randint(0, 256, (1, 18, 4, 6), dtype=torch.uint8)
+    assert torch.equal(transforms.flip_clips(clips, torch.tensor([True]), modality)[0], clips[0].flip(-1))
+
+
+def test_the_flow_of_a_mirrored_motion_is_the_flipped_flow():
+    """(u, v) = (3, -2) px mirrored is (-3, -2); with bound 20 a value is round(255 * (v + 20) / 40)."""
+
+    def quantise(value):
+        return round(255 * (value + 20) / 40)
+
+    clip = torch.tensor([quantise(3), quantise(-2)] * 10, dtype=torch.uint8).reshape(1, 20, 1, 1).expand(1, 20, 4, 4)
+    flipped = transforms.flip_clips(clip, torch.tensor([True]), "flow")[0, :, 0, 0].tolist()
+    assert flipped == [quantise(-3), quantise(-2)] * 10
+
+
+def test_rgb_is_normalised_as_torchvision_does():
+    image = torch.randint(0, 256, (3, 6, 8), dtype=torch.uint8)
+    expected = F.normalize(image / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    torch.testing.assert_close(transforms.to_input(image[None], Preparation())[0], expected)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.5, 0.226)])
+def test_flow_is_normalised_plane_by_plane(mean, std):
+    clip = torch.randint(0, 256, (2, 20, 6, 8), dtype=torch.uint8)
+    preparation = Preparation("flow", mean=(mean,), std=(std,), stack_length=10)
+    torch.testing.assert_close(transforms.to_input(clip, preparation), (clip / 255 - mean) / std)
+    assert preparation.channels == 20 and preparation.clip_length == 10
+
+
+def test_differences_are_of_consecutive_frames():
+    frames = torch.randint(0, 256, (1, 6, 3, 4, 4), dtype=torch.uint8)
+    preparation = transforms.default_preparation("rgbdiff", 4, "squash", 5)
+    assert preparation.channels == 15 and preparation.clip_length == 6
+    out = transforms.to_input(frames.flatten(1, 2), preparation).unflatten(1, (5, 3))
+    std = 2 * np.mean([0.229, 0.224, 0.225])
+    torch.testing.assert_close(out, (frames[:, 1:] / 255 - frames[:, :-1] / 255) / std, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 50, 70), (10, 2, 50, 70), (3, 2, 256, 341), (1, 1, 30, 20)])
+def test_resizing_is_pillows(shape):
+    images = torch.randint(0, 256, shape, dtype=torch.uint8)
+    images = torch.nn.functional.avg_pool2d(images.float(), 3, 1, 1).to(torch.uint8)
+    result = transforms.resize_planes(images, 48)
+    for n in range(shape[0]):
+        for c in range(shape[1]):
+            pil = Image.fromarray(images[n, c].numpy()).resize((48, 48), Image.Resampling.BILINEAR)
+            assert np.abs(np.asarray(pil).astype(int) - result[n, c].numpy()).max() <= 1
+
+
+def test_no_resize_is_no_change():
+    images = torch.randint(0, 256, (4, 2, 24, 24), dtype=torch.uint8)
+    assert torch.equal(transforms.resize_planes(images, 24), images)
+
+
+def test_random_crops_are_everywhere_inside_and_of_the_size():
+    rng = np.random.default_rng(0)
+    boxes = [transforms.random_crop(240, 320, 224, rng) for _ in range(5000)]
+    assert {(b.height, b.width) for b in boxes} == {(224, 224)}
+    assert {b.top for b in boxes} == set(range(17)) and {b.left for b in boxes} == set(range(97))
+
+
+def test_a_crop_of_a_small_image_is_its_largest_square():
+    box = transforms.random_crop(100, 150, 224, np.random.default_rng(0))
+    assert (box.height, box.width, box.top) == (100, 100, 0) and 0 <= box.left <= 50
+
+
+@pytest.mark.parametrize("positions", [5, 13])
+def test_multiscale_crops_are_tsns(positions):
+    """Sides from 256 * {1, .875, .75, .66} = 256, 224, 192, 168, neighbouring ones paired; 5 or 13 places."""
+    rng = np.random.default_rng(0)
+    boxes = [transforms.multiscale_crop(256, 340, rng, positions=positions) for _ in range(20_000)]
+    sides = [256, 224, 192, 168]
+    pairs = {(a, b) for i, a in enumerate(sides) for j, b in enumerate(sides) if abs(i - j) <= 1}
+    assert {(b.height, b.width) for b in boxes} == pairs
+    for box in boxes[:1000]:
+        assert 0 <= box.top <= 256 - box.height and 0 <= box.left <= 340 - box.width
+    places = {(b.top, b.left) for b in boxes if (b.height, b.width) == (168, 168)}
+    assert len(places) == positions
+    corners = {(0, 0), (0, 172), (88, 0), (88, 172)}
+    assert corners | {(44, 86)} <= places
+
+
+def test_test_views():
+    assert transforms.test_boxes(240, 320, "squash", 1) == [(0, 0, 240, 320)]
+    assert transforms.test_boxes(256, 340, "center", 1) == [(16, 58, 224, 224)]
+    five = transforms.test_boxes(256, 340, "center", 5)
+    assert set(five) == {(t, left, 224, 224) for t, left in [(16, 58), (0, 0), (0, 116), (32, 0), (32, 116)]}
+    assert transforms.test_boxes(256, 340, "center", 10) == five  # the other five are their flips
+    with pytest.raises(InputError, match="center"):
+        transforms.test_boxes(256, 340, "squash", 10)
+
+
+def test_a_preparation_survives_a_checkpoint(tmp_path):
+    preparation = Preparation("flow", mean=(0.5,), std=(0.226,), stack_length=5, flow_method="tvl1", flow_bound=20.0)
+    torch.save(preparation.as_dict(), tmp_path / "p.pth")
+    assert Preparation.from_dict(torch.load(tmp_path / "p.pth", weights_only=True)) == preparation
+    with pytest.raises(InputError, match="colour"):
+        Preparation.from_dict({"modality": "rgb", "colour": "bgr"})
