@@ -1,0 +1,203 @@
+"""What a checkpoint of any project says: who wrote it, its weights in torchvision's names, its preparation.
+
+Projects are told apart by the names of their layers, never by the file's name. Preparations, test protocols and
+the counting of epochs are those of the projects' own code:
+- the original: github.com/jeffreyyihuang/two-stream-action-recognition, spatial_cnn.py and motion_cnn.py
+- two-stream-pytorch: github.com/bryanyzhu/two-stream-pytorch, main_single_gpu.py, scripts/eval_ucf101_pytorch
+- tsn-pytorch: github.com/yjxiong/tsn-pytorch, main.py, models.py, test_models.py
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataloader.transforms import IMAGENET_MEAN, IMAGENET_STD, Preparation
+from safeload import load_checkpoint
+from safeload.plainpickle import show
+from utils import InputError
+
+# What a project called parts of torchvision's ResNet, by source; the first name found in a file tells the source.
+NAMES = {
+    "original": {"conv1_custom.": "conv1.", "fc_custom.": "fc."},
+    "two-stream-pytorch": {"fc_action.": "fc."},
+    "tsn-pytorch": {"base_model.": "", "new_fc.": "fc."},
+}
+# By how many channels conv1 of the original's motion network is rolled into our order [f0..f9]. Its loader put
+# frame j in place j - 1, in older revisions in place j - 5, in the oldest in place j.
+FLOW_ORDERS = {"original": 2, "older": 10, "oldest": 0}
+# (blocks per layer, width and width per group of the first 3x3 convolution, bottleneck) -> torchvision's name
+ARCHITECTURES = {
+    ((2, 2, 2, 2), 64, 64, False): "resnet18",
+    ((3, 4, 6, 3), 64, 64, False): "resnet34",
+    ((3, 4, 6, 3), 64, 64, True): "resnet50",
+    ((3, 4, 23, 3), 64, 64, True): "resnet101",
+    ((3, 8, 36, 3), 64, 64, True): "resnet152",
+    ((3, 4, 6, 3), 128, 4, True): "resnext50_32x4d",
+    ((3, 4, 23, 3), 256, 8, True): "resnext101_32x8d",
+    ((3, 4, 23, 3), 256, 4, True): "resnext101_64x4d",
+    ((3, 4, 6, 3), 128, 128, True): "wide_resnet50_2",
+    ((3, 4, 23, 3), 128, 128, True): "wide_resnet101_2",
+}
+
+
+@dataclass
+class Checkpoint:
+    """A network, and what its file says of its training and its input."""
+
+    path: Path
+    source: str  # "two-stream" (ours), "original", "two-stream-pytorch", "tsn-pytorch" or "torchvision"
+    state_dict: dict[str, Tensor]  # torchvision's names, on the CPU; motion channels are x1, y1, x2, y2, ...
+    arch: str
+    num_classes: int
+    in_channels: int
+    preparation: dict[str, Any]  # of dataloader.transforms.Preparation
+    args: dict[str, Any]  # flags that it was trained or, by its authors, tested with
+    epoch: int  # the last one finished, counted from 0; -1 for none or unknown
+    best_prec1: float  # top-1 in per cent; 0 for none or unknown
+    class_names: list[str] | None  # in label order; only ours says
+    raw: dict[str, Any]  # everything in the file
+
+    @property
+    def tested_state(self) -> dict[str, Tensor]:
+        """The weights that a test uses: the moving average, where the training kept one."""
+        average = self.raw.get("ema") if self.source == "two-stream" else None
+        if average is None:
+            return self.state_dict
+        return {name.removeprefix("module."): value for name, value in average.items() if name != "n_averaged"}
+
+
+def read_checkpoint(path: str | os.PathLike, modality: str | None = None, flow_order: str = "original") -> Checkpoint:
+    """Read the checkpoint of any project named above, or a bare state_dict.
+
+    `modality` ("rgb", "flow" or "rgbdiff") is what the network must take; None accepts any. `flow_order` names the
+    revision of the original that stacked the flow (FLOW_ORDERS); other projects' files do not need it.
+    Raises InputError, one line, if the file can't be read, holds no ResNet or one for another modality.
+    """
+    content = load_checkpoint(path)
+    source, state = _read_weights(content, path, flow_order)
+    arch = guess_arch(state)
+    if arch is None:
+        raise InputError(f"{path} holds no ResNet of torchvision; its layers are {_list(state)}")
+    num_classes, in_channels = state["fc.weight"].shape[0], state["conv1.weight"].shape[1]
+    if source == "two-stream":
+        lacking = {"preparation", "args", "epoch", "best_prec1", "class_names"} - content.keys()
+        if lacking:
+            raise InputError(f"{path} is an incomplete checkpoint: it lacks {', '.join(sorted(lacking))}")
+        preparation, args = content["preparation"], content["args"]
+        epoch, best_prec1, class_names = content["epoch"], content["best_prec1"], content["class_names"]
+    else:
+        prepared = _preparation(source, in_channels)
+        if prepared.channels != in_channels:
+            raise InputError(f"{path} is a network for {in_channels} input channels: neither RGB nor pairs of flow")
+        preparation, class_names = prepared.as_dict(), None
+        args = _protocol(source) | _learning_rate(content)
+        finished = _number(content, "epoch")  # only the original saved its number, the others the next one's
+        epoch = -1 if finished is None else int(finished) - (source != "original")
+        best_prec1 = _number(content, "best_prec1") or 0.0
+    _check_modality(path, preparation["modality"], modality, in_channels)
+    return Checkpoint(
+        Path(path), source, state, arch, num_classes, in_channels,
+        preparation, args, epoch, best_prec1, class_names, content,
+    )  # fmt: skip
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
+    """The weights of any project's checkpoint, in torchvision's names and float32, to start a training from."""
+    return _read_weights(load_checkpoint(path), path, "original")[1]
+
+
+def guess_arch(state: Mapping[str, Tensor]) -> str | None:
+    """torchvision's name of the ResNet that has these weights; None if it is none of ARCHITECTURES."""
+    needed = {"conv1.weight": 4, "fc.weight": 2, "layer1.0.conv1.weight": 4, "layer1.0.conv2.weight": 4}
+    if any(name not in state or state[name].ndim != ndim for name, ndim in needed.items()):
+        return None
+    blocks = {tuple(name.split(".")[:2]) for name in state}
+    depths = tuple(sum(layer == f"layer{number}" for layer, *_ in blocks) for number in (1, 2, 3, 4))
+    bottleneck = "layer1.0.conv3.weight" in state
+    return ARCHITECTURES.get((depths, *state["layer1.0.conv2.weight"].shape[:2], bottleneck))
+
+
+def _read_weights(content: dict, path: str | os.PathLike, flow_order: str) -> tuple[str, dict[str, Tensor]]:
+    """Who wrote the file, and its weights in torchvision's names and our channel order."""
+    state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
+    if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
+        raise InputError(f"{path} holds no weights: instead of a state_dict it has {_list(state)}")
+    while all(name.startswith("module.") for name in state):  # torch.nn.DataParallel's
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    source = "two-stream" if content.get("format") == "two-stream" else "torchvision"
+    if source == "torchvision":
+        known = (source for source, names in NAMES.items() if any(name.startswith(tuple(names)) for name in state))
+        source = next(known, source)
+    weights: dict[str, Tensor] = {}
+    for name, value in state.items():
+        for theirs, ours in NAMES.get(source, {}).items():
+            if name.startswith(theirs):
+                name = ours + name.removeprefix(theirs)
+                break
+        weights[name] = value.float() if value.is_floating_point() else value
+        if name.endswith("running_var"):  # PyTorch before 0.4.1 did not count batches
+            weights.setdefault(name.replace("running_var", "num_batches_tracked"), torch.tensor(0))
+    first = weights.get("conv1.weight")
+    if source == "original" and first is not None and first.ndim == 4 and first.shape[1] == 20:
+        weights["conv1.weight"] = first.roll(FLOW_ORDERS[flow_order], dims=1)
+    return source, weights
+
+
+def _preparation(source: str, in_channels: int) -> Preparation:
+    """How `source` prepared the input of a network with this many input channels."""
+    if in_channels == 3:
+        resize = "squash" if source == "original" else "center"
+        return Preparation("rgb", 224, resize, IMAGENET_MEAN, IMAGENET_STD)
+    if in_channels == 15 and source == "tsn-pytorch":  # differences of six frames, which main.py doesn't normalise
+        return Preparation("rgbdiff", 224, "center", (0.0,) * 3, (1.0,) * 3, 5)
+    flow = {"stack_length": in_channels // 2, "flow_method": "tvl1", "flow_bound": 20.0}
+    if source in ("two-stream-pytorch", "tsn-pytorch"):
+        return Preparation("flow", 224, "center", (0.5,), (0.226,), **flow)
+    return Preparation("flow", 224, "squash", (0.0,), (1.0,), **flow)
+
+
+def _protocol(source: str) -> dict[str, Any]:
+    """The flags of a test as the authors of `source` did it."""
+    samples_and_views = {"original": (19, 1), "two-stream-pytorch": (25, 10), "tsn-pytorch": (25, 10)}
+    return dict(zip(("test_samples", "test_views"), samples_and_views.get(source, ()), strict=False))
+
+
+def _learning_rate(content: dict) -> dict[str, Any]:
+    """The flags that stand in the optimizer's state: the rate that the training had come down to, and its like."""
+    optimizer = content.get("optimizer")
+    groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
+    group = groups[0] if isinstance(groups, list) and groups and isinstance(groups[0], dict) else {}
+    values = {name: _number(group, name) for name in ("lr", "momentum", "weight_decay")}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _number(content: dict, name: str) -> float | None:
+    """A number, or a tensor or array of one; None for anything else and for NaN."""
+    try:
+        value = float(content[name])
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _check_modality(path: str | os.PathLike, found: str, wanted: str | None, in_channels: int) -> None:
+    if wanted in (None, found):
+        return
+    script = {"rgb": "spatial_cnn.py", "flow": "motion_cnn.py", "rgbdiff": "motion_cnn.py --input rgbdiff"}[found]
+    hint = f"; to start from it, name it with --weights {path}" if found == "rgb" else ""
+    raise InputError(
+        f"{path} is a network for {found} ({in_channels} input channels), not {wanted}; give it to {script}{hint}"
+    )
+
+
+def _list(state: Mapping) -> str:
+    names = [show(name) for name in state]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "nothing"
