@@ -57,16 +57,15 @@ def main() -> int:
     fresh = default_preparation(args.input, args.size, args.test_resize, length)
     if args.input == "flow":
         index = index_frames(args.flow_dir, "flow")
-        made = extraction_settings(index.root)
-        fresh = replace(fresh, mean=(args.flow_mean,), std=(args.flow_std,),
-                        flow_method=made.get("method"), flow_bound=made.get("bound"))
+        fresh = replace(fresh, mean=(args.flow_mean,), std=(args.flow_std,))
         read, find_sources = ReadFlow(index.root), motion_sources
     else:
         index = index_frames(args.rgb_dir, "rgb")
-        rate = extraction_settings(index.root).get("sampling_rate", 1)
-        if rate != 1:
-            raise InputError(f"{index.root} holds every {rate}th frame, differences need all: --sampling-rate 1")
         read, find_sources = ReadFrame(index.root), spatial_sources
+    fresh = fresh.with_extraction(extraction_settings(index.root))
+    if args.input == "rgbdiff" and fresh.sampling_rate not in (None, 1):
+        rate = fresh.sampling_rate
+        raise InputError(f"{index.root} holds every {rate}th frame, differences need all: --sampling-rate 1")
     preparation = choose_preparation(checkpoint, fresh, args)
     data = make_data(args, index, read, find_sources, preparation, device)
 

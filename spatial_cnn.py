@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import options
 from dataloader.layouts import index_frames
-from dataloader.loaders import make_data
+from dataloader.loaders import extraction_settings, make_data
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.transforms import default_preparation
 from engine import Run
@@ -38,8 +38,9 @@ def main() -> int:
     seed_everything(args.seed, args.deterministic)
 
     # data
-    preparation = choose_preparation(checkpoint, default_preparation("rgb", args.size, args.test_resize), args)
     index = index_frames(args.rgb_dir, "rgb")
+    fresh = default_preparation("rgb", args.size, args.test_resize).with_extraction(extraction_settings(index.root))
+    preparation = choose_preparation(checkpoint, fresh, args)
     data = make_data(args, index, ReadFrame(index.root), spatial_sources, preparation, device)
 
     # model

@@ -7,7 +7,7 @@ pixel value (flip, negation, float, normalisation) happens on the device, for th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,8 @@ class Preparation:
 
     `mean` and `std` are per channel of one image (3 for RGB, 1 for flow), in units of pixel / 255.
     `stack_length` is the number of flow pairs (or frame differences) in a clip; 1 for RGB.
-    `flow_method` and `flow_bound` are what the flow on disk was made with, where that is known.
+    The rest is how the images on disk were extracted (data/extract_*.py), as far as that is known: predict.py
+    does the same to a video. `flow_method` is tvl1, dis, farneback, raft_large, raft_small or flo.
     """
 
     modality: str = "rgb"  # rgb | flow | rgbdiff
@@ -38,7 +39,10 @@ class Preparation:
     std: tuple[float, ...] = IMAGENET_STD
     stack_length: int = 1
     flow_method: str | None = None
-    flow_bound: float | None = None
+    flow_bound: float | None = None  # in pixels
+    sampling_rate: int | None = None  # every how many frames
+    short_side: int | None = None  # in pixels; 0: the video's own size
+    quality: int | None = None  # of JPEG
 
     @property
     def channels(self) -> int:
@@ -49,6 +53,15 @@ class Preparation:
     def clip_length(self) -> int:
         """Consecutive time steps on disk that make one clip: frames (rgb, rgbdiff) or flow pairs (flow)."""
         return self.stack_length + 1 if self.modality == "rgbdiff" else self.stack_length
+
+    def with_extraction(self, settings: dict[str, Any]) -> Preparation:
+        """The same, for images made with these settings of extraction.json; {} for images of unknown origin."""
+        return replace(
+            self,
+            flow_method=settings.get("model", settings.get("method")),  # of raft, which of its two networks
+            flow_bound=settings.get("bound"),
+            **{name: settings.get(name) for name in ("sampling_rate", "short_side", "quality")},
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
