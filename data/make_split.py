@@ -19,7 +19,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from data.videos import find_videos
 from dataloader.names import first_few, group_of, video_key
@@ -90,6 +89,8 @@ def group_videos(labels: dict[str, int], class_names: list[str]) -> dict[tuple[i
 def holdout(groups: dict, class_names: list[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
     """One split, class by class, with at least one group of each on both sides: (training paths, test paths)."""
     require(groups, class_names, 2)
+    from sklearn.model_selection import train_test_split  # takes a second: not before the input is known good
+
     rng = np.random.RandomState(seed)
     train, test = [], []
     for label in range(len(class_names)):
@@ -105,6 +106,8 @@ def folds(groups: dict, class_names: list[str], number: int, seed: int) -> Itera
     """`number` stratified splits: each group tests in exactly one."""
     keys = list(groups)
     require(groups, class_names, number)
+    from sklearn.model_selection import StratifiedKFold
+
     splitter = StratifiedKFold(number, shuffle=True, random_state=seed)
     for train, test in splitter.split(keys, [label for label, _ in keys]):
         yield paths_of(groups, [keys[i] for i in train]), paths_of(groups, [keys[i] for i in test])
@@ -120,7 +123,7 @@ def require(groups: dict, class_names: list[str], number: int) -> None:
     have = Counter(label for label, _ in groups)
     short = [class_names[label] for label, count in sorted(have.items()) if count < number]
     if short:
-        raise InputError(f"fewer than {number} videos (or groups of them) in {first_few(short)}; add some, or leave it out")
+        raise InputError(f"fewer than {number} videos in {first_few(short)}; add some, or leave the class out")
 
 
 def write_lists(out: Path, files: dict[str, list[str]]) -> None:

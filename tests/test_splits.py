@@ -1,0 +1,354 @@
+"""Split lists and the group rule, against the official lists and against lists built here line by line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from data import make_split
+from dataloader.names import group_of, video_key
+from dataloader.splits import UCF101_CLASSES, Video, hold_out_groups, load_split
+from utils import InputError
+
+
+def write(folder: Path, files: dict[str, str | bytes]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def error(folder: Path, number: int = 1) -> str:
+    with pytest.raises(InputError) as caught:
+        load_split(folder, number)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# UCF101
+
+
+@pytest.mark.parametrize("number, sizes", [(1, (9537, 3783)), (2, (9586, 3734)), (3, (9624, 3696))])
+def test_official_lists_and_group_rule(shared, number, sizes):
+    folder = shared / "data" / "ucfTrainTestlist"
+    train = [line.split() for line in (folder / f"trainlist{number:02d}.txt").read_text().splitlines()]
+    test = (folder / f"testlist{number:02d}.txt").read_text().split()
+    listed = load_split(folder, number)
+    assert (listed.dataset, listed.number) == ("ucf101", str(number))
+    assert (len(listed.train), len(listed.test)) == sizes == listed.official_counts
+    assert [[video.listed, str(video.label + 1)] for video in listed.train] == train
+    assert [video.listed for video in listed.test] == test
+    for video in listed.train + listed.test:
+        assert video.listed.split("/")[0] == listed.class_names[video.label]
+        assert "v_" + video.name.casefold() + ".avi" == video.listed.split("/")[1].casefold()
+
+    folders = [f"{line.split('/')[1].removesuffix('.avi')}" for line in test + [path for path, _ in train]]
+    ruled = load_split(None, number, folders)
+    for by_rule, by_list in ((ruled.train, listed.train), (ruled.test, listed.test)):
+        assert {(v.name, v.label) for v in by_rule} == {(v.name, v.label) for v in by_list}
+    assert ruled.class_names == listed.class_names
+
+
+def test_rule_prints_the_counts_beside_the_official_ones(capsys):
+    load_split(None, 2, ["v_Biking_g08_c01", "v_Biking_g07_c01", "v_Biking_g15_c01"])
+    printed = capsys.readouterr().out
+    assert re.search(r"2 training and 1 test videos.*9586.*3734", printed)
+
+
+def test_class_order_is_classind_and_no_sort(shared):
+    lines = (shared / "data" / "ucfTrainTestlist" / "classInd.txt").read_text().splitlines()
+    assert [f"{i} {name}" for i, name in enumerate(UCF101_CLASSES, 1)] == lines
+    assert UCF101_CLASSES.index("Hammering") == 34
+    assert UCF101_CLASSES.index("HammerThrow") == 35
+    assert UCF101_CLASSES.index("JumpingJack") < UCF101_CLASSES.index("JumpRope")
+
+
+@pytest.mark.parametrize("spelling", ["v_HandStandPushups_g01_c02", "v_HandstandPushups_g01_c02"])
+def test_handstand_has_one_key(spelling):
+    split = load_split(None, 1, [spelling])
+    assert split.test == [Video("HandstandPushups_g01_c02", 36, spelling)]
+
+
+def test_rule_with_the_classes_that_are_on_disk():
+    demo = load_split(None, 1, ["v_stripes_left_g01_c01", "v_Dots_up_g09_c01", "v_stripes_left_g08_c01"])
+    assert (demo.dataset, demo.class_names) == ("own", ["Dots_up", "stripes_left"])
+    assert [video.name for video in demo.test] == ["stripes_left_g01_c01"]
+    with pytest.raises(InputError, match="UCF101 has no class Knitting2"):
+        load_split(None, 1, ["v_Biking_g01_c01", "v_Knitting2_g01_c01"])
+
+
+def test_rule_needs_names_of_its_form():
+    with pytest.raises(InputError, match=r"fight/fi001.*data/make_split\.py"):
+        load_split(None, 1, ["fight/fi001"])
+    with pytest.raises(InputError, match="--split 4"):
+        load_split(None, 4, ["v_Biking_g01_c01"])
+    with pytest.raises(InputError, match="no videos"):
+        load_split(None, 1, [])
+
+
+def test_ucf101_lists_with_crlf_mark_and_blank_lines(tmp_path):
+    classes = "\n".join(f"{i} {name}" for i, name in enumerate(UCF101_CLASSES, 1))
+    write(tmp_path, {
+        "classInd.txt": b"\xef\xbb\xbf" + classes.replace("\n", "\r\n").encode(),
+        "trainlist01.txt": b"\xef\xbb\xbfHammering/v_Hammering_g08_c01.avi 35\r\n\r\n  \r\n"
+                           b"YoYo/v_YoYo_g09_c01.avi 101\r\n",
+        "testlist01.txt": b"\r\nHammerThrow/v_HammerThrow_g01_c01.avi\r\n",
+    })  # fmt: skip
+    split = load_split(tmp_path, "01")
+    assert split.train == [
+        Video("Hammering_g08_c01", 34, "Hammering/v_Hammering_g08_c01.avi"),
+        Video("YoYo_g09_c01", 100, "YoYo/v_YoYo_g09_c01.avi"),
+    ]
+    assert split.test == [Video("HammerThrow_g01_c01", 35, "HammerThrow/v_HammerThrow_g01_c01.avi")]
+    assert load_split(tmp_path.parent, 1) == split  # the folder above does as well
+
+
+TRAIN = "Biking/v_Biking_g08_c01.avi 11\nDiving/v_Diving_g08_c01.avi 26\n"
+TEST = "Biking/v_Biking_g01_c01.avi\n"
+
+
+@pytest.mark.parametrize(
+    "train, test, words",
+    [
+        (TRAIN + "Biking/v_Biking_g01_c01.avi 11\n", TEST, ["leak", "Biking/v_Biking_g01_c01.avi"]),
+        (TRAIN + "Biking/V_biking_g01_c01.AVI 11\n", TEST, ["leak"]),
+        (TRAIN + "Biking/v_Biking_g08_c01.avi 11\n", TEST, ["trainlist01.txt line 3", "line 1", "delete one"]),
+        (TRAIN, TEST + TEST, ["testlist01.txt line 2", "delete one"]),
+        (TRAIN + "Flying/v_Flying_g08_c01.avi 11\n", TEST, ["trainlist01.txt line 3", "Flying", "none of the 101"]),
+        (TRAIN, "Flying/v_Flying_g01_c01.avi\n", ["testlist01.txt line 1", "none of the 101"]),
+        (TRAIN + "Biking/v_Biking_g09_c01.avi 26\n", TEST, ["line 3", "label 26 means Diving", "Biking"]),
+        (TRAIN + "Biking/v_Biking_g09_c01.avi 102\n", TEST, ["line 3", "label 102 is none"]),
+        (TRAIN + "Biking/v_Biking_g09_c01.avi\n", TEST, ["line 3", "expected `path label`"]),
+        (TRAIN + "Biking/v_Biking_g09_c01.avi eleven\n", TEST, ["line 3", "expected `path label`"]),
+        ("", TEST, ["trainlist01.txt is empty"]),
+        ("\r\n \n", TEST, ["trainlist01.txt is empty"]),
+        (TRAIN, b"\xff\xfeB\0i\0", ["testlist01.txt", "UTF-8"]),
+        (TRAIN, b"Biking/v_\0.avi", ["testlist01.txt", "not a text file"]),
+    ],
+)  # fmt: skip
+def test_bad_lists_are_told_by_file_and_line(tmp_path, train, test, words):
+    classes = "\n".join(f"{i} {name}" for i, name in enumerate(UCF101_CLASSES, 1))
+    write(tmp_path, {"classInd.txt": classes, "trainlist01.txt": train, "testlist01.txt": test})
+    message = error(tmp_path)
+    assert all(word in message for word in words), message
+
+
+def test_absent_lists(tmp_path):
+    assert "no folder" in error(tmp_path / "nowhere")
+    assert "holds no split lists" in error(tmp_path)
+    write(tmp_path, {"trainlist01.txt": TRAIN, "testlist01.txt": TEST})
+    assert "no lists of split 2, only of split 1" in error(tmp_path, 2)
+    (tmp_path / "testlist01.txt").unlink()
+    assert "no test list of split 1" in error(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("1 a\n1 b\n", "numbered 1, 2, 3"),
+        ("1 a\n3 b\n", "numbered 1, 2, 3"),
+        ("a\nb\nA\n", "occurs twice"),
+        ("\n", "is empty"),
+    ],
+)
+def test_bad_class_file(tmp_path, content, words):
+    write(tmp_path, {"classes.txt": content, "train.txt": "a/1.avi\n", "test.txt": "b/2.avi\n"})
+    assert words in error(tmp_path)
+
+
+# HMDB51
+
+
+def hmdb51_lists() -> tuple[dict[str, str], list[str]]:
+    """51 classes with 70 training and 30 test videos each, and 1666 unused ones in all, as the official lists."""
+    classes = [f"class_{i:02d}" for i in range(49)] + ["climb", "climb_stairs"]
+    files = {}
+    for number in (1, 2, 3):
+        for i, name in enumerate(classes):
+            uses = "1" * 70 + "2" * 30 + "0" * (1666 // 51 + (i < 1666 % 51))
+            lines = [
+                f"[@!(A_B)] #1; film.2 -_x_{name}_f_cm_np1_ba_med_{j}.avi {use} \r\n"
+                for j, use in enumerate(uses[number:] + uses[:number])
+            ]
+            files[f"{name}_test_split{number}.txt"] = "".join(lines)
+    return files, classes
+
+
+def test_hmdb51(tmp_path):
+    files, classes = hmdb51_lists()
+    folder = write(tmp_path / "testTrainMulti_7030_splits", files)
+    split = load_split(folder, 3)
+    assert split.dataset == "hmdb51"
+    assert split.class_names == sorted(classes)
+    assert (len(split.train), len(split.test)) == (3570, 1530) == split.official_counts
+    first = split.train[0]
+    assert first == Video(
+        "class_00/[@!(A_B)] #1; film.2 -_x_class_00_f_cm_np1_ba_med_0", 0,
+        "class_00/[@!(A_B)] #1; film.2 -_x_class_00_f_cm_np1_ba_med_0.avi",
+    )  # fmt: skip
+    assert sum(len(text.split("\r\n")) - 1 for name, text in files.items() if "split3" in name) == 3570 + 1530 + 1666
+    stairs = {video.name.split("/")[0] for video in split.train if video.label == classes.index("climb_stairs")}
+    assert stairs == {"climb_stairs"}
+    assert load_split(tmp_path, 1).number == "1"  # the folder above
+
+    assert "only of split 1, 2, 3" in error(folder, 4)
+    name = "climb_test_split1.txt"
+    write(folder, {name: "a b.avi 1 \nc.avi 3 \n"})
+    assert f"{name} line 2: expected `name.avi 0|1|2`" in error(folder)
+    write(folder, {name: "a b.avi 1 \n2\n"})
+    assert f"{name} line 2" in error(folder)
+    write(folder, {name: "a b.avi 1 \na b.avi 0\n"})
+    assert f"{name} line 2" in error(folder)
+    write(folder, {name: "a b.avi 1 \na b.avi 2\n"})
+    assert "a b.avi" in error(folder)
+
+
+# one's own
+
+
+def test_own_lists_without_labels_take_the_folders(tmp_path):
+    write(tmp_path, {"train.txt": "b/two words 1.avi\na/x.y.mp4\n", "test.txt": "/data/videos/b/3.avi\n"})
+    split = load_split(tmp_path, 1)
+    assert (split.dataset, split.class_names, split.official_counts) == ("own", ["a", "b"], None)
+    assert split.train == [Video("b/two words 1", 1, "b/two words 1.avi"), Video("a/x.y", 0, "a/x.y.mp4")]
+    assert split.test == [Video("b/3", 1, "/data/videos/b/3.avi")]
+
+
+@pytest.mark.parametrize("base", [0, 1])
+def test_own_labels_count_from_0_or_1(tmp_path, base):
+    write(tmp_path, {"train.txt": f"z/1.avi {base}\na/1.avi {1 + base}\n", "test.txt": f"z/2.avi {base}\n"})
+    split = load_split(tmp_path, 1)
+    assert split.class_names == ["z", "a"]  # the labels' order
+    assert [video.label for video in split.train + split.test] == [0, 1, 0]
+
+
+def test_tsn_lists_of_ucf101_count_labels_from_0(tmp_path):
+    """TSN's data/ucf101_rgb_train_split_1.txt: `path num_frames label`, Hammering 34, HammerThrow 35."""
+    rgb = "/data/ucf101/v_Hammering_g08_c01 98 34\n/data/ucf101/v_HammerThrow_g08_c01 99 35\n"
+    write(tmp_path, {
+        "ucf101_rgb_train_split_2.txt": rgb, "ucf101_flow_train_split_2.txt": rgb.replace(" 98 ", " 97 "),
+        "ucf101_rgb_val_split_2.txt": "/data/ucf101/v_HandStandPushups_g01_c01 80 36\n",
+    })  # fmt: skip
+    split = load_split(tmp_path, 2)
+    assert (split.dataset, len(split.class_names)) == ("ucf101", 101)
+    assert {video.name: video.label for video in split.train} == {"Hammering_g08_c01": 34, "HammerThrow_g08_c01": 35}
+    assert {video.name: video.label for video in split.test} == {"HandstandPushups_g01_c01": 36}
+    write(tmp_path, {"ucf101_flow_train_split_2.txt": rgb.replace("08", "09")})
+    assert "differ" in error(tmp_path, 2)
+
+
+def test_class_file_tells_the_classes_of_flat_paths(tmp_path):
+    write(tmp_path, {"train.txt": "clips/1 40 0\nclips/2 41 1\n", "test.txt": "clips/3 42 1\n"})
+    assert "classes.txt" in error(tmp_path)
+    write(tmp_path, {"classes.txt": "run\nsit down\n"})
+    split = load_split(tmp_path, 1)
+    assert split.class_names == ["run", "sit down"]
+    assert [video.name for video in split.train + split.test] == ["run/1", "sit down/2", "sit down/3"]
+    write(tmp_path, {"test.txt": "clips/3 42 2\n"})
+    assert "label 2 is none of the 2 classes" in error(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "train",
+    ["a/1.avi 0\nb/2.avi 0\nb/3.avi 1\n", "a/1.avi 0\na/2.avi 1\n", "a/1.avi 0\nb/2.avi 2\n", "a/1.avi 5\nb/2.avi 6\n"],
+)
+def test_labels_that_contradict_the_folders(tmp_path, train):
+    write(tmp_path, {"train.txt": train, "test.txt": "a/9.avi 0\n"})
+    assert "don't match one to one" in error(tmp_path)
+
+
+def test_keys():
+    assert video_key("Class/v_HandStandPushups_g01_c01.avi", "HandstandPushups") == "HandstandPushups_g01_c01"
+    assert video_key("fight\\fi001.avi", "fight") == "fight/fi001"
+    assert video_key("fight/v_1.5.mp4", "fight") == "fight/v_1.5"
+    assert video_key("fight/v_other_g01_c01.avi", "fight") == "fight/v_other_g01_c01"
+
+
+# validation groups
+
+
+def test_hold_out_the_last_groups(shared):
+    split = load_split(shared / "data" / "ucfTrainTestlist", 3)
+    train, val = hold_out_groups(split.train, 3)
+    assert len(train) + len(val) == 9624
+    assert {re.search(r"_g(\d\d)_", video.name)[1] for video in val} == {"23", "24", "25"}
+    assert {re.search(r"_g(\d\d)_", video.name)[1] for video in train} == {f"{g:02d}" for g in (*range(1, 15), 22)}
+    assert {video.label for video in train} == {video.label for video in val} == set(range(101))
+    with pytest.raises(InputError, match="--val-groups 18"):
+        hold_out_groups(split.train, 18)
+    with pytest.raises(InputError, match="--val-groups 0"):
+        hold_out_groups(split.train, 0)
+
+
+def test_hold_out_of_other_names():
+    """HMDB51: clips of one source stay together. Others: the last videos of each class."""
+    names = [f"kick/{source}_kick_f_cm_np1_ba_med_{i}" for source in ("film_a", "film_b", "film_c") for i in range(2)]
+    own = [f"fight/fi{i:03d}" for i in range(10)]
+    videos = [Video(name, 0, name) for name in names] + [Video(name, 1, name) for name in own]
+    train, val = hold_out_groups(videos, 1)
+    assert [video.name for video in val] == [*names[4:], own[-1]]
+    assert [video.name for video in train] == [*names[:4], *own[:-1]]
+    assert group_of(names[0]) == "film_a"
+
+
+# data/make_split.py
+
+
+def make_videos(root: Path, counts: dict[str, int]) -> Path:
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            (root / name / f"clip {i} 1.avi").write_bytes(b"")
+    return root
+
+
+def test_make_split(tmp_path, run):
+    videos = make_videos(tmp_path / "videos", {"2 run": 40, "1 sit down": 20, "jump": 2})
+    out = tmp_path / "lists"
+    run("data/make_split.py", videos, out, "--test-fraction", 0.25)
+    split = load_split(out, 1)
+    assert split.class_names == ["1 sit down", "2 run", "jump"]
+    per_class = [[sum(v.label == c for v in part) for c in range(3)] for part in (split.train, split.test)]
+    assert per_class == [[15, 30, 1], [5, 10, 1]]
+    on_disk = {path.relative_to(videos).as_posix() for path in videos.glob("*/*.avi")}
+    assert {video.listed for video in split.train + split.test} == on_disk
+    assert all(video.listed.split("/")[0] == split.class_names[video.label] for video in split.train + split.test)
+
+    text = (out / "train.txt").read_text()
+    assert "delete them" in run("data/make_split.py", videos, out, "--seed", 1, code=2).stderr
+    assert (out / "train.txt").read_text() == text
+    labels, names = make_split.find_classes(videos)
+    groups = make_split.group_videos(labels, names)
+    train, test = make_split.holdout(groups, names, 0.25, seed=0)
+    assert {video.listed for video in split.train} == set(train)
+    assert set(test) != set(make_split.holdout(groups, names, 0.25, seed=1)[1])
+
+
+def test_make_folds_keeps_recordings_together(tmp_path, run):
+    root = tmp_path / "videos"
+    for name in ("Walk", "Run"):
+        (root / name).mkdir(parents=True)
+        for group in range(1, 7):
+            for clip in range(1, 4):
+                (root / name / f"v_{name}_g{group:02d}_c{clip:02d}.avi").write_bytes(b"")
+    run("data/make_split.py", root, tmp_path / "lists", "--folds", 3)
+    tested = []
+    for number in (1, 2, 3):
+        split = load_split(tmp_path / "lists", number)
+        assert split.class_names == ["Run", "Walk"]
+        assert not {v.name[:-4] for v in split.train} & {v.name[:-4] for v in split.test}
+        assert [sum(v.label == c for v in split.test) for c in range(2)] == [6, 6]
+        tested += [video.name for video in split.test]
+    assert sorted(tested) == sorted(path.stem.removeprefix("v_") for path in root.glob("*/*.avi"))
+
+
+def test_make_split_bad_input(tmp_path, run):
+    videos = make_videos(tmp_path / "videos", {"run": 4, "sit": 1})
+    assert "fewer than 2 videos in sit" in run("data/make_split.py", videos, tmp_path / "o", code=2).stderr
+    assert "one class folder" in run("data/make_split.py", videos / "..", tmp_path / "o", code=2).stderr
+    (videos / "loose.avi").write_bytes(b"")
+    assert "no class folder" in run("data/make_split.py", videos, tmp_path / "o", code=2).stderr
+    assert "nowhere" in run("data/make_split.py", tmp_path / "nowhere", tmp_path / "o", code=2).stderr
+    assert not (tmp_path / "o").exists()
