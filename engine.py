@@ -21,11 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import options
+from checkpoints import read_checkpoint
 from dataloader.clips import Batch, Loader, clips_of
 from dataloader.loaders import Data
 from dataloader.transforms import Preparation
 from network import InferenceNet, freeze_batchnorm
-from safeload import load_checkpoint
 from training import Training, amp_dtype
 from utils import (
     InputError,
@@ -374,11 +374,11 @@ class Run:
         _barrier()
         if not path.is_file():
             return
-        best = load_checkpoint(path)
-        training.tested_model.load_state_dict(best["ema"] if best["ema"] is not None else best["state_dict"])
+        best = read_checkpoint(path)
+        training.tested_model.load_state_dict(best.tested_state)
         result = self._test(training.tested_model, self.data.test)
-        self._write(result, training.tested_model, self.data.test, "test", best["epoch"], path.name)
-        self.say(f"the best epoch's network (epoch {best['epoch']}) | test: {_summary(result)}")
+        self._write(result, training.tested_model, self.data.test, "test", best.epoch, path.name)
+        self.say(f"model_best, of epoch {best.epoch} | test: {_summary(result)}")
 
     def _test(self, model: nn.Module, loader: Loader, unsaved: Training | None = None) -> TestResult:
         """Test; Ctrl-C in between saves the training that was not saved yet, trained but not tested."""

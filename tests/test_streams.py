@@ -1,0 +1,153 @@
+"""The scripts as a user runs them: train, resume, evaluate, fuse, on tiny data; ResNet101 once per stream."""
+
+import json
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import SMALL
+
+STREAMS = {"spatial": ("spatial_cnn.py", "--rgb-dir", "rgb", "rgb"), "motion": ("motion_cnn.py", "--flow-dir", "flow", "opf")}
+
+
+@pytest.fixture(scope="module", params=STREAMS)
+def trained(request, tiny, run, tmp_path_factory):
+    """One epoch of a stream: (name, script and data flags, output folder, what it printed)."""
+    script, flag, folder, _ = STREAMS[request.param]
+    output = tmp_path_factory.mktemp(request.param)
+    arguments = (script, flag, tiny / folder, *SMALL, "--output", output)
+    process = run(*arguments, "--epochs", 1)
+    return request.param, arguments, output, process.stdout
+
+
+def load_pickles(output, stream):
+    return [pickle.loads((output / f"{stream}_{kind}_preds.pickle").read_bytes()) for kind in ("frame", "video")]
+
+
+def test_training_leaves_predictions_records_and_checkpoints(trained):
+    stream, _, output, text = trained
+    frames, videos = load_pickles(output, stream)
+    assert set(frames) == set(videos) == {f"{c}_g0{g}_c01" for c in ("Archery", "HammerThrow", "Hammering") for g in (1, 2)}
+    for name, logits in frames.items():
+        assert logits.dtype == videos[name].dtype == np.float32
+        assert logits.shape == (3, 101) and videos[name].shape == (101,)
+        np.testing.assert_allclose(videos[name], logits.mean(0), rtol=1e-5, atol=1e-6)
+    about = json.loads((output / "predictions.json").read_text())
+    assert about["labels"]["Hammering_g01_c01"] == 34 and about["labels"]["HammerThrow_g01_c01"] == 35
+    assert about["class_names"][34:36] == ["Hammering", "HammerThrow"]
+    assert about["protocol"]["samples"] == 3 and about["checkpoint"]["epoch"] == 0
+    prefix = STREAMS[stream][3]
+    for kind in ("train", "test"):
+        record = pd.read_csv(output / f"{prefix}_{kind}.csv")
+        assert list(record) == ["Epoch", "Batch Time", "Data Time", "Loss", "Prec@1", "Prec@5", "lr"]
+        assert record["Epoch"].tolist() == [0]
+    # the record's test row against the pickle
+    labels = np.array([about["labels"][name] for name in videos])
+    scores = torch.tensor(np.stack(list(videos.values())))
+    loss = torch.nn.functional.cross_entropy(scores, torch.tensor(labels)).item()
+    row = pd.read_csv(output / f"{prefix}_test.csv").iloc[0]
+    assert row["Loss"] == pytest.approx(loss, rel=1e-4)
+    assert row["Prec@1"] == pytest.approx(100 * (scores.argmax(1).numpy() == labels).mean())
+    for name in ("checkpoint.pth.tar", "model_best.pth.tar"):
+        saved = torch.load(output / name, weights_only=True)
+        assert saved["epoch"] == 0 and saved["arch"] == "resnet18"
+        assert saved["state_dict"]["conv1.weight"].shape[1] == (3 if stream == "spatial" else 20)
+    assert "chosen by the test set" in text and "6 training and 6 test videos" in text
+
+
+def test_evaluate_only_tests_and_gives_the_same_predictions(trained, run):
+    stream, arguments, output, _ = trained
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    _, videos = load_pickles(output, stream)
+    for kind in ("frame", "video"):
+        (output / f"{stream}_{kind}_preds.pickle").unlink()
+    process = run(*arguments, "--resume", output / "checkpoint.pth.tar", "--evaluate", "--features", output / "f.npz")
+    assert "epoch" not in process.stdout.replace("of epoch", "")
+    _, again = load_pickles(output, stream)
+    for name, logits in videos.items():
+        np.testing.assert_array_equal(again[name], logits)
+    for name in ("checkpoint.pth.tar", "model_best.pth.tar", *(n for n in before if n.endswith(".csv"))):
+        assert (output / name).read_bytes() == before[name]
+    features = np.load(output / "f.npz")
+    assert features["features"].shape == (6, 3, 512) and features["videos"].tolist() == list(videos)
+    state = torch.load(output / "checkpoint.pth.tar", weights_only=True)["state_dict"]
+    logits = features["features"].mean(1) @ state["fc.weight"].numpy().T + state["fc.bias"].numpy()
+    np.testing.assert_allclose(logits, np.stack(list(videos.values())), rtol=1e-3, atol=1e-3)
+
+
+def test_resume_goes_on_with_the_next_epoch(trained, run):
+    stream, arguments, output, _ = trained
+    before = torch.load(output / "checkpoint.pth.tar", weights_only=True)
+    process = run(*arguments, "--epochs", 2, "--resume")
+    assert "epoch 1:" in process.stdout and "epoch 0:" not in process.stdout
+    after = torch.load(output / "checkpoint.pth.tar", weights_only=True)
+    assert before["epoch"] == 0 and after["epoch"] == 1
+    assert after["best_prec1"] >= before["best_prec1"]
+    buffers = after["optimizer"]["state"]
+    assert buffers and all(torch.isfinite(b["momentum_buffer"]).all() for b in buffers.values())
+    prefix = STREAMS[stream][3]
+    for kind in ("train", "test"):
+        assert pd.read_csv(output / f"{prefix}_{kind}.csv")["Epoch"].tolist() == [0, 1]
+    process = run(*arguments, "--epochs", 2, "--resume")
+    assert "all 2 epochs are done" in process.stdout
+
+
+def test_both_streams_fuse(tiny, run, tmp_path):
+    for stream, (script, flag, folder, _) in STREAMS.items():
+        run(script, flag, tiny / folder, *SMALL, "--output", tmp_path / stream, "--epochs", 1, "--amp", "off")
+    run("fusion.py", "--spatial", tmp_path / "spatial/spatial_video_preds.pickle",
+        "--motion", tmp_path / "motion/motion_video_preds.pickle", "--output", tmp_path / "fusion")  # fmt: skip
+    results = json.loads((tmp_path / "fusion/results.json").read_text())
+    assert results["videos"] == 6
+    both = [load_pickles(tmp_path / stream, stream)[1] for stream in STREAMS]
+    labels = json.loads((tmp_path / "spatial/predictions.json").read_text())["labels"]
+    right = [np.argmax(both[0][name] + both[1][name]) == labels[name] for name in labels]
+    assert results["fusion"]["top1"] == pytest.approx(100 * np.mean(right))
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_resnet101_itself(stream, tiny, run, tmp_path):
+    script, flag, folder, _ = STREAMS[stream]
+    run(script, flag, tiny / folder, "--ucf-list", "none", "--weights", "none", "--size", 64, "--test-samples", 2,
+        "--batch-size", 3, "--epochs", 1, "--workers", 1, "--output", tmp_path)  # fmt: skip
+    saved = torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)
+    assert saved["arch"] == "resnet101"
+    assert {name.split(".")[1] for name in saved["state_dict"] if name.startswith("layer3.")} == {str(i) for i in range(23)}
+
+
+def test_the_tsn_recipe_and_rgb_differences(tiny, run, tmp_path):
+    common = (*SMALL, "--recipe", "tsn", "--epochs", 2, "--batch-size", 3, "--test-samples", 2, "--size", 64)
+    run("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *common, "--output", tmp_path / "s", "--ema", 0.9,
+        "--label-smoothing", 0.1, "--accumulate", 2, "--schedule", "cosine", "--warmup-epochs", 1)  # fmt: skip
+    saved = torch.load(tmp_path / "s/checkpoint.pth.tar", weights_only=True)
+    assert saved["preparation"]["test_resize"] == "center" and saved["args"]["dropout"] == 0.8
+    averaged = saved["ema"]["module.fc.weight"]
+    assert not torch.equal(averaged, saved["state_dict"]["fc.weight"])
+    # batch norms but the first keep their statistics
+    assert torch.equal(saved["state_dict"]["layer1.0.bn1.running_mean"], torch.zeros(64))
+    assert not torch.equal(saved["state_dict"]["bn1.running_mean"], torch.zeros(64))
+    run("spatial_cnn.py", "--rgb-dir", tiny / "rgb", "--ucf-list", "none", "--output", tmp_path / "s",
+        "--resume", tmp_path / "s/model_best.pth.tar", "--evaluate", "--workers", 0)  # fmt: skip
+    about = json.loads((tmp_path / "s/predictions.json").read_text())
+    assert about["protocol"]["views"] == 10 and about["protocol"]["samples"] == 2  # from the checkpoint
+    run("motion_cnn.py", "--input", "rgbdiff", "--rgb-dir", tiny / "rgb", *common, "--output", tmp_path / "m")
+    saved = torch.load(tmp_path / "m/checkpoint.pth.tar", weights_only=True)
+    assert saved["state_dict"]["conv1.weight"].shape[1] == 15
+    assert (tmp_path / "m/motion_video_preds.pickle").is_file()
+
+
+def test_validation_groups_leave_the_test_set_to_the_end(tiny, run, tmp_path):
+    process = run("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *SMALL, "--epochs", 2, "--val-groups", 1, "--output", tmp_path)
+    assert "3 training and 6 test videos" in process.stdout and "| val:" in process.stdout
+    about = json.loads((tmp_path / "predictions.json").read_text())
+    assert about["subset"] == "test" and {name.split("_")[1] for name in about["labels"]} == {"g01", "g02"}
+
+
+def test_help_shows_groups_and_defaults(run):
+    for script, batch, rate in (("spatial_cnn.py", "25", "0.0005"), ("motion_cnn.py", "64", "0.01")):
+        text = " ".join(run(script, "-h").stdout.split())
+        for words in ("--epochs EPOCHS total number of epochs (default: 500)", f"(default: {rate})", f"(default: {batch})",
+                      "data:", "training:", "testing:", "run:", "(default: resnet101)"):  # fmt: skip
+            assert words in text, words
