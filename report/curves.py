@@ -1,7 +1,7 @@
 """Training curves from the records of a run: `python -m report.curves record/spatial record/motion`.
 
-A record folder holds rgb_train.csv and rgb_test.csv (spatial) or opf_train.csv and opf_test.csv (motion), with
-one row per epoch. The original's records, which have the same columns, are read as well.
+A record folder holds rgb_train.csv and rgb_test.csv (spatial) or opf_train.csv and opf_test.csv (motion),
+with one row per epoch. The original's records, which have the same columns, are read as well.
 """
 
 from __future__ import annotations
@@ -46,9 +46,11 @@ def find_records(folders: Sequence[Path]) -> dict[str, dict[str, pd.DataFrame]]:
 
 def draw(records: dict[str, dict[str, pd.DataFrame]]):
     """A matplotlib Figure: a row per stream with loss, top-1 and learning rate over epochs."""
+    from matplotlib.ticker import MaxNLocator
+
     from report.plots import INK, OTHERS, figure, tidy
 
-    drawn = figure(8.4, 2.5 * len(records) + 0.3)
+    drawn = figure(7.2, 2.1 * len(records) + 0.3)
     grid = drawn.subplots(len(records), len(PANELS), squeeze=False)
     for row, (stream, phases) in zip(grid, records.items(), strict=True):
         for axes, (column, label) in zip(row, PANELS.items(), strict=True):
@@ -58,18 +60,14 @@ def draw(records: dict[str, dict[str, pd.DataFrame]]):
                     continue
                 mark = "o" if len(values) < 30 else None
                 axes.plot(values.index, values, color=OTHERS[place], marker=mark, markersize=3, label=phase)
-            if column == "lr" and (values := table_of(phases)["lr"].dropna()).size and (values > 0).all():
+            if column == "lr" and axes.lines and min(axes.lines[0].get_ydata(), default=0) > 0:
                 axes.set_yscale("log")
             axes.set_title(f"{stream}: {label}", fontsize=9, color=INK)
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             tidy(axes)
         row[0].legend(frameon=False, fontsize=8)
     drawn.supxlabel("epoch", fontsize=9, color=INK)
     return drawn
-
-
-def table_of(phases: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    return phases.get("train", next(iter(phases.values())))
 
 
 def main() -> None:
@@ -82,9 +80,7 @@ def main() -> None:
         metavar="FOLDER",
         help="record folders",
     )
-    parser.add_argument(
-        "--output", type=Path, default=Path("record/curves.png"), metavar="PNG", help="file to write"
-    )
+    parser.add_argument("--output", type=Path, default=Path("record/curves.png"), metavar="PNG", help="file to write")
     args = parser.parse_args()
     records = find_records(args.folders)
     if not records:

@@ -6,6 +6,8 @@ no file is read or written. Accuracies are in per cent, probabilities in 0..1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 METRICS = ("top1", "top5", "mean_class")
@@ -36,9 +38,9 @@ def per_class(correct: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarr
 
 
 def bootstrap(
-    scores: np.ndarray, labels: np.ndarray, seed: int, draws: int = 10_000
+    scores: np.ndarray, labels: np.ndarray, seed: int | Sequence[int], draws: int = 10_000
 ) -> dict[str, np.ndarray]:
-    """The three accuracies (those of utils.accuracy) of `draws` resamples of the videos, {metric: (draws,)} in per cent.
+    """The three accuracies (those of utils.accuracy) of `draws` resamples of the videos: {metric: (draws,)}, per cent.
 
     All three depend on a resample only through how many videos of each class came out top-1, top-5 or
     worse. Those counts are multinomial, so they are drawn directly: the same distribution as drawing

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from dataloader.splits import UCF101_CLASSES
+from dataloader.names import UCF101_CLASSES, first_few, ucf_parts
 from safeload import load_pickle
 from utils import InputError
 
-UCF_NAME = re.compile(r"(?:v_)?(?P<label>\w+)_g(?P<group>\d\d)_c(?P<clip>\d\d)(?:\.avi)?", re.ASCII)
 KINDS = {"spatial": "spatial", "rgb": "spatial", "motion": "motion", "flow": "motion", "opf": "motion"}
+DATASETS = {"ucf101": "UCF101", "hmdb51": "HMDB51", "own": "own dataset"}
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,27 @@ class Predictions:
 
     path: Path
     stream: str  # "spatial", "motion", or else the file's name
-    logits: dict[str, np.ndarray]  # video -> float32 (classes,) or (samples, classes)
+    logits: dict[str, np.ndarray]  # video -> (classes,) or (samples, classes)
     labels: dict[str, int]
     class_names: list[str]
     meta: dict = field(default_factory=dict)  # predictions.json, empty where there is none
 
     @property
     def level(self) -> str:
-        """ "frame" where the pickle holds every sample's logits, else "video"."""
+        """What the pickle holds: "frame" with every sample's logits, or "video"."""
         return "frame" if next(iter(self.logits.values())).ndim == 2 else "video"
+
+    def about(self) -> dict:
+        """Where the predictions come from, as results.json keeps it."""
+        kept = ("dataset", "split", "protocol", "checkpoint")
+        known = {key: self.meta[key] for key in kept if key in self.meta}
+        return {"path": str(self.path), "level": self.level, **known}
+
+    def as_stream(self, kind: str) -> Predictions:
+        """The same under the name `kind`; an InputError where predictions.json says it is another stream."""
+        if self.meta and self.stream != kind:
+            raise InputError(f"--{kind} {self.path} holds the {self.stream} stream; look at the path")
+        return replace(self, stream=kind)
 
     def matrix(self, videos: Sequence[str]) -> np.ndarray:
         """Video-level logits in the order of `videos`, (videos, classes) float64.
@@ -50,84 +62,75 @@ class Predictions:
 class TestSet:
     """Several streams' scores of the same videos."""
 
+    __test__ = False  # not a test, whatever pytest makes of the name
+
     videos: list[str]  # sorted
     labels: np.ndarray  # (videos,) int
     class_names: list[str]
     streams: dict[str, np.ndarray]  # stream's name -> (videos, classes) float64 logits
     sources: dict[str, Predictions]
 
-
-def find_pickle(path: Path) -> Path:
-    """The prediction pickle that `path` is, or the one in the folder that `path` is (video level first)."""
-    if not path.is_dir():
-        return path
-    for level in ("video", "frame"):
-        found = sorted(path.glob(f"*_{level}_preds.pickle"))
-        if len(found) > 1:
-            raise InputError(f"{path} holds {len(found)} prediction files; name one, e.g. {found[0]}")
-        if found:
-            return found[0]
-    raise InputError(
-        f"no predictions in {path}; test a stream first (--resume CHECKPOINT --evaluate) or name a pickle"
-    )
+    @property
+    def title(self) -> str:
+        """Dataset, split and subset, as far as a predictions.json says them; without one it is UCF101."""
+        for source in self.sources.values():
+            if source.meta:
+                dataset = str(source.meta.get("dataset", "own"))
+                subset = "" if source.meta.get("subset", "test") == "test" else f", {source.meta['subset']} videos"
+                return f"{DATASETS.get(dataset, dataset)}, split {source.meta.get('split', '?')}{subset}"
+        return DATASETS["ucf101"]
 
 
 def load_predictions(path: str | Path) -> Predictions:
     """Read a prediction pickle, or the one in a record folder, with its videos' labels.
 
     Labels and class names come from predictions.json beside the pickle. Without it (other people's
-    pickles) names must be UCF101's, and the classes are UCF101's in classInd's order. Videos are keyed as in
+    pickles) names must be UCF101's, and the classes are UCF101's in classInd's order. Videos are keyed in
     the class list's spelling: v_HandStandPushups_g01_c01.avi becomes HandstandPushups_g01_c01.
 
     Raises InputError for a file that is missing, unsafe, empty or not a dict of score arrays, for scores
     that aren't finite or have another length than the class list, and for videos without a label.
     """
-    path = find_pickle(Path(path))
-    if not path.is_file():
-        raise InputError(
-            f"no prediction file {path}; give the path of a pickle or of a folder that holds one"
-        )
+    path = _find(Path(path))
     content = load_pickle(path)
     if not isinstance(content, dict) or not content:
-        raise InputError(
-            f"{path} is not a prediction file: expected a dict of videos, found {_describe(content)}"
-        )
+        raise InputError(f"{path} is not a prediction file: expected a dict of videos, found {_name(content)}")
     meta = _read_json(path.parent / "predictions.json")
-    class_names = list(meta.get("class_names") or UCF101_CLASSES)
+    class_names = list(meta["class_names"]) if meta else list(UCF101_CLASSES)
     spelling = {name.casefold(): name for name in class_names}
     logits: dict[str, np.ndarray] = {}
     for name, scores in content.items():
-        video = canonical(name, spelling) if isinstance(name, str) else name
+        _check_scores(scores, path, name, len(class_names), bool(meta))
+        video = canonical(name, spelling)
         if video in logits:
             raise InputError(f"{path} holds {video} twice, in two spellings; remove one")
-        logits[video] = _checked(scores, path, name)
-    _check_shapes(logits, path, len(class_names), bool(meta))
+        logits[video] = scores
+    _check_whole(logits, path)
     if meta:
         known = {canonical(name, spelling): label for name, label in meta["labels"].items()}
     else:
-        known = {video: label for video in logits if (label := _ucf_label(video)) is not None}
-    unknown = sorted(str(video) for video in logits if video not in known)
+        known = _ucf101_labels(logits)
+    unknown = sorted(set(logits) - set(known))
+    if unknown and meta:
+        raise InputError(f"predictions.json beside {path} has no {first_few(unknown)}; test that stream again")
     if unknown:
-        where = path.parent / "predictions.json"
-        problem = (
-            f"has no label for {few(unknown)}"
-            if meta
-            else f"is missing, and {few(unknown)} not named as UCF101's"
+        raise InputError(
+            f"{path} has no predictions.json beside it, and these aren't UCF101's names: {first_few(unknown)}; "
+            "put the file that was written with it there"
         )
-        raise InputError(f"{where} {problem}; test that stream again with --evaluate to write both files")
-    labels = {video: known[video] for video in logits}
-    return Predictions(path, _stream_of(path, meta), logits, labels, class_names, meta)
+    return Predictions(path, _stream(path, meta), logits, {v: known[v] for v in logits}, class_names, meta)
 
 
 def align(predictions: Sequence[Predictions]) -> TestSet:
     """Line several streams up: the same videos, labels and classes, in one order.
 
     Streams of one kind are numbered ("spatial 1", "spatial 2"). Raises InputError where two streams differ in
-    classes, in a label, or in their videos (named: the first few and the count).
+    classes, split, a label or their videos, which it names (the first few and the count).
     """
     first = predictions[0]
     for other in predictions[1:]:
-        _check_same_set(first, other)
+        _check_same_classes(first, other)
+        _check_same_videos(first, other)
     videos = sorted(first.logits)
     names = [one.stream for one in predictions]
     numbered = [
@@ -148,93 +151,82 @@ def canonical(name: str, spelling: dict[str, str]) -> str:
 
     `spelling` maps each class name without case to the class list's own.
     """
-    match = UCF_NAME.fullmatch(name)
-    if match is None or match["label"].casefold() not in spelling:
+    parts = ucf_parts(name)
+    if parts is None or parts[0].casefold() not in spelling:
         return name
-    return f"{spelling[match['label'].casefold()]}_g{match['group']}_c{match['clip']}"
+    return f"{spelling[parts[0].casefold()]}_g{parts[1]}_c{parts[2]}"
 
 
-def few(names: Sequence[str], most: int = 3) -> str:
-    """The first names and the count, for a one-line message."""
-    rest = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+def _find(path: Path) -> Path:
+    """The pickle that `path` is, or the one in the folder that `path` is (the video level's first)."""
+    if path.is_dir():
+        for level in ("video", "frame"):
+            found = sorted(path.glob(f"*_{level}_preds.pickle"))
+            if len(found) > 1:
+                raise InputError(f"{path} holds {len(found)} prediction files; name one, e.g. {found[0]}")
+            if found:
+                return found[0]
+    elif path.is_file():
+        return path
+    raise InputError(f"no predictions at {path}; test that stream first (--resume PATH --evaluate), or give a pickle")
 
 
-def _ucf_label(video: str) -> int | None:
-    match = UCF_NAME.fullmatch(video) if isinstance(video, str) else None
-    return UCF101_CLASSES.index(match["label"]) if match and match["label"] in UCF101_CLASSES else None
+def _ucf101_labels(videos: Sequence[str] | dict[str, np.ndarray]) -> dict[str, int]:
+    """Labels of the videos whose keys are UCF101's, in classInd's order."""
+    order = {name: label for label, name in enumerate(UCF101_CLASSES)}
+    classes = {video: parts[0] for video in videos if (parts := ucf_parts(video))}
+    return {video: order[name] for video, name in classes.items() if name in order}
 
 
-def _checked(scores: object, path: Path, video: object) -> np.ndarray:
-    """One video's scores as a finite float array of one or two dimensions."""
+def _check_scores(scores: object, path: Path, video: object, classes: int, listed: bool) -> None:
+    """One video's entry: a name with a finite array of one or two dimensions, as long as the class list."""
     if not isinstance(video, str):
-        raise InputError(f"{path} is not a prediction file: a key is {_describe(video)}, not a video's name")
-    if (
-        not isinstance(scores, np.ndarray)
-        or scores.dtype.kind not in "fiu"
-        or scores.ndim not in (1, 2)
-        or not scores.size
-    ):
-        raise InputError(
-            f"{path}: {video} should hold (classes,) or (samples, classes) scores, found {_describe(scores)}"
-        )
+        raise InputError(f"{path} is not a prediction file: a key is {_name(video)}, not a video's name")
+    if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiu" or scores.ndim not in (1, 2):
+        raise InputError(f"{path}: {video} holds {_name(scores)} where (classes,) or (samples, classes) belongs")
+    if not scores.size:
+        raise InputError(f"{path}: {video} holds no scores; test that stream again")
     if not np.isfinite(scores).all():
-        raise InputError(
-            f"{path}: the scores of {video} are not all finite (NaN or infinity); test that stream again"
-        )
-    return scores
+        raise InputError(f"{path}: the scores of {video} are not finite (NaN or infinity); test that stream again")
+    if scores.shape[-1] != classes:
+        source = "predictions.json names" if listed else "no predictions.json lies beside it, and UCF101 has"
+        raise InputError(f"{path}: {video} has scores of {scores.shape[-1]} classes, but {source} {classes}")
 
 
-def _check_shapes(logits: dict[str, np.ndarray], path: Path, classes: int, labelled: bool) -> None:
-    first, expected = next(iter(logits.items()))
-    for video, scores in logits.items():
-        if scores.shape[-1] != classes:
-            source = (
-                f"predictions.json beside it names {classes}"
-                if labelled
-                else (f"without a predictions.json beside it only UCF101's {classes} are known")
-            )
-            raise InputError(f"{path}: {video} has scores of {scores.shape[-1]} classes, but {source}")
-        if scores.ndim != expected.ndim:
-            raise InputError(
-                f"{path} mixes video-level and frame-level scores ({first} and {video}); keep one kind"
-            )
+def _check_whole(logits: dict[str, np.ndarray], path: Path) -> None:
+    if len({scores.ndim for scores in logits.values()}) > 1:
+        raise InputError(f"{path} mixes video-level and frame-level scores; keep one kind in a file")
     low = min(float(scores.min()) for scores in logits.values())
     high = max(float(scores.max()) for scores in logits.values())
     if low == high:
-        raise InputError(f"{path}: every score is {low:g}, so it predicts nothing; test that stream again")
+        raise InputError(f"{path}: every score is {low:g}, which predicts nothing; test that stream again")
 
 
-def _check_same_set(first: Predictions, other: Predictions) -> None:
-    if len(first.class_names) != len(other.class_names):
-        raise InputError(
-            f"{first.path} has {len(first.class_names)} classes and {other.path} {len(other.class_names)}; "
-            "fuse streams of one dataset"
-        )
-    for here, there in zip(first.class_names, other.class_names, strict=True):
-        if here != there:
-            raise InputError(
-                f"the class lists beside {first.path} and {other.path} differ ({here}, {there}); "
-                "fuse streams of one dataset"
-            )
+def _check_same_classes(first: Predictions, other: Predictions) -> None:
+    here, there = first.class_names, other.class_names
+    if here != there:
+        both = f"{first.path} and {other.path} differ in their classes"
+        if len(here) != len(there):
+            raise InputError(f"{both} ({len(here)} and {len(there)}); fuse streams of one dataset")
+        place = next(i for i in range(len(here)) if here[i] != there[i])
+        raise InputError(f"{both} (number {place + 1}: {here[place]}, {there[place]}); fuse streams of one dataset")
     splits = [str(one.meta["split"]) for one in (first, other) if "split" in one.meta]
     if len(set(splits)) > 1:
-        raise InputError(
-            f"{first.path} is of split {splits[0]} and {other.path} of split {splits[1]}; fuse one split"
-        )
+        raise InputError(f"{first.path} is of split {splits[0]}, {other.path} of {splits[1]}; fuse one split's")
+
+
+def _check_same_videos(first: Predictions, other: Predictions) -> None:
     for present, absent in ((first, other), (other, first)):
         missing = sorted(set(present.logits) - set(absent.logits))
         if missing:
-            verb = "is" if len(missing) == 1 else "are"
+            count = f"{len(missing):,} of its {len(present.logits):,} videos"
             raise InputError(
-                f"{len(missing):,} of {len(present.logits):,} videos {verb} in {present.path} but not in {absent.path}: "
-                f"{few(missing)}; test both streams on the same videos"
+                f"{present.path} has videos that {absent.path} lacks, {count}: {first_few(missing)}; "
+                "test both streams on the same videos"
             )
     differing = sorted(video for video, label in first.labels.items() if other.labels[video] != label)
     if differing:
-        raise InputError(
-            f"{first.path} and {other.path} give different labels to {few(differing)}; test both again"
-        )
+        raise InputError(f"{first.path} and {other.path} label differently: {first_few(differing)}; test both again")
 
 
 def _read_json(path: Path) -> dict:
@@ -246,31 +238,30 @@ def _read_json(path: Path) -> dict:
         names, labels = meta["class_names"], meta["labels"]
         sound = (
             meta["format"] == 1
+            and isinstance(names, list)
             and len(names) > 0
             and all(isinstance(name, str) for name in names)
             and all(type(label) is int and 0 <= label < len(names) for label in labels.values())
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound:
-        raise InputError(
-            f"{path} is not a predictions.json of this project; test that stream again or remove it"
-        )
+        raise InputError(f"{path} is not a predictions.json of this project; test that stream again or remove it")
     return meta
 
 
-def _stream_of(path: Path, meta: dict) -> str:
+def _stream(path: Path, meta: dict) -> str:
+    """The kind of stream: what predictions.json says, else what one word of the file's name says."""
     if meta.get("stream") in KINDS.values():
         return meta["stream"]
     words = re.split(r"[\W_]+", path.stem.lower())
     kinds = {KINDS[word] for word in words if word in KINDS}
-    if len(kinds) == 1:
-        return kinds.pop()
-    return path.name
+    return kinds.pop() if len(kinds) == 1 else path.name
 
 
-def _describe(thing: object) -> str:
+def _name(thing: object) -> str:
+    """What something is, for a message."""
     if isinstance(thing, np.ndarray):
-        return f"an array of {thing.dtype}, shape {thing.shape}"
+        return f"an array of {thing.dtype} and shape {thing.shape}"
     size = f" of {len(thing)}" if isinstance(thing, (dict, list, tuple, str)) else ""
     return f"a {type(thing).__name__}{size}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +34,9 @@ def per_class(
     return table.sort_values(["gain", "fusion", "class"], ascending=[False, False, True], ignore_index=True)
 
 
-def confusion(guesses: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
-    """Counts of videos, a row per true class and a column per guess; the first column is the true class."""
-    count = len(class_names)
-    cells = np.bincount(labels * count + guesses, minlength=count * count).reshape(count, count)
-    table = pd.DataFrame(cells, columns=list(class_names))
-    table.insert(0, "true class", list(class_names), allow_duplicates=True)
-    return table
+def confusion(guesses: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Counts of videos, (classes, classes): true class in rows, guess in columns."""
+    return np.bincount(labels * classes + guesses, minlength=classes * classes).reshape(classes, classes)
 
 
 def confused_pairs(matrix: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
@@ -57,35 +52,28 @@ def confused_pairs(matrix: np.ndarray, class_names: Sequence[str]) -> pd.DataFra
     )
 
 
-def agreement(guesses: Mapping[str, np.ndarray], fused: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
+def agreement(guesses: Mapping[str, np.ndarray], fused_right: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
     """Which streams are right, for how many videos, and how many of those fusion gets right.
 
-    guesses: stream -> (videos,) class indices; fused the same for fusion. Columns: who, videos, fusion_right,
-    and fusion_share in %. Videos that no stream gets right are split by whether all make the same guess.
+    guesses: stream -> (videos,) class indices; fused_right (videos,) bool. Columns: who, videos, fusion_right.
+    Videos that no stream gets right are split by whether all make the same guess.
     """
     names = list(guesses)
-    right = np.stack([guess == labels for guess in guesses.values()], axis=1)  # (videos, streams)
-    first = next(iter(guesses.values()))
-    unanimous = np.all([guess == first for guess in guesses.values()], axis=0)
+    stacked = np.stack(list(guesses.values()))  # (streams, videos)
+    right = stacked == labels
+    unanimous = (stacked == stacked[0]).all(axis=0)
+    everybody = "both right" if len(names) == 2 else "all right"
     groups = []
-    for pattern in product([True, False], repeat=len(names)):
-        chosen = (right == pattern).all(axis=1)
-        if any(pattern):
-            who = (
-                "all right"
-                if all(pattern)
-                else "only " + " and ".join(np.array(names)[list(pattern)]) + " right"
-            )
-            groups.append((who, chosen))
+    for pattern in np.unique(right, axis=1).T[::-1]:  # only those that occur: 2**streams could be many
+        chosen = (right == pattern[:, None]).all(axis=0)
+        if pattern.any():
+            who = " and ".join(name for name, hit in zip(names, pattern, strict=True) if hit)
+            groups.append((everybody if pattern.all() else f"only {who} right", chosen))
         else:
-            groups += [
-                ("none right, same guess", chosen & unanimous),
-                ("none right, other guesses", chosen & ~unanimous),
-            ]
-    rows = [(who, int(chosen.sum()), int((chosen & (fused == labels)).sum())) for who, chosen in groups]
-    table = pd.DataFrame(rows, columns=["who", "videos", "fusion_right"])
-    table["fusion_share"] = 100 * table["fusion_right"] / table["videos"].where(table["videos"] > 0)
-    return table
+            groups.append(("none right, same guess", chosen & unanimous))
+            groups.append(("none right, different guesses", chosen & ~unanimous))
+    rows = [(who, int(chosen.sum()), int((chosen & fused_right).sum())) for who, chosen in groups]
+    return pd.DataFrame(rows, columns=["who", "videos", "fusion_right"])
 
 
 def videos(
@@ -94,7 +82,7 @@ def videos(
     class_names: Sequence[str],
     probabilities: Mapping[str, np.ndarray],
 ) -> pd.DataFrame:
-    """A row per video: video, class, then for each stream and fusion its guess, the guess's and the class's probability.
+    """A row per video: video, class, and for each stream and fusion its guess with the guess's and the class's p.
 
     probabilities: name -> (videos, classes). The last column, streams_right, counts the streams that are right.
     """
