@@ -116,7 +116,11 @@ class Output:
         """Move a video's finished images into place and then write its marker."""
         for part, folder in zip(self.parts, self.folders(video), strict=True):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            (attempt / part).rename(folder)
+            try:
+                (attempt / part).rename(folder)
+            except OSError:
+                if not folder.is_dir():  # if it is, another run was faster, with the same bytes
+                    raise
         marker = {"settings": self.settings, "bytes": video.size, "images": images}
         self._write_state(".done", video, marker)
         self._state(".failed", video).unlink(missing_ok=True)
@@ -301,6 +305,7 @@ def extract_all(videos: Sequence[Video], output: Output, writers: Sequence[Write
     print(f"videos: {len(mine)}{share}; done before: {len(mine) - len(todo)}; to do: {len(todo)}, {processes} at once")
     workers = [functools.partial(extract_one, output, write) for write in writers]
     failed: dict[str, str] = {}
+    frames = 0
     started = time.monotonic()
     with _Bar(todo) as bar:
         for index, event, value in run_jobs(workers, todo):
@@ -313,13 +318,15 @@ def extract_all(videos: Sequence[Video], output: Output, writers: Sequence[Write
             else:  # "result" or "crashed"
                 if event == "crashed":
                     output.fail(todo[index], value)
-                if value is not None:
+                if value is None:
+                    frames += bar.written.get(index, 0)
+                else:
                     failed[todo[index].name] = value
                 bar.finish(index, failed=len(failed))
     output.write_failed_csv(videos)
     if len(todo) > len(failed):
         seconds = time.monotonic() - started
-        print(f"extracted: {len(todo) - len(failed)} videos, {bar.images:,} frames in {seconds:.0f} s -> {output.root}")
+        print(f"extracted: {len(todo) - len(failed)} videos, {frames:,} frames in {seconds:.0f} s -> {output.root}")
     if failed:
         print(f"failed: {len(failed)} videos, listed in {output.root / 'failed.csv'}:", file=sys.stderr)
         for name, reason in list(failed.items())[:20]:

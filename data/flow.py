@@ -146,7 +146,7 @@ def quantise(flow: np.ndarray, bound: float) -> np.ndarray:
 
 
 def dequantise(image: np.ndarray, bound: float) -> np.ndarray:
-    """uint8 to pixels, float32, with 128 as exactly 0; off by at most bound/255 from what was quantised."""
+    """uint8 to pixels, float32, with 128 as exactly 0; off by at most one step, 2 bound / 255 pixels."""
     return (image.astype(np.float32) - 128) * (2 * bound / 255)
 
 

@@ -148,9 +148,9 @@ def read_frames(
 ) -> Iterator[np.ndarray]:
     """Decode a video: yield every `every`-th frame from the first on as RGB uint8 (height, width, 3).
 
-    The shorter side is scaled to `short_side` (0 keeps the size). `claim` is told how many frames will come
-    if the file's header is right. One frame is in memory at a time. Raises VideoError when nothing can be decoded, and at the end when the
-    file stopped well before the end that its own header gives (it is cut off or damaged).
+    The shorter side is scaled to `short_side` (0 keeps the size). `claim` is told how many frames will come if
+    the file's header is right. One frame is in memory at a time. Raises VideoError when nothing can be decoded,
+    and at the end when the file stopped well before the end that its own header gives (cut off or damaged).
     """
     cv2 = import_cv2()
     capture = cv2.VideoCapture(str(path))

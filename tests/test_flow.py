@@ -1,0 +1,299 @@
+"""Optical flow: direction and sign, quantisation, accuracy against ground truth, .flo files, pictures."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import struct
+from fractions import Fraction
+from math import floor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.flow import (
+    dequantise,
+    dis_flow,
+    farneback_flow,
+    flo_flow,
+    quantise,
+    raft_flow,
+    read_flo,
+    read_raft_weights,
+    tvl1_flow,
+)
+from data.videos import VideoError
+from utils import InputError
+
+cv2 = pytest.importorskip("cv2")
+
+
+def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Smooth random RGB texture."""
+    noise = np.random.default_rng(seed).uniform(0, 255, (height, width, 3)).astype(np.float32)
+    blurred = cv2.GaussianBlur(noise, (0, 0), 3)
+    blurred -= blurred.min()
+    return (255 * blurred / blurred.max()).astype(np.uint8)
+
+
+def write_flo(path: Path, flow: np.ndarray) -> None:
+    """A .flo file byte by byte, as the format is described."""
+    height, width = flow.shape[:2]
+    data = struct.pack("<fii", 202021.25, width, height)
+    for row in flow:
+        for u, v in row:
+            data += struct.pack("<ff", u, v)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def raft_small(shared: Path) -> Path:
+    return shared / "weights" / "raft_small_torchvision.pth"
+
+
+# --- quantisation ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bound", [20, 32, 7.5])
+def test_quantisation_rounds_half_up_and_clips(bound):
+    values = np.float32([*np.linspace(-1.2 * bound, 1.2 * bound, 1001), 0, -0.0, bound, -bound, 1e6, -1e6])
+    limit = Fraction(bound)
+    expected = [
+        floor(255 * (min(max(Fraction(float(v)), -limit), limit) + limit) / (2 * limit) + Fraction(1, 2))
+        for v in values
+    ]
+    quantised = quantise(values, bound)
+    assert quantised.dtype == np.uint8
+    # float32 may fall on the other side of a tie, but not at the values that matter
+    assert np.abs(quantised.astype(int) - expected).max() <= 1
+    assert (quantised != expected).mean() < 0.005
+    assert quantise(np.float32([0, -bound, bound, -2 * bound, 2 * bound]), bound).tolist() == [128, 0, 255, 0, 255]
+
+
+def test_dequantised_flow_is_off_by_one_step_at_most():
+    flow = np.linspace(-20, 20, 999, dtype=np.float32)
+    assert np.abs(dequantise(quantise(flow, 20), 20) - flow).max() <= 40 / 255 + 1e-5
+    assert dequantise(np.uint8([128]), 20) == 0
+
+
+# --- methods -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [tvl1_flow, dis_flow, farneback_flow])
+def test_flow_points_from_each_frame_to_the_next(method):
+    """Everything moves 3 px to the right and 2 px down, then stands still: u = 3, v = 2, then 0."""
+    big = texture(120, 140)
+    one, two = big[20:100, 20:120], big[18:98, 17:117]
+    first, second = method(iter([one, two, two]))
+    assert first.shape == (80, 100, 2)
+    assert first.dtype == np.float32
+    np.testing.assert_allclose(np.median(first, axis=(0, 1)), (3, 2), atol=0.2)
+    np.testing.assert_allclose(second, 0, atol=0.1)
+
+
+def test_raft_points_from_each_frame_to_the_next(shared):
+    """The same for RAFT, on sides that are no multiples of 8, whatever the batch."""
+    big = texture(180, 200)
+    frames = [big[20 - 2 * k : 160 - 2 * k, 20 - 3 * k : 177 - 3 * k] for k in range(4)]
+    flows = list(raft_flow(iter(frames), raft_small(shared), batch_frames=2))
+    assert len(flows) == 3
+    for flow in flows:
+        assert flow.shape == (140, 157, 2)
+        assert flow.dtype == np.float32
+        np.testing.assert_allclose(np.median(flow, axis=(0, 1)), (3, 2), atol=0.3)
+    alone = list(raft_flow(iter(frames), raft_small(shared), batch_frames=1))
+    np.testing.assert_allclose(flows, alone, atol=0.02)
+
+
+def test_methods_hold_few_frames(shared):
+    """No method asks for more frames than it needs, so that a video of any length fits in memory."""
+    for method, ahead in ((dis_flow, 2), (lambda frames: raft_flow(frames, raft_small(shared), batch_frames=3), 4)):
+        taken = itertools.count()
+        frame = texture(128, 128)
+        frames = (frame for _ in taken)
+        next(iter(method(frames)))
+        assert next(taken) <= ahead
+
+
+ZERO = (4.306, 2.113, 4.767)  # endpoint error of no flow at all, in px: what any method must beat
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("zero", ZERO),
+        ("tvl1", (3.24, 0.71, 2.90)),
+        ("dis", (3.25, 0.74, 3.51)),
+        ("farneback", (4.12, 0.67, 4.17)),
+        ("raft", (1.14, 0.58, 1.50)),
+    ],
+)
+def test_endpoint_error_against_ground_truth(method, expected, shared):
+    """Mean endpoint error in px on three real pairs; the figures are those that OpenCV and torchvision gave."""
+    pairs = shared / "data" / "flow_pairs"
+    methods = {
+        "zero": lambda frames: (np.zeros((*one.shape[:2], 2), np.float32) for one, _ in itertools.pairwise(frames)),
+        "tvl1": tvl1_flow,
+        "dis": dis_flow,
+        "farneback": farneback_flow,
+        "raft": lambda frames: raft_flow(frames, raft_small(shared)),
+    }
+    for number, error in zip((1, 2, 3), expected, strict=True):
+        frames = [np.asarray(Image.open(pairs / f"{number:05d}_img{k}.ppm")) for k in (1, 2)]
+        data = (pairs / f"{number:05d}_flow.flo").read_bytes()
+        truth = np.array(struct.unpack(f"<{2 * 512 * 384}f", data[12:])).reshape(384, 512, 2)
+        (flow,) = methods[method](frames)
+        found = np.linalg.norm(flow - truth, axis=2).mean()
+        assert abs(found - error) < 0.02 + 0.03 * error, f"pair {number}: {found:.3f} px"
+
+
+# --- .flo files ----------------------------------------------------------------------------------------------
+
+
+def test_flo_files_are_read(tmp_path):
+    flow = np.random.default_rng(0).normal(0, 5, (3, 5, 2)).astype(np.float32)
+    flow[1, 2] = 1e10
+    write_flo(tmp_path / "a.flo", flow)
+    read = read_flo(tmp_path / "a.flo")
+    assert np.isnan(read[1, 2]).all()
+    read[1, 2] = flow[1, 2]
+    np.testing.assert_array_equal(read, flow)
+
+
+def test_broken_flo_files_are_named(tmp_path):
+    write_flo(tmp_path / "a.flo", np.zeros((3, 5, 2)))
+    data = (tmp_path / "a.flo").read_bytes()
+    for broken in (b"", data[:8], data[:-1], b"XXXX" + data[4:]):
+        (tmp_path / "a.flo").write_bytes(broken)
+        with pytest.raises(VideoError, match=r"a\.flo"):
+            read_flo(tmp_path / "a.flo")
+
+
+def test_flo_folders_become_images_in_the_order_of_their_numbers(run, tmp_path):
+    """Flow k is (k, -k) px at twice the size: after scaling to half, x = k / 2 and y = -k / 2."""
+    for k in range(1, 12):
+        write_flo(tmp_path / "flows" / "fight" / "fi001" / f"flow-{k}.flo", np.full((64, 80, 2), (k, -k)))
+    (tmp_path / "flows" / "fight" / "fi002").mkdir()
+    for k in (1, 2, 4):
+        write_flo(tmp_path / "flows" / "fight" / "fi002" / f"flow-{k}.flo", np.zeros((64, 80, 2)))
+    out = tmp_path / "out"
+    run(
+        "data/extract_flow.py",
+        tmp_path / "flows",
+        out,
+        "--method",
+        "flo",
+        "--short-side",
+        "32",
+        "--bound",
+        "10",
+        code=1,
+    )
+    for axis, sign in (("u", 1), ("v", -1)):
+        folder = out / axis / "fight" / "fi001"
+        assert sorted(path.name for path in folder.iterdir()) == [f"frame{k:06d}.jpg" for k in range(1, 12)]
+        for k in range(1, 12):
+            image = np.asarray(Image.open(folder / f"frame{k:06d}.jpg"))
+            assert image.shape == (32, 40)
+            assert abs(image.mean() - (127.5 + sign * k / 2 * 12.75)) < 1.5
+    with open(out / "failed.csv", newline="") as file:
+        (failure,) = csv.DictReader(file)
+    assert failure["video"] == "fight/fi002"
+    assert "flow-2.flo is followed by flow-4.flo" in failure["reason"]
+
+
+def test_unknown_flow_becomes_zero(tmp_path):
+    write_flo(tmp_path / "1.flo", np.full((4, 4, 2), 1e10))
+    (flow,) = flo_flow(tmp_path)
+    assert (flow == 0).all()
+
+
+# --- the script ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory) -> Path:
+    """A video of 14 frames: a texture that stands still but for 4 px to the left from frame 5 to frame 6."""
+    root = tmp_path_factory.mktemp("moving")
+    writer = cv2.VideoWriter(str(root / "v_Biking_g01_c01.avi"), cv2.VideoWriter_fourcc(*"FFV1"), 25, (160, 128))
+    big = texture(128, 180)
+    for k in range(14):
+        left = 4 if k >= 5 else 0
+        writer.write(np.ascontiguousarray(big[:, left : left + 160, ::-1]))
+    writer.release()
+    return root
+
+
+@pytest.mark.parametrize("method", ["dis", "farneback"])
+def test_image_k_is_the_flow_from_frame_k_to_the_next(method, moving, run, tmp_path):
+    run("data/extract_flow.py", moving, tmp_path / "out", "--method", method, "--short-side", "128")
+    for axis, expected in (("u", 128 - 4 * 6.375), ("v", 128)):
+        folder = tmp_path / "out" / axis / "v_Biking_g01_c01"
+        assert sorted(path.name for path in folder.iterdir()) == [f"frame{k:06d}.jpg" for k in range(1, 14)]
+        for k in range(1, 14):
+            image = np.asarray(Image.open(folder / f"frame{k:06d}.jpg"))
+            assert image.shape == (128, 160)
+            assert abs(float(np.median(image)) - (expected if k == 5 else 128)) <= 2, (axis, k)
+    settings = json.loads((tmp_path / "out" / "extraction.json").read_text())
+    assert settings == {
+        "kind": "flow",
+        "version": 1,
+        "settings": {"method": method, "bound": 20.0, "short_side": 128, "quality": 90},
+    }
+
+
+def test_a_picture_shows_the_flow_in_the_usual_colours(moving, run, tmp_path):
+    picture = tmp_path / "look.png"
+    run(
+        "data/extract_flow.py",
+        moving,
+        tmp_path / "out",
+        "--method",
+        "dis",
+        "--short-side",
+        "128",
+        "--visualize",
+        picture,
+    )
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+        assert min(image.size) > 500
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    blue_green = (pixels[..., 1] > 200) & (pixels[..., 2] > 200) & (pixels[..., 0] < 60)
+    assert blue_green.mean() > 0.005  # left is cyan on the usual wheel
+
+
+def test_raft_as_a_user_runs_it(shared, moving, run, tmp_path):
+    weights = raft_small(shared)
+    run("data/extract_flow.py", moving, tmp_path / "out", "--method", "raft", "--weights", weights, "--short-side", "0",
+        "--workers", "1", "--batch-frames", "8")  # fmt: skip
+    image = np.asarray(Image.open(tmp_path / "out" / "u" / "v_Biking_g01_c01" / "frame000005.jpg"))
+    assert abs(float(np.median(image)) - (128 - 4 * 6.375)) <= 3
+    settings = json.loads((tmp_path / "out" / "extraction.json").read_text())["settings"]
+    assert settings["model"] == "raft_small"
+
+
+def test_raft_weights_that_cannot_be_had_are_one_line(moving, run, tmp_path):
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(InputError, match=r"text\.pth holds no RAFT weights"):
+        read_raft_weights(tmp_path / "text.pth")
+    with pytest.raises(InputError, match=r"missing\.pth does not exist"):
+        read_raft_weights(tmp_path / "missing.pth")
+    common = ["data/extract_flow.py", moving, tmp_path / "out", "--method", "raft", "--weights"]
+    offline = {"TORCH_HOME": str(tmp_path / "cache"), "https_proxy": "http://127.0.0.1:9"}
+    error = run(*common, "small", code=2, **offline).stderr
+    assert "cannot download RAFT weights" in error
+    assert "--weights PATH" in error
+
+
+def test_bad_values_are_one_line(moving, run, tmp_path):
+    for arguments, message in (
+        (["--bound", "0"], "--bound 0"),
+        (["--batch-frames", "0"], "--batch-frames 0"),
+        (["--method", "flo"], "holds no .flo file"),
+        (["--visualize", tmp_path / "look.txt"], "look.txt"),
+    ):
+        assert message in run("data/extract_flow.py", moving, tmp_path / "out", *arguments, code=2).stderr
