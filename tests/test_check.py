@@ -1,0 +1,188 @@
+"""data/check.py as a user runs it, on small data sets with one thing wrong at a time."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.check import Problem, summary
+from dataloader.splits import load_split
+
+FRAMES = 12
+
+
+def image(path: Path, channels: str, size: tuple[int, int] = (24, 32)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = size if channels == "L" else (*size, 3)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)).save(path)
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory) -> Path:
+    """Two classes, 12 frames a video, tsfusion's layout; lists that name just these videos."""
+    root = tmp_path_factory.mktemp("prepared")
+    for name in ("v_Hammering_g01_c01", "v_Hammering_g08_c01", "v_HammerThrow_g09_c01"):
+        for i in range(1, FRAMES + 1):
+            image(root / "rgb" / name / f"frame{i:06d}.jpg", "RGB")
+            if i < FRAMES:
+                for channel in "uv":
+                    image(root / "flow" / channel / name / f"frame{i:06d}.jpg", "L")
+    lists = root / "lists"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 Hammering\n2 HammerThrow\n")
+    train = "Hammering/v_Hammering_g08_c01.avi 1\nHammerThrow/v_HammerThrow_g09_c01.avi 2\n"
+    (lists / "trainlist01.txt").write_text(train)
+    (lists / "testlist01.txt").write_text("Hammering/v_Hammering_g01_c01.avi\n")
+    return root
+
+
+@pytest.fixture
+def prepared(template, tmp_path) -> Path:
+    return Path(shutil.copytree(template, tmp_path / "prepared"))
+
+
+@pytest.fixture
+def check(run, prepared):
+    """check(code=...) -> the output of the command on the prepared set."""
+
+    def check(*arguments, code=0, workers=1):
+        flags = ("--rgb-dir", prepared / "rgb", "--flow-dir", prepared / "flow", "--ucf-list", prepared / "lists")
+        return run("data/check.py", *flags, "--workers", workers, *arguments, code=code).stdout
+
+    return check
+
+
+def column(output: str, row: str, heading: str) -> str:
+    lines = [line.replace("flow pairs", "flow") for line in output.splitlines()]
+    headings = next(line for line in lines if line.startswith("class ")).split()
+    return next(line for line in lines if line.startswith(f"{row} ")).split()[headings.index(heading)]
+
+
+def test_a_whole_data_set(check):
+    output = check(workers=2)
+    rows = {"Hammering": ["1", "1", "24", "22"], "HammerThrow": ["1", "-", "12", "11"], "all": ["2", "1", "36", "33"]}
+    for row, numbers in rows.items():
+        assert [column(output, row, name) for name in ("train", "test", "frames", "flow")] == numbers
+    assert "2 of 2 training and 1 of 1 test videos are there" in output
+    assert output.endswith("all is well\n")
+
+
+def truncate(root: Path) -> None:
+    path = root / "rgb/v_Hammering_g01_c01/frame000003.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def odd_size(root: Path) -> None:
+    image(root / "flow/v/v_Hammering_g08_c01/frame000004.jpg", "L", (24, 30))
+
+
+def empty_file(root: Path) -> None:
+    (root / "flow/u/v_Hammering_g08_c01/frame000002.jpg").write_bytes(b"")
+
+
+def colour_for_flow(root: Path) -> None:
+    image(root / "flow/u/v_Hammering_g08_c01/frame000002.jpg", "RGB")
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (truncate, "frame000003.jpg is not a whole JPEG"),
+        (odd_size, "frame000004.jpg is 30x24 (1 in all), the others 32x24"),
+        (empty_file, "frame000002.jpg is an empty file"),
+        (colour_for_flow, "frame000002.jpg is a RGB image"),
+    ],
+)
+def test_broken_images(check, prepared, damage, words):
+    damage(prepared)
+    output = check(code=1)
+    assert words in output
+    assert column(output, "Hammering", "images") == column(output, "all", "images") == "1"
+    assert output.endswith("something is wrong\n")
+    if damage is truncate:  # only decoding finds it
+        assert "images" not in check("--quick").splitlines()[0]
+
+
+def test_what_names_tell(check, prepared):
+    """Everything that needs no decoding, at once: each is counted in its own column and named."""
+    (prepared / "flow/v/v_Hammering_g01_c01/frame000011.jpg").unlink()
+    (prepared / "rgb/v_HammerThrow_g09_c01/frame000005.jpg").unlink()
+    shutil.rmtree(prepared / "rgb/v_Hammering_g08_c01")
+    for i in (10, 11):
+        for channel in "uv":
+            (prepared / f"flow/{channel}/v_HammerThrow_g09_c01/frame{i:06d}.jpg").unlink()
+    image(prepared / "rgb/v_YoYo_g01_c01/frame000001.jpg", "RGB")
+    output = check("--quick", "--csv", prepared / "problems.csv", code=1)
+    assert column(output, "Hammering", "u/v") == "1" and "has 11 u (x) but 10 v (y) images" in output
+    assert column(output, "HammerThrow", "sequence") == "1" and "frame000005.jpg is missing" in output
+    assert column(output, "Hammering", "missing") == "1" and "v_Hammering_g08_c01.avi: no RGB frames under" in output
+    assert column(output, "HammerThrow", "short") == "1" and "9 flow pairs" in output
+    assert "0 of 2 training and 0 of 1 test videos" in output
+    assert "1 videos are in no list of this split (YoYo_g01_c01)" in output
+    with open(prepared / "problems.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["video"].split("_", 1)[1][:-4], row["class"], row["problem"]) for row in rows} == {
+        ("Hammering_g01_c01", "Hammering", "u/v"),
+        ("Hammering_g08_c01", "Hammering", "missing"),
+        ("HammerThrow_g09_c01", "HammerThrow", "sequence"),
+        ("HammerThrow_g09_c01", "HammerThrow", "short"),
+    }
+
+
+@pytest.mark.parametrize("rate, kept, wrong", [(None, 12, False), (5, 3, False), (5, 4, True), (1, 11, True)])
+def test_frames_against_flow_at_the_sampling_rate(check, prepared, rate, kept, wrong):
+    """12 frames sampled at 5 are frames 1, 6 and 11."""
+    if rate:
+        settings = {"kind": "rgb", "version": 1, "settings": {"sampling_rate": rate}}
+        (prepared / "rgb" / "extraction.json").write_text(json.dumps(settings))
+    names = ["v_Hammering_g01_c01"] if wrong else [path.name for path in (prepared / "rgb").glob("v_*")]
+    for folder in (prepared / "rgb").glob("v_*"):
+        right = -(-FRAMES // (rate or 1))
+        for i in range((kept if folder.name in names else right) + 1, FRAMES + 1):
+            (folder / f"frame{i:06d}.jpg").unlink()
+    output = check("--quick", code=int(wrong))
+    assert column(output, "Hammering", "length") == ("1" if wrong else "-")
+
+
+def test_frames_against_flow_of_other_tools(check, prepared):
+    """Most videos have one frame more than flow, so the one that hasn't is cut off."""
+    for i in (11, 12):
+        (prepared / "rgb" / "v_Hammering_g01_c01" / f"frame{i:06d}.jpg").unlink()
+    output = check("--quick", code=1)
+    assert column(output, "all", "length") == "1"
+    assert "10 RGB frames, but 11 flow pairs mean 12" in output
+
+
+def test_incomplete_against_the_official_split(run, template):
+    output = run("data/check.py", "--rgb-dir", template / "rgb", "--ucf-list", "none", "--quick", code=1).stdout
+    assert "2 of 2 training and 1 of 1 test videos are there (officially 9537 and 3783): not complete" in output
+
+
+def test_complete_against_the_official_split(shared):
+    split = load_split(shared / "data" / "ucfTrainTestlist", 3)
+    whole = "UCF101 split 3: 9624 of 9624 training and {} of 3696 test videos are there (officially 9624 and 3696): {}"
+    assert summary(split, {}, []) == [whole.format(3696, "complete")]
+    problems = [Problem(split.test[5], kind, "") for kind in ("missing", "sequence")]
+    assert summary(split, {}, problems) == [whole.format(3695, "not complete")]
+
+
+def test_own_videos_without_lists(run, tmp_path):
+    for name in ("fight/a b", "calm/c"):
+        for i in range(FRAMES):
+            image(tmp_path / name / f"img_{i:05d}.jpg", "RGB")
+    output = run("data/check.py", "--rgb-dir", tmp_path, "--workers", 1, cwd=tmp_path).stdout
+    assert column(output, "fight", "frames") == column(output, "calm", "frames") == "12"
+    assert "no split lists" in output
+
+
+def test_bad_input(run, tmp_path, template):
+    assert "nothing to check" in run("data/check.py", code=2, cwd=tmp_path).stderr
+    assert "is not there" in run("data/check.py", "--rgb-dir", tmp_path / "no", code=2, cwd=tmp_path).stderr
+    flags = ("--rgb-dir", template / "rgb", "--ucf-list", tmp_path / "no")
+    assert "no folder" in run("data/check.py", *flags, code=2).stderr

@@ -1,0 +1,424 @@
+"""Every layout as tiny files: where the frames are, how many, and what the cache notices."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import time
+from pathlib import Path
+
+import pytest
+
+from dataloader import folders
+from dataloader.folders import CACHE_NAME
+from dataloader.layouts import find, index_frames, match
+from dataloader.splits import Video, load_split
+from utils import InputError
+
+
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path, monkeypatch):
+    folder = tmp_path / "user cache"
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
+        monkeypatch.setenv(name, str(folder))
+    return folder
+
+
+def make(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(b"")
+
+
+def numbered(pattern: str, start: int, count: int) -> list[str]:
+    return [pattern % i for i in range(start, start + count)]
+
+
+def settle(root: Path) -> None:
+    """Set all folders' times back, as if nobody had touched them for an hour."""
+    hour_ago = time.time() - 3600
+    for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
+        os.utime(folder, (hour_ago, hour_ago))
+
+
+@pytest.fixture
+def trusting(monkeypatch):
+    """The cache takes times as they are: a change time can't be set back for a test."""
+    monkeypatch.setattr(folders, "_SETTLED_NS", -(10**18))
+
+
+def existing(root: Path, frames) -> bool:
+    return all(frames.path(root, i).is_file() for i in range(frames.count))
+
+
+def v(name: str) -> Video:
+    return Video(name, 0, name)
+
+
+def test_tsfusion(tmp_path):
+    rgb, flow = tmp_path / "jpegs_256", tmp_path / "tvl1_flow"
+    for name, count in (("v_Biking_g01_c01", 12), ("v_HandstandPushups_g01_c02", 30)):
+        make(rgb / name, *numbered("frame%06d.jpg", 1, count))
+        for channel in "uv":
+            make(flow / channel / name, *numbered("frame%06d.jpg", 1, count - 1))
+    # strays of the published archives, and those of file managers
+    make(flow / "u", "v_Biking_g01_c01.bin", "v_HandstandPushups_g01_c02.bin")
+    make(flow / "u" / "v_Biking_g01_c01" / "TSP flows", *numbered("frame%06d.jpg", 1, 5))
+    make(rgb / "v_Biking_g01_c01", "Thumbs.db", ".DS_Store", "._frame000001.jpg", "frame.jpg", "overview_1.jpg")
+    make(rgb / ".partial" / "v_Biking_g01_c02", *numbered("frame%06d.jpg", 1, 5))
+
+    index = index_frames(rgb, "rgb")
+    assert index.names == ["Biking_g01_c01", "HandstandPushups_g01_c02"]
+    frames = find(index, "Biking/v_Biking_g01_c01.avi")
+    assert frames.count == 12
+    assert frames.path(rgb, 0) == rgb / "v_Biking_g01_c01" / "frame000001.jpg"
+    assert frames.path(rgb, 11) == rgb / "v_Biking_g01_c01" / "frame000012.jpg"
+    with pytest.raises(IndexError):
+        frames.path(rgb, 12)
+    for spelling in ("x/v_HandStandPushups_g01_c02.avi", "HandstandPushups_g01_c02", "V_HANDSTANDPUSHUPS_G01_C02"):
+        assert find(index, spelling).count == 30
+
+    assert index_frames(flow, "flow").names == index.names
+    x, y = find(index_frames(flow, "flow"), "HandstandPushups/v_HandStandPushups_g01_c02.avi")
+    assert (x.count, y.count) == (29, 29)
+    assert x.path(flow, 28) == flow / "u" / "v_HandstandPushups_g01_c02" / "frame000029.jpg"
+    assert y.path(flow, 0) == flow / "v" / "v_HandstandPushups_g01_c02" / "frame000001.jpg"
+    assert pickle.loads(pickle.dumps(x)) == x  # it travels to loader processes
+
+
+def test_original_two_stream_layout(tmp_path):
+    """Numbers aren't padded, so ten comes before two in a listing."""
+    make(tmp_path / "Biking" / "separated_images" / "v_Biking_g01_c01", *numbered("v_Biking_g01_c01_%d.jpg", 1, 123))
+    frames = find(index_frames(tmp_path, "rgb"), "Biking_g01_c01")
+    assert (frames.count, frames.digits) == (123, 0)
+    assert [frames.path(tmp_path, i).name for i in (0, 8, 9, 122)] == [
+        f"v_Biking_g01_c01_{i}.jpg" for i in (1, 9, 10, 123)
+    ]
+    assert existing(tmp_path, frames)
+
+
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("folder", ["v_Biking_g01_c01", "Biking/v_Biking_g01_c01"])
+def test_dense_flow_and_mmaction(tmp_path, start, folder):
+    make(tmp_path / folder, *numbered("img_%05d.jpg", start, 13), *numbered("flow_x_%05d.jpg", start, 12),
+         *numbered("flow_y_%05d.jpg", start, 12))  # fmt: skip
+    make(tmp_path / ".done", "v_Biking_g01_c01")
+    rgb, flow = index_frames(tmp_path, "rgb"), index_frames(tmp_path, "flow")
+    assert set(flow.videos["Biking_g01_c01"]) == {"rgb", "x", "y"}
+    frames, (x, y) = find(rgb, "Biking_g01_c01"), find(flow, "Biking_g01_c01")
+    assert (frames.start, frames.count, x.count, y.count) == (start, 13, 12, 12)
+    assert frames.path(tmp_path, 0) == tmp_path / folder / f"img_{start:05d}.jpg"
+    assert x.path(tmp_path, 11) == tmp_path / folder / f"flow_x_{start + 11:05d}.jpg"
+    assert y.path(tmp_path, 11) == tmp_path / folder / f"flow_y_{start + 11:05d}.jpg"
+
+
+def test_numbers_that_outgrow_their_padding(tmp_path):
+    make(tmp_path / "v_Biking_g01_c01", *numbered("img_%02d.PNG", 0, 112))
+    frames = find(index_frames(tmp_path, "rgb"), "Biking_g01_c01")
+    assert (frames.digits, frames.start, frames.count) == (2, 0, 112)
+    assert existing(tmp_path, frames)
+
+
+def test_own_videos(tmp_path):
+    rgb, flow = tmp_path / "rgb", tmp_path / "flow"
+    for folder in ("fight/fi 001.v2", "u/a_kick_f_0", "v/#1; [x]", "deep/er/fi002"):
+        make(rgb / folder, *numbered("frame%06d.jpg", 1, 11))
+        for channel in "uv":
+            make(flow / channel / folder, *numbered("frame%06d.jpg", 1, 10))
+    for root, kind in ((rgb, "rgb"), (flow, "flow")):
+        index = index_frames(root, kind)
+        assert index.names == ["deep/er/fi002", "fight/fi 001.v2", "u/a_kick_f_0", "v/#1; [x]"]
+        for name in ("fight/fi 001.v2.avi", "FIGHT/fi 001.v2", "/data/u/a_kick_f_0.mp4", "v/#1; [x].avi", "er/fi002"):
+            assert find(index, name)
+        with pytest.raises(InputError, match="holds no"):
+            find(index, "nofight/fi 001.v2")
+    make(tmp_path / "flat" / "fi001", *numbered("img_%05d.jpg", 1, 11))
+    assert find(index_frames(tmp_path / "flat", "rgb"), "fight/fi001.avi").count == 11
+
+
+def test_decomposed_accents_are_the_same_name(tmp_path):
+    make(tmp_path / "cafe\u0301" / "a", *numbered("frame%06d.jpg", 1, 11))
+    assert find(index_frames(tmp_path, "rgb"), "caf\u00e9/a.avi").count == 11
+
+
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        (numbered("frame%06d.jpg", 1, 20)[:7] + numbered("frame%06d.jpg", 9, 12), "frame000008.jpg is missing"),
+        (numbered("frame%06d.jpg", 5, 20), "begins with image 5"),
+        (["frame1.jpg", "frame02.jpg", "frame3.jpg"], "different widths"),
+        (numbered("frame%06d.jpg", 1, 20) + numbered("frame%06d.png", 1, 20), "two sequences"),
+        ([*numbered("frame%06d.jpg", 1, 5), "frame99999999999999.jpg"], "frame000006.jpg is missing"),
+    ],
+)
+def test_a_broken_sequence_is_an_error_of_its_video_only(tmp_path, names, words):
+    make(tmp_path / "v_Biking_g01_c01", *names)
+    make(tmp_path / "v_Biking_g01_c02", *numbered("frame%06d.jpg", 1, 11))
+    index = index_frames(tmp_path, "rgb")
+    assert index.names == ["Biking_g01_c01", "Biking_g01_c02"]
+    assert find(index, "Biking_g01_c02").count == 11
+    with pytest.raises(InputError, match=words) as caught:
+        find(index, "Biking_g01_c01")
+    assert "v_Biking_g01_c01" in str(caught.value)
+
+
+def test_u_and_v_must_agree(tmp_path):
+    for channel, counts in (("u", (20, 20, 20)), ("v", (20, 19, 0))):
+        for clip, count in enumerate(counts, 1):
+            if count:
+                make(tmp_path / channel / f"v_Biking_g01_c{clip:02d}", *numbered("frame%06d.jpg", 1, count))
+    index = index_frames(tmp_path, "flow")
+    assert find(index, "Biking_g01_c01")[1].count == 20
+    with pytest.raises(InputError, match=r"Biking_g01_c02 has 20 u \(x\) but 19 v \(y\) images"):
+        find(index, "Biking_g01_c02")
+    with pytest.raises(InputError, match=r"Biking_g01_c03 has u \(x\) but no v \(y\)"):
+        find(index, "Biking_g01_c03")
+
+
+def test_one_video_in_two_folders(tmp_path):
+    for folder in ("v_HandStandPushups_g01_c01", "old/v_HandstandPushups_g01_c01"):
+        make(tmp_path / folder, *numbered("frame%06d.jpg", 1, 11))
+    with pytest.raises(InputError, match="old/v_HandstandPushups_g01_c01.*keep one"):
+        find(index_frames(tmp_path, "rgb"), "HandstandPushups_g01_c01")
+
+
+def test_rgb_with_a_gap_leaves_the_flow_beside_it_usable(tmp_path):
+    make(tmp_path / "v_Biking_g01_c01", "img_00001.jpg", "img_00003.jpg", *numbered("flow_x_%05d.jpg", 1, 10),
+         *numbered("flow_y_%05d.jpg", 1, 10))  # fmt: skip
+    assert find(index_frames(tmp_path, "flow"), "Biking_g01_c01")[0].count == 10
+    with pytest.raises(InputError, match=r"img_00002\.jpg"):
+        find(index_frames(tmp_path, "rgb"), "Biking_g01_c01")
+
+
+def test_wrong_folders(tmp_path):
+    with pytest.raises(InputError, match=r"is not there.*data/extract_rgb\.py"):
+        index_frames(tmp_path / "nowhere", "rgb")
+    make(tmp_path, "file")
+    with pytest.raises(InputError, match="not a folder"):
+        index_frames(tmp_path / "file", "flow")
+    with pytest.raises(InputError, match="holds no RGB frames"):
+        index_frames(tmp_path, "rgb")
+    make(tmp_path / "rgb" / "v_Biking_g01_c01", *numbered("frame%06d.jpg", 1, 11))
+    with pytest.raises(InputError, match="holds no optical flow.*only RGB frames"):
+        index_frames(tmp_path / "rgb", "flow")
+    (tmp_path / "rgb" / "extraction.json").write_text('{"kind": "flow", "version": 1, "settings": {}}')
+    with pytest.raises(InputError, match="holds extracted optical flow"):
+        index_frames(tmp_path / "rgb", "rgb")
+
+
+def test_a_loop_of_links_ends(tmp_path):
+    make(tmp_path / "v_Biking_g01_c01", *numbered("frame%06d.jpg", 1, 11))
+    try:
+        (tmp_path / "again").symlink_to(tmp_path, target_is_directory=True)
+    except OSError:
+        pytest.skip("links are not allowed here")
+    assert index_frames(tmp_path, "rgb").names == ["Biking_g01_c01"]
+
+
+# match
+
+
+def test_match_counts_and_names_what_is_missing(tmp_path, capsys):
+    for clip in (1, 2):
+        make(tmp_path / f"v_Biking_g01_c{clip:02d}", *numbered("frame%06d.jpg", 1, 10 + clip))
+    make(tmp_path / "v_Biking_g01_c03", "frame000002.jpg")
+    index = index_frames(tmp_path, "rgb")
+    videos = [Video(f"Biking_g01_c{i:02d}", 10, f"Biking/v_Biking_g01_c{i:02d}.avi") for i in range(9, 0, -1)]
+    with pytest.raises(InputError) as caught:
+        match(index, videos)
+    message = str(caught.value)
+    assert "6 of 9 listed videos are missing" in message
+    assert "Biking/v_Biking_g01_c09.avi, Biking/v_Biking_g01_c08.avi, Biking/v_Biking_g01_c07.avi and 3 more" in message
+    assert "1 of 9 can't be used (v_Biking_g01_c03: begins with image 2" in message
+    assert "--allow-missing" in message and "\n" not in message
+
+    found = match(index, videos, missing="skip")
+    assert [(video.name, frames.count) for video, frames in found] == [("Biking_g01_c02", 12), ("Biking_g01_c01", 11)]
+    assert "6 of 9" in capsys.readouterr().out
+    with pytest.raises(InputError, match="3 of 3"):
+        match(index, videos[:3], missing="skip")
+    assert len(match(index, videos[-2:])) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_match_refuses_one_folder_for_two_videos(tmp_path):
+    make(tmp_path / "001", *numbered("frame%06d.jpg", 1, 11))
+    with pytest.raises(InputError, match=r"fight/001\.avi and nofight/001\.avi"):
+        match(index_frames(tmp_path, "rgb"), [v("fight/001.avi"), v("nofight/001.avi")])
+
+
+def test_group_rule_on_what_is_on_disk(tmp_path):
+    for name in ("v_Hammering_g01_c01", "v_HammerThrow_g08_c01"):
+        make(tmp_path / name, *numbered("frame%06d.jpg", 1, 11))
+    make(tmp_path / "v_YoYo_g02_c01", "frame000007.jpg")  # broken: still of the split, so that it is reported
+    index = index_frames(tmp_path, "rgb")
+    split = load_split(None, 1, index.names)
+    assert [(video.name, video.label) for video in split.train] == [("HammerThrow_g08_c01", 35)]
+    assert [(video.name, video.label) for video in split.test] == [("Hammering_g01_c01", 34), ("YoYo_g02_c01", 100)]
+    assert match(index, split.train)[0][1].count == 11
+
+
+# the cache
+
+
+def listed(monkeypatch) -> list[str]:
+    """The folders that get listed from now on."""
+    calls: list[str] = []
+    original = folders._list
+
+    def spy(full: str, path: str):
+        calls.append(path)
+        return original(full, path)
+
+    monkeypatch.setattr(folders, "_list", spy)
+    return calls
+
+
+def tree(root: Path) -> Path:
+    for clip in (1, 2, 3):
+        make(root / f"Biking/v_Biking_g01_c{clip:02d}", *numbered("frame%06d.jpg", 1, 10 + clip))
+    return root
+
+
+def counts(root: Path) -> dict[str, int]:
+    index = index_frames(root, "rgb")
+    return {name: find(index, name).count if name not in index.problems else -1 for name in index.names}
+
+
+def test_a_warm_start_lists_only_the_root(tmp_path, monkeypatch, trusting):
+    root = tree(tmp_path / "rgb")
+    cold = index_frames(root, "rgb")
+    calls = listed(monkeypatch)
+    assert index_frames(root, "rgb") == cold
+    assert calls == [""]
+    before = (root / CACHE_NAME).stat().st_mtime_ns
+    index_frames(root, "rgb")
+    assert (root / CACHE_NAME).stat().st_mtime_ns == before  # nothing new, nothing written
+
+
+def remove_a_file(root: Path) -> None:
+    (root / "Biking/v_Biking_g01_c03/frame000013.jpg").unlink()
+
+
+def add_a_file(root: Path) -> None:
+    make(root / "Biking/v_Biking_g01_c01", "frame000012.jpg")
+
+
+def rename_a_file(root: Path) -> None:
+    folder = root / "Biking/v_Biking_g01_c02"
+    (folder / "frame000003.jpg").rename(folder / "frame000003.jpg.bak")
+
+
+def add_a_folder(root: Path) -> None:
+    make(root / "Diving/v_Diving_g01_c01", *numbered("frame%06d.jpg", 0, 15))
+
+
+def remove_a_folder(root: Path) -> None:
+    for file in (root / "Biking/v_Biking_g01_c01").iterdir():
+        file.unlink()
+    (root / "Biking/v_Biking_g01_c01").rmdir()
+
+
+def rename_a_folder(root: Path) -> None:
+    (root / "Biking/v_Biking_g01_c01").rename(root / "Biking/v_Biking_g02_c01")
+
+
+def swap_two_folders(root: Path) -> None:
+    first, second = root / "Biking/v_Biking_g01_c01", root / "Biking/v_Biking_g01_c02"
+    first.rename(root / "Biking/x")
+    second.rename(first)
+    (root / "Biking/x").rename(second)
+
+
+@pytest.mark.parametrize("settled", [True, False])
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        (remove_a_file, {"c03": 12}),
+        (add_a_file, {"c01": 12}),
+        (rename_a_file, {"c02": -1}),
+        (add_a_folder, {"Diving_g01_c01": 15}),
+        (remove_a_folder, {"c01": None}),
+        (rename_a_folder, {"c01": None, "Biking_g02_c01": 11}),
+        (swap_two_folders, {"c01": 12, "c02": 11}),
+    ],
+)
+def test_the_cache_notices(tmp_path, change, expected, settled, monkeypatch):
+    root = tree(tmp_path / "rgb")
+    if settled:
+        monkeypatch.setattr(folders, "_SETTLED_NS", -(10**18))
+        time.sleep(0.02)  # more than a tick of this file system's times
+    wanted = {"Biking_g01_c01": 11, "Biking_g01_c02": 12, "Biking_g01_c03": 13}
+    assert counts(root) == wanted
+    change(root)
+    for name, count in expected.items():
+        wanted[name if "_" in name else f"Biking_g01_{name}"] = count
+    wanted = {name: count for name, count in wanted.items() if count is not None}
+    assert counts(root) == wanted
+    assert counts(root) == wanted
+
+
+def test_a_folder_that_just_changed_is_not_trusted(tmp_path, monkeypatch):
+    """A file system whose times tick every 2 s: a file added within the tick leaves the folder's times alone."""
+    root = tree(tmp_path / "rgb")
+    real_stat = os.stat
+
+    def coarse(path, *args, **kwargs):
+        status = real_stat(path, *args, **kwargs)
+        fields = {name: getattr(status, name) for name in dir(status) if name.startswith("st_")}
+        for name in ("st_mtime_ns", "st_ctime_ns"):
+            fields[name] = moment
+        return type("Status", (), fields)()
+
+    moment = time.time_ns()
+    monkeypatch.setattr(folders.os, "stat", coarse)
+    counts(root)
+    add_a_file(root)
+    assert counts(root)["Biking_g01_c01"] == 12
+    moment -= 10 * 10**9  # had it been left alone for 10 s, the same times would have been believed
+    counts(root)
+    make(root / "Biking/v_Biking_g01_c01", "frame000013.jpg")
+    assert counts(root)["Biking_g01_c01"] == 12
+
+
+def test_times_set_back_do_not_deceive(tmp_path, trusting):
+    """tar and rsync set a folder's modification time to that of the original."""
+    root = tree(tmp_path / "rgb")
+    settle(root)
+    assert counts(root)["Biking_g01_c01"] == 11
+    time.sleep(0.02)  # change times tick with the kernel's clock
+    add_a_file(root)
+    settle(root)
+    assert counts(root)["Biking_g01_c01"] == 12
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b'{"version": 999}', b'{"version": 1, "folders": {"": [7, []]}, "images": []}', b"\xff"],
+)
+def test_a_cache_that_is_none_of_ours_is_replaced(tmp_path, content):
+    root = tree(tmp_path / "rgb")
+    (root / CACHE_NAME).write_bytes(content)
+    assert counts(root)["Biking_g01_c02"] == 12
+    assert json.loads((root / CACHE_NAME).read_text())["version"] == 1
+
+
+def test_a_root_that_cannot_be_written_is_cached_for_the_user(tmp_path, user_cache, monkeypatch, trusting):
+    root = tree(tmp_path / "rgb")
+    real = folders.atomic_path
+
+    def read_only(target):
+        if Path(target).is_relative_to(root):
+            raise InputError("read-only")
+        return real(target)
+
+    monkeypatch.setattr(folders, "atomic_path", read_only)
+    cold = index_frames(root, "rgb")
+    assert not (root / CACHE_NAME).exists()
+    assert len(list(user_cache.rglob("*.json"))) == 1
+    calls = listed(monkeypatch)
+    assert index_frames(root, "rgb") == cold and calls == [""]
+
+    monkeypatch.setattr(folders, "_cache_files", lambda root: [root / CACHE_NAME])
+    assert index_frames(root, "rgb") == cold  # no cache at all
