@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Item:
 
 
 ITEMS = {
-    "videos": Item("UCF101.rar", 1.1, "prepare them: python data/extract_rgb.py {0}/UCF-101 OUT, data/extract_flow.py"),
+    "videos": Item("UCF101.rar", 1.1, "next: data/extract_rgb.py and data/extract_flow.py {0}/UCF-101 OUT"),
     "lists": Item("UCF101TrainTestSplits-RecognitionTask.zip", 20, "use them: --ucf-list {0}/ucfTrainTestlist"),
     "rgb": Item("ucf101_jpegs_256.zip", 1.3, "use them: --rgb-dir {0}/jpegs_256"),
     "flow": Item("ucf101_tvl1_flow.zip", 1.5, "use them: --flow-dir {0}/tvl1_flow"),
@@ -186,7 +186,7 @@ def plan(name: str, args: argparse.Namespace, client: Client) -> Job:
     return Job(name, [look(archive)] if name in FROM_UCF else look_for_parts(look, archive))
 
 
-def look_for_parts(look, archive: str) -> list[Archive]:
+def look_for_parts(look: Callable[[str], Archive], archive: str) -> list[Archive]:
     """The parts .001, .002, ... that a server has, or the archive in one piece. `look` raises Missing for none."""
     parts: list[Archive] = []
     try:
@@ -292,8 +292,10 @@ def carry_out(job: Job, args: argparse.Namespace, client: Client) -> None:
     if args.remove_archives:
         for path in paths:
             path.unlink()
-    print(f"{job.name}: {result.files:,} files in {', '.join(str(args.output / name) for name in result.folders)} "
-          f"({result.written:,} written now); {ITEMS[job.name].use.format(args.output)}")
+    folders = ", ".join(str(args.output / name) for name in result.folders)
+    count = f"{result.files:,} file{'s' if result.files > 1 else ''}"
+    print(f"{job.name}: {count} in {folders} ({result.written:,} written now); "
+          f"{ITEMS[job.name].use.format(args.output)}")
 
 
 def done_file(output: Path, name: str) -> Path:

@@ -187,8 +187,7 @@ def fetch(client: Client, url: str, target: Path, progress: bool = True) -> None
             if not have:
                 part.unlink(missing_ok=True)
                 write_json(note, asdict(remote))
-            bar.total = remote.size
-            bar.update(have - bar.n)
+            restart(bar, have, remote.size)
             fetch_rest(client, url, part, remote, have, bar)
 
         client.patiently(attempt, target.name, lambda: part.stat().st_size if part.exists() else 0)
@@ -196,6 +195,14 @@ def fetch(client: Client, url: str, target: Path, progress: bool = True) -> None
         os.fsync(file.fileno())
     part.replace(target)
     note.unlink()
+
+
+def restart(bar: tqdm, begin: int, total: int) -> None:
+    """Set a bar to `begin`, bytes of a former attempt that don't count in the rate."""
+    bar.initial = 0
+    bar.reset(total)
+    bar.n = bar.initial = begin
+    bar.refresh()
 
 
 def fetch_rest(client: Client, url: str, part: Path, remote: Remote, have: int, bar: tqdm) -> None:
@@ -214,7 +221,8 @@ def fetch_rest(client: Client, url: str, part: Path, remote: Remote, have: int, 
             if span != str(have):
                 raise Transient("the server sent another range than was asked for")
             begin = have
-        bar.update(begin - bar.n)
+        if begin != have:
+            restart(bar, begin, remote.size)
         with open(part, "ab", buffering=0) as file:
             file.truncate(begin)
             while begin < remote.size:

@@ -242,7 +242,7 @@ def test_each_tool_unpacks_a_real_rar(tmp_path, monkeypatch, tool):
     assert contents(target) == VIDEOS | {"mine.txt": b"a stray"}
     assert not (target / ".unpacking").exists()
 
-    use_only("no such program", monkeypatch)  # nothing is missing, so none is needed
+    monkeypatch.setattr(archives, "rar_tools", lambda: {})  # nothing is missing, so no tool is needed
     assert archives.unpack_rar(archive, target, progress=False).written == 0
     (target / next(iter(VIDEOS))).write_bytes(b"changed")
     use_only(tool, monkeypatch)
@@ -283,15 +283,22 @@ def test_without_a_tool_it_says_what_to_install(tmp_path, monkeypatch):
         archives.unpack_rar(tmp_path / "UCF101.rar", tmp_path)
 
 
-@pytest.mark.parametrize("harm", ["bomb", "cut", "no rar", "empty"])
+@pytest.mark.parametrize("harm", ["bomb", "cut", "no rar", "empty", "link", "parent"])
 def test_a_bad_rar_is_refused_before_any_tool_runs(tmp_path, monkeypatch, harm):
-    use_only("no such program", monkeypatch)
-    content = make_rar(VIDEOS)
+    monkeypatch.setattr(archives, "rar_tools", lambda: pytest.fail("a tool was about to run"))
     if harm == "bomb":
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 0, 4 * 4096 - 1))
+    content, message = {
+        "bomb": (make_rar(VIDEOS), "16.4kB are free"),
+        "cut": (make_rar(VIDEOS)[:30], r"no complete \.rar|is empty"),
+        "no rar": (b"<html>", r"no complete \.rar"),
+        "empty": (b"", r"no complete \.rar"),
+        "link": (make_rar(VIDEOS | {"link": b"/etc"}, {"link": stat.S_IFLNK | 0o777}), "link or device, 'link'"),
+        "parent": (make_rar(VIDEOS | {"a/../../b": b"evil"}), "unsafe name 'a/../../b'"),
+    }[harm]
     archive = tmp_path / "UCF101.rar"
-    archive.write_bytes({"bomb": content, "cut": content[:30], "no rar": b"<html>", "empty": b""}[harm])
-    with pytest.raises(InputError, match="free" if harm == "bomb" else r"no complete \.rar|is empty"):
+    archive.write_bytes(content)
+    with pytest.raises(InputError, match=message):
         archives.unpack_rar(archive, tmp_path, progress=False)
     assert list(contents(tmp_path)) == ["UCF101.rar"]
 

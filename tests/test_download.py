@@ -49,6 +49,7 @@ class Handler(BaseHTTPRequestHandler):
             asked = None
         begin, end = 0, len(content)
         if asked:
+            asked = server.wrong_ranges.pop(0) if server.wrong_ranges else asked
             first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", asked).groups()
             begin, end = int(first), min(end, int(last or end) + 1)
         self.send_response(206 if asked else 200)
@@ -94,7 +95,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.etags, self.cuts, self.refusals, self.sent = {}, {}, [], [], []
+        self.files, self.etags, self.cuts, self.refusals, self.wrong_ranges, self.sent = {}, {}, [], [], [], []
         self.ranges = self.knows_head = True
         self.content_type, self.step, self.pause, self.after_get = "application/octet-stream", 1 << 18, 0.0, None
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -137,6 +138,13 @@ def test_a_server_that_ignores_ranges_starts_over(server, tmp_path):
     get(server, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert [begin for _, begin, _ in server.sent] == [0, 0, 0]
+
+
+def test_another_range_than_was_asked_for_is_not_taken(server, tmp_path):
+    server.files["file"], server.cuts = CONTENT, [1_000_000]
+    server.wrong_ranges = ["bytes=500000-", "bytes=1000001-"]
+    get(server, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
 
 
 def test_it_gives_up_after_failures_without_progress_and_later_goes_on(server, tmp_path):
