@@ -1,0 +1,164 @@
+"""Exact resume: runs killed at the worst moments end with the bits of a run that nobody touched."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, SMALL
+
+# Runs a script in this very process, which ends itself by a signal at a chosen moment.
+KILLER = """
+import os, pathlib, runpy, signal, sys
+sys.path.insert(0, {root!r})
+moment, count, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+sys.argv = sys.argv[4:]
+
+def strike(at):
+    global count
+    if at == moment:
+        count -= 1
+        if count == 0:
+            os.kill(os.getpid(), number)
+
+import engine, utils
+step, replace, write = engine.train_step, os.replace, pathlib.Path.write_bytes
+
+def train_step(*args, **kwargs):
+    loss = step(*args, **kwargs)
+    strike("in a batch")
+    return loss
+
+def replace_and_strike(source, target):
+    if str(target).endswith("checkpoint.pth.tar"):
+        strike("before the checkpoint counts")
+    replace(source, target)
+    for name in ("checkpoint.pth.tar", "frame_preds.pickle", "video_preds.pickle", "test.csv"):
+        if str(target).endswith(name):
+            strike("after " + name)
+
+def write_half(path, data):
+    if "checkpoint.pth.tar" in path.name and moment == "in the checkpoint's write":
+        write(path, bytes(data)[: len(data) // 2])
+        strike("in the checkpoint's write")
+    return write(path, data)
+
+engine.train_step, os.replace, pathlib.Path.write_bytes = train_step, replace_and_strike, write_half
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_and_strike(moment, count, number, *arguments):
+    command = [sys.executable, "-c", KILLER.format(root=str(ROOT)), moment, str(count), str(int(number))]
+    return subprocess.run(
+        [*command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def assert_same_runs(a, b):
+    for name in ("checkpoint.pth.tar", "model_best.pth.tar"):
+        first, second = (torch.load(folder / name, weights_only=True) for folder in (a, b))
+        assert first["epoch"] == second["epoch"] and first["best_prec1"] == second["best_prec1"]
+        for part in ("state_dict", "ema"):
+            for key, tensor in first[part].items():
+                assert torch.equal(tensor, second[part][key]), (name, part, key)
+        for key, state in first["optimizer"]["state"].items():
+            assert torch.equal(state["momentum_buffer"], second["optimizer"]["state"][key]["momentum_buffer"])
+        assert first["scheduler"] == second["scheduler"]
+    for path in sorted(a.glob("*.csv")):
+        tables = [pd.read_csv(folder / path.name).drop(columns=["Batch Time", "Data Time"]) for folder in (a, b)]
+        pd.testing.assert_frame_equal(*tables, check_exact=True)
+    for path in sorted(a.glob("*.pickle")):
+        assert path.read_bytes() == (b / path.name).read_bytes(), path.name
+    assert json.loads((a / "predictions.json").read_text()) == json.loads((b / "predictions.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def flags(tiny):
+    """A run with everything that has a state or is random: dropout, moving average, flips, crops, momentum."""
+    return ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *SMALL, "--batch-size", 2, "--epochs", 3, "--dropout", 0.5,
+            "--ema", 0.9, "--crop", "multiscale", "--lr", 0.01, "--seed", 3)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def untouched(flags, run, tmp_path_factory):
+    output = tmp_path_factory.mktemp("untouched")
+    run(*flags, "--output", output)
+    return output
+
+
+def test_killed_again_and_again(flags, untouched, run, tmp_path):
+    """One run, killed by SIGKILL in turn at six moments, each time resumed; 3 batches make an epoch."""
+    arguments = (ROOT / flags[0], *flags[1:], "--output", tmp_path, "--resume", "auto", "--workers", 0)
+    moments = [("in a batch", 2), ("in the checkpoint's write", 1), ("after checkpoint.pth.tar", 1), ("in a batch", 3),
+               ("after frame_preds.pickle", 1), ("before the checkpoint counts", 2)]  # fmt: skip
+    for moment, count in moments:
+        process = run_and_strike(moment, count, signal.SIGKILL, *arguments)
+        assert process.returncode == -signal.SIGKILL, f"{moment}: {process.stdout}{process.stderr}"
+        for name in ("checkpoint.pth.tar", "model_best.pth.tar"):  # the old file or the new one, never half of one
+            if (tmp_path / name).exists():
+                torch.load(tmp_path / name, weights_only=True)
+    run(*flags, "--output", tmp_path, "--resume", "auto")
+    assert_same_runs(untouched, tmp_path)
+
+
+def test_killed_within_an_epoch_with_saves_in_it(flags, untouched, run, tmp_path):
+    arguments = (ROOT / flags[0], *flags[1:], "--output", tmp_path, "--resume", "auto", "--save-every-minutes", 1e-6)
+    process = run_and_strike("in a batch", 5, signal.SIGKILL, *arguments)
+    assert process.returncode == -signal.SIGKILL
+    saved = torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)
+    assert (saved["epoch"], saved["batch"]) == (0, 1)
+    run(*flags, "--output", tmp_path, "--resume", "auto")
+    assert_same_runs(untouched, tmp_path)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_asked_to_stop(flags, untouched, run, tmp_path, number, code):
+    process = run_and_strike("in a batch", 4, number, ROOT / flags[0], *flags[1:], "--output", tmp_path)
+    assert process.returncode == code and "Traceback" not in process.stderr
+    assert f"--resume {tmp_path}" in process.stdout
+    assert torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["batch"] == 1
+    if number == signal.SIGINT:
+        run(*flags, "--output", tmp_path, "--resume")
+        assert_same_runs(untouched, tmp_path)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(flags, run, tmp_path, untouched):
+    """The write of a checkpoint fails as on a full disk: one line, and the old file is as it was."""
+    for name in ("checkpoint.pth.tar", "model_best.pth.tar"):
+        (tmp_path / name).write_bytes((untouched / name).read_bytes())
+    code = f"""
+import errno, pathlib, runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+write = pathlib.Path.write_bytes
+def full(path, data):
+    if "checkpoint.pth.tar" in path.name:
+        write(path, bytes(data)[:1000])
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return write(path, data)
+pathlib.Path.write_bytes = full
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    command = [sys.executable, "-c", code, ROOT / flags[0], *flags[1:], "--epochs", 4, "--output", tmp_path, "--resume"]
+    process = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 2 and "Traceback" not in process.stderr
+    assert "No space left" in process.stderr and "checkpoint.pth.tar" in process.stderr
+    assert (tmp_path / "checkpoint.pth.tar").read_bytes() == (untouched / "checkpoint.pth.tar").read_bytes()
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_plateau_and_best_survive(untouched):
+    saved = torch.load(untouched / "checkpoint.pth.tar", weights_only=True)
+    record = pd.read_csv(untouched / "rgb_test.csv")
+    assert saved["best_prec1"] == pytest.approx(record["Prec@1"].max())
+    assert saved["scheduler"]["best"] == pytest.approx(record["Loss"].min())
+    best = torch.load(untouched / "model_best.pth.tar", weights_only=True)["epoch"]
+    assert best == int(np.argmax(record["Prec@1"]))
+    assert json.loads((untouched / "predictions.json").read_text())["checkpoint"]["epoch"] == best
