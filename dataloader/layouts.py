@@ -98,7 +98,7 @@ def find(index: Index, video_name: str) -> Frames | tuple[Frames, Frames]:
     `video_name` is a key or a path as lists write it: case doesn't matter, and leading folders may differ.
     Raises InputError for a video that isn't there or has a problem.
     """
-    name = _locate(index, video_name)
+    name = locate(index, video_name)
     if name is None:
         raise InputError(f"{index.root} holds no {_CALLED[index.kind]} of {video_name}")
     if name in index.problems:
@@ -123,7 +123,7 @@ def match(
     owners: dict[str, Video] = {}
     videos = list(videos)
     for video in videos:
-        name = _locate(index, video.listed) or _locate(index, video.name)
+        name = locate(index, video.listed) or locate(index, video.name)
         if name is None:
             absent.append(video.listed)
             continue
@@ -150,7 +150,7 @@ def match(
     return found
 
 
-def _locate(index: Index, name: str) -> str | None:
+def locate(index: Index, name: str) -> str | None:
     """The index's name of a video; the list may have more leading folders than the disk, or fewer."""
     folded = _fold(name)
     while folded:
