@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from safeload.plainpickle import NUMPY_NAMES, Machine, Refused
+from safeload.plainpickle import PLAIN_NAMES, Machine, Refused
 from utils import InputError
 
 __all__ = ["load_checkpoint", "load_pickle"]
@@ -32,7 +32,7 @@ def load_pickle(path: str | os.PathLike) -> Any:
     with _reading(path, "a pickle of plain data") as file:
         if os.fstat(file.fileno()).st_size > MAX_PICKLE_BYTES:
             raise Refused(f"it is larger than {MAX_PICKLE_BYTES >> 20} MB")
-        return Machine(file.read(), NUMPY_NAMES).run()
+        return Machine(file.read(), PLAIN_NAMES).run()
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import pickle
 import struct
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from mmap import mmap
@@ -320,7 +320,11 @@ def _array(machine: Machine, content: Any, dtype: Any, shape: Any, order: Any, a
     machine.copy(len(content))
     array = np.frombuffer(content, stored).astype(dtype.code)
     array = array.reshape(shape, order="F" if order == "F" else "C")
-    return array if axes is None else array.transpose(axes)
+    if axes is None:
+        return array
+    if type(axes) is not tuple or not all(type(axis) is int for axis in axes):
+        raise Refused("it has a numpy array with impossible axes")
+    return array.transpose(axes)
 
 
 def _scalar(machine: Machine, dtype: Any, content: Any) -> np.generic:
@@ -335,7 +339,25 @@ def _encode(machine: Machine, text: Any, encoding: Any) -> bytes:
     return text.encode("latin-1")
 
 
-NUMPY_NAMES: dict[tuple[str, str], Name] = {
+def _ordered_dict(machine: Machine, items: Any = ()) -> OrderedDict:
+    """OrderedDict() of Python 3, OrderedDict([[key, value], ...]) of Python 2."""
+    if type(items) not in (list, tuple) or any(type(item) not in (list, tuple) for item in items):
+        raise Refused("its pickle has a dict that is not made of pairs")
+    machine.spend(len(items))
+    return OrderedDict((as_key(key), value) for key, value in items)
+
+
+def _counter(machine: Machine, counts: Any) -> Counter:
+    """Counter({...}), such as the milestones of a MultiStepLR."""
+    if type(counts) is not dict or any(type(count) is not int for count in counts.values()):
+        raise Refused("its pickle has a Counter that does not count")
+    machine.spend(len(counts))
+    return Counter(counts)
+
+
+PLAIN_NAMES: dict[tuple[str, str], Name] = {
+    ("collections", "OrderedDict"): Name(_ordered_dict),
+    ("collections", "Counter"): Name(_counter),
     ("numpy", "ndarray"): Name(),
     ("numpy", "dtype"): Name(_dtype),
     ("_codecs", "encode"): Name(_encode),

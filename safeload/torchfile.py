@@ -10,7 +10,6 @@ import os
 import struct
 import warnings
 import zipfile
-from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
@@ -19,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from safeload.plainpickle import NUMPY_NAMES, Machine, Name, Refused, as_key, show
+from safeload.plainpickle import PLAIN_NAMES, Machine, Name, Refused, show
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of a file of PyTorch before 1.6
 
@@ -29,22 +28,6 @@ class _Storage:
     """The flat memory that tensors are views of; on device meta where only sizes are checked."""
 
     values: torch.Tensor
-
-
-def _ordered_dict(machine: Machine, items: Any = ()) -> OrderedDict:
-    """OrderedDict() of Python 3, OrderedDict([[key, value], ...]) of Python 2."""
-    if type(items) not in (list, tuple) or any(type(item) not in (list, tuple) for item in items):
-        raise Refused("its pickle has a dict that is not made of pairs")
-    machine.spend(len(items))
-    return OrderedDict((as_key(key), value) for key, value in items)
-
-
-def _counter(machine: Machine, counts: Any) -> Counter:
-    """Counter({...}): the milestones of a MultiStepLR."""
-    if type(counts) is not dict or any(type(count) is not int for count in counts.values()):
-        raise Refused("its pickle has a Counter that does not count")
-    machine.spend(len(counts))
-    return Counter(counts)
 
 
 def _size(machine: Machine, sides: Any) -> torch.Size:
@@ -66,7 +49,7 @@ def _tensor(
     last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True)) if count else -1
     if offset > storage.values.numel() or max(count, last + 1) > storage.values.numel():
         raise Refused(f"it has a tensor of shape {tuple(size)} in {storage.values.numel()} numbers")
-    return storage.values.as_strided(tuple(size), tuple(stride), offset)
+    return storage.values.as_strided(tuple(size), tuple(stride), storage.values.storage_offset() + offset)
 
 
 def _parameter(machine: Machine, tensor: Any, *flags_and_hooks: object) -> torch.Tensor:
@@ -88,9 +71,7 @@ _DTYPES = {
     "BoolStorage": torch.bool,
 }
 _NAMES: dict[tuple[str, str], Name] = {
-    **NUMPY_NAMES,
-    ("collections", "OrderedDict"): Name(_ordered_dict),
-    ("collections", "Counter"): Name(_counter),
+    **PLAIN_NAMES,
     ("torch", "Size"): Name(_size),
     ("torch._utils", "_rebuild_tensor"): Name(_tensor),  # before PyTorch 0.4
     ("torch._utils", "_rebuild_tensor_v2"): Name(_tensor),

@@ -1,0 +1,337 @@
+"""Reading pickles and checkpoints: data of every age comes back, and nothing else gets anywhere."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import subprocess
+import sys
+import zipfile
+from collections import Counter, OrderedDict
+from pathlib import Path
+
+import hostile_files
+import numpy as np
+import pytest
+import python2_files
+import torch
+
+from safeload import load_checkpoint, load_pickle
+from utils import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# --- data comes back ---------------------------------------------------------------------------------------
+
+
+def assert_same(found, expected) -> None:
+    """Equal in value, type and order, all the way down."""
+    if isinstance(expected, np.ndarray | np.generic):
+        assert found.shape == expected.shape and found.dtype == expected.dtype.newbyteorder("=")
+        assert type(found) is type(expected)
+        np.testing.assert_array_equal(found, expected)
+        return
+    if isinstance(expected, torch.Tensor):
+        assert found.dtype == expected.dtype and found.device.type == "cpu"
+        torch.testing.assert_close(found, expected.detach(), rtol=0, atol=0, equal_nan=True)
+        return
+    assert type(found) is type(expected)
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        for key in expected:
+            assert_same(found[key], expected[key])
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+    else:
+        assert found == expected or found != found
+
+
+DATA = {
+    "float32": np.arange(6, dtype="f4").reshape(2, 3),
+    "big endian": np.arange(6, dtype=">f8").reshape(3, 2),
+    "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "transposed": np.arange(24.0).reshape(2, 3, 4).transpose(1, 0, 2),
+    "empty": np.zeros((0, 101), "f4"),
+    "scalar array": np.array(7, "i8"),
+    "booleans": np.array([True, False]),
+    "bytes": np.arange(256, dtype="u1"),
+    "half": np.array([1.5, np.nan], "f2"),
+    "complex": np.array([1 + 2j], "c8"),
+    "numpy number": np.float32(1.25),
+    "numbers": [0, 1, 255, 256, 65536, -1, -(2**31), 2**31, 2**63, -(2**70), 1.5, -0.0, float("inf"), float("nan")],
+    "constants": (None, True, False, (), [], {}),
+    "tuples": ((1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
+    "strings": ["", "HandstandPushups_g01_c01", "é", "日本", "\n\t\\'\"", "a" * 300, "\x00"],
+    "raw": [b"", b"\x00\xff", b"b" * 300],
+    5: {"nested": {"deeper": [1, [2, [3]]]}},
+}
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_every_protocol_of_python_3(tmp_path, protocol):
+    content = dict(DATA)
+    if protocol >= 4:
+        content |= {"set": {1, 2, 3}}
+    shared = np.arange(3.0)
+    content |= {"same": [shared, shared], "again": "float32", "ordered": OrderedDict(b=1, a=2), "count": Counter("aab")}
+    (tmp_path / "x").write_bytes(pickle.dumps(content, protocol))
+    assert_same(load_pickle(tmp_path / "x"), content)
+
+
+@pytest.mark.parametrize("protocol", [0, 2])
+def test_predictions_of_python_2(tmp_path, protocol):
+    generator = np.random.default_rng(0)
+    arrays = {f"ApplyEyeMakeup_g{i:02}_c01": generator.normal(0, 50, (19, 101)).astype("f4") for i in range(300)}
+    data = python2_files.predictions(arrays, protocol)
+    assert_same(pickle.loads(data, encoding="latin1"), arrays)  # the file is what it claims to be
+    (tmp_path / "x").write_bytes(data)
+    assert_same(load_pickle(tmp_path / "x"), arrays)
+
+
+@pytest.mark.parametrize("module", ["numpy.core", "numpy._core"])
+def test_both_names_of_numpys_core(tmp_path, module):
+    text = pickle.dumps(DATA["float32"], 0)
+    for name in (b"numpy._core", b"numpy.core"):
+        text = text.replace(name, module.encode())
+    (tmp_path / "x").write_bytes(text)
+    assert_same(load_pickle(tmp_path / "x"), DATA["float32"])
+
+
+def test_real_predictions(shared):
+    for path in (shared / "data" / "predictions_split1").glob("*.pickle"):
+        found = load_pickle(path)
+        assert len(found) == 3783
+        assert_same(found, pickle.loads(path.read_bytes()))
+        assert all(array.flags.writeable for array in found.values())
+
+
+def training_state() -> dict:
+    """What a training saves: weights, optimizer, schedule, generators."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    generator = random.Random(3)
+    base = torch.arange(12.0)
+    return {
+        "epoch": 3, "best_prec1": 81.9, "class_names": ["Hammering", "HammerThrow"], "none": None,
+        "state_dict": model.state_dict(), "optimizer": optimizer.state_dict(),
+        "scheduler": torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5, 5]).state_dict(),
+        "counter": Counter({3: 1}), "size": torch.Size([1, 2]), "random": generator.getstate(),
+        "rng": torch.get_rng_state(), "half": torch.ones(3).half(), "bfloat16": torch.ones(2).bfloat16(),
+        "long": torch.tensor(2**40), "bool": torch.tensor([True]), "empty": torch.zeros(0, 5),
+        "views": [base, base[3:7], base.view(3, 4).t(), base.view(3, 4)[:, 1]], "ordered": OrderedDict(a=1),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_checkpoints_of_this_torch(tmp_path, zipped):
+    content = training_state()
+    torch.save(content, tmp_path / "x", _use_new_zipfile_serialization=zipped)
+    found = load_checkpoint(tmp_path / "x")
+    assert_same(found, content)
+    found["views"][0].fill_(7)
+    assert found["views"][1].eq(7).all()  # views of one storage stay views of one storage
+
+
+def test_checkpoint_of_python_2(tmp_path):
+    generator = np.random.default_rng(0)
+    arrays = {f"layer1.{i}.weight": generator.normal(size=(4, 3, 2, 1)).astype("f4") for i in range(300)}
+    arrays["steps"], arrays["none"] = np.array([3, 2**40]), np.zeros((0, 2), "f4")
+    weights = OrderedDict((name, python2_files.Tensor(array)) for name, array in arrays.items())
+    ids = [140_000_000_000_000 + i for i in range(2)]
+    rest = {"epoch": 3, "best_prec1": 80.5, "negative": -5, "hooks": OrderedDict()}
+    optimizer = {"state": {ids[0]: {"momentum_buffer": python2_files.Tensor(np.ones(3))}},
+                 "param_groups": [{"lr": 0.1, "params": ids}]}  # fmt: skip
+    data = python2_files.checkpoint({"state_dict": weights, **rest})
+    (tmp_path / "without").write_bytes(data)
+    expected = {"state_dict": OrderedDict((name, torch.from_numpy(array)) for name, array in arrays.items()), **rest}
+    assert_same(torch.load(tmp_path / "without", "cpu", weights_only=True), expected)
+    assert_same(load_checkpoint(tmp_path / "without"), expected)
+
+    data = python2_files.checkpoint({"state_dict": weights, "optimizer": optimizer, "note": "x" * 300})
+    assert b"I140000000000000\n" in data and b"T\x2c\x01\x00\x00xxx" in data and b"U\x07storage" in data
+    assert not zipfile.is_zipfile(tmp_path / "without") and data.startswith(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
+    (tmp_path / "with").write_bytes(data)
+    found = load_checkpoint(tmp_path / "with")
+    assert found["optimizer"]["param_groups"] == [{"lr": 0.1, "params": ids}]
+    assert_same(found["optimizer"]["state"], {ids[0]: {"momentum_buffer": torch.ones(3)}})
+    assert_same(found["state_dict"], expected["state_dict"])
+
+
+def test_checkpoint_of_python_2_with_views_and_metadata(tmp_path):
+    """Two tensors in one storage, each naming its view of it, and a state_dict with attributes (_metadata)."""
+    tensor = hostile_files.tensor(3, (3,), (1,), view=("1", 2, 3), legacy=True)
+    with pytest.raises(InputError):  # 2 + 3 > 3
+        (tmp_path / "x").write_bytes(hostile_files.legacy_checkpoint(tensor, ("0",), bytes(8)))
+        load_checkpoint(tmp_path / "x")
+    stored = b"\x05" + bytes(7) + np.arange(5, dtype="<f4").tobytes()
+    tensor = hostile_files.tensor(5, (2,), (1,), view=("1", 2, 3), legacy=True)
+    (tmp_path / "x").write_bytes(hostile_files.legacy_checkpoint(tensor, ("0",), stored))
+    assert_same(load_checkpoint(tmp_path / "x"), {"w": torch.tensor([2.0, 3.0])})
+    program = b"\x80\x02}U\x01sccollections\nOrderedDict\n]\x85R}U\x09_metadata}sbs."
+    (tmp_path / "x").write_bytes(hostile_files.legacy_checkpoint(program))
+    assert_same(load_checkpoint(tmp_path / "x"), {"s": OrderedDict()})
+
+
+def test_real_weights(shared):
+    for name in ("resnet50_imagenet.pth", "raft_small_torchvision.pth"):
+        path = shared / "weights" / name
+        assert_same(load_checkpoint(path), torch.load(path, "cpu", weights_only=True))
+
+
+# --- nothing else gets anywhere ----------------------------------------------------------------------------
+
+READ_ALL = """
+import json, sys, warnings
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import safeload, safeload.torchfile
+from utils import InputError
+try:
+    import resource
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), used + (1 << 30)))
+    resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+except (ImportError, OSError):
+    pass
+warnings.simplefilter("error")
+said = {}
+for path in sorted(Path(sys.argv[2]).iterdir()):
+    read = safeload.load_pickle if path.suffix == ".pickle" else safeload.load_checkpoint
+    try:
+        read(path)
+        said[path.name] = None
+    except InputError as error:
+        said[path.name] = str(error)
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory):
+    """What the readers say of each hostile file, read in a process that may take 1 GB more memory and 60 s in all.
+
+    {group: {name of the file: message, or None where it was read}}; and where the sentinels would be.
+    """
+    folder, sentinels = tmp_path_factory.mktemp("files"), tmp_path_factory.mktemp("sentinels")
+    pickles = {
+        "running": {
+            name: hostile_files.running(f"echo x > {(sentinels / str(index)).as_posix()}")[name]
+            for index, name in enumerate(hostile_files.running("true"))
+        },
+        "refused": hostile_files.refused(),
+        "bombs": hostile_files.bombs(),
+    }
+    for group, cases in pickles.items():
+        for name, program in cases.items():
+            (folder / f"{group};{name}.pickle").write_bytes(program)
+            if len(program) < 200_000:
+                (folder / f"{group};{name}.zip.pth").write_bytes(hostile_files.zip_checkpoint(program))
+                (folder / f"{group};{name}.old.pth").write_bytes(hostile_files.legacy_checkpoint(program))
+    for name, data in hostile_files.bad_checkpoints().items():
+        (folder / f"lying;{name}.pth").write_bytes(data)
+    command = [sys.executable, "-c", READ_ALL, str(ROOT), str(folder)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr[-3000:]
+    groups: dict[str, dict[str, str | None]] = {}
+    for name, message in json.loads(process.stdout).items():
+        groups.setdefault(name.partition(";")[0], {})[name.partition(";")[2]] = message
+    return groups, folder, sentinels
+
+
+def assert_all_refused(said: dict[str, str | None], count: int) -> None:
+    assert len(said) >= count
+    for name, message in said.items():
+        assert message is not None, f"{name} was read"
+        assert name in message and "\n" not in message and message.isprintable() and len(message) < 600, message
+        assert "more memory than there is" not in message, message
+
+
+UNSAFE = """
+import pickle, sys
+for path in sys.argv[1:]:
+    try:
+        pickle.load(open(path, "rb"))
+    except Exception:
+        pass
+"""
+
+
+def test_nothing_is_run(verdicts):
+    """Each file would make a sentinel; Python's unpickler makes it, to prove that, and ours does not."""
+    groups, folder, sentinels = verdicts
+    names = list(hostile_files.running("true"))
+    assert_all_refused(groups["running"], 3 * len(names))
+    assert not list(sentinels.iterdir())
+
+    paths = [str(folder / f"running;{name}.pickle") for name in names]
+    subprocess.run([sys.executable, "-W", "ignore", "-c", UNSAFE, *paths], capture_output=True, timeout=120)
+    harmless = [name for index, name in enumerate(names) if not (sentinels / str(index)).exists()]
+    assert not harmless, "these files would not have run anything"
+
+
+def test_impossible_pickles_are_refused(verdicts):
+    assert_all_refused(verdicts[0]["refused"], 3 * len(hostile_files.refused()))
+
+
+def test_bombs_go_off_in_bounded_time_and_memory(verdicts):
+    """All are refused, within the limits of the process that read them."""
+    assert_all_refused(verdicts[0]["bombs"], len(hostile_files.bombs()))
+
+
+def test_lying_checkpoints_are_refused(verdicts):
+    said = verdicts[0]["lying"]
+    assert_all_refused(said, len(hostile_files.bad_checkpoints()))
+    for name, words in {
+        "web page": "web page", "LFS pointer": "git lfs pull", "legacy, whole model": "torch.nn.modules.linear.Linear",
+        "zip, flipped bit": "checksums", "zip, a list": "a list instead of a dict", "zip, bomb": "not as torch.save",
+        "zip, 100 GB storage": "declares 26843545600 numbers", "legacy, 100 GB storage": "more than it holds",
+    }.items():  # fmt: skip
+        assert words in said[f"{name}.pth"], said[f"{name}.pth"]
+
+
+def test_the_same_checkpoints_without_the_lie_are_read(tmp_path):
+    values = np.arange(4, dtype="<f4")
+    program = hostile_files.tensor(4, (2, 2), (2, 1))
+    (tmp_path / "zip").write_bytes(hostile_files.zip_checkpoint(program, {"0": values.tobytes()}))
+    program = hostile_files.tensor(4, (2, 2), (2, 1), legacy=True)
+    stored = b"\x04" + bytes(7) + values.tobytes()
+    (tmp_path / "old").write_bytes(hostile_files.legacy_checkpoint(program, ("0",), stored))
+    for name in ("zip", "old"):
+        assert_same(load_checkpoint(tmp_path / name), {"w": torch.from_numpy(values).view(2, 2)})
+
+
+def test_files_that_are_none(tmp_path):
+    (tmp_path / "empty").touch()
+    for read in (load_pickle, load_checkpoint):
+        for name, words in (("absent", "No such file"), ("empty", "is empty"), (".", "cannot open")):
+            with pytest.raises(InputError, match=words):
+                read(tmp_path / name)
+
+
+def test_a_memo_takes_no_room_below_its_index(tmp_path):
+    (tmp_path / "x").write_bytes(b"]r\xff\xff\xff\xffp99999999999999999999\n.")
+    assert load_pickle(tmp_path / "x") == []
+
+
+def test_text_of_the_file_cannot_reach_the_terminal(tmp_path):
+    (tmp_path / "x").write_bytes(b"\x80\x04\x8c\x0cos\x1b[31m\nhide\x8c\x01\x07\x93.")
+    with pytest.raises(InputError) as caught:
+        load_pickle(tmp_path / "x")
+    assert str(caught.value).isprintable() and "os" in str(caught.value)
+
+
+# --- fuzzing -----------------------------------------------------------------------------------------------
+
+
+def test_mutated_files_short(tmp_path):
+    """A few thousand of benchmarks/fuzz_loaders.py's inputs; the script's own run takes 100,000 and more."""
+    script = [sys.executable, str(ROOT / "benchmarks" / "fuzz_loaders.py"), "--inputs", "3000"]
+    process = subprocess.run(script, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "3000 inputs" in process.stdout
