@@ -158,10 +158,9 @@ def _preparation(source: str, in_channels: int) -> Preparation:
         return Preparation("rgb", 224, resize, IMAGENET_MEAN, IMAGENET_STD)
     if in_channels == 15 and source == "tsn-pytorch":  # differences of six frames, which main.py doesn't normalise
         return Preparation("rgbdiff", 224, "center", (0.0,) * 3, (1.0,) * 3, 5)
-    flow = {"stack_length": in_channels // 2, "flow_method": "tvl1", "flow_bound": 20.0}
     if source in ("two-stream-pytorch", "tsn-pytorch"):
-        return Preparation("flow", 224, "center", (0.5,), (0.226,), **flow)
-    return Preparation("flow", 224, "squash", (0.0,), (1.0,), **flow)
+        return Preparation("flow", 224, "center", (0.5,), (0.226,), in_channels // 2, "tvl1", 20.0)
+    return Preparation("flow", 224, "squash", (0.0,), (1.0,), in_channels // 2, "tvl1", 20.0)
 
 
 def _protocol(source: str) -> dict[str, Any]:

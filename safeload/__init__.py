@@ -64,7 +64,7 @@ def _reading(path: str | os.PathLike, wanted: str) -> Iterator[BinaryIO]:
     """Open `path`; turn whatever its content makes go wrong in the block into one line."""
     damage = (
         IndexError, KeyError, TypeError, ValueError, OverflowError, EOFError, RuntimeError, AssertionError,
-        NotImplementedError, struct.error, zipfile.BadZipFile,
+        struct.error, zipfile.BadZipFile,
     )  # fmt: skip
     try:
         with open(path, "rb") as file:
@@ -79,7 +79,7 @@ def _reading(path: str | os.PathLike, wanted: str) -> Iterator[BinaryIO]:
     except pickle.UnpicklingError:
         reason = "torch's weights-only loader refuses it"
     except damage as error:
-        reason = f"it is damaged ({type(error).__name__})"
+        reason = f"it is damaged ({type(error).__name__}), get it again"
     except OSError as error:
         raise InputError(f"cannot open {path}: {error.strerror or error}") from None
     raise InputError(f"{path} is not {wanted}: {reason}; nothing in it was run")
