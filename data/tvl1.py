@@ -1,0 +1,368 @@
+"""TV-L1 optical flow on batches of frame pairs, in PyTorch: what OpenCV's DualTVL1 computes, many pairs at once.
+
+Zach, Pock, Bischof: A Duality Based Approach for Realtime TV-L1 Optical Flow, DAGM 2007; discretised as in Sanchez,
+Meinhardt-Llopis, Facciolo: TV-L1 Optical Flow Estimation, IPOL 2013. The names are theirs; the numbers are this
+file's, and data/tvl1_cpu.py's. The flow u = (u1, u2) from image I0 to image I1 makes small
+
+    |grad u1| + |grad u2| + lambda |rho(u)|, summed over the image, where around a known flow u0
+(1) rho(u) = I1(x + u0) + grad I1(x + u0) . (u - u0) - I0(x) = rho_c + grad I1w . u   is the residual.
+
+A second field v, bound to u, splits that into two problems that are solved exactly, in turn (Zach et al.):
+
+(2) |grad u1| + |grad u2| + |u - v|^2 / (2 theta) + lambda |rho(v)|   becomes small by
+(3) v = u + clamp(-rho(u) / |grad I1w|^2, -lambda theta, lambda theta) grad I1w   (thresholding, in its three cases),
+(4) u_i = v_i + theta div p_i,   with p_i the dual variable of u_i, which one step of Chambolle's fixed point makes
+(5) p_i = (p_i + tau / theta grad u_i) / (1 + tau / theta |grad u_i|),
+(6) until the mean of |change of u|^2 over the image is at most epsilon^2, or iterations run out.
+
+That is done `warps` times with u0 the last u, on a pyramid of images, from coarse to fine. As in IPOL 2013, grad I1
+is a centred difference, grad u a forward one with 0 beyond the last pixel, div its negative adjoint, and I1 is
+warped bicubically. As in OpenCV, and unlike both papers: a median filter goes over u before every
+`inner_iterations`, images keep their range of 0..255 and aren't smoothed, their pyramid is bilinear, what lies
+outside of the image is 0, and p starts from 0 once per scale, not once per warp.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BACKENDS = ("compiled", "torch", "numba", "opencv")
+BYTES_PER_PIXEL = 4 * 80  # float32 planes that one pair needs on a GPU at the peak, the median's, with a margin
+
+
+@dataclass(frozen=True)
+class TVL1:
+    """Parameters of the method, OpenCV's defaults; `tau`, `lambda_`, `theta`, `epsilon` as in the papers."""
+
+    tau: float = 0.25  # time step of the dual variable; at most 0.25 for certain convergence
+    lambda_: float = 0.15  # weight of the data; smaller is smoother
+    theta: float = 0.3  # how far v may leave u
+    scales: int = 5  # images of the pyramid; fewer if one had a side under 16 pixels
+    scale_step: float = 0.8  # size of each relative to the one before
+    warps: int = 5  # linearisations per scale
+    epsilon: float = 0.01  # stop when u moves less, root mean square, in pixels; 0 never stops early
+    inner_iterations: int = 30  # between two median filters
+    outer_iterations: int = 10  # median filters per warp
+    median_size: int = 5  # 3 or 5; 1 filters nothing
+
+    def pyramid(self, height: int, width: int) -> list[tuple[int, int]]:
+        """(height, width) of every scale, from the image's own to the coarsest."""
+        sizes = [(height, width)]
+        while len(sizes) < self.scales:
+            smaller = tuple(round(side * self.scale_step) for side in sizes[-1])
+            if min(smaller) < 16:
+                break
+            sizes.append(smaller)
+        return sizes
+
+
+OPENCV_DEFAULTS = TVL1()
+
+
+@torch.no_grad()
+def tvl1_flow(
+    first: Tensor, second: Tensor, parameters: TVL1 = OPENCV_DEFAULTS, backend: str | None = None
+) -> Tensor:
+    """Flow from every image of `first` to its like in `second`, both (B, H, W), uint8 or float, grey 0..255.
+
+    Returns float32 (B, 2, H, W) on the same device, in pixels, x then y. The stopping rule is kept for every pair by
+    itself, so a pair's flow doesn't depend on the others in the batch. Backends: "torch" is this file, "compiled"
+    the same through torch.compile; "numba" (data/tvl1_cpu.py) and "opencv" (OpenCV's own) work on the CPU. None takes
+    numba for the CPU where it is installed, else torch; choose_backend measures. Raises ValueError for shapes that
+    differ, sides under 3 pixels or another backend.
+    """
+    if first.shape != second.shape or first.dim() != 3 or min(first.shape[1:]) < 3:
+        raise ValueError(f"want two (B, H, W) with sides of 3 or more, got {[*first.shape]} and {[*second.shape]}")
+    if backend is None:
+        backend = "numba" if first.device.type == "cpu" and is_installed("numba") else "torch"
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
+    if not len(first):
+        return torch.zeros(0, 2, *first.shape[1:], device=first.device)
+    if backend in ("numba", "opencv"):
+        return _flow_on_processors(first, second, parameters, backend)
+    # On a CPU one pair's planes stay in the cache, and a look at the stopping rule is free. A GPU wants many pairs at
+    # once, and every look makes it wait for the host; the few iterations too many only bring u closer to rest.
+    batch, check_every = (1, 1) if first.device.type == "cpu" else (len(first), 5)
+    solve = partial(_solve_pyramid, parameters=parameters, check_every=check_every, steps=_steps(backend == "compiled"))
+    return torch.cat([
+        solve(I0, I1) for I0, I1 in zip(first.float().split(batch), second.float().split(batch), strict=True)
+    ])  # fmt: skip
+
+
+def automatic_batch_frames(height: int, width: int, device: torch.device | str = "cpu", workers: int = 1) -> int:
+    """How many pairs of this size to give to tvl1_flow at once, of `workers` processes that share the device.
+
+    On a GPU as many as half of its free memory holds, at most 64, where the launches of kernels no longer show.
+    On a CPU four per thread, so that pairs of unlike cost spread evenly; memory doesn't matter there.
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        return 4 * torch.get_num_threads()
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(64, int(free / 2 / workers / (BYTES_PER_PIXEL * height * width))))
+
+
+def choose_backend(device: torch.device | str = "cpu") -> str:
+    """The backend for tvl1_flow that is the fastest on this machine, of those that agree; takes some seconds."""
+    speeds = backend_speeds(device)
+    return max(speeds, key=speeds.__getitem__)
+
+
+def backend_speeds(device: torch.device | str = "cpu") -> dict[str, float]:
+    """Pairs per second of every backend for `device` that works here and agrees, on textures that move.
+
+    To agree is to be within 0.1 px on average of OpenCV's flow, or of this file's where OpenCV isn't installed.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        candidates, shape = ("torch", "compiled"), (automatic_batch_frames(256, 340, device), 256, 340)
+    else:
+        candidates, shape = ("torch", "numba", "opencv"), (max(2, torch.get_num_threads()), 96, 128)
+    candidates = tuple(backend for backend in candidates if is_installed(backend))
+    first, second = moving_texture(*shape, device=device)
+    expected = tvl1_flow(first[:1], second[:1], backend="opencv" if is_installed("opencv") else "torch")
+    speeds = {}
+    for backend in candidates:
+        try:
+            tvl1_flow(first, second, backend=backend)  # compiles what is to be compiled
+            start = time.perf_counter()
+            flow = tvl1_flow(first, second, backend=backend)[:1].cpu()  # the copy waits for a GPU
+            seconds = time.perf_counter() - start
+        except Exception:  # no compiler, a numba for another numpy, ...: whatever it is, there are the others
+            if backend == "torch":
+                raise
+            continue
+        if (flow - expected.cpu()).norm(dim=1).mean() < 0.1:
+            speeds[backend] = len(first) / seconds
+    return speeds
+
+
+def moving_texture(
+    batch: int, height: int, width: int, motion: tuple[float, float] = (1.5, -0.75),
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Two (batch, height, width) uint8 images of a smooth random texture that moves by `motion`, x and y pixels."""
+    random = torch.Generator().manual_seed(0)
+    waves = ((torch.rand(40, 3, generator=random) - 0.5) / 4).tolist()  # periods of 8 pixels and more
+    rows, columns = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
+    columns = columns + 7 * torch.arange(batch, device=device)[:, None, None]  # another piece for every pair
+
+    def picture(dx: float, dy: float) -> Tensor:
+        turns = (fx * (columns - dx) + fy * (rows - dy) + 8 * phase for fx, fy, phase in waves)
+        return (127.5 + 18 * sum(torch.sin(2 * torch.pi * turn) for turn in turns)).clamp(0, 255).to(torch.uint8)
+
+    return picture(0, 0), picture(*motion)
+
+
+def is_installed(backend: str) -> bool:
+    """Whether the packages that a backend needs are there; "numba" needs OpenCV as well."""
+    packages = {"numba": ("numba", "cv2"), "opencv": ("cv2",)}.get(backend, ())
+    if any(importlib.util.find_spec(package) is None for package in packages):
+        return False
+    if backend == "opencv":
+        import cv2
+
+        return hasattr(cv2, "optflow")  # only opencv-contrib has it
+    return True
+
+
+def _flow_on_processors(first: Tensor, second: Tensor, parameters: TVL1, backend: str) -> Tensor:
+    """Pair by pair, several at once with numba; OpenCV has threads of its own."""
+    if backend == "numba":
+        from data.tvl1_cpu import tvl1_pair as flow_of_pair
+    else:
+        flow_of_pair = _opencv_pair
+    threads = min(torch.get_num_threads(), len(first)) if backend == "numba" else 1
+    with ThreadPoolExecutor(threads) as pool:
+        flows = pool.map(partial(flow_of_pair, parameters=parameters), first.cpu().numpy(), second.cpu().numpy())
+        return torch.from_numpy(np.stack(list(flows))).to(first.device)
+
+
+def _solve_pyramid(first: Tensor, second: Tensor, parameters: TVL1, check_every: int, steps: _Steps) -> Tensor:
+    """The flow of (B, H, W) float images from the coarsest scale to the finest."""
+    sizes = parameters.pyramid(*first.shape[1:])
+    I0s, I1s = [first], [second]
+    for height, width in sizes[1:]:
+        for images in (I0s, I1s):
+            images.append(_resize(images[-1], height, width, 1 / parameters.scale_step, 1 / parameters.scale_step))
+    u = first.new_zeros(len(first), 2, *sizes[-1])
+    for I0, I1, (height, width) in zip(reversed(I0s), reversed(I1s), reversed(sizes), strict=True):
+        if u.shape[2:] != (height, width):
+            u = _resize(u, height, width, u.shape[2] / height, u.shape[3] / width) / parameters.scale_step
+        u = _solve_scale(I0, I1, u, parameters, check_every, steps)
+    return u
+
+
+def _solve_scale(I0: Tensor, I1: Tensor, u: Tensor, parameters: TVL1, check_every: int, steps: _Steps) -> Tensor:
+    """Refine the flow `u` (B, 2, H, W) from I0 to I1 (B, H, W) on one scale."""
+    edge = F.pad(I1[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    I1x, I1y = (edge[:, 1:-1, 2:] - edge[:, 1:-1, :-2]) / 2, (edge[:, 2:, 1:-1] - edge[:, :-2, 1:-1]) / 2
+    maps = torch.stack([I1, I1x, I1y], 1)
+    unknowns = torch.cat([u.transpose(0, 1), u.new_zeros(4, *I0.shape)])  # u1, u2, p11, p12, p21, p22: (6, B, H, W)
+    for _ in range(parameters.warps):
+        u1, u2 = unknowns[:2]
+        I1w, I1wx, I1wy = _warp(maps, u1, u2).unbind(1)
+        rho_c = I1w - I1wx * u1 - I1wy * u2 - I0
+        inverse = 1 / (I1wx**2 + I1wy**2).clamp(min=torch.finfo(torch.float32).eps)
+        _relax(unknowns, (I1wx, I1wy, rho_c, inverse), parameters, check_every, steps)
+    return unknowns[:2].transpose(0, 1).contiguous()
+
+
+def _relax(unknowns: Tensor, known: tuple, parameters: TVL1, check_every: int, steps: _Steps) -> None:
+    """Iterate eqs. (3) to (5) in place. A pair that has come to rest, (6), is stored and leaves the batch."""
+    iterate, median = steps
+    weights = parameters.lambda_ * parameters.theta, parameters.theta, parameters.tau / parameters.theta
+    limit = parameters.epsilon**2 * unknowns[0, 0].numel()
+    moving = torch.arange(unknowns.shape[1], device=unknowns.device)
+    state = unknowns.unbind()
+    for _ in range(parameters.outer_iterations):
+        if parameters.median_size > 1:
+            state = (*(median(component, parameters.median_size) for component in state[:2]), *state[2:])
+        for iteration in range(1, parameters.inner_iterations + 1):
+            *state, change = iterate(*state, *known, *weights)
+            if iteration % check_every and iteration < parameters.inner_iterations:
+                continue
+            goes_on = change > limit
+            if goes_on.all():
+                continue
+            unknowns[:, moving[~goes_on]] = torch.stack([plane[~goes_on] for plane in state])
+            moving = moving[goes_on]
+            if not len(moving):
+                return
+            state, known = ([plane[goes_on] for plane in planes] for planes in (state, known))
+    unknowns[:, moving] = torch.stack(list(state))
+
+
+def _iterate(
+    u1: Tensor, u2: Tensor, p11: Tensor, p12: Tensor, p21: Tensor, p22: Tensor,
+    I1wx: Tensor, I1wy: Tensor, rho_c: Tensor, inverse: Tensor, lambda_theta: float, theta: float, tau_theta: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """One iteration: the first six arguments anew, and the sum of |change of u|^2 of every pair, (B,)."""
+    rho = rho_c + I1wx * u1 + I1wy * u2  # (1)
+    step = (-rho * inverse).clamp(-lambda_theta, lambda_theta)  # (3)
+    change1 = step * I1wx + theta * _divergence(p11, p12)  # (3) and (4)
+    change2 = step * I1wy + theta * _divergence(p21, p22)
+    u1, u2 = u1 + change1, u2 + change2
+    p11, p12 = _dual_step(u1, p11, p12, tau_theta)
+    p21, p22 = _dual_step(u2, p21, p22, tau_theta)
+    return u1, u2, p11, p12, p21, p22, (change1**2 + change2**2).sum((1, 2))
+
+
+def _dual_step(u: Tensor, p1: Tensor, p2: Tensor, tau_theta: float) -> tuple[Tensor, Tensor]:
+    ux = F.pad(u[:, :, 1:] - u[:, :, :-1], (0, 1))
+    uy = F.pad(u[:, 1:] - u[:, :-1], (0, 0, 0, 1))
+    shrink = 1 / (1 + tau_theta * (ux**2 + uy**2).sqrt())  # (5)
+    return (p1 + tau_theta * ux) * shrink, (p2 + tau_theta * uy) * shrink
+
+
+def _divergence(p1: Tensor, p2: Tensor) -> Tensor:
+    return p1 - F.pad(p1[:, :, :-1], (1, 0)) + p2 - F.pad(p2[:, :-1], (0, 0, 1, 0))
+
+
+def _warp(maps: Tensor, u1: Tensor, u2: Tensor) -> Tensor:
+    """`maps` (B, C, H, W) at x + u by bicubic interpolation (a = -0.75), 0 outside of the image."""
+    height, width = maps.shape[2:]
+    x = torch.arange(width, device=maps.device) + u1
+    y = torch.arange(height, device=maps.device)[:, None] + u2
+    grid = torch.stack([x * (2 / (width - 1)) - 1, y * (2 / (height - 1)) - 1], -1)
+    return F.grid_sample(maps, grid, mode="bicubic", padding_mode="zeros", align_corners=True)
+
+
+def _resize(images: Tensor, height: int, width: int, step_y: float, step_x: float) -> Tensor:
+    """Bilinear samples (..., height, width), a step apart in pixels of `images`, with the first half a step in."""
+    for dim, size, step in ((-2, height, step_y), (-1, width, step_x)):
+        last = images.shape[dim] - 1
+        position = ((torch.arange(size, dtype=torch.float64, device=images.device) + 0.5) * step - 0.5).clamp(0, last)
+        low = position.long()
+        weight = (position - low).float()
+        weight = weight[:, None] if dim == -2 else weight
+        images = torch.lerp(
+            images.index_select(dim, low), images.index_select(dim, (low + 1).clamp(max=last)), weight
+        )
+    return images
+
+
+def _median(images: Tensor, size: int) -> Tensor:
+    """The median of every size x size window of (B, H, W); edges repeat.
+
+    Comparing whole images is many times faster than sorting 25 values at every pixel.
+    """
+    height, width = images.shape[1:]
+    edge = F.pad(images[:, None], (size // 2,) * 4, mode="replicate")[:, 0]
+    window = [edge[:, y : y + height, x : x + width] for y in range(size) for x in range(size)]
+    exchanges, middle = _median_network(size**2)
+    for low, high in exchanges:
+        window[low], window[high] = (
+            torch.minimum(window[low], window[high]), torch.maximum(window[low], window[high])
+        )  # fmt: skip
+    return window[middle]
+
+
+@cache
+def _median_network(count: int) -> tuple[list[tuple[int, int]], int]:
+    """Compare-exchanges that bring the median of `count` values to a place, and that place.
+
+    Batcher's odd-even merge sort (Knuth, The Art of Computer Programming, 5.3.4), less what the median doesn't need.
+    """
+    exchanges: list[tuple[int, int]] = []
+
+    def merge(a: list[int], b: list[int]) -> list[int]:
+        if not a or not b:
+            return a + b
+        if len(a) == len(b) == 1:
+            exchanges.append((a[0], b[0]))
+            return a + b
+        odd, even = merge(a[::2], b[::2]), merge(a[1::2], b[1::2])
+        pairs = list(zip(even, odd[1:], strict=False))
+        exchanges.extend(pairs)
+        merged = [odd[0], *(place for pair in pairs for place in pair)]
+        return merged + odd[1 + len(pairs) :] + even[len(pairs) :]
+
+    def sort(places: list[int]) -> list[int]:
+        half = len(places) // 2
+        return merge(sort(places[:half]), sort(places[half:])) if half else places
+
+    middle = sort(list(range(count)))[count // 2]
+    needed, kept = {middle}, []
+    for pair in reversed(exchanges):
+        if needed.intersection(pair):
+            needed.update(pair)
+            kept.append(pair)
+    return kept[::-1], middle
+
+
+_Steps = tuple[Callable[..., tuple[Tensor, ...]], Callable[[Tensor, int], Tensor]]
+
+
+@cache
+def _steps(compiled: bool) -> _Steps:
+    """The two functions that nearly all time goes to, through torch.compile or as they stand."""
+    if not compiled:
+        return _iterate, _median
+    return torch.compile(_iterate, dynamic=True), torch.compile(_median, dynamic=True)
+
+
+def _opencv_pair(first: np.ndarray, second: np.ndarray, parameters: TVL1) -> np.ndarray:
+    """OpenCV's own flow, float32 (2, H, W), from grey images of 0..255."""
+    import cv2
+
+    if first.dtype != np.uint8:  # of float images it wants 0..1
+        first, second = np.float32(first) / 255, np.float32(second) / 255
+    method = cv2.optflow.DualTVL1OpticalFlow_create(
+        tau=parameters.tau, lambda_=parameters.lambda_, theta=parameters.theta, nscales=parameters.scales,
+        warps=parameters.warps, epsilon=parameters.epsilon, innnerIterations=parameters.inner_iterations,
+        outerIterations=parameters.outer_iterations, scaleStep=parameters.scale_step,
+        medianFiltering=parameters.median_size,
+    )  # fmt: skip
+    return method.calc(first, second, None).transpose(2, 0, 1)
