@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-FLOW = re.compile(r"(flow|x|y|u|v)_", re.IGNORECASE)  # flow images that lie beside the frames in some layouts
+SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def frame_files(folder: Path) -> list[Path]:
     """The RGB frames in a folder in time order, by the number their names end in (padded or not)."""
     numbered = []
-    for file in folder.glob("*.jpg"):
+    for file in folder.iterdir():
         number = re.search(r"(\d+)$", file.stem)
-        if number and not file.name.startswith(".") and not FLOW.match(file.name):
+        flow = file.name.startswith("flow_")  # beside the frames in some layouts
+        if number and file.suffix.lower() in SUFFIXES and not flow and not file.name.startswith("."):
             numbered.append((int(number[1]), file))
     return [file for _, file in sorted(numbered)]
 
@@ -28,17 +29,14 @@ def strip(root: Path, folder: str, frames: int = 6, height: int = 84) -> str | N
 
     `folder` must lie inside `root`: the names come from a file, and a report embeds what they lead to.
     """
-    place = (root / folder).resolve()
-    if not place.is_relative_to(root.resolve()) or not place.is_dir():
-        return None
-    files = frame_files(place)
-    if not files:
-        return None
-    chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(frames, len(files))).round().astype(int)]
     try:
-        pictures = [_thumbnail(file, height) for file in chosen]
+        place = (root / folder).resolve()
+        if not place.is_relative_to(root.resolve()) or not (files := frame_files(place)):
+            return None
+        chosen = np.linspace(0, len(files) - 1, min(frames, len(files))).round().astype(int)
+        pictures = [_thumbnail(files[i], height) for i in chosen]
     except (OSError, ValueError, Image.DecompressionBombError):
-        return None  # a frame that is cut short or no image costs the strip, not the report
+        return None  # a folder or frame that is missing or broken costs the strip, not the report
     joined = Image.new("RGB", (sum(p.width for p in pictures) + 2 * (len(pictures) - 1), height), "white")
     left = 0
     for picture in pictures:

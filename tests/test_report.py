@@ -1,0 +1,304 @@
+"""The report: self-contained, its numbers recounted by hand, its pictures, and the training curves."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import pickle
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from report import tables, thumbnails
+
+EVIL = "<script>alert(1)</script> & 'co'"  # a class name that must come out as text
+
+
+def make_record(root: Path, classes: int, per_class: int, hostile: bool = False) -> tuple[np.ndarray, dict]:
+    """spatial/, motion/ and rgb/ under root: (labels, {stream: (videos, classes) logits}), videos sorted by name."""
+    rng = np.random.default_rng(classes)
+    names = [f"Class{c:03d}" for c in range(classes)]
+    if hostile:
+        names[1] = EVIL
+    keys = [f"Class{c:03d}/v{i:02d}" for c in range(classes) for i in range(per_class)]
+    labels = np.repeat(np.arange(classes), per_class)
+    logits = {}
+    for stream, size in (("spatial", 1.0), ("motion", 3.0)):
+        logits[stream] = (size * (1.3 * np.eye(classes)[labels] + rng.normal(0, 1, (len(keys), classes)))).astype("f4")
+        folder = root / stream
+        folder.mkdir(parents=True)
+        content = dict(zip(keys, logits[stream], strict=True))
+        (folder / f"{stream}_video_preds.pickle").write_bytes(pickle.dumps(content, protocol=4))
+        about = {
+            "format": 1, "stream": stream, "dataset": "own", "split": "1", "class_names": names,
+            "labels": dict(zip(keys, labels.tolist(), strict=True)),
+            "checkpoint": {"name": "model_best.pth.tar", "epoch": 3, "weights_sha256": "00"},
+            "frames": {"root": str(root / "rgb"), "folders": {key: key for key in keys}},
+        }  # fmt: skip
+        (folder / "predictions.json").write_text(json.dumps(about))
+    for key in keys[::2]:  # every second video has its frames on disk
+        (root / "rgb" / key).mkdir(parents=True)
+        for k in range(1, 4):
+            Image.new("RGB", (64, 48), (80 * k, 20, 20)).save(root / "rgb" / key / f"frame{k:06d}.jpg")
+    return labels, logits
+
+
+def write_curves(folder: Path, prefix: str, epochs: int) -> None:
+    for phase in ("train", "test"):
+        rows = [f"{e},0.1,0.01,{2 / (e + 1)},{30 + e},{80},0.001" for e in range(epochs)]
+        text = "\n".join(["Epoch,Batch Time,Data Time,Loss,Prec@1,Prec@5,lr", *rows]) + "\n"
+        (folder / f"{prefix}_{phase}.csv").write_text(text)
+
+
+def fuse(run, root: Path, *more: object):
+    return run("fusion.py", "--spatial", root / "spatial", "--motion", root / "motion", "--output", root / "out", *more)
+
+
+class Reader(HTMLParser):
+    """The tags with what they point to, and the visible text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, run):
+    """A report on three classes, one of them with a hostile name, with curves of both streams."""
+    root = tmp_path_factory.mktemp("small")
+    labels, logits = make_record(root, 3, 20, hostile=True)
+    write_curves(root / "spatial", "rgb", 4)
+    write_curves(root / "motion", "opf", 5)
+    process = fuse(run, root)
+    return root, labels, logits, process
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_page_needs_nothing_but_itself(small) -> None:
+    root, *_, process = small
+    assert str(root / "out/report.html") in process.stdout
+    text = (root / "out/report.html").read_text(encoding="utf-8")
+    page = Reader(text)
+    images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert len(images) >= 8
+    assert all(source.startswith(("data:image/png;base64,", "data:image/jpeg;base64,")) for source in images)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object"}
+    assert "url(" not in text
+    assert "@import" not in text
+    for tag, attributes in page.tags:
+        if tag == "a":
+            target = attributes["href"]
+            assert target.startswith("#s") or (root / "out" / target).is_file(), target
+    anchors = {attributes["id"] for tag, attributes in page.tags if tag == "h2"}
+    assert {attributes["href"][1:] for tag, attributes in page.tags if tag == "a"} >= anchors
+    assert EVIL in page.text
+    assert "<script" not in text
+    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
+    for file in (root / "out").glob("*.png"):
+        with Image.open(file) as image:
+            assert image.format == "PNG"
+            image.load()
+    assert not list((root / "out").glob(".*"))  # no temporary file is left
+
+
+def test_the_page_shows_the_figures_of_results_json(small) -> None:
+    root, *_ = small
+    results = json.loads((root / "out/results.json").read_text())
+    shown = Reader((root / "out/report.html").read_text(encoding="utf-8")).text
+    for row in ("spatial", "motion", "fusion", "std", "confidence", "best_weight"):
+        assert f"{results[row]['top1']:.2f}" in shown
+    assert "hosen on the test labels" in shown
+    assert "Training" in shown
+    assert "epoch 3" in shown
+
+
+def test_the_tables_are_what_a_recount_gives(small) -> None:
+    root, labels, logits, _ = small
+    fused = (logits["spatial"].astype(float) + logits["motion"]) / 2
+    guess = {"spatial": logits["spatial"].argmax(1), "motion": logits["motion"].argmax(1), "fusion": fused.argmax(1)}
+    better = max(("spatial", "motion"), key=lambda name: (guess[name] == labels).mean())
+
+    rows = read_csv(root / "out/per_class.csv")
+    names = ["Class000", EVIL, "Class002"]
+    assert {row["class"] for row in rows} == set(names)
+    gains = [float(row["gain"]) for row in rows]
+    assert gains == sorted(gains, reverse=True)
+    for row in rows:
+        label = names.index(row["class"])
+        for name, guesses in guess.items():
+            share = 100 * np.mean(guesses[labels == label] == label)
+            assert float(row[name]) == pytest.approx(share, abs=1e-3)
+        assert float(row["gain"]) == pytest.approx(float(row["fusion"]) - float(row[better]), abs=2e-4)
+
+    matrix = read_csv(root / "out/confusion.csv")
+    for true in range(3):
+        for guessed in range(3):
+            expected = sum(1 for y, g in zip(labels, guess["fusion"], strict=True) if (y, g) == (true, guessed))
+            assert int(matrix[true][names[guessed]]) == expected
+
+    pairs = read_csv(root / "out/confused_pairs.csv")
+    counts = [int(row["videos"]) for row in pairs]
+    assert counts == sorted(counts, reverse=True)
+    assert sum(counts) == int((guess["fusion"] != labels).sum())
+    assert all(row["true"] != row["guessed"] for row in pairs)
+
+    agreement = {row["who"]: row for row in read_csv(root / "out/agreement.csv")}
+    only_motion = (guess["motion"] == labels) & (guess["spatial"] != labels)
+    assert int(agreement["only motion right"]["videos"]) == only_motion.sum()
+    assert int(agreement["only motion right"]["fusion_right"]) == (guess["fusion"] == labels)[only_motion].sum()
+    assert sum(int(row["videos"]) for row in agreement.values()) == 60
+    same = (guess["spatial"] == guess["motion"]) & (guess["spatial"] != labels)
+    assert int(agreement["none right, same guess"]["videos"]) == same.sum()
+
+    videos = read_csv(root / "out/videos.csv")
+    wrong = (guess["spatial"] != labels) & (guess["motion"] != labels)
+    assert sum(row["streams_right"] == "0" for row in videos) == wrong.sum()
+    row, scores = videos[7], np.exp(fused[7] - fused[7].max())
+    assert row["video"] == "Class000/v07"
+    assert float(row["fusion p(class)"]) == pytest.approx(scores[0] / scores.sum(), abs=1e-4)
+
+    bins = [row for row in read_csv(root / "out/calibration.csv") if row["stream"] == "fusion"]
+    assert sum(int(row["videos"]) for row in bins) == 60
+    assert all(float(row["low"]) < float(row["confidence"]) <= float(row["high"]) for row in bins if int(row["videos"]))
+
+
+def test_missed_videos_come_with_their_frames_where_there_are_any(small) -> None:
+    root, labels, logits, _ = small
+    wrong = np.all([scores.argmax(1) != labels for scores in logits.values()], axis=0)
+    text = (root / "out/report.html").read_text(encoding="utf-8")
+    strips = re.findall(r'data:image/jpeg;base64,[^"]+" alt="frames of ([^"]+)"', text)
+    missed = [f"Class{labels[i]:03d}/v{i % 20:02d}" for i in np.flatnonzero(wrong)]
+    assert 0 < len(missed) <= 24
+    assert sorted(strips) == [name for name in missed if int(name[-2:]) % 2 == 0]
+    assert all(f'<p class="soft">{name}</p>' in text for name in missed)
+
+
+def test_a_report_on_101_classes_and_on_a_perfect_result(tmp_path: Path, run) -> None:
+    make_record(tmp_path, 101, 2)
+    write_curves(tmp_path / "spatial", "rgb", 0)  # a record of a run that was stopped at once
+    fuse(run, tmp_path, "--normalize", "std")
+    with Image.open(tmp_path / "out/confusion.png") as image:
+        assert min(image.size) > 1500  # a class has 15 pixels or more
+    assert not (tmp_path / "out/curves.png").exists()
+
+    perfect = tmp_path / "perfect"
+    make_record(perfect, 2, 4)
+    for stream in ("spatial", "motion"):
+        path = perfect / stream / f"{stream}_video_preds.pickle"
+        content = {key: np.eye(2, dtype=np.float32)[int(key[5:8])] for key in pickle.loads(path.read_bytes())}
+        path.write_bytes(pickle.dumps(content, protocol=4))
+    fuse(run, perfect)
+    shown = Reader((perfect / "out/report.html").read_text(encoding="utf-8")).text
+    assert "Fusion makes no mistake" in shown
+    assert "There are none" in shown
+
+
+def test_several_splits_get_one_page_that_links_to_each(tmp_path: Path, run) -> None:
+    for split in (1, 2):
+        make_record(tmp_path / f"s{split}", 3, 4)
+        for stream in ("spatial", "motion"):
+            path = tmp_path / f"s{split}" / stream / "predictions.json"
+            path.write_text(json.dumps({**json.loads(path.read_text()), "split": str(split)}))
+    output = tmp_path / "out"
+    run(
+        "fusion.py", "--spatial", tmp_path / "s{}/spatial", "--motion", tmp_path / "s{}/motion",
+        "--splits", 1, 2, "--output", output,
+    )  # fmt: skip
+    page = Reader((output / "report.html").read_text(encoding="utf-8"))
+    links = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
+    assert {"split1/report.html", "split2/report.html"} <= links
+    assert (output / "split2/report.html").is_file()
+
+
+def test_agreement_of_three_streams_counts_every_video_once() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 200)
+    guesses = {name: rng.integers(0, 3, 200) for name in "abc"}
+    table = tables.agreement(guesses, guesses["a"] == labels, labels)
+    assert table["videos"].sum() == 200
+    hit = {name: guess == labels for name, guess in guesses.items()}
+    found = table.set_index("who").loc["only a and c right"]
+    assert found["videos"] == (hit["a"] & ~hit["b"] & hit["c"]).sum()
+    assert found["fusion_right"] == found["videos"]
+
+
+# --- thumbnails ----------------------------------------------------------------------------------------
+
+
+def test_frames_are_in_the_order_of_their_numbers_without_flow(tmp_path: Path) -> None:
+    for name in ("v_X_10.jpg", "v_X_9.jpg", "v_X_1.jpg", "flow_x_00001.jpg", "flow_y_00001.jpg", ".img_3.jpg", "a.jpg"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert [file.name for file in thumbnails.frame_files(tmp_path)] == ["v_X_1.jpg", "v_X_9.jpg", "v_X_10.jpg"]
+
+
+def test_a_strip_is_refused_outside_its_root_and_for_broken_frames(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for folder in (root / "good", root / "cut", outside):
+        folder.mkdir(parents=True)
+        Image.effect_noise((64, 48), 50).convert("RGB").save(folder / "frame000001.jpg")
+    cut = root / "cut/frame000001.jpg"
+    cut.write_bytes(cut.read_bytes()[:300])
+    assert thumbnails.strip(root, "good").startswith("data:image/jpeg;base64,")
+    for folder in ("../outside", str(outside), "cut", "missing", "\0"):
+        assert thumbnails.strip(root, folder) is None
+
+
+# --- training curves -----------------------------------------------------------------------------------
+
+
+def curves(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "report.curves", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_curves_from_records(tmp_path: Path) -> None:
+    for stream, prefix in (("spatial", "rgb"), ("motion", "opf")):
+        (tmp_path / stream).mkdir()
+        write_curves(tmp_path / stream, prefix, 6)
+    process = curves(tmp_path / "spatial", tmp_path / "motion", "--output", tmp_path / "curves.png")
+    assert process.returncode == 0, process.stderr
+    assert "6 epochs of train" in process.stdout
+    with Image.open(tmp_path / "curves.png") as image:
+        assert image.size[0] > 1000
+
+
+def test_curves_without_records_or_from_a_broken_one_is_one_line(tmp_path: Path) -> None:
+    process = curves(tmp_path, "--output", tmp_path / "curves.png")
+    assert process.returncode == 2
+    assert "rgb_train.csv" in process.stderr
+    (tmp_path / "rgb_train.csv").write_text("a,b\n1,2\n")
+    process = curves(tmp_path, "--output", tmp_path / "curves.png")
+    assert process.returncode == 2
+    assert process.stderr.count("\n") == 1
+    assert "rgb_train.csv" in process.stderr
+
+
+def test_an_epoch_written_twice_counts_once_with_its_last_row(tmp_path: Path) -> None:
+    from report.curves import read_record
+
+    path = tmp_path / "rgb_train.csv"
+    path.write_text("Epoch,Loss,Prec@1\n0,3,10\n1,2,20\n1,1.5,25\n")  # no lr, as in the original's test record
+    table = read_record(path)
+    assert table.index.tolist() == [0, 1]
+    assert table["Loss"].tolist() == [3, 1.5]
+    assert all(math.isnan(value) for value in table["lr"])
