@@ -285,7 +285,8 @@ class Run:
         args = self.args
         model = training.for_training(args, self.device)
         size = sum(tensor.nbytes for tensor in training.model.state_dict().values())
-        check_output(self.output, 4 * (3 if training.ema else 2) * size)  # two checkpoints and a temporary one
+        if self.leads:  # weights, momentum and average, in two checkpoints and a temporary one
+            check_output(self.output, 3 * (3 if training.ema else 2) * size)
         self.say(self._headline())
         if args.val_groups:
             self.say(f"model_best is chosen by the last {args.val_groups} groups of each class, held out of training")
@@ -314,7 +315,8 @@ class Run:
 
     def evaluate(self, training: Training) -> int:
         """Test on the test videos, write both prediction files, and say the result. Returns the exit code."""
-        check_output(self.output, 0)
+        if self.leads:
+            check_output(self.output, 0)
         self.say(self._headline())
         name = Path(self.args.resume).name
         with self._signals():

@@ -1,0 +1,123 @@
+"""Two processes on the CPU: the same test results and the same epoch as one, and one voice."""
+
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, SMALL
+
+
+def torchrun(*arguments, processes=2):
+    with socket.socket() as probe:  # a free port, so that tests may run beside each other
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", processes, "--master_port", port]
+    return subprocess.run(
+        [*map(str, (*command, ROOT / arguments[0], *arguments[1:]))], cwd=ROOT, capture_output=True, text=True,
+        timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def flags(tiny):
+    return ("motion_cnn.py", "--flow-dir", tiny / "flow", *SMALL, "--amp", "off", "--test-samples", 2)
+
+
+@pytest.fixture(scope="module")
+def one(flags, run, tmp_path_factory):
+    """One epoch on one process: batches of 4 and 2 videos, batch norm frozen but for the first."""
+    output = tmp_path_factory.mktemp("one")
+    run(*flags, "--batch-size", 4, "--epochs", 1, "--lr", 0.01, "--output", output)
+    return output
+
+
+def test_a_test_by_two_is_that_by_one(flags, one, tmp_path):
+    process = torchrun(*flags, "--resume", one / "checkpoint.pth.tar", "--evaluate", "--output", tmp_path)
+    assert process.returncode == 0, process.stderr
+    for kind in ("frame", "video"):
+        a, b = (pickle.loads((folder / f"motion_{kind}_preds.pickle").read_bytes()) for folder in (one, tmp_path))
+        assert list(a) == list(b) and len(b) == 6  # each video once, in list order
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-6, atol=1e-6)
+    assert process.stdout.count("test of checkpoint.pth.tar") == 1
+
+
+@pytest.mark.parametrize("batch", [4, 5])  # 5: the last batch holds one video, too few for two
+def test_an_epoch_by_two_sees_each_video_once(flags, tmp_path, batch):
+    process = torchrun(*flags, "--batch-size", batch, "--epochs", 1, "--lr", 0.01, "--output", tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "x 2 processes" in process.stdout and process.stdout.count("epoch 0:") == 1
+    saved = torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)
+    assert not any(name.startswith("module.") for name in saved["state_dict"])
+    record = pd.read_csv(tmp_path / "opf_train.csv")
+    # Prec@1 is a multiple of 100/6 only if six videos were counted
+    assert abs(record["Prec@1"][0] * 6 / 100 - round(record["Prec@1"][0] * 6 / 100)) < 1e-6
+
+
+def test_the_step_of_two_is_the_step_of_one(tiny, run, tmp_path):
+    """With batch norm in evaluation mode nothing depends on how a batch is shared out: the weights must agree."""
+    code = f"""
+import runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    script = tmp_path / "frozen.py"
+    script.write_text(code)
+    arguments = (ROOT / "motion_cnn.py", "--flow-dir", tiny / "flow", *SMALL, "--amp", "off", "--batch-size", 4,
+                 "--epochs", 1, "--lr", 1e-3, "--flow-mean", 0.5, "--weight-decay", 1e-3, "--accumulate", 2)  # fmt: skip
+    alone = subprocess.run(
+        [*map(str, (sys.executable, script, *arguments, "--output", tmp_path / "one"))], cwd=ROOT,
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+    assert alone.returncode == 0, alone.stderr
+    process = torchrun(script, *arguments, "--output", tmp_path / "two")
+    assert process.returncode == 0, process.stderr
+    a, b = (torch.load(tmp_path / n / "checkpoint.pth.tar", weights_only=True)["state_dict"] for n in ("one", "two"))
+    start = torch.load(tmp_path / "one/checkpoint.pth.tar", weights_only=True)["optimizer"]["state"]
+    assert start  # steps were made
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-6, msg=name)
+    rows = [pd.read_csv(tmp_path / n / "opf_train.csv")["Loss"][0] for n in ("one", "two")]
+    assert rows[0] == pytest.approx(rows[1], rel=1e-5)
+
+
+def test_an_error_of_all_is_shown_once(flags, tmp_path):
+    process = torchrun(*flags, "--flow-dir", tmp_path / "nowhere", "--output", tmp_path / "out")
+    assert process.returncode != 0
+    assert process.stderr.count("nowhere") == 1 and process.stderr.count("error: ") == 1
+
+
+def test_an_error_of_one_ends_all(flags, tiny, tmp_path):
+    """A half file that only one process meets: its line is shown, and the other does not wait for ever."""
+    import shutil
+
+    shutil.copytree(tiny / "flow", tmp_path / "flow")
+    bad = tmp_path / "flow/u/v_Archery_g08_c01/frame000006.jpg"
+    bad.write_bytes(bad.read_bytes()[:300])
+    process = torchrun(*flags, "--flow-dir", tmp_path / "flow", "--stack-length", 10, "--segments", 3, "--epochs", 1,
+                       "--output", tmp_path / "out")  # fmt: skip
+    assert process.returncode != 0
+    assert process.stderr.count("v_Archery_g08_c01") == 1
+    assert not (tmp_path / "out/checkpoint.pth.tar").exists()
+
+
+def test_sync_bn_says_that_it_needs_gpus(flags, run, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    process = run(*flags, "--epochs", 1, "--sync-bn", "--output", tmp_path, code=2)
+    assert "--sync-bn needs GPUs" in process.stderr
+
+
+def test_predictions_say_which_videos(one):
+    about = json.loads((one / "predictions.json").read_text())
+    assert len(about["frames"]["folders"]) == len(about["labels"]) == 6
