@@ -1,18 +1,26 @@
-"""The network of both streams: a torchvision ResNet for any number of input channels and classes."""
+"""The network of both streams: a torchvision ResNet for any number of input channels and classes.
+
+  python network.py --resume PATH --export model.onnx    a trained network for other programs; or model.pt2
+"""
 
 from __future__ import annotations
 
+import argparse
 import copy
 import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import ResNet
 
-from utils import InputError
+from utils import HelpFormatter, InputError, run_main
+
+if TYPE_CHECKING:
+    from checkpoints import Checkpoint
 
 
 def architectures() -> list[str]:
@@ -50,6 +58,17 @@ def build_model(
             raise InputError(f"--weights {weights} does not fit {arch}: {problem}")
         model.load_state_dict(start)
     return model
+
+
+def trained_model(checkpoint: Checkpoint) -> ResNet:
+    """The network of any project's checkpoint in evaluation mode, with the weights that its tests used."""
+    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
+        model = build_model(checkpoint.arch, checkpoint.in_channels, checkpoint.num_classes)
+    problem = explain_mismatch(model, checkpoint.tested_state)
+    if problem:
+        raise InputError(f"{checkpoint.path} does not fit {checkpoint.arch}: {problem}")
+    model.load_state_dict(checkpoint.tested_state, assign=True)
+    return model.eval()
 
 
 def pretrained_state(arch: str, weights: str) -> dict[str, Tensor]:
@@ -178,3 +197,19 @@ def explain_mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | Non
             blocks = sorted({".".join(name.split(".")[:2]) if name.startswith("layer") else name for name in names})
             notes.append(f"{len(names)} tensors {text} (in {', '.join(blocks[:4])}{', ...' if blocks[4:] else ''})")
     return "; ".join(notes) or None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--resume", type=Path, required=True, metavar="PATH", help="checkpoint of any project")
+    parser.add_argument("--export", type=Path, required=True, metavar="FILE", help="what to write: .onnx or .pt2")
+    parser.add_argument("--flow-order", choices=("original", "older", "oldest"), default="original",
+                        help="channel order of the original repo's motion checkpoint: see motion_cnn.py")
+    args = parser.parse_args()
+    from export import export  # which imports this module
+
+    export(args.export, args.resume, args.flow_order)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -128,11 +128,12 @@ def draw(
     width = min(max(picture.shape[1], NARROWEST), WIDEST) // 2 * 2
     height = round(picture.shape[0] * width / picture.shape[1] / 2) * 2
     unit = unit or width / NARROWEST
-    canvas = Image.new("RGB", (width, height + _panel_height(len(scores.names), unit)), PANEL)
+    strip = _draw_strip(scores, 2 * width, 2 * unit, now).reduce(2)  # drawn at twice the size: smooth lines
+    canvas = Image.new("RGB", (width, height + strip.height), PANEL)
+    canvas.paste(strip, (0, height))
     image = Image.fromarray(picture)
     canvas.paste(image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC))
     _draw_caption(canvas, caption, unit)
-    _draw_strip(canvas, scores, height, unit, now)
     return np.asarray(canvas)
 
 
@@ -168,22 +169,20 @@ def _draw_caption(canvas: Image.Image, caption: Caption, unit: float) -> None:
         top += line_height + gap
 
 
-def _panel_height(rows: int, unit: float) -> int:
-    return round((rows * 26 + 32) * unit / 2) * 2
-
-
-def _draw_strip(canvas: Image.Image, scores: Scores, top: int, unit: float, now: float | None) -> None:
+def _draw_strip(scores: Scores, width: int, unit: float, now: float | None) -> Image.Image:
+    row, pad, head = 32 * unit, 10 * unit, 6 * unit
+    floor = round(head + len(scores.names) * row)
+    canvas = Image.new("RGB", (width, round((floor + 26 * unit) / 4) * 4), PANEL)
     pen = ImageDraw.Draw(canvas)
     font, small = _font(round(14 * unit)), _font(round(12 * unit))
-    row, pad = 26 * unit, 10 * unit
-    names_end = min(max(pen.textlength(name, font) for name in scores.names), canvas.width * 0.3)
-    left, right = round(2 * pad + names_end), round(canvas.width - pad - pen.textlength("100 %", font) - pad)
+    names_end = min(max(pen.textlength(name, font) for name in scores.names), width * 0.3)
+    left, right = round(2 * pad + names_end), round(width - 2 * pad - pen.textlength("100 %", font))
     begin, end = scores.span
     columns = np.arange(left, right + 1)
-    seconds = begin + (columns - left) / max(right - left, 1) * (end - begin)
+    seconds = begin + (columns - left) / (right - left) * (end - begin)
     for place, name in enumerate(scores.names):
         colour = COLOURS[place % len(COLOURS)]
-        base = top + round(6 * unit + (place + 1) * row)
+        base = round(head + (place + 1) * row)
         values = np.interp(seconds, scores.times, scores.probabilities[:, place])
         heights = base - values * (row - 5 * unit)
         outline = list(zip(columns.tolist(), heights.tolist(), strict=True))
@@ -195,15 +194,15 @@ def _draw_strip(canvas: Image.Image, scores: Scores, top: int, unit: float, now:
             value = float(np.interp(now, scores.times, scores.probabilities[:, place]))
         middle = base - row / 2 + 2 * unit
         pen.text((pad, middle), _shortened(name, font, names_end), INK, font, anchor="lm")
-        pen.text((canvas.width - pad, middle), f"{100 * value:.0f} %", colour, font, anchor="rm")
-    floor = top + round(6 * unit + len(scores.names) * row)
+        pen.text((width - pad, middle), f"{100 * value:.0f} %", colour, font, anchor="rm")
     for second in _ticks(begin, end):
         x = left + (second - begin) / (end - begin) * (right - left)
         pen.line((x, floor, x, floor + 4 * unit), fill=FAINT)
         pen.text((x, floor + 6 * unit), f"{second:g} s", FAINT, small, anchor="ma")
     if now is not None:
         x = left + (min(max(now, begin), end) - begin) / (end - begin) * (right - left)
-        pen.line((x, top + 4 * unit, x, floor + 4 * unit), fill=INK, width=max(1, round(1.5 * unit)))
+        pen.line((x, 4 * unit, x, floor + 4 * unit), fill=INK, width=max(1, round(1.5 * unit)))
+    return canvas
 
 
 def _ticks(begin: float, end: float) -> list[float]:

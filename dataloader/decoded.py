@@ -1,0 +1,140 @@
+"""Clips straight from a video's decoded frames: what extraction would write and a loader read, without the disk."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.flow import quantise
+from data.videos import VideoError, write_jpeg
+from dataloader.clips import Batch, ClipDataset, Source, TestSampling
+from dataloader.images import decode_gray, decode_rgb
+from dataloader.names import Video
+from dataloader.sampling import test_starts
+from dataloader.transforms import Preparation
+
+PAIRS_AT_ONCE = 8  # of a flow method: some for RAFT's batches, few enough to spread over cores
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A method of data.flow, from frames to the flow between them, and how many threads may run it at once."""
+
+    method: Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]]
+    threads: int = 1
+
+
+class DecodedFrames:
+    """One stream's images of one video, made from decoded frames when a clip first needs them.
+
+    They are made as data/extract_rgb.py and data/extract_flow.py do it and read as the loaders do it: for flow
+    computed and quantised, JPEG-coded and decoded. What the preparation doesn't know of the extraction is taken
+    as extraction's own default, but for the sampling rate: every frame, as in others' frame sets.
+    """
+
+    def __init__(self, name: str, preparation: Preparation, sampling: TestSampling, flow: Flow | None = None) -> None:
+        self.name, self.preparation, self.sampling, self.flow = name, preparation, sampling, flow
+        self.rate = 1 if preparation.modality != "rgb" else preparation.sampling_rate or 1
+        self.short_side = 256 if preparation.short_side is None else preparation.short_side
+        self.quality = preparation.quality or 90
+        self.bound = preparation.flow_bound or 20.0
+        # number of a frame -> uint8 (planes, height, width): the frame, or the flow from it to the next
+        self.images: dict[int, np.ndarray] = {}
+
+    @property
+    def fewest(self) -> int:
+        """Frames that one clip needs."""
+        steps = self.preparation.clip_length
+        return steps + 1 if self.preparation.modality == "flow" else (steps - 1) * self.rate + 1
+
+    def starts(self, count: int) -> np.ndarray:
+        """The frames at which the clips of a video of `count` frames begin, in time order. Shape (samples,)."""
+        if count < self.fewest:
+            network = f"the {self.preparation.modality} network"
+            raise VideoError(f"has {count} frames, and one clip of {network} needs {self.fewest}")
+        return self.rate * test_starts(self._steps(count) - self.preparation.clip_length + 1, self.sampling.samples)
+
+    def needed(self, count: int, first: int = 0) -> list[int]:
+        """Of `count` frames from frame `first` on, those that `clips` needs. Raises VideoError for too few."""
+        length = self.fewest
+        return np.unique(first + self.starts(count)[:, None] + np.arange(0, length, self.rate)).tolist()
+
+    def clips(self, frames: Mapping[int, np.ndarray], count: int, first: int = 0) -> Batch:
+        """The clips that stand for `count` frames from frame `first` on, as from a loader.
+
+        `frames` maps a frame's number to RGB uint8 (height, width, 3), already scaled to `short_side`. Images
+        before `first` are forgotten, later ones kept for the next call. Raises VideoError for too few frames.
+        """
+        for number in [number for number in self.images if number < first]:
+            del self.images[number]
+        missing = [number for number in self._image_numbers(count, first) if number not in self.images]
+        if self.preparation.modality == "flow":
+            self.images.update(self._flows(frames, missing))
+        else:
+            for number in missing:
+                data = _jpeg(frames[number], self.quality)
+                self.images[number] = decode_rgb(data, self.name).transpose(2, 0, 1)
+
+        def read(images: Mapping[int, np.ndarray], step: int) -> np.ndarray:
+            return images[first + step * self.rate]
+
+        source = Source(Video(self.name, -1, self.name), self.images, self._steps(count), self.name)
+        return ClipDataset([source], read, self.preparation, self.sampling)[0, 0]
+
+    def _steps(self, count: int) -> int:
+        """Images on disk of so many frames."""
+        return count - 1 if self.preparation.modality == "flow" else -(-count // self.rate)
+
+    def _image_numbers(self, count: int, first: int) -> list[int]:
+        steps = np.arange(self.preparation.clip_length) * self.rate
+        return np.unique(first + self.starts(count)[:, None] + steps).tolist()
+
+    def _flows(self, frames: Mapping[int, np.ndarray], pairs: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """(number of a pair's first frame, its flow as read from disk) for all `pairs`, which are sorted."""
+        assert self.flow is not None
+
+        def compute(run: list[int]) -> list[np.ndarray]:
+            flows = self.flow.method(frames[number] for number in range(run[0], run[-1] + 2))
+            return [self._coded(flow) for flow in flows]
+
+        threads = torch.get_num_threads()  # RAFT sets it to 1, for extraction's sake
+        runs = list(_runs(pairs, PAIRS_AT_ONCE))
+        bar = tqdm(total=len(pairs), desc=f"flow of {self.name}", unit="pair", leave=False, delay=1, disable=None)
+        with bar, ThreadPoolExecutor(self.flow.threads) as pool:
+            for run, flows in zip(runs, pool.map(compute, runs), strict=True):
+                yield from zip(run, flows, strict=True)
+                bar.update(len(run))
+        torch.set_num_threads(threads)
+
+    def _coded(self, flow: np.ndarray) -> np.ndarray:
+        images = quantise(flow, self.bound)
+        return np.stack([decode_gray(_jpeg(images[:, :, axis], self.quality), self.name) for axis in (0, 1)])
+
+
+def _runs(numbers: Sequence[int], longest: int) -> Iterator[list[int]]:
+    """Sorted numbers in runs of consecutive ones, none longer than `longest`."""
+    for _, group in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in group]
+        for start in range(0, len(run), longest):
+            yield run[start : start + longest]
+
+
+class _Memory:
+    """Takes what would be a file's bytes."""
+
+    def write_bytes(self, data: bytes) -> None:
+        self.data = data
+
+
+def _jpeg(image: np.ndarray, quality: int) -> bytes:
+    """The very bytes that extraction writes for an image."""
+    file: Any = _Memory()
+    write_jpeg(file, image, quality)
+    return file.data

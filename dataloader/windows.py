@@ -1,0 +1,180 @@
+"""Windows of decoded frames: a whole video, a rolling part of a long one, or a camera's last seconds."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.videos import import_cv2, read_frames, resize, resized
+from dataloader.decoded import DecodedFrames
+from utils import InputError
+
+Frames = Mapping[int, Mapping[int, np.ndarray]]  # short side -> number of a frame -> RGB uint8 (height, width, 3)
+
+
+@dataclass(frozen=True)
+class Window:
+    """`count` frames from frame `first` on, at `rate` frames per second; `start` and `end` in seconds."""
+
+    first: int
+    count: int
+    start: float
+    end: float
+    rate: float
+    frames: Frames  # at least those that the clips need
+
+
+def frame_rate(path: Path | str) -> float:
+    """Frames per second by a video's header; 25 where it says nothing usable."""
+    cv2 = import_cv2()
+    capture = cv2.VideoCapture(str(path))
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    capture.release()
+    return rate if 1 <= rate <= 1000 else 25.0
+
+
+def whole_video(path: Path, streams: Sequence[DecodedFrames]) -> Window:
+    """All of a video, with the frames that the streams' clips need and no others. Raises VideoError.
+
+    Which they are follows from the number of frames. The header's is believed first; where it proves wrong,
+    the video is decoded again.
+    """
+    count, known = 0, False
+    while True:
+        claims: list[int] = []
+        wanted: list[tuple[int, set[int]]] = []
+        frames: dict[int, dict[int, np.ndarray]] = {stream.short_side: {} for stream in streams}
+        number = -1
+        for number, frame in enumerate(read_frames(path, claim=claims.append)):
+            if number == 0:
+                count = count if known else sum(claims)
+                wanted = [(s.short_side, set(s.needed(count))) for s in streams if count >= s.fewest]
+            for side, numbers in wanted:
+                if number in numbers and number not in frames[side]:
+                    frames[side][number] = _shrunk(frame, side)
+        if number + 1 == count:
+            rate = frame_rate(path)
+            return Window(0, count, 0.0, count / rate, rate, frames)
+        count, known = number + 1, True
+
+
+def rolling_windows(path: Path, sides: Sequence[int], seconds: float, step: float) -> Iterator[Window]:
+    """Windows of `seconds`, one every `step` seconds; one if the video is shorter.
+
+    The last one reaches to the video's end, unless that is less than half a step away. No more than one window of frames is in memory. Raises VideoError.
+    """
+    rate = frame_rate(path)
+    length, hop = max(1, round(seconds * rate)), max(1, round(step * rate))
+    frames: dict[int, dict[int, np.ndarray]] = {side: {} for side in sides}
+    total = covered = 0
+    for number, frame in enumerate(read_frames(path)):
+        total = number + 1
+        for side, held in frames.items():
+            held[number] = _shrunk(frame, side)
+            held.pop(number - length, None)
+        first = total - length
+        if first >= 0 and first % hop == 0:
+            covered = total
+            yield Window(first, length, first / rate, total / rate, rate, frames)
+    if total - covered > (hop / 2 if covered else 0):
+        first = max(0, total - length)
+        yield Window(first, total - first, first / rate, total / rate, rate, frames)
+
+
+class Camera:
+    """A camera's last seconds. A thread reads it without pause, so that a slow network sees the present.
+
+    `source` is a camera's number, or a URL or file that OpenCV opens; a file is played at its own speed.
+    `seen` is called, in that thread, with each frame and its second.
+    """
+
+    def __init__(
+        self, source: str, sides: Sequence[int], seconds: float, seen: Callable[[np.ndarray, float], None] | None = None
+    ) -> None:
+        cv2 = import_cv2()
+        self.capture = cv2.VideoCapture(int(source) if source.isdigit() else source)
+        if not self.capture.isOpened():
+            raise InputError(f"--camera {source}: no such camera, or it is in use; try another number, a URL or a file")
+        self.sides, self.seconds, self.seen = sides, seconds, seen
+        rate = self.capture.get(cv2.CAP_PROP_FPS)
+        self.rate = rate if 1 <= rate <= 1000 else 25.0
+        self.paced = Path(source).is_file()
+        self.held: dict[int, tuple[float, dict[int, np.ndarray]]] = {}  # number -> (second, short side -> frame)
+        self.changed = threading.Condition()
+        self.ended = False
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._read, daemon=True)
+
+    def windows(self, step: float) -> Iterator[Window]:
+        """The last `seconds` again and again, at least `step` seconds apart, until the camera ends."""
+        self.thread.start()
+        due, given = self.seconds, 0
+        try:
+            while True:
+                held, ended = self._wait(due)
+                if self.error is not None:
+                    raise self.error
+                if held and (self._end(held) >= due or (ended and not given)):
+                    given += 1
+                    due = self._end(held) + step
+                    yield self._window(held)
+                elif ended:
+                    return
+        finally:
+            self.ended = True
+            self.thread.join()
+            self.capture.release()
+
+    def _wait(self, due: float) -> tuple[dict[int, tuple[float, dict[int, np.ndarray]]], bool]:
+        """What is held at second `due`, or a little earlier, and whether the camera has ended."""
+        with self.changed:
+            # The limit is for Windows, where Ctrl-C doesn't end a wait.
+            self.changed.wait_for(lambda: self.ended or (self.held and self._end(self.held) >= due), timeout=0.2)
+            return dict(self.held), self.ended
+
+    def _end(self, held: Mapping[int, tuple[float, dict]]) -> float:
+        """The second at which the last frame ends."""
+        return held[next(reversed(held))][0] + 1 / self.rate
+
+    def _window(self, held: dict[int, tuple[float, dict[int, np.ndarray]]]) -> Window:
+        first, start, end = next(iter(held)), next(iter(held.values()))[0], self._end(held)
+        frames = {side: {number: frame[side] for number, (_, frame) in held.items()} for side in self.sides}
+        return Window(first, len(held), start, end, len(held) / (end - start), frames)
+
+    def _read(self) -> None:
+        cv2 = import_cv2()
+        begun = time.monotonic()
+        number = 0
+        try:
+            while not self.ended:
+                if self.paced:
+                    time.sleep(max(0.0, begun + number / self.rate - time.monotonic()))
+                ok, frame = self.capture.read()
+                if not ok:
+                    break
+                now = time.monotonic() - begun
+                picture = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                shrunk = {side: _shrunk(picture, side) for side in self.sides}
+                with self.changed:
+                    self.held[number] = now, shrunk
+                    while self._end(self.held) - self.held[next(iter(self.held))][0] > self.seconds + 0.5 / self.rate:
+                        del self.held[next(iter(self.held))]
+                    self.changed.notify()
+                if self.seen:
+                    self.seen(picture, now)
+                number += 1
+        except BaseException as error:
+            self.error = error
+        finally:
+            with self.changed:
+                self.ended = True
+                self.changed.notify()
+
+
+def _shrunk(frame: np.ndarray, short_side: int) -> np.ndarray:
+    return resize(frame, *resized(*frame.shape[:2], short_side))

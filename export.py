@@ -1,0 +1,112 @@
+"""A trained network as one file for other programs, by ONNX or torch.export, checked against the network itself."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export import Dim
+from torchvision.models.resnet import ResNet
+
+from checkpoints import read_checkpoint
+from network import fold_batchnorm, trained_model
+from utils import InputError, atomic_path
+
+TOLERANCE = 1e-4  # of the largest logit; other orders of summing in float32 make differences of about 1e-6
+
+
+def export(target: Path, checkpoint: Path, flow_order: str = "original") -> None:
+    """Write a checkpoint's network to `target`, .onnx or .pt2, and print how far the file's logits are off.
+
+    The file takes "clips", float32 (N, channels, size, size), normalised as the checkpoint's preparation says, for
+    any N, and gives "logits", float32 (N, classes). In it stand, as JSON, class_names (null where unknown) and
+    preparation: in ONNX as metadata, in .pt2 as extra files class_names.json and preparation.json.
+    Raises InputError where the file's logits are others than the network's; nothing is written then.
+    """
+    kind = target.suffix.lower()
+    if kind not in (".onnx", ".pt2"):
+        raise InputError(f"--export {target}: give the name of a .onnx or a .pt2 file")
+    for package in ("onnx", "onnxscript") if kind == ".onnx" else ():
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"{target} needs {package}; pip install onnx onnxscript onnxruntime, or export a .pt2")
+    read = read_checkpoint(checkpoint, flow_order=flow_order)
+    about = {"class_names": json.dumps(read.class_names), "preparation": json.dumps(read.preparation)}
+    shape = (read.in_channels, read.preparation["size"], read.preparation["size"])
+    folded = fold_batchnorm(trained_model(read))
+    write, open_file = (_onnx, _run_onnx) if kind == ".onnx" else (_pt2, _run_pt2)
+    with _quiet():
+        data = write(folded, torch.zeros(2, *shape), about)
+    size = f"{len(data) / 1e6:.1f} MB, clips (N, {', '.join(map(str, shape))}) -> logits (N, {read.num_classes})"
+    if kind == ".onnx" and importlib.util.find_spec("onnxruntime") is None:
+        verdict = "not checked: that needs onnxruntime; pip install onnxruntime"
+    else:
+        verdict = f"checked: {_check(open_file(data), trained_model(read), shape, target)}"
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(data)
+    print(f"{target}: {size}\n{verdict}")
+
+
+def _check(run: Callable[[Tensor], np.ndarray], model: ResNet, shape: tuple[int, ...], target: Path) -> str:
+    """Compare the file's logits with the network's, on a number of clips that it wasn't traced with."""
+    clips = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model(clips).numpy()
+    difference, largest = float(np.abs(run(clips) - expected).max()), float(np.abs(expected).max())
+    text = f"on {len(clips)} random clips, logits differ by at most {difference:.1e}, the largest being {largest:.3g}"
+    if not difference <= TOLERANCE * largest:
+        raise InputError(f"{target} was not written: it computes something else; {text}")
+    return text
+
+
+def _onnx(model: ResNet, clips: Tensor, about: dict[str, str]) -> bytes:
+    import onnx
+
+    program = torch.onnx.export(
+        model, (clips,), dynamo=True, input_names=["clips"], output_names=["logits"],
+        dynamic_shapes=({0: Dim("N")},), verbose=False,
+    )  # fmt: skip
+    assert program is not None
+    file = program.model_proto
+    onnx.helper.set_model_props(file, about)
+    return file.SerializeToString()
+
+
+def _run_onnx(data: bytes) -> Callable[[Tensor], np.ndarray]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return lambda clips: session.run(["logits"], {"clips": clips.numpy()})[0]
+
+
+def _pt2(model: ResNet, clips: Tensor, about: dict[str, str]) -> bytes:
+    program = torch.export.export(model, (clips,), dynamic_shapes=({0: Dim("N")},))
+    program.example_inputs = None  # not worth their megabytes
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={f"{name}.json": text for name, text in about.items()})
+    return file.getvalue()
+
+
+def _run_pt2(data: bytes) -> Callable[[Tensor], np.ndarray]:
+    module = torch.export.load(io.BytesIO(data)).module()
+    return lambda clips: module(clips).detach().numpy()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' remarks to their own developers."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
