@@ -189,7 +189,8 @@ def _assemble(root: Path, kind: Kind, folders: dict[str, Folder]) -> Index:
         for images in folder.images:
             channel = in_u_or_v or images.channel
             if channel not in _WANTED[kind]:
-                videos[name].setdefault(channel, Frames(path, *images[:-1]))
+                if not images.problem:
+                    videos[name].setdefault(channel, Frames(path, *images[:-1]))
             elif images.problem:
                 problems.setdefault(name, f"{path}: {images.problem}")
             elif channel in videos[name]:

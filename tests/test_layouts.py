@@ -186,7 +186,9 @@ def test_one_video_in_two_folders(tmp_path):
 def test_rgb_with_a_gap_leaves_the_flow_beside_it_usable(tmp_path):
     make(tmp_path / "v_Biking_g01_c01", "img_00001.jpg", "img_00003.jpg", *numbered("flow_x_%05d.jpg", 1, 10),
          *numbered("flow_y_%05d.jpg", 1, 10))  # fmt: skip
-    assert find(index_frames(tmp_path, "flow"), "Biking_g01_c01")[0].count == 10
+    index = index_frames(tmp_path, "flow")
+    assert find(index, "Biking_g01_c01")[0].count == 10
+    assert set(index.videos["Biking_g01_c01"]) == {"x", "y"}
     with pytest.raises(InputError, match=r"img_00002\.jpg"):
         find(index_frames(tmp_path, "rgb"), "Biking_g01_c01")
 
