@@ -206,8 +206,14 @@ def mean_over_splits(outcomes: dict[str, Outcome]) -> dict:
     }
 
 
-def scale_warning(streams: dict[str, np.ndarray]) -> str | None:
-    """A line for streams of very different scale, such as a sum of 19 logits beside a mean of 19."""
+def scale_warning(test_set: TestSet) -> str | None:
+    """A line for streams of very different scale, which a sum of 19 logits beside a mean of 19 would be.
+
+    None where a predictions.json beside each pickle shows that all are this project's means.
+    """
+    streams = test_set.streams
+    if all(source.meta for source in test_set.sources.values()):
+        return None
     spread = {name: float(logits.std()) for name, logits in streams.items()}
     quiet, loud = min(spread, key=spread.__getitem__), max(spread, key=spread.__getitem__)
     factor = spread[loud] / spread[quiet]
@@ -292,7 +298,7 @@ def fuse_test_set(args: argparse.Namespace, output: Path, split: str | None) -> 
     """Load, fuse, print and save one test set."""
     test_set = load(args, split)
     title = f"split {split}" if split else test_set.title
-    if args.normalize == "none" and (warning := scale_warning(test_set.streams)):
+    if args.normalize == "none" and (warning := scale_warning(test_set)):
         print(warning, file=sys.stderr)
     seed = [args.seed, args.splits.index(split)] if split else args.seed
     outcome = evaluate(test_set, args.weights, args.normalize, args.scores, seed)

@@ -177,6 +177,7 @@ def agreement(rows: Sequence[tuple[str, int, int]]) -> Figure:
     axes.set_yticks(place, [who for who, _, _ in rows])
     axes.invert_yaxis()
     axes.margins(x=0.14)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("videos", fontsize=9, color=INK)
     tidy(axes, "x")
     drawn.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 
 from report import curves, metrics, page, plots, summary, tables, thumbnails
 from report.page import Page
@@ -26,13 +27,14 @@ def write_report(outcome: Outcome, output: Path, title: str) -> Path:
     """Write report.html and the PNGs and CSVs that it shows into `output`; returns the page's path."""
     results = outcome.results
     built = Page(output)
-    accuracy(built, results)
-    weight_sweep(built, outcome)
-    per_class(built, outcome)
-    confusion(built, outcome)
-    agreement(built, outcome)
-    calibration(built, outcome)
-    wrong_videos(built, outcome)
+    with rc_context({"text.parse_math": False}):  # a class's name may hold $
+        accuracy(built, results)
+        weight_sweep(built, outcome)
+        per_class(built, outcome)
+        confusion(built, outcome)
+        agreement(built, outcome)
+        calibration(built, outcome)
+        wrong_videos(built, outcome)
     training_curves(built, outcome)
     return built.write(
         f"Two-stream fusion: {title}", opening(results), "<br>\n".join(escape(one) for one in sources(outcome))
@@ -167,10 +169,12 @@ def confusion(built: Page, outcome: Outcome) -> None:
         built.figure("confused_pairs", drawn, "The most frequent mistakes")
     else:
         built.paragraph("Fusion makes no mistake.")
-    wide = len(names) > WIDE
+    used = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
+    wide = len(used) > WIDE
+    rest = "" if len(used) == len(names) else f" Left out: {len(names) - len(used)} classes without a video or guess."
     hint = " It scrolls sideways on a narrow screen." if wide else ""
-    built.paragraph(f"The whole matrix: each row is a true class and adds up to 100 %.{hint}")
-    drawn = plots.confusion(counts, names, wide)
+    built.paragraph(f"The matrix: each row is a true class and adds up to 100 %.{rest}{hint}")
+    drawn = plots.confusion(counts[np.ix_(used, used)], [names[i] for i in used], wide)
     built.figure("confusion", drawn, "Confusion matrix of fusion", least=1150 if wide else None)
     matrix = pd.DataFrame(counts, columns=names)
     matrix.insert(0, "true class", names, allow_duplicates=True)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from report import tables, thumbnails
 
-EVIL = "<script>alert(1)</script> & 'co'"  # a class name that must come out as text
+EVIL = "<script>alert(1)</script> & 'co' $x_{$"  # a class name that must come out as text
 
 
 def make_record(root: Path, classes: int, per_class: int, hostile: bool = False) -> tuple[np.ndarray, dict]:
