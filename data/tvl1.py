@@ -271,12 +271,36 @@ def _divergence(p1: Tensor, p2: Tensor) -> Tensor:
 
 
 def _warp(maps: Tensor, u1: Tensor, u2: Tensor) -> Tensor:
-    """`maps` (B, C, H, W) at x + u by bicubic interpolation (a = -0.75), 0 outside of the image."""
+    """`maps` (B, C, H, W) at x + u by bicubic interpolation, 0 outside of the image.
+
+    Not F.grid_sample: it takes positions as fractions of the image, and their rounding makes still pixels move
+    where the image is nearly flat.
+    """
     height, width = maps.shape[2:]
-    x = torch.arange(width, device=maps.device) + u1
-    y = torch.arange(height, device=maps.device)[:, None] + u2
-    grid = torch.stack([x * (2 / (width - 1)) - 1, y * (2 / (height - 1)) - 1], -1)
-    return F.grid_sample(maps, grid, mode="bicubic", padding_mode="zeros", align_corners=True)
+    columns = _bicubic_taps(torch.arange(width, device=maps.device) + u1, width)
+    rows = _bicubic_taps(torch.arange(height, device=maps.device)[:, None] + u2, height)
+    pixels, warped = maps.flatten(2), torch.zeros_like(maps)
+    for row, weight_y in rows:
+        for column, weight_x in columns:
+            index = (row * width + column).flatten(1)[:, None].expand(pixels.shape)
+            warped.addcmul_(pixels.gather(2, index).view_as(maps), (weight_y * weight_x)[:, None])
+    return warped
+
+
+def _bicubic_taps(position: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    """Index and weight of the four samples around `position`: Keys' kernel with a = -0.75, no weight outside."""
+    a = -0.75
+    first = position.floor()
+    after = position - first
+    before = 1 - after
+    outer = a * after * before**2, a * before * after**2
+    near = ((a + 2) * after - (a + 3)) * after**2 + 1
+    taps = []
+    for offset, weight in zip((-1, 0, 1, 2), (outer[0], near, 1 - near - outer[0] - outer[1], outer[1]), strict=True):
+        index = first + offset
+        inside = (index >= 0) & (index < size)
+        taps.append((index.clamp(0, size - 1).long(), weight * inside))
+    return taps
 
 
 def _resize(images: Tensor, height: int, width: int, step_y: float, step_x: float) -> Tensor:
