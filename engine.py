@@ -84,28 +84,27 @@ def train_one_epoch(
     dtype = amp_dtype(args.amp, device)
     recent: list[tuple[list[str], Tensor]] = []  # losses not yet looked at: looking waits for the device
     shown = 0.0
-    bar = progress_bar(len(loader), f"epoch {training.epoch}", "batch", training.batch)
     start = asked = time.perf_counter()
     clips_seen = 0
-    for batch in loader.epoch(training.epoch, training.batch):
-        training.times[1] += time.perf_counter() - asked
-        problems.update(batch.problems)
-        loss = train_step(training, model, batch, preparation, args, device, dtype, loader)
-        recent.append((batch.names, loss))
-        training.batch += 1
-        clips_seen += len(batch.clips)
-        now = time.perf_counter()
-        training.times[0] += now - asked
-        if now - shown > 0.5 or len(recent) >= 50 or training.batch == len(loader):
-            check_finite(recent)
-            mean_loss, top1 = (100 * training.sums[:2] / training.sums[3]).tolist()
-            rate = clips_seen * world()[1] / (time.perf_counter() - start)
-            bar.set_postfix_str(f"loss {mean_loss / 100:.3f}, top-1 {top1:.1f} %, {rate:.0f} clips/s", refresh=False)
-            shown = now
-        bar.update()
-        after_batch()
-        asked = time.perf_counter()
-    bar.close()
+    with progress_bar(len(loader), f"epoch {training.epoch}", "batch", training.batch) as bar:
+        for batch in loader.epoch(training.epoch, training.batch):
+            training.times[1] += time.perf_counter() - asked
+            problems.update(batch.problems)
+            loss = train_step(training, model, batch, preparation, args, device, dtype, loader)
+            recent.append((batch.names, loss))
+            training.batch += 1
+            clips_seen += len(batch.clips)
+            now = time.perf_counter()
+            training.times[0] += now - asked
+            if now - shown > 0.5 or len(recent) >= 50 or training.batch == len(loader):
+                check_finite(recent)
+                mean_loss, top1 = (100 * training.sums[:2] / training.sums[3]).tolist()
+                rate = clips_seen * world()[1] / (time.perf_counter() - start)
+                bar.set_postfix_str(f"loss {mean_loss / 100:.3f}, top-1 {top1:.1f} %, {rate:.0f} clips/s", refresh=False)
+                shown = now
+            bar.update()
+            after_batch()
+            asked = time.perf_counter()
     sums = _sum_over_processes(training.sums)
     loss_sum, top1, top5, videos = sums.tolist()
     return {
@@ -216,27 +215,26 @@ def test(
     logits: dict[str, np.ndarray] = {}
     features: dict[str, np.ndarray] = {}
     processes = world()[1]
-    bar = progress_bar(len(loader.dataset), "test", "video")
     start = asked = time.perf_counter()
     waited = 0.0
     correct = seen = 0
-    for batch in loader.epoch(0):
-        waited += time.perf_counter() - asked
-        if batch.counted:
-            outputs = net(clips_of(batch, preparation, device))
-            shape = (len(batch.names), sampling.views, sampling.samples)
-            clip_logits, clip_features = (output.unflatten(0, shape).mean(1).cpu().numpy() for output in outputs)
-            logits.update(zip(batch.names, clip_logits, strict=True))
-            if args.features:
-                features.update(zip(batch.names, clip_features, strict=True))
-            correct += int((clip_logits.mean(1).argmax(1) == batch.labels.numpy()).sum())
-            seen += len(batch.names)
-            rate = seen * sampling.clips / (time.perf_counter() - start)
-            bar.set_postfix_str(f"top-1 {100 * correct / seen:.1f} %, {rate:.0f} clips/s", refresh=False)
-        bar.update(min(len(batch.names) * processes, bar.total - bar.n))
-        check_stop()
-        asked = time.perf_counter()
-    bar.close()
+    with progress_bar(len(loader.dataset), "test", "video") as bar:
+        for batch in loader.epoch(0):
+            waited += time.perf_counter() - asked
+            if batch.counted:
+                outputs = net(clips_of(batch, preparation, device))
+                shape = (len(batch.names), sampling.views, sampling.samples)
+                clip_logits, clip_features = (output.unflatten(0, shape).mean(1).cpu().numpy() for output in outputs)
+                logits.update(zip(batch.names, clip_logits, strict=True))
+                if args.features:
+                    features.update(zip(batch.names, clip_features, strict=True))
+                correct += int((clip_logits.mean(1).argmax(1) == batch.labels.numpy()).sum())
+                seen += len(batch.names)
+                rate = seen * sampling.clips / (time.perf_counter() - start)
+                bar.set_postfix_str(f"top-1 {100 * correct / seen:.1f} %, {rate:.0f} clips/s", refresh=False)
+            bar.update(min(len(batch.names) * processes, bar.total - bar.n))
+            check_stop()
+            asked = time.perf_counter()
     seconds = time.perf_counter() - start
     if processes > 1:
         everyone: list[Any] = [None] * processes

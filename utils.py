@@ -49,7 +49,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
         super().__init__(prog, max_help_position=32, width=110)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, True):  # a switch, or a flag whose help says what None means
+        if action.default is None or isinstance(action.default, bool):  # a switch, or a flag whose help says what None means
             return action.help
         return super()._get_help_string(action)
 

@@ -152,7 +152,8 @@ def _read_text(file: Path) -> list[tuple[str, str]]:
 
 def _read_classes(file: Path) -> tuple[list[str], int]:
     """(class names in label order, the first label as written) of lines `1 ApplyEyeMakeup` or just names."""
-    lines = [text for _, text in _read_text(file)]
+    read = _read_text(file)
+    lines = [text for _, text in read]
     numbered = [match for text in lines if (match := re.fullmatch(r"(\d+)[\s,]+(\S.*)", text))]
     first = 0
     if len(numbered) == len(lines):
@@ -161,6 +162,9 @@ def _read_classes(file: Path) -> tuple[list[str], int]:
         if sorted(by_number) != list(range(first, first + len(lines))) or first > 1:
             raise InputError(f"{file}: the classes must be numbered 1, 2, 3, ... with no gap and no repeat")
         lines = [by_number[i] for i in sorted(by_number)]
+    elif numbered and numbered[0].string == lines[0]:
+        where, text = next((where, text) for where, text in read if not re.match(r"\d+[\s,]+\S", text))
+        raise InputError(f"{where}: `{text}` has no number, other classes have; write it as `1 ApplyEyeMakeup`")
     repeated = [name for name, count in Counter(map(str.casefold, lines)).items() if count > 1]
     if repeated:
         raise InputError(f"{file}: the class {repeated[0]} occurs twice; delete one of the two lines")

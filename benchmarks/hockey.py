@@ -1,0 +1,119 @@
+"""Both recipes and their ingredients on a complete real task: Hockey Fights, 400 clips of two classes.
+
+  python benchmarks/hockey.py RGB FLOW LISTS --weights resnet50_imagenet.pth
+
+Trains both streams with either recipe for several seeds, fuses them, and then switches the ingredients of `tsn`
+on one at a time over the baseline. Runs the scripts as a user does. Every run leaves its figures in
+OUT/results.csv as soon as it ends, and is not done again: kill it and start it again as you like.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import pandas as pd
+
+from utils import HelpFormatter, atomic_path, run_main
+
+# What the size of the task and of the machine ask for, in both recipes alike. The rates of learning, the schedule's
+# shape and everything else is the recipe's own.
+COMMON = ["--arch", "resnet50", "--size", "112", "--batch-size", "16", "--test-views", "1", "--test-samples", "10"]
+INGREDIENTS = {
+    "spatial": {
+        "multi-scale crops": ["--crop", "multiscale"],
+        "dropout .8": ["--dropout", "0.8"],
+        "partial BN": ["--partial-bn"],
+        "lr 1e-3, steps at 3/8 and 6/8": ["--lr", "1e-3", "--schedule", "step", "--milestones", "0.375", "0.75"],
+        "decay 5e-4, clipping at 40": ["--weight-decay", "5e-4", "--clip-grad", "40"],
+        "centre crop at test": ["--test-resize", "center"],
+    },
+    "motion": {
+        "3 segments": ["--segments", "3"],
+        "multi-scale crops": ["--crop", "multiscale"],
+        "dropout .7": ["--dropout", "0.7"],
+        "partial BN": ["--partial-bn"],
+        "lr 5e-3, steps at 19/34 and 30/34": ["--lr", "5e-3", "--schedule", "step", "--milestones", "0.559", "0.882"],
+        "decay 5e-4, clipping at 20": ["--weight-decay", "5e-4", "--clip-grad", "20"],
+        "flow centred (mean .5, std .226)": ["--flow-mean", "0.5", "--flow-std", "0.226"],
+        "centre crop at test": ["--test-resize", "center"],
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("rgb", help="frames, every one of them")
+    parser.add_argument("flow", help="optical flow")
+    parser.add_argument("lists", help="split lists of data/make_split.py")
+    parser.add_argument("--weights", required=True, help="ImageNet weights of ResNet-50")
+    parser.add_argument("--epochs", default="8", help="of every run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the two recipes; ingredients use the first")
+    parser.add_argument("--output", type=Path, default=ROOT / "record/hockey", help="runs and results.csv")
+    args = parser.parse_args()
+
+    for seed in args.seeds:
+        for recipe in ("baseline", "tsn"):
+            for stream in ("motion", "spatial"):
+                train(args, stream, f"{recipe}-{seed}", ["--recipe", recipe], seed)
+            fuse(args, f"{recipe}-{seed}", seed)
+    for stream, ingredients in INGREDIENTS.items():
+        for name, flags in ingredients.items():
+            train(args, stream, f"baseline + {name}", flags, args.seeds[0])
+    train(args, "motion", "tsn, rgbdiff", ["--recipe", "tsn", "--input", "rgbdiff", "--rgb-dir", args.rgb], args.seeds[0])
+
+
+def train(args: argparse.Namespace, stream: str, name: str, flags: list[str], seed: int) -> None:
+    """One run of a stream script; its last epoch's test goes into results.csv."""
+    if done(args, stream, name):
+        return
+    output = args.output / f"{name}-{stream}".replace(" ", "_").replace(",", "")
+    folder = ["--rgb-dir", args.rgb] if stream == "spatial" else ["--flow-dir", args.flow]
+    command = [sys.executable, str(ROOT / f"{stream}_cnn.py"), *folder, "--ucf-list", args.lists, "--weights", args.weights,
+               *COMMON, "--epochs", args.epochs, "--eval-every", args.epochs, "--seed", str(seed),
+               "--output", str(output), "--resume", "auto", *flags]  # fmt: skip
+    start = time.time()
+    subprocess.run(command, check=True, cwd=ROOT)
+    row = pd.read_csv(output / f"{'rgb' if stream == 'spatial' else 'opf'}_test.csv").iloc[-1]
+    record(args, {"stream": stream, "run": name, "seed": seed, "top1": row["Prec@1"], "loss": row["Loss"],
+                  "seconds": round(time.time() - start)})  # fmt: skip
+    for checkpoint in output.glob("*.pth.tar"):
+        checkpoint.unlink()
+
+
+def fuse(args: argparse.Namespace, name: str, seed: int) -> None:
+    """The average of a recipe's two streams."""
+    if done(args, "fusion", name):
+        return
+    pickles = {s: args.output / f"{name}-{s}" / f"{s}_video_preds.pickle" for s in ("spatial", "motion")}
+    output = args.output / f"{name}-fusion"
+    subprocess.run([sys.executable, str(ROOT / "fusion.py"), "--spatial", str(pickles["spatial"]), "--motion",
+                    str(pickles["motion"]), "--output", str(output)], check=True, cwd=ROOT)  # fmt: skip
+    results = json.loads((output / "results.json").read_text())
+    record(args, {"stream": "fusion", "run": name, "seed": seed, "top1": results["fusion"]["top1"]})
+
+
+def done(args: argparse.Namespace, stream: str, name: str) -> bool:
+    path = args.output / "results.csv"
+    if not path.exists():
+        return False
+    table = pd.read_csv(path)
+    return bool(((table["stream"] == stream) & (table["run"] == name)).any())
+
+
+def record(args: argparse.Namespace, row: dict) -> None:
+    path = args.output / "results.csv"
+    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
+    with atomic_path(path) as temporary:
+        pd.DataFrame([*rows, row]).to_csv(temporary, index=False)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,177 @@
+"""What people get wrong: each gives one line that names the file and the way out, exit code 2, nothing lost."""
+
+import os
+import runpy
+import shutil
+import signal
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, SMALL
+
+from utils import InputError
+
+
+@pytest.fixture
+def fails(monkeypatch, capsys):
+    """fails("spatial_cnn.py", ...) -> the error line. Runs in this process, for speed; the entry is the user's."""
+
+    def fails(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        assert exit_.value.code == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and len(lines[0]) < 600
+        return lines[0]
+
+    return fails
+
+
+@pytest.fixture
+def rgb(tiny, tmp_path):
+    shutil.copytree(tiny / "rgb", tmp_path / "rgb")
+    return tmp_path / "rgb"
+
+
+def small(tmp_path, *more):
+    return (*SMALL, "--workers", 0, "--epochs", 1, "--output", tmp_path / "out", *more)
+
+
+def test_folders(fails, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    for name in ("missing", "empty", "file"):
+        assert name in fails("spatial_cnn.py", "--rgb-dir", tmp_path / name, *small(tmp_path))
+        assert name in fails("motion_cnn.py", "--flow-dir", tmp_path / name, *small(tmp_path))
+
+
+def test_streams_given_each_others_folder(fails, tiny, tmp_path):
+    assert "frames" in fails("spatial_cnn.py", "--rgb-dir", tiny / "flow", *small(tmp_path))
+    assert "flow" in fails("motion_cnn.py", "--flow-dir", tiny / "rgb", *small(tmp_path))
+
+
+def test_a_video_of_ten_frames_is_too_short_for_a_stack(fails, tiny, tmp_path):
+    shutil.copytree(tiny / "flow", tmp_path / "flow")
+    for component in "uv":
+        for image in sorted((tmp_path / "flow" / component / "v_Archery_g08_c01").iterdir())[9:]:
+            image.unlink()
+    line = fails("motion_cnn.py", "--flow-dir", tmp_path / "flow", *small(tmp_path))
+    assert "v_Archery_g08_c01" in line and "9 flow pairs" in line
+
+
+def test_half_a_jpeg(fails, rgb, tmp_path):
+    for path in (rgb / "v_Archery_g08_c01").iterdir():
+        path.write_bytes(path.read_bytes()[:500])
+    assert "v_Archery_g08_c01" in fails("spatial_cnn.py", "--rgb-dir", rgb, *small(tmp_path))
+
+
+def test_skipping_trains_on_and_lists_what_was_left_out(run, rgb, tmp_path):
+    for path in (rgb / "v_Archery_g08_c01").iterdir():
+        path.write_bytes(b"")
+    process = run("spatial_cnn.py", "--rgb-dir", rgb, *SMALL, "--epochs", 1, "--on-error", "skip", "--output", tmp_path / "out")
+    assert "1 videos could not be read and were replaced" in process.stdout
+    assert "Archery_g08_c01: " in process.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "told"),
+    [
+        ("trainlist01.txt", "Archery/v_Archery_g08_c01.avi three\n", "trainlist01.txt"),
+        ("trainlist01.txt", "Juggling/v_Juggling_g08_c01.avi 1\n", "trainlist01.txt"),
+        ("testlist01.txt", "Archery/v_Archery_g08_c01.avi\n", "v_Archery_g08_c01"),  # it trains, too
+        ("classInd.txt", "Archery\n", "classInd.txt"),
+    ],
+)
+def test_a_bad_line_in_a_list(fails, tiny, tmp_path, file, text, told):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 Archery\n2 HammerThrow\n")
+    (lists / "trainlist01.txt").write_text("Archery/v_Archery_g08_c01.avi 1\nHammerThrow/v_HammerThrow_g08_c01.avi 2\n")
+    (lists / "testlist01.txt").write_text("Archery/v_Archery_g01_c01.avi\nHammerThrow/v_HammerThrow_g01_c01.avi\n")
+    with (lists / file).open("a") as list_file:
+        list_file.write(text)
+    assert told in fails("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path), "--ucf-list", lists)
+
+
+def test_listed_videos_that_are_not_there(fails, run, rgb, tmp_path):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 Archery\n2 HammerThrow\n")
+    (lists / "trainlist01.txt").write_text("Archery/v_Archery_g08_c01.avi 1\nArchery/v_Archery_g08_c02.avi 1\n")
+    (lists / "testlist01.txt").write_text("HammerThrow/v_HammerThrow_g01_c01.avi\n")
+    arguments = ("spatial_cnn.py", "--rgb-dir", rgb, *small(tmp_path), "--ucf-list", lists)
+    line = fails(*arguments)
+    assert "1 of 2 listed videos" in line and "v_Archery_g08_c02" in line and "--allow-missing" in line
+    run(*arguments, "--allow-missing")
+
+
+def test_checkpoints_and_weights(fails, tiny, tmp_path):
+    arguments = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path))
+    assert "gone.pth.tar: no such file" in fails(*arguments, "--resume", tmp_path / "gone.pth.tar")
+    assert "checkpoint.pth.tar: no such file" in fails(*arguments, "--resume")
+    assert "--resume PATH" in fails(*arguments, "--evaluate")
+    (tmp_path / "text.pth.tar").write_text("not a checkpoint")
+    assert "text.pth.tar" in fails(*arguments, "--resume", tmp_path / "text.pth.tar")
+    assert "no such file" in fails(*arguments, "--weights", tmp_path / "gone.pth")
+    assert "resnet9 is not a ResNet" in fails(*arguments, "--arch", "resnet9")
+
+
+def test_a_checkpoint_of_other_classes(fails, run, tiny, tmp_path):
+    run("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path))
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 Archery\n2 HammerThrow\n")
+    (lists / "trainlist01.txt").write_text("Archery/v_Archery_g08_c01.avi 1\n")
+    (lists / "testlist01.txt").write_text("HammerThrow/v_HammerThrow_g01_c01.avi\n")
+    line = fails("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path), "--ucf-list", lists, "--resume")
+    assert "101 classes, not 2" in line
+    line = fails("motion_cnn.py", "--flow-dir", tiny / "flow", *small(tmp_path), "--resume")
+    assert "checkpoint.pth.tar" in line and "rgb" in line
+
+
+def test_a_loss_that_is_no_number_names_its_videos(fails, tiny, tmp_path):
+    line = fails("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path, "--lr", 1e30), "--batch-size", 1, "--amp", "off")
+    assert "no longer a number" in line and "_c01" in line
+    assert not (tmp_path / "out/checkpoint.pth.tar").exists()
+
+
+def test_a_dead_loader_process_is_told_plainly(tiny):
+    from dataloader import clips
+    from dataloader.layouts import index_frames
+    from dataloader.spatial_dataloader import spatial_sources
+    from dataloader.splits import load_split
+    from dataloader.transforms import default_preparation
+
+    index = index_frames(tiny / "rgb", "rgb")
+    sources = spatial_sources(index, load_split(None, 1, index.videos).train)
+    dataset = clips.ClipDataset(sources, killed_by_the_system, default_preparation("rgb", 48, "squash"), clips.TrainSampling())
+    with pytest.raises(InputError, match="--workers"):
+        list(clips.make_loader(dataset, 2, 1, torch.device("cpu")).epoch(0))
+
+
+def killed_by_the_system(frames, step):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_an_output_that_cannot_be_written_is_noticed_before_training(fails, tiny, tmp_path):
+    (tmp_path / "out").write_text("a file where the folder should be")
+    line = fails("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path))
+    assert str(tmp_path / "out") in line
+
+
+def test_a_record_that_is_no_record(fails, tiny, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/rgb_train.csv").write_text("my,notes\n1,2\n")
+    assert "rgb_train.csv" in fails("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path))
+    assert (tmp_path / "out/rgb_train.csv").read_text() == "my,notes\n1,2\n"
+
+
+def test_flags(fails, tiny, tmp_path):
+    for flag in ("--epochs", "--batch-size", "--segments", "--test-samples", "--accumulate", "--size"):
+        assert flag in fails("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path), flag, 0)
+    line = fails("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path), "--test-views", 10)
+    assert "center" in line
+    assert "no device" in fails("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path), "--device", "tpu9")
