@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +50,11 @@ def cut(path: Path, share: float) -> None:
 def tree(root: Path) -> dict[str, bytes]:
     """Every file below `root`, hidden ones too, and its bytes."""
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def count_files(root: Path) -> int:
+    """How many files lie below `root` while others write and delete there."""
+    return sum(len(files) for _, _, files in os.walk(root))
 
 
 def images(folder: Path) -> list[str]:
@@ -166,12 +172,11 @@ def test_killed_at_any_moment_and_started_again_gives_the_same_bytes(script, vid
     half_done = 0
     for share in (0.1, 0.4, 0.7):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and len(list(out.rglob("*"))) < share * whole:
+        while process.poll() is None and count_files(out) < share * whole:
             time.sleep(0.002)
         process.kill()  # SIGKILL
         process.wait()
-        time.sleep(0.2)  # its workers follow
-        half_done += bool(tree(out)) and len(list(out.glob(".done/*"))) < 6
+        half_done += count_files(out) > 0 and count_files(out / ".done") < 6
     assert half_done
     run(script, videos, out, *arguments(script))
     assert tree(out) == uninterrupted[script]
@@ -293,6 +298,18 @@ def test_a_video_that_was_replaced_is_extracted_again(run, tmp_path):
     make_video(path, frames=15)
     run("data/extract_rgb.py", tmp_path / "videos", tmp_path / "out", "--sampling-rate", "1")
     assert len(images(tmp_path / "out" / "a")) == 15
+    path.write_text("no video any more")
+    run("data/extract_rgb.py", tmp_path / "videos", tmp_path / "out", "--sampling-rate", "1", code=1)
+    assert not (tmp_path / "out" / "a").exists()  # no frames of a video that has failed
+    assert list((tmp_path / "out" / ".done").iterdir()) == []
+
+
+def test_a_folder_that_was_removed_is_extracted_again(videos, uninterrupted, run, tmp_path):
+    script, out = "data/extract_flow.py", tmp_path / "out"
+    run(script, videos, out, *arguments(script))
+    shutil.rmtree(out / "v" / "v_Diving_g01_c02")
+    assert "to do: 1" in run(script, videos, out, *arguments(script)).stdout
+    assert tree(out) == uninterrupted[script]
 
 
 # --- broken videos and bad input ----------------------------------------------------------------------------
