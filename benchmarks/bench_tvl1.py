@@ -18,11 +18,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+from torch import Tensor
 
-from data.tvl1 import automatic_batch_frames, is_installed, moving_texture, tvl1_flow  # noqa: E402
-from utils import HelpFormatter, InputError, run_main  # noqa: E402
+from data.tvl1 import automatic_batch_frames, is_installed, moving_texture, tvl1_flow
+from utils import HelpFormatter, InputError, run_main
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -32,7 +32,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=8, help="pairs in a round on the CPU")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, after one that isn't counted")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="for the CPU's backends")
-    parser.add_argument("--batch-frames", type=int, default=0, help="pairs at once on a GPU; 0: as extract_flow.py does")
+    parser.add_argument("--batch-frames", type=int, default=0,
+                        help="pairs at once on a GPU; 0: as many as its memory takes")
     parser.add_argument("--skip", nargs="*", default=(), metavar="BACKEND", help="leave these out, as torch on a CPU")
     return parser.parse_args()
 
@@ -43,7 +44,8 @@ def load_pairs(video: Path | None, count: int, width: int, height: int) -> tuple
         return moving_texture(count, height, width)
     import cv2
 
-    capture, frames = cv2.VideoCapture(str(video)), []
+    capture = cv2.VideoCapture(str(video))
+    frames: list[Tensor] = []
     while len(frames) <= count and (frame := capture.read()[1]) is not None:
         grey = cv2.cvtColor(cv2.resize(frame, (width, height)), cv2.COLOR_BGR2GRAY)
         frames.append(torch.from_numpy(grey))
@@ -85,16 +87,16 @@ def main() -> int:
     if torch.cuda.is_available():
         gpu = f"; {torch.cuda.get_device_name()}"
         batch = args.batch_frames or automatic_batch_frames(height, width, "cuda")
-        images = [image.cuda() for image in load_pairs(args.video, batch, width, height)]
-        cases += [(name, *images) for name in ("compiled", "torch") if name not in args.skip]
+        first, second = (images.cuda() for images in load_pairs(args.video, batch, width, height))
+        cases += [(name, first, second) for name in ("compiled", "torch") if name not in args.skip]
         torch.cuda.reset_peak_memory_stats()
     seconds, flows = measure(cases, args.rounds)
 
     medians = [statistics.median(times) / len(first) for times, (_, first, _) in zip(seconds, cases, strict=True)]
     print(f"TV-L1, default parameters, {width}x{height}, {args.video.name if args.video else 'moving texture'}, "
           f"median of {args.rounds} rounds; {args.threads} CPU threads{gpu}; torch {torch.__version__}")
-    print("| backend | device | pairs at once | pairs/s | lowest..highest | x OpenCV | difference, px | <= 1 level, % |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    columns = ["backend", "device", "pairs", "pairs/s", "lowest..highest", "x OpenCV", "px off", "<= 1 level, %"]
+    print("| " + " | ".join(columns) + " |\n" + "| --- " * len(columns) + "|")
     for (name, first, _), median, times, flow in zip(cases, medians, seconds, flows, strict=True):
         rates = sorted(len(first) / second for second in times)
         versus = [f"{medians[0] / median:.1f}", "", ""] if names and names[0] == "opencv" else [""] * 3

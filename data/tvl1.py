@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -59,10 +59,10 @@ class TVL1:
         """(height, width) of every scale, from the image's own to the coarsest."""
         sizes = [(height, width)]
         while len(sizes) < self.scales:
-            smaller = tuple(round(side * self.scale_step) for side in sizes[-1])
-            if min(smaller) < 16:
+            height, width = round(height * self.scale_step), round(width * self.scale_step)
+            if min(height, width) < 16:
                 break
-            sizes.append(smaller)
+            sizes.append((height, width))
         return sizes
 
 
@@ -70,9 +70,7 @@ OPENCV_DEFAULTS = TVL1()
 
 
 @torch.no_grad()
-def tvl1_flow(
-    first: Tensor, second: Tensor, parameters: TVL1 = OPENCV_DEFAULTS, backend: str | None = None
-) -> Tensor:
+def tvl1_flow(first: Tensor, second: Tensor, parameters: TVL1 = OPENCV_DEFAULTS, backend: str | None = None) -> Tensor:
     """Flow from every image of `first` to its like in `second`, both (B, H, W), uint8 or float, grey 0..255.
 
     Returns float32 (B, 2, H, W) on the same device, in pixels, x then y. The stopping rule is kept for every pair by
@@ -126,14 +124,13 @@ def backend_speeds(device: torch.device | str = "cpu") -> dict[str, float]:
     """
     device = torch.device(device)
     if device.type == "cuda":
-        candidates, shape = ("torch", "compiled"), (automatic_batch_frames(256, 340, device), 256, 340)
+        candidates, shape = ["torch", "compiled"], (automatic_batch_frames(256, 340, device), 256, 340)
     else:
-        candidates, shape = ("torch", "numba", "opencv"), (max(2, torch.get_num_threads()), 96, 128)
-    candidates = tuple(backend for backend in candidates if is_installed(backend))
+        candidates, shape = ["torch", "numba", "opencv"], (max(2, torch.get_num_threads()), 96, 128)
     first, second = moving_texture(*shape, device=device)
     expected = tvl1_flow(first[:1], second[:1], backend="opencv" if is_installed("opencv") else "torch")
     speeds = {}
-    for backend in candidates:
+    for backend in filter(is_installed, candidates):
         try:
             tvl1_flow(first, second, backend=backend)  # compiles what is to be compiled
             start = time.perf_counter()
@@ -160,7 +157,8 @@ def moving_texture(
 
     def picture(dx: float, dy: float) -> Tensor:
         turns = (fx * (columns - dx) + fy * (rows - dy) + 8 * phase for fx, fy, phase in waves)
-        return (127.5 + 18 * sum(torch.sin(2 * torch.pi * turn) for turn in turns)).clamp(0, 255).to(torch.uint8)
+        grey = 127.5 + sum((18 * torch.sin(2 * torch.pi * turn) for turn in turns), torch.zeros(()).to(device))
+        return grey.clamp(0, 255).to(torch.uint8)
 
     return picture(0, 0), picture(*motion)
 
@@ -189,7 +187,7 @@ def _flow_on_processors(first: Tensor, second: Tensor, parameters: TVL1, backend
         return torch.from_numpy(np.stack(list(flows))).to(first.device)
 
 
-def _solve_pyramid(first: Tensor, second: Tensor, parameters: TVL1, check_every: int, steps: _Steps) -> Tensor:
+def _solve_pyramid(first: Tensor, second: Tensor, parameters: TVL1, check_every: int, steps: Steps) -> Tensor:
     """The flow of (B, H, W) float images from the coarsest scale to the finest."""
     sizes = parameters.pyramid(*first.shape[1:])
     I0s, I1s = [first], [second]
@@ -204,7 +202,7 @@ def _solve_pyramid(first: Tensor, second: Tensor, parameters: TVL1, check_every:
     return u
 
 
-def _solve_scale(I0: Tensor, I1: Tensor, u: Tensor, parameters: TVL1, check_every: int, steps: _Steps) -> Tensor:
+def _solve_scale(I0: Tensor, I1: Tensor, u: Tensor, parameters: TVL1, check_every: int, steps: Steps) -> Tensor:
     """Refine the flow `u` (B, 2, H, W) from I0 to I1 (B, H, W) on one scale."""
     edge = F.pad(I1[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     I1x, I1y = (edge[:, 1:-1, 2:] - edge[:, 1:-1, :-2]) / 2, (edge[:, 2:, 1:-1] - edge[:, :-2, 1:-1]) / 2
@@ -219,13 +217,13 @@ def _solve_scale(I0: Tensor, I1: Tensor, u: Tensor, parameters: TVL1, check_ever
     return unknowns[:2].transpose(0, 1).contiguous()
 
 
-def _relax(unknowns: Tensor, known: tuple, parameters: TVL1, check_every: int, steps: _Steps) -> None:
+def _relax(unknowns: Tensor, known: Planes, parameters: TVL1, check_every: int, steps: Steps) -> None:
     """Iterate eqs. (3) to (5) in place. A pair that has come to rest, (6), is stored and leaves the batch."""
     iterate, median = steps
     weights = parameters.lambda_ * parameters.theta, parameters.theta, parameters.tau / parameters.theta
     limit = parameters.epsilon**2 * unknowns[0, 0].numel()
     moving = torch.arange(unknowns.shape[1], device=unknowns.device)
-    state = unknowns.unbind()
+    state: Planes = unknowns.unbind()
     for _ in range(parameters.outer_iterations):
         if parameters.median_size > 1:
             state = (*(median(component, parameters.median_size) for component in state[:2]), *state[2:])
@@ -311,9 +309,7 @@ def _resize(images: Tensor, height: int, width: int, step_y: float, step_x: floa
         low = position.long()
         weight = (position - low).float()
         weight = weight[:, None] if dim == -2 else weight
-        images = torch.lerp(
-            images.index_select(dim, low), images.index_select(dim, (low + 1).clamp(max=last)), weight
-        )
+        images = torch.lerp(images.index_select(dim, low), images.index_select(dim, (low + 1).clamp(max=last)), weight)
     return images
 
 
@@ -333,7 +329,6 @@ def _median(images: Tensor, size: int) -> Tensor:
     return window[middle]
 
 
-@cache
 def _median_network(count: int) -> tuple[list[tuple[int, int]], int]:
     """Compare-exchanges that bring the median of `count` values to a place, and that place.
 
@@ -366,11 +361,12 @@ def _median_network(count: int) -> tuple[list[tuple[int, int]], int]:
     return kept[::-1], middle
 
 
-_Steps = tuple[Callable[..., tuple[Tensor, ...]], Callable[[Tensor, int], Tensor]]
+Planes = Sequence[Tensor]  # each (B, H, W)
+Steps = tuple[Callable[..., tuple[Tensor, ...]], Callable[[Tensor, int], Tensor]]
 
 
 @cache
-def _steps(compiled: bool) -> _Steps:
+def _steps(compiled: bool) -> Steps:
     """The two functions that nearly all time goes to, through torch.compile or as they stand."""
     if not compiled:
         return _iterate, _median
@@ -383,10 +379,10 @@ def _opencv_pair(first: np.ndarray, second: np.ndarray, parameters: TVL1) -> np.
 
     if first.dtype != np.uint8:  # of float images it wants 0..1
         first, second = np.float32(first) / 255, np.float32(second) / 255
-    method = cv2.optflow.DualTVL1OpticalFlow_create(
+    method = cv2.optflow.DualTVL1OpticalFlow.create(
         tau=parameters.tau, lambda_=parameters.lambda_, theta=parameters.theta, nscales=parameters.scales,
         warps=parameters.warps, epsilon=parameters.epsilon, innnerIterations=parameters.inner_iterations,
         outerIterations=parameters.outer_iterations, scaleStep=parameters.scale_step,
         medianFiltering=parameters.median_size,
     )  # fmt: skip
-    return method.calc(first, second, None).transpose(2, 0, 1)
+    return method.calc(first, second, np.empty((*first.shape, 2), np.float32)).transpose(2, 0, 1)

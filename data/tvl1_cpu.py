@@ -10,6 +10,8 @@ through the cache once, not once per operation. It rounds as OpenCV does (the or
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numba import njit
@@ -50,7 +52,7 @@ def _solve_scale(I0: np.ndarray, I1: np.ndarray, start: np.ndarray, parameters) 
     u1, u2 = u[:, :height, :width]
     squares = np.empty_like(I0)
     weights = parameters.lambda_ * parameters.theta, parameters.theta, parameters.tau / parameters.theta
-    constants = np.float32([*weights, parameters.epsilon**2 * height * width])
+    constants = np.array([*weights, parameters.epsilon**2 * height * width], np.float32)
     for _ in range(parameters.warps):
         warped = cv2.remap(maps, columns + u1, rows + u2, cv2.INTER_CUBIC)  # 0 outside of the image
         I1w, I1wx, I1wy = (np.ascontiguousarray(warped[:, :, channel]) for channel in range(3))
@@ -65,7 +67,7 @@ def _solve_scale(I0: np.ndarray, I1: np.ndarray, start: np.ndarray, parameters) 
     return np.stack([u1, u2])
 
 
-compiled = njit(nogil=True, cache=True, error_model="numpy")
+compiled: Any = njit(nogil=True, cache=True, error_model="numpy")
 
 
 @compiled
