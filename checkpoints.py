@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,10 +74,10 @@ class Checkpoint:
         return {name.removeprefix("module."): value for name, value in average.items() if name != "n_averaged"}
 
 
-def read_checkpoint(path: str | os.PathLike, modality: str | None = None, flow_order: str = "original") -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str = "original") -> Checkpoint:
     """Read the checkpoint of any project named above, or a bare state_dict.
 
-    `modality` ("rgb", "flow" or "rgbdiff") is what the network must take; None accepts any. `flow_order` names the
+    `modalities` ("rgb", "flow", "rgbdiff") are what the network may take; none given: any. `flow_order` names the
     revision of the original that stacked the flow (FLOW_ORDERS); other projects' files do not need it.
     Raises InputError, one line, if the file can't be read, holds no ResNet or one for another modality.
     """
@@ -102,7 +102,7 @@ def read_checkpoint(path: str | os.PathLike, modality: str | None = None, flow_o
         finished = _number(content, "epoch")  # only the original saved its number, the others the next one's
         epoch = -1 if finished is None else int(finished) - (source != "original")
         best_prec1 = _number(content, "best_prec1") or 0.0
-    _check_modality(path, preparation["modality"], modality, in_channels)
+    _check_modality(path, preparation["modality"], modalities, in_channels)
     return Checkpoint(
         Path(path), source, state, arch, num_classes, in_channels,
         preparation, args, epoch, best_prec1, class_names, content,
@@ -187,13 +187,13 @@ def _number(content: dict, name: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _check_modality(path: str | os.PathLike, found: str, wanted: str | None, in_channels: int) -> None:
-    if wanted in (None, found):
+def _check_modality(path: str | os.PathLike, found: str, wanted: Sequence[str], in_channels: int) -> None:
+    if not wanted or found in wanted:
         return
     script = {"rgb": "spatial_cnn.py", "flow": "motion_cnn.py", "rgbdiff": "motion_cnn.py --input rgbdiff"}[found]
     hint = f"; to start from it, name it with --weights {path}" if found == "rgb" else ""
     raise InputError(
-        f"{path} is a network for {found} ({in_channels} input channels), not {wanted}; give it to {script}{hint}"
+        f"{path} is a network for {found} ({in_channels} input channels), not {' or '.join(wanted)}; give it to {script}{hint}"
     )
 
 

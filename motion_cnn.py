@@ -49,7 +49,7 @@ def main() -> int:
                        help="channel order of the original repo's checkpoint: [f1..f9, f0], [f5..f9, f0..f4], [f0..f9]")
     args = options.parse(parser, RECIPES)
     device = set_up_device(args.device)
-    checkpoint = open_checkpoint(args, args.input)
+    checkpoint = open_checkpoint(args, *((args.input,) if "input" in args.given else ("flow", "rgbdiff")))
     seed_everything(args.seed, args.deterministic)
 
     # data
@@ -74,7 +74,7 @@ def main() -> int:
     model = build_model(args.arch, preparation.channels, len(data.split.class_names), weights, args.dropout)
 
     # optimizer
-    training = Training.start(model, args, device, checkpoint)
+    training = Training.start(model, data.split.class_names, args, device, checkpoint)
 
     # loop over epochs, or one test
     run = Run("motion", "opf", args, data, preparation, device)

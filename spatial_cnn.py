@@ -48,7 +48,7 @@ def main() -> int:
     model = build_model(args.arch, preparation.channels, len(data.split.class_names), weights, args.dropout)
 
     # optimizer
-    training = Training.start(model, args, device, checkpoint)
+    training = Training.start(model, data.split.class_names, args, device, checkpoint)
 
     # loop over epochs, or one test
     run = Run("spatial", "rgb", args, data, preparation, device)

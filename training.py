@@ -18,16 +18,19 @@ from network import explain_mismatch, freeze_batchnorm, parameter_groups
 from utils import InputError, world
 
 
-def open_checkpoint(args: Any, modality: str) -> Checkpoint | None:
-    """Read --resume's checkpoint, ours or another project's; None on a fresh start.
+def open_checkpoint(args: Any, *modalities: str) -> Checkpoint | None:
+    """Read --resume's checkpoint, ours or another project's, for one of `modalities`; None on a fresh start.
 
     What shaped its training takes the place of the flags that were not given.
     """
     if args.resume is None:
         return None
-    checkpoint = read_checkpoint(args.resume, modality, getattr(args, "flow_order", "original"))
+    checkpoint = read_checkpoint(args.resume, *modalities, flow_order=getattr(args, "flow_order", "original"))
     options.restore(args, checkpoint.args)
     args.arch = checkpoint.arch
+    if checkpoint.source != "two-stream" and world()[0] == 0:
+        momentum = "" if args.evaluate else "; the optimizer's momentum starts afresh"
+        print(f"{args.resume}: a checkpoint of {checkpoint.source}, epoch {checkpoint.epoch}{momentum}")
     return checkpoint
 
 
@@ -55,10 +58,15 @@ class Training:
     times: list[float] = field(default_factory=lambda: [0.0, 0.0])  # and its seconds in all, waiting for data
 
     @classmethod
-    def start(cls, model: ResNet, args: Any, device: torch.device, checkpoint: Checkpoint | None) -> Training:
+    def start(
+        cls, model: ResNet, class_names: list[str], args: Any, device: torch.device, checkpoint: Checkpoint | None
+    ) -> Training:
         """A training at its first epoch, or where `checkpoint` left it. Moves `model` to the device."""
         if checkpoint is not None:
             problem = explain_mismatch(model, checkpoint.state_dict)
+            if problem is None and checkpoint.class_names not in (None, class_names):
+                other = next(pair for pair in zip(checkpoint.class_names, class_names, strict=True) if len(set(pair)) > 1)
+                problem = f"its classes are others, or in another order ({other[0]} where the lists have {other[1]})"
             if problem:
                 raise InputError(f"{args.resume} does not fit this data: {problem}")
             model.load_state_dict(checkpoint.state_dict, strict=False)  # num_batches_tracked may be absent
@@ -77,7 +85,7 @@ class Training:
         )
         if checkpoint is not None:
             if checkpoint.source == "two-stream":
-                training.load_state_dict(checkpoint.raw)
+                training.load_state_dict(checkpoint.raw, args)
             else:
                 training.epoch, training.best_prec1 = checkpoint.epoch + 1, checkpoint.best_prec1
         if args.start_epoch is not None:
@@ -117,14 +125,27 @@ class Training:
             "times": list(self.times),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], args: Any) -> None:
         self.epoch, self.batch = state["epoch"] + 1, state["batch"]
         self.best_prec1 = state["best_prec1"]
         self.model.load_state_dict(state["state_dict"])
         if self.ema is not None and state["ema"] is not None:
             self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        if args.evaluate:
+            return
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError:
+            raise InputError(
+                f"{args.resume} was trained with other flags (--partial-bn): its optimizer does not fit; leave them out, "
+                f"or start from its weights with --weights {args.resume}"
+            ) from None
+        if state["args"]["schedule"] == args.schedule:
+            self.scheduler.load_state_dict(state["scheduler"])
+        if "lr" in args.given:  # a rate given on a resume holds from there on
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
         self.scaler.load_state_dict(state["scaler"])
         self.sums = state["sums"].to(self.sums.device)
         self.times = list(state["times"])

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import random
+import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -65,7 +66,7 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
     disk (fsync) before the rename, so this holds for a power cut as well.
     """
     target = Path(target)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")  # hosts share folders
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

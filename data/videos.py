@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dataloader.names import VIDEO_SUFFIXES
 from utils import InputError
 
-VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mpg", ".mpeg", ".mov", ".m4v")
 EXACT_COUNTS = (".avi", ".mp4", ".m4v", ".mov")  # containers that store how many frames they hold
 UCF_NAME = re.compile(r"v_\w+_g\d\d_c\d\d")
 

@@ -22,7 +22,7 @@ from typing import Literal, TypeAlias
 
 from dataloader.folders import Folder, scan
 from dataloader.names import Video, first_few, ucf_parts, without_suffix
-from utils import InputError
+from utils import InputError, world
 
 Kind: TypeAlias = Literal["rgb", "flow"]
 _WANTED = {"rgb": ("rgb",), "flow": ("x", "y")}
@@ -145,7 +145,7 @@ def match(
     if parts and (missing == "error" or not found):
         remedy = "extract them, or use --allow-missing to go on without" if found else "is it the right folder?"
         raise InputError(f"{index.root}: {' and '.join(parts)}; {remedy}")
-    if parts:
+    if parts and world()[0] == 0:
         print(f"{index.root}: {' and '.join(parts)}; going on with the other {len(found)}")
     return found
 

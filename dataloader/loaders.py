@@ -14,7 +14,7 @@ from dataloader.clips import ClipDataset, Loader, ReadStep, Source, TestSampling
 from dataloader.layouts import Index
 from dataloader.splits import Split, Video, hold_out_groups, load_split
 from dataloader.transforms import Preparation
-from utils import InputError
+from utils import InputError, world
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def make_data(
     device: torch.device,
 ) -> Data:
     """Match the split that `args` name with the images on disk, and make its loaders."""
-    split = load_split(list_folder(args), args.split, index.videos)
+    split = load_split(list_folder(args), args.split, index.names, verbose=world()[0] == 0)
 
     def loader(videos: list[Video], sampling: TrainSampling | TestSampling, batch: int, subset: str) -> Loader:
         sources = find_sources(index, videos, args.allow_missing)

@@ -151,7 +151,7 @@ def test_original_motion(tmp_path, order):
         place = {"original": j - 1, "older": j - 5, "oldest": j}[order]
         stack[:, 2 * place] = flow[:, 2 * j]
         stack[:, 2 * place + 1] = flow[:, 2 * j + 1]
-    checkpoint = read_checkpoint(tmp_path / "checkpoint.pth.tar", "flow", order)
+    checkpoint = read_checkpoint(tmp_path / "checkpoint.pth.tar", "flow", flow_order=order)
     assert_same_logits(theirs, checkpoint, stack, flow)
     preparation = Preparation.from_dict(checkpoint.preparation)
     assert (preparation.mean, preparation.std) == ((0.0,), (1.0,))  # x / 255 and nothing else
