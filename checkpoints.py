@@ -190,10 +190,11 @@ def _number(content: dict, name: str) -> float | None:
 def _check_modality(path: str | os.PathLike, found: str, wanted: Sequence[str], in_channels: int) -> None:
     if not wanted or found in wanted:
         return
+    wants = " or ".join(wanted)
     script = {"rgb": "spatial_cnn.py", "flow": "motion_cnn.py", "rgbdiff": "motion_cnn.py --input rgbdiff"}[found]
     hint = f"; to start from it, name it with --weights {path}" if found == "rgb" else ""
     raise InputError(
-        f"{path} is a network for {found} ({in_channels} input channels), not {' or '.join(wanted)}; give it to {script}{hint}"
+        f"{path} is a network for {found} ({in_channels} input channels), not {wants}; give it to {script}{hint}"
     )
 
 

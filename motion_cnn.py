@@ -8,20 +8,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import options
+from dataloader.clips import ReadStep
 from dataloader.layouts import index_frames
 from dataloader.loaders import extraction_settings, make_data
 from dataloader.motion_dataloader import ReadFlow, motion_sources
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.transforms import default_preparation
-from engine import Run
 from network import build_model
+from runs import Run
 from training import Training, choose_preparation, open_checkpoint
 from utils import InputError, run_main, seed_everything, set_up_device
 
 # Each recipe sets defaults; any flag given beside --recipe wins.
-RECIPES = {
+RECIPES: dict[str, dict[str, Any]] = {
     "baseline": {"batch_size": 64, "lr": 1e-2, "segments": 1, "flow_mean": 0.0, "flow_std": 1.0},  # the original's
     "tsn": {
         "epochs": 340, "batch_size": 128, "lr": 5e-3, "schedule": "step", "milestones": [190 / 340, 300 / 340],
@@ -58,7 +60,8 @@ def main() -> int:
     if args.input == "flow":
         index = index_frames(args.flow_dir, "flow")
         fresh = replace(fresh, mean=(args.flow_mean,), std=(args.flow_std,))
-        read, find_sources = ReadFlow(index.root), motion_sources
+        read: ReadStep = ReadFlow(index.root)
+        find_sources = motion_sources
     else:
         index = index_frames(args.rgb_dir, "rgb")
         read, find_sources = ReadFrame(index.root), spatial_sources

@@ -121,7 +121,9 @@ def parameter_groups(
 
     Leaving biases and BN undecayed follows He et al. 2019, "Bag of Tricks", section 3.1.
     """
-    first, decayed, plain = [], [], []
+    first: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -7,18 +7,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import options
 from dataloader.layouts import index_frames
 from dataloader.loaders import extraction_settings, make_data
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.transforms import default_preparation
-from engine import Run
 from network import build_model
+from runs import Run
 from training import Training, choose_preparation, open_checkpoint
 from utils import run_main, seed_everything, set_up_device
 
 # Each recipe sets defaults; any flag given beside --recipe wins.
-RECIPES = {
+RECIPES: dict[str, dict[str, Any]] = {
     "baseline": {"batch_size": 25, "lr": 5e-4},  # the original's
     "tsn": {
         "epochs": 80, "batch_size": 128, "lr": 1e-3, "schedule": "step", "milestones": [30 / 80, 60 / 80],

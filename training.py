@@ -65,8 +65,8 @@ class Training:
         if checkpoint is not None:
             problem = explain_mismatch(model, checkpoint.state_dict)
             if problem is None and checkpoint.class_names not in (None, class_names):
-                other = next(pair for pair in zip(checkpoint.class_names, class_names, strict=True) if len(set(pair)) > 1)
-                problem = f"its classes are others, or in another order ({other[0]} where the lists have {other[1]})"
+                its, ours = next((a, b) for a, b in zip(checkpoint.class_names, class_names, strict=True) if a != b)
+                problem = f"its classes are others, or in another order ({its} where the lists have {ours})"
             if problem:
                 raise InputError(f"{args.resume} does not fit this data: {problem}")
             model.load_state_dict(checkpoint.state_dict, strict=False)  # num_batches_tracked may be absent
@@ -138,8 +138,8 @@ class Training:
             self.optimizer.load_state_dict(state["optimizer"])
         except ValueError:
             raise InputError(
-                f"{args.resume} was trained with other flags (--partial-bn): its optimizer does not fit; leave them out, "
-                f"or start from its weights with --weights {args.resume}"
+                f"{args.resume} was trained with other flags (--partial-bn): its optimizer does not fit; leave them "
+                f"out, or start from its weights with --weights {args.resume}"
             ) from None
         if state["args"]["schedule"] == args.schedule:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -168,7 +168,7 @@ def make_scheduler(args: Any, optimizer: torch.optim.Optimizer) -> Any:
     warmup = min(args.warmup_epochs, args.epochs - 1)
     if args.schedule == "step":
         milestones = sorted(round(fraction * args.epochs) - warmup for fraction in args.milestones)
-        main = schedules.MultiStepLR(optimizer, milestones, gamma=0.1)
+        main: Any = schedules.MultiStepLR(optimizer, milestones, gamma=0.1)
     else:
         main = schedules.CosineAnnealingLR(optimizer, max(1, args.epochs - warmup))
     if not warmup:

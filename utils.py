@@ -50,7 +50,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
         super().__init__(prog, max_help_position=32, width=110)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or isinstance(action.default, bool):  # a switch, or a flag whose help says what None means
+        # A switch needs none, and what None means is for the help to say.
+        if action.default is None or isinstance(action.default, bool):
             return action.help
         return super()._get_help_string(action)
 
@@ -66,7 +67,8 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
     disk (fsync) before the rename, so this holds for a power cut as well.
     """
     target = Path(target)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")  # hosts share folders
+    # The token keeps two hosts apart that write into one shared folder.
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -74,7 +76,7 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}; the old file is untouched") from error
+        raise InputError(f"cannot write {target}: {error.strerror or error}; an old file is untouched") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -91,7 +93,7 @@ def check_output(folder: str | os.PathLike, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
-            f"{folder} has {free / 1e9:.2f} GB free, a run needs {needed / 1e9:.2f} GB: free some, or --output elsewhere"
+            f"{folder} has {free / 1e9:.2f} GB free, a run needs {needed / 1e9:.2f}: free some, or --output elsewhere"
         )
 
 

@@ -55,7 +55,8 @@ def main() -> None:
     parser.add_argument("lists", help="split lists of data/make_split.py")
     parser.add_argument("--weights", required=True, help="ImageNet weights of ResNet-50")
     parser.add_argument("--epochs", default="8", help="of every run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the two recipes; ingredients use the first")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
+                        help="of the recipes; ingredients use the first")
     parser.add_argument("--output", type=Path, default=ROOT / "record/hockey", help="runs and results.csv")
     args = parser.parse_args()
 
@@ -67,7 +68,8 @@ def main() -> None:
     for stream, ingredients in INGREDIENTS.items():
         for name, flags in ingredients.items():
             train(args, stream, f"baseline + {name}", flags, args.seeds[0])
-    train(args, "motion", "tsn, rgbdiff", ["--recipe", "tsn", "--input", "rgbdiff", "--rgb-dir", args.rgb], args.seeds[0])
+    differences = ["--recipe", "tsn", "--input", "rgbdiff", "--rgb-dir", args.rgb]
+    train(args, "motion", "tsn, rgbdiff", differences, args.seeds[0])
 
 
 def train(args: argparse.Namespace, stream: str, name: str, flags: list[str], seed: int) -> None:
@@ -76,8 +78,9 @@ def train(args: argparse.Namespace, stream: str, name: str, flags: list[str], se
         return
     output = args.output / f"{name}-{stream}".replace(" ", "_").replace(",", "")
     folder = ["--rgb-dir", args.rgb] if stream == "spatial" else ["--flow-dir", args.flow]
-    command = [sys.executable, str(ROOT / f"{stream}_cnn.py"), *folder, "--ucf-list", args.lists, "--weights", args.weights,
-               *COMMON, "--epochs", args.epochs, "--eval-every", args.epochs, "--seed", str(seed),
+    command = [sys.executable, str(ROOT / f"{stream}_cnn.py"), *folder, "--ucf-list", args.lists,
+               "--weights", args.weights, *COMMON,
+               "--epochs", args.epochs, "--eval-every", args.epochs, "--seed", str(seed),
                "--output", str(output), "--resume", "auto", *flags]  # fmt: skip
     start = time.time()
     subprocess.run(command, check=True, cwd=ROOT)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dataloader.clips import ClipDataset, Loader, ReadStep, Source, TestSampling, TrainSampling, make_loader
+from dataloader.clips import ClipDataset, Loader, ReadSteps, Source, TestSampling, TrainSampling, make_loader
 from dataloader.layouts import Index
 from dataloader.splits import Split, Video, hold_out_groups, load_split
 from dataloader.transforms import Preparation
@@ -31,7 +31,7 @@ class Data:
 def make_data(
     args: Any,
     index: Index,
-    read: ReadStep,
+    read: ReadSteps,
     find_sources: Callable[[Index, list[Video], bool], list[Source]],
     preparation: Preparation,
     device: torch.device,
@@ -42,7 +42,7 @@ def make_data(
     def loader(videos: list[Video], sampling: TrainSampling | TestSampling, batch: int, subset: str) -> Loader:
         sources = find_sources(index, videos, args.allow_missing)
         if not sources:
-            raise InputError(f"no {subset} videos of split {split.number} are under {index.root}; check --ucf-list, --split")
+            raise InputError(f"no {subset} video of split {split.number} is under {index.root}; check --ucf-list")
         skip = args.on_error == "skip" and isinstance(sampling, TrainSampling)
         dataset = ClipDataset(sources, read, preparation, sampling, seed=args.seed, skip_errors=skip)
         return make_loader(dataset, batch, args.workers, device)

@@ -55,7 +55,8 @@ def write_images(folder: Path, prefix: str, count: int, size: tuple[int, int], m
     folder.mkdir(parents=True)
     for number in range(1, count + 1):
         small = rng.integers(0, 256, (5, 6) if mode == "L" else (5, 6, 3), dtype=np.uint8)
-        Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(folder / f"{prefix}{number:06d}.jpg", quality=90)
+        picture = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+        picture.save(folder / f"{prefix}{number:06d}.jpg", quality=90)
 
 
 @pytest.fixture(scope="session")

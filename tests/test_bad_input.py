@@ -71,7 +71,8 @@ def test_half_a_jpeg(fails, rgb, tmp_path):
 def test_skipping_trains_on_and_lists_what_was_left_out(run, rgb, tmp_path):
     for path in (rgb / "v_Archery_g08_c01").iterdir():
         path.write_bytes(b"")
-    process = run("spatial_cnn.py", "--rgb-dir", rgb, *SMALL, "--epochs", 1, "--on-error", "skip", "--output", tmp_path / "out")
+    flags = (*SMALL, "--epochs", 1, "--on-error", "skip", "--output", tmp_path / "out")
+    process = run("spatial_cnn.py", "--rgb-dir", rgb, *flags)
     assert "1 videos could not be read and were replaced" in process.stdout
     assert "Archery_g08_c01: " in process.stdout
 
@@ -133,7 +134,8 @@ def test_a_checkpoint_of_other_classes(fails, run, tiny, tmp_path):
 
 
 def test_a_loss_that_is_no_number_names_its_videos(fails, tiny, tmp_path):
-    line = fails("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path, "--lr", 1e30), "--batch-size", 1, "--amp", "off")
+    flags = small(tmp_path, "--lr", 1e30, "--batch-size", 1, "--amp", "off")
+    line = fails("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *flags)
     assert "no longer a number" in line and "_c01" in line
     assert not (tmp_path / "out/checkpoint.pth.tar").exists()
 
@@ -147,7 +149,8 @@ def test_a_dead_loader_process_is_told_plainly(tiny):
 
     index = index_frames(tiny / "rgb", "rgb")
     sources = spatial_sources(index, load_split(None, 1, index.videos).train)
-    dataset = clips.ClipDataset(sources, killed_by_the_system, default_preparation("rgb", 48, "squash"), clips.TrainSampling())
+    preparation = default_preparation("rgb", 48, "squash")
+    dataset = clips.ClipDataset(sources, killed_by_the_system, preparation, clips.TrainSampling())
     with pytest.raises(InputError, match="--workers"):
         list(clips.make_loader(dataset, 2, 1, torch.device("cpu")).epoch(0))
 

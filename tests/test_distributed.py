@@ -62,7 +62,7 @@ def test_an_epoch_by_two_sees_each_video_once(flags, tmp_path, batch):
 
 
 def test_the_step_of_two_is_the_step_of_one(tiny, run, tmp_path):
-    """With batch norm in evaluation mode nothing depends on how a batch is shared out: the weights must agree."""
+    """With batch norm in evaluation mode nothing depends on how a batch is shared out: the weights agree."""
     code = f"""
 import runpy, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -74,7 +74,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     script = tmp_path / "frozen.py"
     script.write_text(code)
     arguments = (ROOT / "motion_cnn.py", "--flow-dir", tiny / "flow", *SMALL, "--amp", "off", "--batch-size", 4,
-                 "--epochs", 1, "--lr", 1e-3, "--flow-mean", 0.5, "--weight-decay", 1e-3, "--accumulate", 2)  # fmt: skip
+                 "--epochs", 1, "--lr", 1e-3, "--weight-decay", 1e-3, "--accumulate", 2)  # fmt: skip
     alone = subprocess.run(
         [*map(str, (sys.executable, script, *arguments, "--output", tmp_path / "one"))], cwd=ROOT,
         capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,

@@ -26,7 +26,7 @@ def strike(at):
         if count == 0:
             os.kill(os.getpid(), number)
 
-import engine, utils
+import engine
 step, replace, write = engine.train_step, os.replace, pathlib.Path.write_bytes
 
 def train_step(*args, **kwargs):

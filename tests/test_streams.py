@@ -9,7 +9,11 @@ import pytest
 import torch
 from conftest import SMALL
 
-STREAMS = {"spatial": ("spatial_cnn.py", "--rgb-dir", "rgb", "rgb"), "motion": ("motion_cnn.py", "--flow-dir", "flow", "opf")}
+STREAMS = {
+    "spatial": ("spatial_cnn.py", "--rgb-dir", "rgb", "rgb"),
+    "motion": ("motion_cnn.py", "--flow-dir", "flow", "opf"),
+}
+TESTED = {f"{name}_g0{group}_c01" for name in ("Archery", "HammerThrow", "Hammering") for group in (1, 2)}
 
 
 @pytest.fixture(scope="module", params=STREAMS)
@@ -29,7 +33,7 @@ def load_pickles(output, stream):
 def test_training_leaves_predictions_records_and_checkpoints(trained):
     stream, _, output, text = trained
     frames, videos = load_pickles(output, stream)
-    assert set(frames) == set(videos) == {f"{c}_g0{g}_c01" for c in ("Archery", "HammerThrow", "Hammering") for g in (1, 2)}
+    assert set(frames) == set(videos) == TESTED
     for name, logits in frames.items():
         assert logits.dtype == videos[name].dtype == np.float32
         assert logits.shape == (3, 101) and videos[name].shape == (101,)
@@ -114,7 +118,8 @@ def test_resnet101_itself(stream, tiny, run, tmp_path):
         "--batch-size", 3, "--epochs", 1, "--workers", 1, "--output", tmp_path)  # fmt: skip
     saved = torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)
     assert saved["arch"] == "resnet101"
-    assert {name.split(".")[1] for name in saved["state_dict"] if name.startswith("layer3.")} == {str(i) for i in range(23)}
+    blocks = {name.split(".")[1] for name in saved["state_dict"] if name.startswith("layer3.")}
+    assert blocks == {str(i) for i in range(23)}
 
 
 def test_the_tsn_recipe_and_rgb_differences(tiny, run, tmp_path):
@@ -139,7 +144,8 @@ def test_the_tsn_recipe_and_rgb_differences(tiny, run, tmp_path):
 
 
 def test_validation_groups_leave_the_test_set_to_the_end(tiny, run, tmp_path):
-    process = run("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *SMALL, "--epochs", 2, "--val-groups", 1, "--output", tmp_path)
+    flags = (*SMALL, "--epochs", 2, "--val-groups", 1, "--output", tmp_path)
+    process = run("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *flags)
     assert "3 training and 6 test videos" in process.stdout and "| val:" in process.stdout
     about = json.loads((tmp_path / "predictions.json").read_text())
     assert about["subset"] == "test" and {name.split("_")[1] for name in about["labels"]} == {"g01", "g02"}
@@ -148,6 +154,6 @@ def test_validation_groups_leave_the_test_set_to_the_end(tiny, run, tmp_path):
 def test_help_shows_groups_and_defaults(run):
     for script, batch, rate in (("spatial_cnn.py", "25", "0.0005"), ("motion_cnn.py", "64", "0.01")):
         text = " ".join(run(script, "-h").stdout.split())
-        for words in ("--epochs EPOCHS total number of epochs (default: 500)", f"(default: {rate})", f"(default: {batch})",
-                      "data:", "training:", "testing:", "run:", "(default: resnet101)"):  # fmt: skip
+        for words in ("--epochs EPOCHS total number of epochs (default: 500)", f"(default: {rate})",
+                      f"(default: {batch})", "data:", "training:", "run:", "(default: resnet101)"):  # fmt: skip
             assert words in text, words
