@@ -89,8 +89,8 @@ def tvl1_flow(first: Tensor, second: Tensor, parameters: TVL1 = OPENCV_DEFAULTS,
         return torch.zeros(0, 2, *first.shape[1:], device=first.device)
     if backend in ("numba", "opencv"):
         return _flow_on_processors(first, second, parameters, backend)
-    # On a CPU one pair's planes stay in the cache, and a look at the stopping rule is free. A GPU wants many pairs at
-    # once, and every look makes it wait for the host; the few iterations too many only bring u closer to rest.
+    # On a CPU one pair's planes stay in the cache, and a look at which pairs are at rest is free. A GPU wants many
+    # pairs at once, and every look makes it wait for the host; till the next look, pairs at rest just stay as they are.
     batch, check_every = (1, 1) if first.device.type == "cpu" else (len(first), 5)
     solve = partial(_solve_pyramid, parameters=parameters, check_every=check_every, steps=_steps(backend == "compiled"))
     return torch.cat([
@@ -218,49 +218,52 @@ def _solve_scale(I0: Tensor, I1: Tensor, u: Tensor, parameters: TVL1, check_ever
 
 
 def _relax(unknowns: Tensor, known: Planes, parameters: TVL1, check_every: int, steps: Steps) -> None:
-    """Iterate eqs. (3) to (5) in place. A pair that has come to rest, (6), is stored and leaves the batch."""
+    """Iterate eqs. (3) to (6) in place. Every `check_every` iterations, pairs at rest leave the batch."""
     iterate, median = steps
-    weights = parameters.lambda_ * parameters.theta, parameters.theta, parameters.tau / parameters.theta
     limit = parameters.epsilon**2 * unknowns[0, 0].numel()
-    moving = torch.arange(unknowns.shape[1], device=unknowns.device)
+    weights = parameters.lambda_ * parameters.theta, parameters.theta, parameters.tau / parameters.theta, limit
+    pairs = torch.arange(unknowns.shape[1], device=unknowns.device)
+    moving = torch.ones_like(pairs, dtype=torch.bool)
     state: Planes = unknowns.unbind()
     for _ in range(parameters.outer_iterations):
         if parameters.median_size > 1:
             state = (*(median(component, parameters.median_size) for component in state[:2]), *state[2:])
         for iteration in range(1, parameters.inner_iterations + 1):
-            *state, change = iterate(*state, *known, *weights)
+            *state, moving = iterate(*state, *known, moving, *weights)
             if iteration % check_every and iteration < parameters.inner_iterations:
                 continue
-            goes_on = change > limit
-            if goes_on.all():
+            if moving.all():
                 continue
-            unknowns[:, moving[~goes_on]] = torch.stack([plane[~goes_on] for plane in state])
-            moving = moving[goes_on]
-            if not len(moving):
+            unknowns[:, pairs[~moving]] = torch.stack([plane[~moving] for plane in state])
+            pairs = pairs[moving]
+            if not len(pairs):
                 return
-            state, known = ([plane[goes_on] for plane in planes] for planes in (state, known))
-    unknowns[:, moving] = torch.stack(list(state))
+            state, known = ([plane[moving] for plane in planes] for planes in (state, known))
+            moving = moving[moving]
+    unknowns[:, pairs] = torch.stack(list(state))
 
 
 def _iterate(
     u1: Tensor, u2: Tensor, p11: Tensor, p12: Tensor, p21: Tensor, p22: Tensor,
-    I1wx: Tensor, I1wy: Tensor, rho_c: Tensor, inverse: Tensor, lambda_theta: float, theta: float, tau_theta: float,
+    I1wx: Tensor, I1wy: Tensor, rho_c: Tensor, inverse: Tensor, moving: Tensor,
+    lambda_theta: float, theta: float, tau_theta: float, limit: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """One iteration: the first six arguments anew, and the sum of |change of u|^2 of every pair, (B,)."""
+    """One iteration: u and p anew for the pairs that are `moving` (B,), and which of them still are."""
+    here = moving[:, None, None]
     rho = rho_c + I1wx * u1 + I1wy * u2  # (1)
     step = (-rho * inverse).clamp(-lambda_theta, lambda_theta)  # (3)
-    change1 = step * I1wx + theta * _divergence(p11, p12)  # (3) and (4)
-    change2 = step * I1wy + theta * _divergence(p21, p22)
+    change1 = here * (step * I1wx + theta * _divergence(p11, p12))  # (3) and (4)
+    change2 = here * (step * I1wy + theta * _divergence(p21, p22))
     u1, u2 = u1 + change1, u2 + change2
-    p11, p12 = _dual_step(u1, p11, p12, tau_theta)
-    p21, p22 = _dual_step(u2, p21, p22, tau_theta)
-    return u1, u2, p11, p12, p21, p22, (change1**2 + change2**2).sum((1, 2))
+    new_p = *_dual_step(u1, p11, p12, tau_theta), *_dual_step(u2, p21, p22, tau_theta)  # (5)
+    p11, p12, p21, p22 = (torch.where(here, new, p) for new, p in zip(new_p, (p11, p12, p21, p22), strict=True))
+    return u1, u2, p11, p12, p21, p22, moving & ((change1**2 + change2**2).sum((1, 2)) > limit)  # (6)
 
 
 def _dual_step(u: Tensor, p1: Tensor, p2: Tensor, tau_theta: float) -> tuple[Tensor, Tensor]:
     ux = F.pad(u[:, :, 1:] - u[:, :, :-1], (0, 1))
     uy = F.pad(u[:, 1:] - u[:, :-1], (0, 0, 0, 1))
-    shrink = 1 / (1 + tau_theta * (ux**2 + uy**2).sqrt())  # (5)
+    shrink = 1 / (1 + tau_theta * (ux**2 + uy**2).sqrt())
     return (p1 + tau_theta * ux) * shrink, (p2 + tau_theta * uy) * shrink
 
 

@@ -228,10 +228,10 @@ def test_a_pair_has_the_flow_it_has_alone():
     assert torch.all(together[2] == 0)
 
 
-def test_looking_less_often_at_the_stopping_rule_does_no_harm():
+def test_how_often_pairs_at_rest_leave_changes_nothing():
     first, second = mixed_pairs()
-    flows = [solve_at_once(first, second, TVL1(), check_every) for check_every in (1, 5)]
-    assert (flows[0] - flows[1]).norm(dim=1).mean() < 0.02
+    often, rarely = (solve_at_once(first, second, TVL1(), check_every) for check_every in (1, 5))
+    torch.testing.assert_close(rarely, often, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize(("epsilon", "per_warp"), [(0, 3 * 4), (1e9, 1)])
