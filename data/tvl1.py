@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BACKENDS = ("compiled", "torch", "numba", "opencv")
-BYTES_PER_PIXEL = 4 * 80  # float32 planes that one pair needs on a GPU at the peak, the median's, with a margin
+BYTES_PER_PIXEL = 4 * 80  # float32 planes of a pair on a GPU at the peak, in the median filter: counted, with a margin
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def tvl1_flow(first: Tensor, second: Tensor, parameters: TVL1 = OPENCV_DEFAULTS,
 def automatic_batch_frames(height: int, width: int, device: torch.device | str = "cpu", workers: int = 1) -> int:
     """How many pairs of this size to give to tvl1_flow at once, of `workers` processes that share the device.
 
-    On a GPU as many as half of its free memory holds, at most 64, where the launches of kernels no longer show.
+    On a GPU as many as half of its free memory holds, at most 64.
     On a CPU four per thread, so that pairs of unlike cost spread evenly; memory doesn't matter there.
     """
     device = torch.device(device)
