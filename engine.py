@@ -113,7 +113,7 @@ def train_step(
 ) -> Tensor:
     """Forward, backward and one step of SGD on a batch. Returns the batch's mean loss, still on the device."""
     seed_step(args.seed, training.epoch, training.batch)
-    inputs = clips_of(batch, preparation, device)
+    inputs = clips_of(batch, preparation, device, dtype)
     labels = batch.labels.to(device, non_blocking=True)
     clips = len(batch.clips) // len(batch.names)
     # Gradients are averaged over processes whose shares may differ in size: weigh each by its share.
@@ -206,7 +206,7 @@ def test(
         for batch in loader.epoch(0):
             waited += time.perf_counter() - asked
             if batch.counted:
-                outputs = net(clips_of(batch, preparation, device))
+                outputs = net(clips_of(batch, preparation, device, net.dtype))
                 shape = (len(batch.names), sampling.views, sampling.samples)
                 clip_logits, clip_features = (output.unflatten(0, shape).mean(1).cpu().numpy() for output in outputs)
                 logits.update(zip(batch.names, clip_logits, strict=True))

@@ -6,7 +6,7 @@ disk -> decode (each image of a video once) -> crop -> resize -> Batch of uint8 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,22 +21,23 @@ from dataloader.transforms import (
     TSN_SCALES,
     Box,
     Preparation,
+    empty_images,
     flip_clips,
     multiscale_crop,
     random_crop,
-    resize_planes,
+    stack_resized,
     test_boxes,
     to_input,
 )
 from utils import InputError, cpu_count, world
 
-# (where a video's images lie, time step from 0) -> uint8 (planes, height, width): 3 of RGB, or x and y of flow
-ReadStep = Callable[[Any, int], np.ndarray]
+# (where a video's images lie, time steps from 0) -> for each step uint8 (planes, height, width): RGB, or x and y
+ReadSteps = Callable[[Any, Sequence[int]], Iterable[np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Source:
-    """One video as a stream sees it: `frames` is what its ReadStep takes, `count` its time steps."""
+    """One video as a stream sees it: `frames` is what its ReadSteps takes, `count` its time steps."""
 
     video: Video
     frames: Any
@@ -92,7 +93,7 @@ class ClipDataset(Dataset):
     def __init__(
         self,
         sources: Sequence[Source],
-        read: ReadStep,
+        read: ReadSteps,
         preparation: Preparation,
         sampling: TrainSampling | TestSampling,
         *,
@@ -142,26 +143,11 @@ class ClipDataset(Dataset):
             starts = test_starts(valid, sampling.samples)
             flip = [view >= 5 for view in range(sampling.views) for _ in starts]
         steps, rows = np.unique(starts[:, None] + np.arange(length), return_inverse=True)
-        boxes: list[Box] | None = None
-        planes: list[np.ndarray] = []
-        shape: tuple[int, ...] = ()
-        for step in steps:
-            image = self.read(source.frames, int(step))
-            if boxes is None:
-                shape, boxes = image.shape, self._boxes(*image.shape[1:], rng)
-            elif image.shape != shape:
-                size, other = shape[1:], image.shape[1:]
-                raise InputError(
-                    f"{source.folder}: image {step + 1} is {other[1]}x{other[0]}, those before {size[1]}x{size[0]}; "
-                    "extract this video again"
-                )
-            planes += [image[:, b.top : b.top + b.height, b.left : b.left + b.width] for b in boxes]
-        views = len(boxes or ())
-        # (steps * views, planes, h, w) -> one block of `steps` images per view
-        images = resize_planes(torch.from_numpy(np.stack(planes)), preparation.size)
-        images = images.unflatten(0, (len(steps), views)).transpose(0, 1).flatten(0, 1)
-        clips = torch.from_numpy(rows.reshape(len(starts), length))
-        clips = torch.cat([clips + view % views * len(steps) for view in range(len(flip) // len(starts))])
+        views = len(flip) // len(starts)
+        crops = min(views, 5)  # the other five of ten views are their flips
+        images = stack_resized(self._crops(source, steps.tolist(), rng), len(steps) * crops, preparation.size)
+        clips = torch.from_numpy(rows.reshape(len(starts), length)) * crops
+        clips = torch.cat([clips + view % crops for view in range(views)])
         return Batch(
             [source.video.name],
             torch.tensor([source.video.label]),
@@ -171,6 +157,22 @@ class ClipDataset(Dataset):
             int(counted),
             problems,
         )
+
+    def _crops(self, source: Source, steps: Sequence[int], rng: np.random.Generator) -> Iterator[np.ndarray]:
+        """What is cut out of each step's image, one crop behind the other: (planes, height, width) uint8."""
+        shape: tuple[int, ...] = ()
+        boxes: list[Box] = []
+        for step, image in zip(steps, self.read(source.frames, steps), strict=True):
+            if not boxes:
+                shape, boxes = image.shape, self._boxes(*image.shape[1:], rng)
+            elif image.shape != shape:
+                size, other = shape[1:], image.shape[1:]
+                raise InputError(
+                    f"{source.folder}: image {step + 1} is {other[1]}x{other[0]}, those before {size[1]}x{size[0]}; "
+                    "extract this video again"
+                )
+            for box in boxes:
+                yield image[:, box.top : box.top + box.height, box.left : box.left + box.width]
 
     def _boxes(self, height: int, width: int, rng: np.random.Generator) -> list[Box]:
         sampling = self.sampling
@@ -187,8 +189,7 @@ def collate(items: list[Batch]) -> Batch:
         if item.error is not None:
             return item
     offsets = np.cumsum([0] + [len(item.images) for item in items])
-    shape = (int(offsets[-1]), *items[0].images.shape[1:])
-    images = torch.empty(shape, dtype=torch.uint8)
+    images = empty_images(int(offsets[-1]), *items[0].images.shape[1:])
     if get_worker_info() is not None:
         images.share_memory_()  # written once, straight to where the main process reads it
     torch.cat([item.images for item in items], out=images)
@@ -203,14 +204,26 @@ def collate(items: list[Batch]) -> Batch:
     )
 
 
-def clips_of(batch: Batch, preparation: Preparation, device: torch.device) -> Tensor:
-    """A batch's network input on `device`: float32 (videos * clips per video, channels, size, size)."""
+def clips_of(
+    batch: Batch, preparation: Preparation, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """A batch's network input on `device`: (videos * clips per video, channels, size, size), channels last."""
     images = batch.images.to(device, non_blocking=True)
     rows = batch.clips.to(device, non_blocking=True)
-    clips = images[rows].flatten(1, 2)
-    if bool(batch.flip.any()):
-        clips = flip_clips(clips, batch.flip.to(device, non_blocking=True), preparation.modality)
-    return to_input(clips, preparation)
+    flip = batch.flip.to(device, non_blocking=True) if bool(batch.flip.any()) else None
+    at_once = 1 if device.type == "cpu" else len(rows)  # one by one, a clip's floats stay in the processor's cache
+    result = torch.empty(0)
+    for low in range(0, len(rows), at_once):
+        part = slice(low, low + at_once)
+        clips = images[rows[part]].flatten(1, 2)
+        if flip is not None:
+            clips = flip_clips(clips, flip[part], preparation.modality)
+        values = to_input(clips, preparation)
+        if low == 0:
+            shape = (len(rows), *values.shape[1:])
+            result = torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
+        result[part] = values
+    return result
 
 
 @dataclass

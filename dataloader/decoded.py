@@ -82,8 +82,8 @@ class DecodedFrames:
                 data = _jpeg(frames[number], self.quality)
                 self.images[number] = decode_rgb(data, self.name).transpose(2, 0, 1)
 
-        def read(images: Mapping[int, np.ndarray], step: int) -> np.ndarray:
-            return images[first + step * self.rate]
+        def read(images: Mapping[int, np.ndarray], steps: Sequence[int]) -> list[np.ndarray]:
+            return [images[first + step * self.rate] for step in steps]
 
         source = Source(Video(self.name, -1, self.name), self.images, self._steps(count), self.name)
         return ClipDataset([source], read, self.preparation, self.sampling)[0, 0]

@@ -31,7 +31,8 @@ def decode_gray(data: bytes, path: str | Path) -> np.ndarray:
 def read_bytes(path: str | Path) -> bytes:
     """A file's bytes; a missing or unreadable one is an InputError."""
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb", buffering=0) as file:
+            return file.readall()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; was it moved since the start? {AGAIN}") from None
 

@@ -15,12 +15,13 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from dataloader.folders import Folder, scan
+from dataloader.images import read_bytes
 from dataloader.names import Video, first_few, ucf_parts, without_suffix
 from utils import InputError, world
 
@@ -48,6 +49,13 @@ class Frames:
         if not 0 <= i < self.count:
             raise IndexError(f"image {i} of the {self.count} in {self.folder}")
         return Path(root, self.folder, f"{self.prefix}{self.start + i:0{self.digits}d}{self.suffix}")
+
+    def read(self, root: str | Path, steps: Iterable[int]) -> Iterator[tuple[str, bytes]]:
+        """The path and the bytes of each image in `steps`, which count from 0. InputError for one that's gone."""
+        stem = f"{root}/{self.folder}/{self.prefix}"  # no Path here: making one takes longer than reading the file
+        for step in steps:
+            path = f"{stem}{self.start + step:0{self.digits}d}{self.suffix}"
+            yield path, read_bytes(path)
 
 
 @dataclass

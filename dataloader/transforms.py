@@ -6,7 +6,7 @@ pixel value (flip, negation, float, normalisation) happens on the device, for th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from utils import InputError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 TSN_SCALES = (1.0, 0.875, 0.75, 0.66)  # TSN (Wang et al. 2016), section 3.2, and its released code
+RESIZED_AT_ONCE = 8  # images: some for torch's call to be worth it, few enough to stay in the cache
 CENTER_FRACTION = 224 / 256  # the usual test crop: 224 of a 256-pixel short side
 
 
@@ -151,6 +152,34 @@ def test_boxes(height: int, width: int, resize: str, views: int) -> list[Box]:
     return [Box(top, left, side, side) for top, left in places]
 
 
+def stack_resized(crops: Iterable[np.ndarray], count: int, size: int) -> Tensor:
+    """`count` uint8 crops (planes, height, width) of one shape -> (count, planes, size, size).
+
+    RGB comes out channels last, as decoders and networks have it. Crops are taken from the iterator and
+    resized a few at a time, while they are in the processor's cache.
+    """
+    result = block = torch.empty(0)
+    done = 0
+    for at, crop in enumerate(crops, 1):
+        if at == 1:
+            result = empty_images(count, len(crop), size, size)
+            direct = crop.shape[1:] == (size, size)
+            block = result if direct else empty_images(min(count, RESIZED_AT_ONCE), *crop.shape)
+            slots = block.numpy()
+        slots[at - 1 - done] = crop
+        if not direct and (at - done == len(block) or at == count):
+            result[done:at] = resize_planes(block[: at - done], size)
+            done = at
+    return result
+
+
+def empty_images(count: int, planes: int, height: int, width: int) -> Tensor:
+    """Room for uint8 images (count, planes, height, width): RGB channels last, flow plane by plane."""
+    if planes == 3:
+        return torch.empty(count, height, width, planes, dtype=torch.uint8).permute(0, 3, 1, 2)
+    return torch.empty(count, planes, height, width, dtype=torch.uint8)
+
+
 def resize_planes(planes: Tensor, size: int) -> Tensor:
     """Resize uint8 images (N, C, H, W) to (N, C, size, size): bilinear with antialiasing, as Pillow does.
 
@@ -169,7 +198,8 @@ def resize_planes(planes: Tensor, size: int) -> Tensor:
         parts.append(_bilinear(flat[:, :whole].reshape(-1, 4, height, width), size).reshape(1, whole, size, size))
     if whole < n * channels:
         parts.append(_bilinear(flat[:, whole:], size))
-    return torch.cat(parts, 1).reshape(n, channels, size, size)
+    together = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return together.reshape(n, channels, size, size)
 
 
 def _bilinear(images: Tensor, size: int) -> Tensor:
@@ -191,7 +221,7 @@ def flip_clips(clips: Tensor, flip: Tensor, modality: str) -> Tensor:
 def to_input(clips: Tensor, preparation: Preparation) -> Tensor:
     """uint8 clips (N, images x planes, H, W) -> float32 network input (N, channels, H, W), channels last."""
     planes = len(preparation.mean)
-    values = clips.to(torch.float32, memory_format=torch.channels_last)
+    values = clips.contiguous(memory_format=torch.channels_last).to(torch.float32)  # cheaper to reorder as bytes
     if preparation.modality == "rgbdiff":
         values = values[:, 3:] - values[:, :-3]
     repeat = values.shape[1] // planes

@@ -126,7 +126,7 @@ def test_a_test_decodes_and_sends_each_image_once(tiny):
     dataset = flow_set(tiny, c.TestSampling(19))
     reads = []
     read = dataset.read
-    dataset.read = lambda frames, step: reads.append(step) or read(frames, step)
+    dataset.read = lambda frames, steps: reads.extend(steps) or read(frames, steps)
     batch = dataset[0, 0]
     assert batch.clips.shape == (19, 10)
     assert len(reads) == len(set(reads)) == len(batch.images) == dataset.sources[0].count
