@@ -133,12 +133,13 @@ class Stream:
 def load_streams(args: argparse.Namespace, device: torch.device) -> Recogniser:
     """The networks that the flags name, the names of their classes and their weights."""
     checkpoints = {}
-    if args.spatial:
-        checkpoints["spatial"] = read_checkpoint(args.spatial, "rgb")
-    if args.motion:
-        checkpoints["motion"] = read_checkpoint(args.motion, None, args.flow_order)
-        if checkpoints["motion"].preparation["modality"] == "rgb":
-            raise InputError(f"--motion {args.motion} is a network of the RGB stream; give it to --spatial")
+    for name, path in (("spatial", args.spatial), ("motion", args.motion)):
+        if not path:
+            continue
+        checkpoints[name] = read_checkpoint(path, flow_order=args.flow_order)
+        belongs = "spatial" if checkpoints[name].preparation["modality"] == "rgb" else "motion"
+        if name != belongs:
+            raise InputError(f"--{name} {path} is a network of the {belongs} stream: give it to --{belongs}")
     names = choose_class_names(list(checkpoints.values()), args.ucf_list)
     streams = []
     for name, checkpoint in checkpoints.items():
@@ -196,7 +197,10 @@ def choose_flow(args: argparse.Namespace, preparation: Preparation, device: torc
     if method.startswith("raft"):
         weights = args.raft_weights or ("small" if trained == "raft_small" else "large")
         path = download_raft_weights(weights) if weights in ("large", "small") else Path(weights)
-        read_raft_weights(path)  # a wrong file is said now
+        try:  # a wrong file is said now
+            read_raft_weights(path)
+        except InputError:
+            raise InputError(f"--raft-weights {path}: no file of torchvision's RAFT weights") from None
         raft = functools.partial(raft_flow, weights=path, device=str(device), batch_frames=PAIRS_AT_ONCE)
         return Flow(raft)
     if method == "tvl1" and not hasattr(import_cv2(), "optflow"):
@@ -256,7 +260,7 @@ def check_window(seconds: float, rate: float, followers: Sequence[DecodedFrames]
 def watch_camera(args: argparse.Namespace, recogniser: Recogniser) -> None:
     """Answer for the camera's last seconds until it ends, or until Ctrl-C."""
     followers = recogniser.follow("camera")
-    camera = Camera(args.camera, [follower.short_side for follower in followers], args.sliding)
+    camera = Camera(args.camera, [follower.short_side for follower in followers])
     check_window(args.sliding, camera.rate, followers)
     with contextlib.ExitStack() as whole:
         film = None
@@ -264,8 +268,8 @@ def watch_camera(args: argparse.Namespace, recogniser: Recogniser) -> None:
             from report.overlay import LiveFilm, open_film
 
             film = LiveFilm(whole.enter_context(open_film(args.save, camera.rate)), camera.rate)
-            camera.seen = film.see
-        windows = whole.enter_context(contextlib.closing(camera.windows(args.step)))
+        windows = camera.windows(args.sliding, args.step, film.see if film else None)
+        whole.enter_context(contextlib.closing(windows))
         with contextlib.suppress(KeyboardInterrupt):
             for window in windows:
                 answer = recogniser.answer(window, followers)

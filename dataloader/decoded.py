@@ -99,9 +99,10 @@ class DecodedFrames:
     def _flows(self, frames: Mapping[int, np.ndarray], pairs: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """(number of a pair's first frame, its flow as read from disk) for all `pairs`, which are sorted."""
         assert self.flow is not None
+        method = self.flow.method
 
         def compute(run: list[int]) -> list[np.ndarray]:
-            flows = self.flow.method(frames[number] for number in range(run[0], run[-1] + 2))
+            flows = method(frames[number] for number in range(run[0], run[-1] + 2))
             return [self._coded(flow) for flow in flows]
 
         threads = torch.get_num_threads()  # RAFT sets it to 1, for extraction's sake

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +66,8 @@ def whole_video(path: Path, streams: Sequence[DecodedFrames]) -> Window:
 def rolling_windows(path: Path, sides: Sequence[int], seconds: float, step: float) -> Iterator[Window]:
     """Windows of `seconds`, one every `step` seconds; one if the video is shorter.
 
-    The last one reaches to the video's end, unless that is less than half a step away. No more than one window of frames is in memory. Raises VideoError.
+    The last one reaches to the video's end, unless that is less than half a step away. No more than one window
+    of frames is in memory. Raises VideoError.
     """
     rate = frame_rate(path)
     length, hop = max(1, round(seconds * rate)), max(1, round(step * rate))
@@ -87,73 +88,71 @@ def rolling_windows(path: Path, sides: Sequence[int], seconds: float, step: floa
 
 
 class Camera:
-    """A camera's last seconds. A thread reads it without pause, so that a slow network sees the present.
+    """A camera's last frames. A thread reads it without pause, so that a slow network sees the present.
 
     `source` is a camera's number, or a URL or file that OpenCV opens; a file is played at its own speed.
-    `seen` is called, in that thread, with each frame and its second.
     """
 
-    def __init__(
-        self, source: str, sides: Sequence[int], seconds: float, seen: Callable[[np.ndarray, float], None] | None = None
-    ) -> None:
+    def __init__(self, source: str, sides: Sequence[int]) -> None:
         cv2 = import_cv2()
         self.capture = cv2.VideoCapture(int(source) if source.isdigit() else source)
         if not self.capture.isOpened():
             raise InputError(f"--camera {source}: no such camera, or it is in use; try another number, a URL or a file")
-        self.sides, self.seconds, self.seen = sides, seconds, seen
         rate = self.capture.get(cv2.CAP_PROP_FPS)
-        self.rate = rate if 1 <= rate <= 1000 else 25.0
-        self.paced = Path(source).is_file()
-        self.held: dict[int, tuple[float, dict[int, np.ndarray]]] = {}  # number -> (second, short side -> frame)
-        self.changed = threading.Condition()
+        self.rate = rate if 1 <= rate <= 1000 else 25.0  # frames per second, if it keeps pace
+        self.sides, self.paced = sides, Path(source).is_file()
+        self.changed = threading.Condition()  # guards the four below
+        self.held: list[tuple[float, dict[int, np.ndarray]]] = []  # (second, short side -> frame)
+        self.total = 0  # frames seen
         self.ended = False
         self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._read, daemon=True)
 
-    def windows(self, step: float) -> Iterator[Window]:
-        """The last `seconds` again and again, at least `step` seconds apart, until the camera ends."""
-        self.thread.start()
-        due, given = self.seconds, 0
+    def windows(
+        self, seconds: float, step: float, see: Callable[[np.ndarray, float], None] | None = None
+    ) -> Generator[Window, None, None]:
+        """The frames of the last `seconds`, at least `step` seconds after the ones before, until the camera ends.
+
+        A camera that gives fewer frames per second than it says fills longer windows. `see` is called, in the
+        reading thread, with each frame, RGB uint8 (height, width, 3), and its second.
+        """
+        length, hop = max(1, round(seconds * self.rate)), max(1, round(step * self.rate))
+        thread = threading.Thread(target=self._read, args=(length, see), daemon=True)
+        thread.start()
+        due = length
         try:
             while True:
-                held, ended = self._wait(due)
+                held, total, ended = self._wait(due)
                 if self.error is not None:
                     raise self.error
-                if held and (self._end(held) >= due or (ended and not given)):
-                    given += 1
-                    due = self._end(held) + step
-                    yield self._window(held)
+                if total >= due or (ended and held and due == length):  # the latter: shorter than one window
+                    due = total + hop
+                    yield self._window(held, total - len(held))
                 elif ended:
                     return
         finally:
             self.ended = True
-            self.thread.join()
+            thread.join()
             self.capture.release()
 
-    def _wait(self, due: float) -> tuple[dict[int, tuple[float, dict[int, np.ndarray]]], bool]:
-        """What is held at second `due`, or a little earlier, and whether the camera has ended."""
+    def _wait(self, due: int) -> tuple[list[tuple[float, dict[int, np.ndarray]]], int, bool]:
+        """What is held after `due` frames, or at the end, or now and then before; frames seen; at the end?"""
         with self.changed:
             # The limit is for Windows, where Ctrl-C doesn't end a wait.
-            self.changed.wait_for(lambda: self.ended or (self.held and self._end(self.held) >= due), timeout=0.2)
-            return dict(self.held), self.ended
+            self.changed.wait_for(lambda: self.ended or self.total >= due, timeout=0.2)
+            return list(self.held), self.total, self.ended
 
-    def _end(self, held: Mapping[int, tuple[float, dict]]) -> float:
-        """The second at which the last frame ends."""
-        return held[next(reversed(held))][0] + 1 / self.rate
-
-    def _window(self, held: dict[int, tuple[float, dict[int, np.ndarray]]]) -> Window:
-        first, start, end = next(iter(held)), next(iter(held.values()))[0], self._end(held)
-        frames = {side: {number: frame[side] for number, (_, frame) in held.items()} for side in self.sides}
+    def _window(self, held: list[tuple[float, dict[int, np.ndarray]]], first: int) -> Window:
+        start, end = held[0][0], held[-1][0] + 1 / self.rate
+        frames = {side: {first + place: frame[side] for place, (_, frame) in enumerate(held)} for side in self.sides}
         return Window(first, len(held), start, end, len(held) / (end - start), frames)
 
-    def _read(self) -> None:
+    def _read(self, length: int, see: Callable[[np.ndarray, float], None] | None) -> None:
         cv2 = import_cv2()
         begun = time.monotonic()
-        number = 0
         try:
             while not self.ended:
                 if self.paced:
-                    time.sleep(max(0.0, begun + number / self.rate - time.monotonic()))
+                    time.sleep(max(0.0, begun + self.total / self.rate - time.monotonic()))
                 ok, frame = self.capture.read()
                 if not ok:
                     break
@@ -161,13 +160,11 @@ class Camera:
                 picture = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
                 shrunk = {side: _shrunk(picture, side) for side in self.sides}
                 with self.changed:
-                    self.held[number] = now, shrunk
-                    while self._end(self.held) - self.held[next(iter(self.held))][0] > self.seconds + 0.5 / self.rate:
-                        del self.held[next(iter(self.held))]
+                    self.held = [*self.held, (now, shrunk)][-length:]
+                    self.total += 1
                     self.changed.notify()
-                if self.seen:
-                    self.seen(picture, now)
-                number += 1
+                if see:
+                    see(picture, now)
         except BaseException as error:
             self.error = error
         finally:
@@ -177,4 +174,5 @@ class Camera:
 
 
 def _shrunk(frame: np.ndarray, short_side: int) -> np.ndarray:
-    return resize(frame, *resized(*frame.shape[:2], short_side))
+    height, width = frame.shape[:2]
+    return resize(frame, *resized(height, width, short_side))

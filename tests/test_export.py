@@ -1,0 +1,95 @@
+"""network.py --export: the file computes the network's logits for any number of clips, and says what they mean."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models import resnet18
+
+import export
+from dataloader.transforms import default_preparation
+from utils import InputError
+
+SIZE = 64
+CLASSES = ["run", "walk", "sit"]
+
+
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
+    """A motion network of stacks of 3 flow pairs with batch norms that have seen data."""
+    torch.manual_seed(0)
+    model = resnet18(num_classes=len(CLASSES))
+    model.conv1 = torch.nn.Conv2d(6, 64, 7, 2, 3, bias=False)
+    with torch.no_grad():
+        for _ in range(3):
+            model(2 * torch.randn(8, 6, SIZE, SIZE) + 1)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(network, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.pth.tar"
+    about = {
+        "format": "two-stream", "epoch": 3, "arch": "resnet18", "best_prec1": 50.0, "class_names": CLASSES,
+        "preparation": default_preparation("flow", SIZE, "squash", 3).as_dict(), "args": {}, "ema": None,
+    }  # fmt: skip
+    torch.save({**about, "state_dict": network.state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clips() -> torch.Tensor:
+    return torch.randn(5, 6, SIZE, SIZE, generator=torch.Generator().manual_seed(7))
+
+
+@torch.inference_mode()
+def check(logits: np.ndarray, network: torch.nn.Module, clips: torch.Tensor) -> None:
+    expected = network(clips).numpy()
+    assert np.ptp(expected, axis=0).max() > 0.1  # the clips are told apart
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def test_pt2(checkpoint, network, clips, tmp_path, run):
+    said = run("network.py", "--resume", checkpoint, "--export", tmp_path / "m.pt2").stdout
+    assert "clips (N, 6, 64, 64) -> logits (N, 3)" in said and "checked: on 3 random clips" in said
+    about = {"class_names.json": "", "preparation.json": ""}
+    module = torch.export.load(tmp_path / "m.pt2", extra_files=about).module()
+    check(module(clips).detach().numpy(), network, clips)
+    assert json.loads(about["class_names.json"]) == CLASSES
+    assert json.loads(about["preparation.json"])["stack_length"] == 3
+
+
+def test_onnx(checkpoint, network, clips, tmp_path, run):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    import onnxruntime
+
+    said = run("network.py", "--resume", checkpoint, "--export", tmp_path / "m.onnx")
+    assert "checked: on 3 random clips" in said.stdout and said.stderr == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]  # weights included
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    check(session.run(["logits"], {"clips": clips.numpy()})[0], network, clips)
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["class_names"]) == CLASSES
+    assert json.loads(about["preparation"])["modality"] == "flow"
+
+
+def test_a_file_with_other_logits_is_not_written(checkpoint, tmp_path, monkeypatch):
+    honest = export._run_pt2
+    monkeypatch.setattr(export, "_run_pt2", lambda data: lambda clips: honest(data)(clips) + 0.01)
+    with pytest.raises(InputError, match="m.pt2 was not written: it computes something else"):
+        export.export(tmp_path / "m.pt2", checkpoint)
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_are_plain(checkpoint, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"m\.tflite: give the name of a \.onnx or a \.pt2 file"):
+        export.export(tmp_path / "m.tflite", checkpoint)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="needs onnx; pip install onnx onnxscript onnxruntime"):
+        export.export(tmp_path / "m.onnx", checkpoint)
