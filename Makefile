@@ -28,11 +28,12 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	@echo "== tests"
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 lint: $(VENV)/.installed-dev
 	@echo "== lint"
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy *.py dataloader data report safeload
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py

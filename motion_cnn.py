@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import options
-from dataloader.clips import ReadStep
+from dataloader.clips import ReadSteps
 from dataloader.layouts import index_frames
 from dataloader.loaders import extraction_settings, make_data
 from dataloader.motion_dataloader import ReadFlow, motion_sources
@@ -60,7 +60,7 @@ def main() -> int:
     if args.input == "flow":
         index = index_frames(args.flow_dir, "flow")
         fresh = replace(fresh, mean=(args.flow_mean,), std=(args.flow_std,))
-        read: ReadStep = ReadFlow(index.root)
+        read: ReadSteps = ReadFlow(index.root)
         find_sources = motion_sources
     else:
         index = index_frames(args.rgb_dir, "rgb")
