@@ -7,8 +7,9 @@ So this is a machine of its own. It knows the instructions that data needs and n
 functions that it can call are those in `names`, all of them written in this project.
 
 Time and memory stay in proportion to the file. A pickle runs at most MAX_INSTRUCTIONS; a declared length
-must be there in bytes; arrays together hold no more than the file does; keys are strings and integers; and
-the finished object is walked once, so that lists which hold themselves, or each other 2**n times, are found.
+must be there in bytes; arrays, and the bytes that they are made of, hold at most twice what the file does; keys
+are strings and integers; and the finished object is walked once, so that lists which hold themselves, or each
+other 2**n times, are found.
 
 The instructions are described in CPython's Lib/pickletools.py.
 """
@@ -141,7 +142,7 @@ class Machine:
 
     def copy(self, count: int) -> None:
         self.copied += count
-        if self.copied > len(self.data):
+        if self.copied > 2 * len(self.data):  # protocols 0 to 2 spell an array's bytes as text: encoded, then copied
             raise Refused("it describes more data than it holds")
 
     # the stack

@@ -201,10 +201,7 @@ def test_frame_level_and_video_level_pickles_agree(tmp_path: Path) -> None:
     assert load_predictions(tmp_path).level == "video"  # of a folder's two files, the video-level one
 
 
-@pytest.mark.parametrize(
-    "protocol",
-    [0, pytest.param(2, marks=pytest.mark.xfail(reason="safeload refuses what Python 3 writes as protocol 2")), 4],
-)
+@pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_without_predictions_json_labels_are_ucf101s_in_classinds_order(tmp_path: Path, protocol: int) -> None:
     # classInd.txt: 35 Hammering, 36 HammerThrow, 37 HandstandPushups, 101 YoYo (1-based)
     names = ["Hammering_g01_c01", "v_HammerThrow_g02_c03", "HandStandPushups_g01_c01", "v_YoYo_g25_c07.avi"]

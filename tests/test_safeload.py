@@ -82,6 +82,13 @@ def test_every_protocol_of_python_3(tmp_path, protocol):
     assert_same(load_pickle(tmp_path / "x"), content)
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_file_that_is_nearly_all_array(tmp_path, protocol):
+    # To protocols 0 to 2 these bytes are ASCII text, as long as the file: they are encoded once and copied once.
+    (tmp_path / "x").write_bytes(pickle.dumps({"a": np.full(100_000, 97, "u1"), "b": np.zeros(5, "f4")}, protocol))
+    assert_same(load_pickle(tmp_path / "x"), {"a": np.full(100_000, 97, "u1"), "b": np.zeros(5, "f4")})
+
+
 @pytest.mark.parametrize("protocol", [0, 2])
 def test_predictions_of_python_2(tmp_path, protocol):
     generator = np.random.default_rng(0)
