@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from data.tvl1 import automatic_batch_frames, is_installed, moving_texture, tvl1_flow
+from data.tvl1 import automatic_batch_frames, is_installed, moving_texture, tvl1_pairs
 from utils import HelpFormatter, InputError, run_main
 
 
@@ -62,7 +62,7 @@ def measure(cases: list[tuple[str, Tensor, Tensor]], rounds: int) -> tuple[list[
     for turn in range(rounds + 1):
         for index, (backend, first, second) in enumerate(cases):
             start = time.perf_counter()
-            flows[index] = tvl1_flow(first, second, backend=backend).cpu()  # the copy waits for a GPU
+            flows[index] = tvl1_pairs(first, second, backend=backend).cpu()  # the copy waits for a GPU
             if turn:  # the first round compiles
                 seconds[index].append(time.perf_counter() - start)
     return seconds, flows

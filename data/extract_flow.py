@@ -22,6 +22,7 @@ from data.extraction import (
     check_arguments,
     extract_all,
     open_output,
+    read_claim,
 )
 from data.flow import (
     dis_flow,
@@ -35,11 +36,13 @@ from data.flow import (
 )
 from data.flow_picture import draw_flow
 from data.jobs import Report, cpu_count
+from data.tvl1_backends import OPENCVS, is_installed, suitable_backends
 from data.videos import VideoError, find_flo_folders, find_videos, import_cv2, read_frames, write_jpeg
 from utils import HelpFormatter, InputError, run_main
 
 METHODS = ("tvl1", "dis", "farneback", "raft", "flo")
-RAFT_WORKERS_PER_GPU = 4  # so that decoding and writing keep pace with the GPU
+WORKERS_PER_GPU = 4  # so that decoding and writing keep pace with the GPU
+RAFT_PAIRS = 16  # at once
 
 
 def write_flow(method, bound: float, short_side: int, quality: int, video: Path, folder: Path, report: Report) -> int:
@@ -71,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
         "--method",
         choices=METHODS,
         default="tvl1",
-        help="tvl1: what published two-stream models use, seconds per frame; dis: fast; farneback; "
+        help="tvl1: what published two-stream models use; dis: coarser, many times as fast on a CPU; farneback; "
         "raft: a network, for GPUs; flo: convert .flo files, one folder of them per video",
     )
     images.add_argument(
@@ -80,6 +83,20 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--visualize", type=Path, metavar="PNG", help="also draw the first video's flow and one stack of it, to look at"
     )
+    device = parser.add_argument_group("tvl1 and raft")
+    device.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto: GPUs if there are any, but tvl1 that was begun on the CPU goes on there: a GPU rounds differently",
+    )
+    device.add_argument(
+        "--batch-frames",
+        type=int,
+        default=0,
+        metavar="N",
+        help=f"frames at once, where more take more memory; 0: for tvl1 as many as suit a GPU, for raft {RAFT_PAIRS}",
+    )
     raft = parser.add_argument_group("raft")
     raft.add_argument(
         "--weights",
@@ -87,34 +104,65 @@ def parse_arguments() -> argparse.Namespace:
         metavar="large|small|PATH",
         help="torchvision's weights, downloaded once, or a file of them",
     )
-    raft.add_argument(
-        "--batch-frames", type=int, default=16, metavar="N", help="frames at once; more takes more memory"
-    )
     return parser.parse_args()
 
 
-def flow_methods(args: argparse.Namespace) -> tuple[list, dict]:
-    """One flow method per worker process, and the settings that tell what they compute."""
-    if args.method == "raft":
-        import torch
+def find_devices(args: argparse.Namespace) -> list[str]:
+    """The devices to compute on: every GPU, or the CPU."""
+    if args.method not in ("tvl1", "raft") or args.device == "cpu":
+        return ["cpu"]
+    import torch
 
-        weights = download_raft_weights(args.weights) if args.weights in ("large", "small") else Path(args.weights)
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if args.device == "cuda" and not gpus:
+        raise InputError("--device cuda: PyTorch finds no GPU here; leave it out to compute on the CPU")
+    if gpus and args.device == "auto" and args.method == "tvl1" and not args.overwrite:
+        begun = read_claim(args.out).get("settings", {})
+        if begun.get("method") == "tvl1" and "device" not in begun:
+            print(f"{args.out} was begun on the CPU, and goes on there; --device cuda needs another folder")
+            return ["cpu"]
+    return gpus or ["cpu"]
+
+
+def made_by(args: argparse.Namespace, device: str) -> dict:
+    """Settings that tell what else than the flags makes the bytes; nothing for OpenCV's methods."""
+    if args.method == "raft":
+        weights = raft_weights(args)
         name, _ = read_raft_weights(weights)
-        devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
-        per_device = RAFT_WORKERS_PER_GPU if torch.cuda.is_available() else cpu_count()
-        workers = args.workers or len(devices) * per_device
-        methods = [
-            functools.partial(
-                raft_flow, weights=weights, device=devices[index % len(devices)], batch_frames=args.batch_frames
-            )
-            for index in range(workers)
-        ]
-        return methods, {"model": name, "weights": hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}
-    cv2 = import_cv2()
-    if args.method == "tvl1" and not hasattr(cv2, "optflow"):
-        raise InputError("this OpenCV has no TV-L1; pip uninstall it and pip install opencv-contrib-python-headless")
-    method = {"tvl1": tvl1_flow, "dis": dis_flow, "farneback": farneback_flow, "flo": None}[args.method]
-    return [method] * (args.workers or cpu_count()), {}
+        return {"model": name, "weights": hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}
+    if args.method != "tvl1" or suitable_backends(device)[0] in OPENCVS:
+        return {}
+    return {"device": device.partition(":")[0]} if device != "cpu" else {"backend": "torch"}
+
+
+def raft_weights(args: argparse.Namespace) -> Path:
+    return download_raft_weights(args.weights) if args.weights in ("large", "small") else Path(args.weights)
+
+
+def flow_methods(args: argparse.Namespace, devices: list[str], workers: int) -> list:
+    """The flow method of every worker process: its function with its device."""
+    if args.method not in ("tvl1", "raft"):
+        return [{"dis": dis_flow, "farneback": farneback_flow, "flo": None}[args.method]] * workers
+    if args.method == "raft":
+        method = functools.partial(raft_flow, weights=raft_weights(args), batch_frames=args.batch_frames or RAFT_PAIRS)
+    else:
+        backend = choose_tvl1(devices[0])
+        per_device = -(-workers // len(devices))
+        method = functools.partial(tvl1_flow, backend=backend, batch_frames=args.batch_frames, processes=per_device)
+    return [functools.partial(method, device=devices[index % len(devices)]) for index in range(workers)]
+
+
+def choose_tvl1(device: str) -> str:
+    """The fastest backend of TV-L1 on `device`, as measured now, in one process of one thread; prints it."""
+    import torch
+
+    from data.tvl1 import choose_backend
+
+    torch.set_num_threads(1)  # as the workers will
+    backend, speeds = choose_backend(device, suitable_backends(device))
+    advice = "" if device != "cpu" or is_installed("numba") else "; pip install numba to have it ten times as fast"
+    print(f"tvl1: {speeds}{advice}")
+    return backend
 
 
 def main() -> int:
@@ -124,14 +172,23 @@ def main() -> int:
         raise InputError(f"--bound {args.bound}: give pixels, more than 0")
     if args.visualize and args.visualize.suffix.lower() != ".png":
         raise InputError(f"--visualize {args.visualize}: give the name of a .png file to write")
-    if args.batch_frames < 1:
-        raise InputError(f"--batch-frames {args.batch_frames}: give 1 or more")
+    if args.batch_frames < 0:
+        raise InputError(f"--batch-frames {args.batch_frames}: give 1 or more, or 0 for an automatic value")
+    import_cv2()
     videos = (find_flo_folders if args.method == "flo" else find_videos)(args.videos, skip=args.out)
-    methods, made_by = flow_methods(args)
+    devices = find_devices(args)
+    per_device = cpu_count() if devices == ["cpu"] else WORKERS_PER_GPU
+    workers = args.workers or len(devices) * per_device
     settings = {"method": args.method, "bound": args.bound, "short_side": args.short_side, "quality": args.quality}
-    writers = [functools.partial(write_flow, method, args.bound, args.short_side, args.quality) for method in methods]
-    with open_output(args.out, "flow", ("u", "v"), settings | made_by, args.overwrite) as output:
-        code = extract_all(videos, output, writers, args.shard)
+
+    def make_writers() -> list:
+        return [
+            functools.partial(write_flow, method, args.bound, args.short_side, args.quality)
+            for method in flow_methods(args, devices, workers)
+        ]
+
+    with open_output(args.out, "flow", ("u", "v"), settings | made_by(args, devices[0]), args.overwrite) as output:
+        code = extract_all(videos, output, make_writers, args.shard)
         if args.visualize:
             done = next((video for video in videos if output.is_done(video)), None)
             if done is None:

@@ -210,6 +210,16 @@ def _refuse_strangers(root: Path, overwrite: bool) -> None:
         )
 
 
+def read_claim(root: Path) -> dict:
+    """What extraction.json says of the images below `root`: kind, version, settings. Empty if there is none."""
+    try:
+        return json.loads((root / SETTINGS).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    except OSError as error:
+        raise InputError(f"cannot read {root / SETTINGS}: {error.strerror}") from error
+
+
 def _claim(root: Path, run: Path, wanted: dict, overwrite: bool) -> None:
     """Write extraction.json if there is none; raise InputError if there is another, unless `overwrite`."""
     path, temporary = root / SETTINGS, run / SETTINGS
@@ -219,10 +229,7 @@ def _claim(root: Path, run: Path, wanted: dict, overwrite: bool) -> None:
     except OSError:
         if not path.exists():  # a file system without hard links
             os.replace(temporary, path)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        found = {}
+    found = read_claim(root)
     if found == wanted:
         return
     if found.get("kind", wanted["kind"]) != wanted["kind"]:
@@ -232,7 +239,7 @@ def _claim(root: Path, run: Path, wanted: dict, overwrite: bool) -> None:
         return
     was, now = found.get("settings", {}), wanted["settings"]
     differences = [
-        f"{key} {was.get(key)} there, {now.get(key)} asked"
+        f"{key} {was.get(key, 'not set')} there, {now.get(key, 'none')} asked"
         for key in sorted(was.keys() | now.keys())
         if was.get(key) != now.get(key)
     ]
@@ -295,12 +302,18 @@ def extract_one(output: Output, write: Writer, video: Video, report: Report) -> 
     return reason
 
 
-def extract_all(videos: Sequence[Video], output: Output, writers: Sequence[Writer], shard: tuple[int, int]) -> int:
-    """Extract this shard's videos that aren't done, one process per writer; returns the exit code, 0 or 1."""
+def extract_all(
+    videos: Sequence[Video], output: Output, make_writers: Callable[[], Sequence[Writer]], shard: tuple[int, int]
+) -> int:
+    """Extract this shard's videos that aren't done; returns the exit code, 0 or 1.
+
+    `make_writers` returns a writer for each process. It is called only when there is something to do.
+    """
     part, parts = shard
     mine = videos[part - 1 :: parts]
     todo = [video for video in mine if output.overwrite or not output.is_done(video)]
     share = f" of {len(videos)}, shard {part}/{parts}" if parts > 1 else ""
+    writers = make_writers() if todo else []
     processes = min(len(writers), len(todo))
     print(f"videos: {len(mine)}{share}; done before: {len(mine) - len(todo)}; to do: {len(todo)}, {processes} at once")
     workers = [functools.partial(extract_one, output, write) for write in writers]

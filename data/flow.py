@@ -6,14 +6,16 @@ A method turns a stream of RGB frames, uint8 (height, width, 3), into a stream o
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from data.tvl1_backends import OPENCV_DEFAULTS, OPENCVS, pair_method, suitable_backends
 from data.videos import VideoError, import_cv2, resize, resized
 from utils import InputError
 
@@ -21,12 +23,46 @@ FLO_MAGIC = b"PIEH"  # the bytes of float32 202021.25
 FLO_UNKNOWN = 1e9
 
 
-def tvl1_flow(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Duality-based TV-L1 (Zach, Pock and Bischof 2007) by OpenCV's DualTVL1 with its default parameters.
+def tvl1_flow(
+    frames: Iterable[np.ndarray],
+    backend: str | None = None,
+    device: str = "cpu",
+    batch_frames: int = 0,
+    processes: int = 1,
+) -> Iterator[np.ndarray]:
+    """Duality-based TV-L1 (Zach, Pock and Bischof 2007) with OpenCV's default parameters.
 
     These are tau 0.25, lambda 0.15, theta 0.3, 5 scales of 0.8, 5 warps, epsilon 0.01: those of TSN's flow.
+    `backend` is one of data.tvl1_backends; None takes the likeliest for the device. "torch" and "compiled" work on
+    `batch_frames` pairs at once, 0 for as many as suit a device that `processes` share; the others take pair by pair.
+    Raises InputError when the device's memory doesn't hold a batch.
     """
-    return _grey_flow(frames, import_cv2().optflow.createOptFlow_DualTVL1().calc)
+    backend = backend or suitable_backends(device)[0]
+    if backend not in OPENCVS:
+        return _tensor_tvl1(_grey(frames), backend, device, batch_frames, processes)
+    method = pair_method(backend)
+    return _grey_flow(frames, lambda one, two, _: method(one, two, OPENCV_DEFAULTS).transpose(1, 2, 0))
+
+
+def _tensor_tvl1(
+    grey: Iterator[np.ndarray], backend: str, device: str, batch_frames: int, processes: int
+) -> Iterator[np.ndarray]:
+    import torch
+
+    from data.tvl1 import automatic_batch_frames, tvl1_pairs
+
+    if device == "cpu":
+        torch.set_num_threads(1)  # videos are spread over processes
+    first = next(grey, None)
+    if first is None:
+        return
+    height, width = first.shape
+    pairs = batch_frames or automatic_batch_frames(height, width, device, processes)
+    for batch in _batches(itertools.chain([first], grey), pairs):
+        with _memory_advice(device, pairs, first.shape):
+            images = torch.from_numpy(np.stack(batch)).to(device)
+            flows = tvl1_pairs(images[:-1], images[1:], backend=backend)
+        yield from flows.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def dis_flow(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -46,10 +82,13 @@ def farneback_flow(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _grey_flow(frames: Iterable[np.ndarray], calc: Callable) -> Iterator[np.ndarray]:
-    cv2 = import_cv2()
-    grey = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)
-    for one, two in itertools.pairwise(grey):
+    for one, two in itertools.pairwise(_grey(frames)):
         yield calc(one, two, None)
+
+
+def _grey(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    cv2 = import_cv2()
+    return (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)
 
 
 def raft_flow(
@@ -69,15 +108,23 @@ def raft_flow(
         # RAFT correlates at an eighth of the size on four levels: sides are multiples of 8, at least 128.
         right, below = max(128, -(-width // 8) * 8) - width, max(128, -(-height // 8) * 8) - height
         images = torch.nn.functional.pad(images, (0, right, 0, below), mode="replicate")
-        try:
-            with torch.inference_mode():
-                flows = model(images[:-1], images[1:])[-1]
-        except torch.OutOfMemoryError as error:
-            raise InputError(
-                f"{device} is out of memory with {batch_frames} frames of {width}x{height} at once; "
-                "lower --batch-frames or --workers"
-            ) from error
+        with _memory_advice(device, batch_frames, (height, width)), torch.inference_mode():
+            flows = model(images[:-1], images[1:])[-1]
         yield from flows[:, :, :height, :width].permute(0, 2, 3, 1).cpu().numpy()
+
+
+@contextlib.contextmanager
+def _memory_advice(device: str, pairs: int, shape: Sequence[int]) -> Iterator[None]:
+    """Say what to do about a device that runs out of memory on images of `shape`, (height, width)."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"{device} is out of memory with {pairs} frames of {shape[1]}x{shape[0]} at once; "
+            "lower --batch-frames or --workers"
+        ) from error
 
 
 def _batches(frames: Iterable[np.ndarray], pairs: int) -> Iterator[list[np.ndarray]]:

@@ -24,11 +24,9 @@ outside of the image is 0, and p starts from 0 once per scale, not once per warp
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
@@ -36,58 +34,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BACKENDS = ("compiled", "torch", "numba", "opencv")
+from data.tvl1_backends import BACKENDS, OPENCV_DEFAULTS, OPENCVS, TVL1, is_installed, pair_method, suitable_backends
+from utils import InputError
+
 BYTES_PER_PIXEL = 4 * 80  # float32 planes of a pair on a GPU at the peak, in the median filter: counted, with a margin
 
 
-@dataclass(frozen=True)
-class TVL1:
-    """Parameters of the method, OpenCV's defaults; `tau`, `lambda_`, `theta`, `epsilon` as in the papers."""
-
-    tau: float = 0.25  # time step of the dual variable; at most 0.25 for certain convergence
-    lambda_: float = 0.15  # weight of the data; smaller is smoother
-    theta: float = 0.3  # how far v may leave u
-    scales: int = 5  # images of the pyramid; fewer if one had a side under 16 pixels
-    scale_step: float = 0.8  # size of each relative to the one before
-    warps: int = 5  # linearisations per scale
-    epsilon: float = 0.01  # stop when u moves less, root mean square, in pixels; 0 never stops early
-    inner_iterations: int = 30  # between two median filters
-    outer_iterations: int = 10  # median filters per warp
-    median_size: int = 5  # 3 or 5; 1 filters nothing
-
-    def pyramid(self, height: int, width: int) -> list[tuple[int, int]]:
-        """(height, width) of every scale, from the image's own to the coarsest."""
-        sizes = [(height, width)]
-        while len(sizes) < self.scales:
-            height, width = round(height * self.scale_step), round(width * self.scale_step)
-            if min(height, width) < 16:
-                break
-            sizes.append((height, width))
-        return sizes
-
-
-OPENCV_DEFAULTS = TVL1()
-
-
 @torch.no_grad()
-def tvl1_flow(first: Tensor, second: Tensor, parameters: TVL1 = OPENCV_DEFAULTS, backend: str | None = None) -> Tensor:
+def tvl1_pairs(first: Tensor, second: Tensor, parameters: TVL1 = OPENCV_DEFAULTS, backend: str | None = None) -> Tensor:
     """Flow from every image of `first` to its like in `second`, both (B, H, W), uint8 or float, grey 0..255.
 
     Returns float32 (B, 2, H, W) on the same device, in pixels, x then y. The stopping rule is kept for every pair by
     itself, so a pair's flow doesn't depend on the others in the batch. Backends: "torch" is this file, "compiled"
     the same through torch.compile; "numba" (data/tvl1_cpu.py) and "opencv" (OpenCV's own) work on the CPU. None takes
-    numba for the CPU where it is installed, else torch; choose_backend measures. Raises ValueError for shapes that
-    differ, sides under 3 pixels or another backend.
+    the likeliest of suitable_backends; choose_backend measures. Raises ValueError for shapes that differ, sides under
+    3 pixels or another backend.
     """
     if first.shape != second.shape or first.dim() != 3 or min(first.shape[1:]) < 3:
         raise ValueError(f"want two (B, H, W) with sides of 3 or more, got {[*first.shape]} and {[*second.shape]}")
     if backend is None:
-        backend = "numba" if first.device.type == "cpu" and is_installed("numba") else "torch"
+        backend = suitable_backends(first.device.type)[0]
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
     if not len(first):
         return torch.zeros(0, 2, *first.shape[1:], device=first.device)
-    if backend in ("numba", "opencv"):
+    if backend in OPENCVS:
         return _flow_on_processors(first, second, parameters, backend)
     # On a CPU one pair's planes stay in the cache, and a look at which pairs are at rest is free. A GPU wants many
     # pairs at once, and every look makes it wait for the host; till the next look, pairs at rest just stay as they are.
@@ -99,7 +70,7 @@ def tvl1_flow(first: Tensor, second: Tensor, parameters: TVL1 = OPENCV_DEFAULTS,
 
 
 def automatic_batch_frames(height: int, width: int, device: torch.device | str = "cpu", workers: int = 1) -> int:
-    """How many pairs of this size to give to tvl1_flow at once, of `workers` processes that share the device.
+    """How many pairs of this size to give to tvl1_pairs at once, of `workers` processes that share the device.
 
     On a GPU as many as half of its free memory holds, at most 64.
     On a CPU four per thread, so that pairs of unlike cost spread evenly; memory doesn't matter there.
@@ -111,38 +82,51 @@ def automatic_batch_frames(height: int, width: int, device: torch.device | str =
     return max(1, min(64, int(free / 2 / workers / (BYTES_PER_PIXEL * height * width))))
 
 
-def choose_backend(device: torch.device | str = "cpu") -> str:
-    """The backend for tvl1_flow that is the fastest on this machine, of those that agree; takes some seconds."""
-    speeds = backend_speeds(device)
-    return max(speeds, key=speeds.__getitem__)
+def choose_backend(device: torch.device | str, backends: Sequence[str]) -> tuple[str, str]:
+    """(the fastest of `backends` on this machine, the speeds in words); takes some seconds.
 
-
-def backend_speeds(device: torch.device | str = "cpu") -> dict[str, float]:
-    """Pairs per second of every backend for `device` that works here and agrees, on textures that move.
-
-    To agree is to be within 0.1 px on average of OpenCV's flow, or of this file's where OpenCV isn't installed.
+    Raises InputError where none works.
     """
     device = torch.device(device)
+    speeds, texture = backend_speeds(device, backends)
+    chosen, *others = sorted(speeds, key=speeds.__getitem__, reverse=True)
+    threads = torch.get_num_threads()
+    where = "on a GPU" if device.type == "cuda" else "on one thread" if threads == 1 else f"on {threads} threads"
+    slower = "".join(f", {backend} {speeds[backend]:.3g}" for backend in others)
+    return chosen, f"{chosen} {where}, {speeds[chosen]:.3g} pairs/s of {texture}{slower}"
+
+
+def backend_speeds(device: torch.device | str, backends: Sequence[str]) -> tuple[dict[str, float], str]:
+    """Pairs per second of those `backends` that work here and agree, on textures that move, and the textures' size.
+
+    To agree is to be within 0.1 px on average of OpenCV's flow, or of this file's where OpenCV isn't installed.
+    Raises InputError where none does.
+    """
+    device = torch.device(device)
+    batch, height, width = max(2, torch.get_num_threads()), 96, 128
     if device.type == "cuda":
-        candidates, shape = ["torch", "compiled"], (automatic_batch_frames(256, 340, device), 256, 340)
-    else:
-        candidates, shape = ["torch", "numba", "opencv"], (max(2, torch.get_num_threads()), 96, 128)
-    first, second = moving_texture(*shape, device=device)
-    expected = tvl1_flow(first[:1], second[:1], backend="opencv" if is_installed("opencv") else "torch")
-    speeds = {}
-    for backend in filter(is_installed, candidates):
+        height, width = 256, 340
+        batch = automatic_batch_frames(height, width, device)
+    first, second = moving_texture(batch, height, width, device=device)
+    expected = tvl1_pairs(first[:1], second[:1], backend="opencv" if is_installed("opencv") else "torch")
+    speeds, reason = {}, "none is installed"
+    for backend in filter(is_installed, backends):
         try:
-            tvl1_flow(first, second, backend=backend)  # compiles what is to be compiled
+            tvl1_pairs(first, second, backend=backend)  # compiles what is to be compiled
             start = time.perf_counter()
-            flow = tvl1_flow(first, second, backend=backend)[:1].cpu()  # the copy waits for a GPU
+            flow = tvl1_pairs(first, second, backend=backend)[:1].cpu()  # the copy waits for a GPU
             seconds = time.perf_counter() - start
-        except Exception:  # no compiler, a numba for another numpy, ...: whatever it is, there are the others
-            if backend == "torch":
-                raise
+        except Exception as error:  # no compiler, a numba for another numpy, ...: whatever it is, there are the others
+            reason = f"{backend}: {type(error).__name__}: {error}".splitlines()[0]
             continue
-        if (flow - expected.cpu()).norm(dim=1).mean() < 0.1:
-            speeds[backend] = len(first) / seconds
-    return speeds
+        off = float((flow - expected.cpu()).norm(dim=1).mean())
+        if off < 0.1:
+            speeds[backend] = batch / seconds
+        else:
+            reason = f"{backend}: {off:.1f} px off"
+    if not speeds:
+        raise InputError(f"TV-L1 doesn't work with {' or '.join(backends)} ({reason}); reinstall what it needs")
+    return speeds, f"{width}x{height}"
 
 
 def moving_texture(
@@ -163,27 +147,13 @@ def moving_texture(
     return picture(0, 0), picture(*motion)
 
 
-def is_installed(backend: str) -> bool:
-    """Whether the packages that a backend needs are there; "numba" needs OpenCV as well."""
-    packages = {"numba": ("numba", "cv2"), "opencv": ("cv2",)}.get(backend, ())
-    if any(importlib.util.find_spec(package) is None for package in packages):
-        return False
-    if backend == "opencv":
-        import cv2
-
-        return hasattr(cv2, "optflow")  # only opencv-contrib has it
-    return True
-
-
 def _flow_on_processors(first: Tensor, second: Tensor, parameters: TVL1, backend: str) -> Tensor:
     """Pair by pair, several at once with numba; OpenCV has threads of its own."""
-    if backend == "numba":
-        from data.tvl1_cpu import tvl1_pair as flow_of_pair
-    else:
-        flow_of_pair = _opencv_pair
+    flow_of_pair = pair_method(backend)
     threads = min(torch.get_num_threads(), len(first)) if backend == "numba" else 1
     with ThreadPoolExecutor(threads) as pool:
-        flows = pool.map(partial(flow_of_pair, parameters=parameters), first.cpu().numpy(), second.cpu().numpy())
+        images = first.cpu().numpy(), second.cpu().numpy()
+        flows = pool.map(lambda one, two: flow_of_pair(one, two, parameters), *images)
         return torch.from_numpy(np.stack(list(flows))).to(first.device)
 
 
@@ -374,18 +344,3 @@ def _steps(compiled: bool) -> Steps:
     if not compiled:
         return _iterate, _median
     return torch.compile(_iterate, dynamic=True), torch.compile(_median, dynamic=True)
-
-
-def _opencv_pair(first: np.ndarray, second: np.ndarray, parameters: TVL1) -> np.ndarray:
-    """OpenCV's own flow, float32 (2, H, W), from grey images of 0..255."""
-    import cv2
-
-    if first.dtype != np.uint8:  # of float images it wants 0..1
-        first, second = np.float32(first) / 255, np.float32(second) / 255
-    method = cv2.optflow.DualTVL1OpticalFlow.create(
-        tau=parameters.tau, lambda_=parameters.lambda_, theta=parameters.theta, nscales=parameters.scales,
-        warps=parameters.warps, epsilon=parameters.epsilon, innnerIterations=parameters.inner_iterations,
-        outerIterations=parameters.outer_iterations, scaleStep=parameters.scale_step,
-        medianFiltering=parameters.median_size,
-    )  # fmt: skip
-    return method.calc(first, second, np.empty((*first.shape, 2), np.float32)).transpose(2, 0, 1)

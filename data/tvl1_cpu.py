@@ -10,22 +10,27 @@ through the cache once, not once per operation. It rounds as OpenCV does (the or
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import cv2
 import numpy as np
 from numba import njit
 
+from data.tvl1_backends import TVL1
+
 FLOAT_EPSILON = np.finfo(np.float32).eps
 
 
-def tvl1_pair(first: np.ndarray, second: np.ndarray, parameters) -> np.ndarray:
-    """Flow from `first` to `second`, (height, width), grey 0..255, with the data.tvl1.TVL1 `parameters`.
+def tvl1_pair(first: np.ndarray, second: np.ndarray, parameters: TVL1) -> np.ndarray:
+    """Flow from `first` to `second`, (height, width), grey 0..255.
 
     Returns float32 (2, height, width) in pixels, x then y. The costly steps run without the GIL: give every pair a
     thread.
     """
     scale_step = parameters.scale_step
+    longer: Any = 1 / scale_step  # OpenCV's type hints know no scalar factor
     I0s, I1s = [np.float32(first)], [np.float32(second)]
     for _ in parameters.pyramid(*first.shape)[1:]:
         for images in (I0s, I1s):
@@ -33,12 +38,12 @@ def tvl1_pair(first: np.ndarray, second: np.ndarray, parameters) -> np.ndarray:
     u = np.zeros((2, *I0s[-1].shape), np.float32)
     for I0, I1 in zip(reversed(I0s), reversed(I1s), strict=True):
         if u.shape[1:] != I0.shape:
-            u = np.stack([cv2.multiply(cv2.resize(component, I0.shape[::-1]), 1 / scale_step) for component in u])
+            u = np.stack([cv2.multiply(cv2.resize(component, I0.shape[::-1]), longer) for component in u])
         u = _solve_scale(I0, I1, u, parameters)
     return u
 
 
-def _solve_scale(I0: np.ndarray, I1: np.ndarray, start: np.ndarray, parameters) -> np.ndarray:
+def _solve_scale(I0: np.ndarray, I1: np.ndarray, start: np.ndarray, parameters: TVL1) -> np.ndarray:
     """The flow on one scale, from the flow `start` (2, height, width)."""
     height, width = I0.shape
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
@@ -67,10 +72,15 @@ def _solve_scale(I0: np.ndarray, I1: np.ndarray, start: np.ndarray, parameters) 
     return np.stack([u1, u2])
 
 
-compiled: Any = njit(nogil=True, cache=True, error_model="numpy")
+def _compiled(function: Callable, **options) -> Any:
+    """`function` through numba's compiler, kept on disk where there is a folder to write to."""
+    try:
+        return njit(function, nogil=True, cache=True, error_model="numpy", **options)
+    except RuntimeError:  # "no locator available": neither here nor in the user's cache folder
+        return njit(function, nogil=True, error_model="numpy", **options)
 
 
-@compiled
+@_compiled
 def _relax(u, p, squares, I1wx, I1wy, grad2, rho_c, lambda_theta, theta, tau_theta, limit, iterations):
     """Iterate eqs. (3) to (5) in place, until u is at rest, (6), or `iterations` are done; returns whether it is.
 
@@ -97,7 +107,7 @@ def _relax(u, p, squares, I1wx, I1wy, grad2, rho_c, lambda_theta, theta, tau_the
     return False
 
 
-@compiled
+@_compiled
 def _primal_row(
     u1, u2, squares, I1wx, I1wy, grad2, rho_c, p11, p12, p12_above, p21, p22, p22_above, lambda_theta, theta
 ):
@@ -125,7 +135,7 @@ def _primal_row(
         u1[x], u2[x] = new1, new2
 
 
-@compiled
+@_compiled
 def _dual_row(u, u_below, p1, p2, tau_theta):
     """Eq. (5) on one row of one component of the flow."""
     for x in range(u.size - 1):
@@ -137,7 +147,7 @@ def _dual_row(u, u_below, p1, p2, tau_theta):
         p2[x + 1] = (p2[x + 1] + tau_theta * uy) / grown
 
 
-@compiled
+@_compiled
 def _at_rest(squares, limit):
     """Whether float32 sum(squares) <= limit when it is added up one pixel after the other, as OpenCV does.
 
@@ -153,7 +163,7 @@ def _at_rest(squares, limit):
     return total <= limit
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@partial(_compiled, fastmath=True)
 def _fast_sum(squares):
     """The sum with the additions in any order, row by row in float32, the rows in float64."""
     total = 0.0

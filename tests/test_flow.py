@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
+import functools
 import itertools
 import json
+import platform
 import struct
 from fractions import Fraction
 from math import floor
@@ -14,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data import extract_flow
 from data.flow import (
     dequantise,
     dis_flow,
@@ -25,7 +29,8 @@ from data.flow import (
     read_raft_weights,
     tvl1_flow,
 )
-from data.videos import VideoError
+from data.tvl1_backends import is_installed
+from data.videos import VideoError, read_frames
 from utils import InputError
 
 cv2 = pytest.importorskip("cv2")
@@ -82,9 +87,21 @@ def test_dequantised_flow_is_off_by_one_step_at_most():
 # --- methods -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [tvl1_flow, dis_flow, farneback_flow])
+@pytest.mark.parametrize(
+    "method",
+    [
+        functools.partial(tvl1_flow, backend="numba"),
+        functools.partial(tvl1_flow, backend="opencv"),
+        functools.partial(tvl1_flow, backend="torch"),
+        functools.partial(tvl1_flow, backend="torch", batch_frames=1),
+        dis_flow,
+        farneback_flow,
+    ],
+)
 def test_flow_points_from_each_frame_to_the_next(method):
     """Everything moves 3 px to the right and 2 px down, then stands still: u = 3, v = 2, then 0."""
+    if isinstance(method, functools.partial) and not is_installed(method.keywords["backend"]):
+        pytest.skip(f"{method.keywords['backend']} isn't installed")
     big = texture(120, 140)
     one, two = big[20:100, 20:120], big[18:98, 17:117]
     first, second = method(iter([one, two, two]))
@@ -110,7 +127,12 @@ def test_raft_points_from_each_frame_to_the_next(shared):
 
 def test_methods_hold_few_frames(shared):
     """No method asks for more frames than it needs, so that a video of any length fits in memory."""
-    for method, ahead in ((dis_flow, 2), (lambda frames: raft_flow(frames, raft_small(shared), batch_frames=3), 4)):
+    for method, ahead in (
+        (dis_flow, 2),
+        (tvl1_flow, 2),
+        (functools.partial(tvl1_flow, backend="torch", batch_frames=3), 4),
+        (lambda frames: raft_flow(frames, raft_small(shared), batch_frames=3), 4),
+    ):
         taken = itertools.count()
         frame = texture(128, 128)
         frames = (frame for _ in taken)
@@ -227,7 +249,7 @@ def moving(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("method", ["dis", "farneback"])
+@pytest.mark.parametrize("method", ["tvl1", "dis", "farneback"])
 def test_image_k_is_the_flow_from_frame_k_to_the_next(method, moving, run, tmp_path):
     run("data/extract_flow.py", moving, tmp_path / "out", "--method", method, "--short-side", "128")
     for axis, expected in (("u", 128 - 4 * 6.375), ("v", 128)):
@@ -243,6 +265,84 @@ def test_image_k_is_the_flow_from_frame_k_to_the_next(method, moving, run, tmp_p
         "version": 1,
         "settings": {"method": method, "bound": 20.0, "short_side": 128, "quality": 90},
     }
+
+
+def without(modules: str, folder: Path) -> str:
+    """A PYTHONPATH on which the program and its workers find no numba, or an OpenCV without optflow."""
+    lines = {
+        "numba": "import sys; sys.modules['numba'] = None",
+        "optflow": "import cv2; vars(cv2).pop('optflow', None)",
+    }
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text("".join(lines[module] + "\n" for module in modules.split()))
+    return str(folder)
+
+
+def flow_images(out: Path) -> dict[str, bytes]:
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("frame*.jpg"))}
+
+
+def test_tvl1_is_opencvs_whatever_computes_it(moving, run, tmp_path):
+    """Bytes are those of OpenCV's flow, quantised and coded; a run goes on where another backend stopped."""
+    simplejpeg = pytest.importorskip("simplejpeg")
+    if not hasattr(cv2, "optflow") or not is_installed("numba"):
+        pytest.skip("needs OpenCV's optflow and numba")
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in read_frames(moving / "v_Biking_g01_c01.avi")]
+    expected = {}
+    for number, (one, two) in enumerate(itertools.pairwise(grey), start=1):
+        images = quantise(cv2.optflow.createOptFlow_DualTVL1().calc(one, two, None), 20)
+        for axis, name in enumerate("uv"):
+            image = np.ascontiguousarray(images[:, :, axis, None])
+            path = f"{name}/v_Biking_g01_c01/frame{number:06d}.jpg"
+            expected[path] = simplejpeg.encode_jpeg(image, 90, "GRAY", "Gray")
+    for missing, chosen in (("optflow", "numba"), ("numba", "opencv")):
+        out = tmp_path / chosen
+        command = ("data/extract_flow.py", moving, out, "--device", "cpu", "--short-side", "0", "--workers", "1")
+        path = without(missing, tmp_path / f"without {missing}")
+        first = run(*command, PYTHONPATH=path)
+        assert f"tvl1: {chosen} on one thread" in first.stdout
+        found = flow_images(out)
+        assert found.keys() == expected.keys()
+        if platform.system() == "Linux" and platform.machine() == "x86_64":  # elsewhere compilers may round otherwise
+            assert found == expected
+        again = run(*command).stdout
+        assert "to do: 0" in again
+        assert "tvl1:" not in again  # nothing to do, so nothing to measure
+
+
+def test_tensor_codes_flow_is_not_mixed_with_opencvs(moving, run, tmp_path):
+    """Where neither numba nor OpenCV's TV-L1 is, the tensor code does it, and says so in extraction.json."""
+    out = tmp_path / "out"
+    command = ("data/extract_flow.py", moving, out, "--device", "cpu", "--short-side", "64", "--workers", "1")
+    done = run(*command, PYTHONPATH=without("numba optflow", tmp_path / "neither"))
+    assert "tvl1: torch on one thread" in done.stdout
+    assert "pip install numba" in done.stdout
+    image = np.asarray(Image.open(out / "u" / "v_Biking_g01_c01" / "frame000005.jpg"))
+    assert abs(float(np.median(image)) - (128 - 2 * 6.375)) <= 2  # 4 px at half the size
+    if is_installed("numba"):
+        assert "backend torch there, none asked" in run(*command, code=2).stderr
+
+
+def test_gpus_are_taken_but_not_for_what_was_begun_on_the_cpu(monkeypatch, tmp_path):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    def devices(method: str, device: str = "auto", overwrite: bool = False) -> list[str]:
+        args = argparse.Namespace(method=method, device=device, overwrite=overwrite, out=tmp_path)
+        found = extract_flow.find_devices(args)
+        if method == "tvl1":
+            assert extract_flow.made_by(args, found[0]) == ({} if found == ["cpu"] else {"device": "cuda"})
+        return found
+
+    gpus = ["cuda:0", "cuda:1"]
+    assert devices("tvl1") == devices("raft") == devices("tvl1", "cuda") == gpus
+    assert devices("dis") == devices("tvl1", "cpu") == devices("raft", "cpu") == ["cpu"]
+    for settings, expected in (({}, ["cpu"]), ({"device": "cuda"}, gpus)):
+        claim = {"kind": "flow", "version": 1, "settings": {"method": "tvl1", "bound": 20.0, **settings}}
+        (tmp_path / "extraction.json").write_text(json.dumps(claim))
+        assert devices("tvl1") == expected
+        assert devices("tvl1", overwrite=True) == devices("tvl1", "cuda") == devices("raft") == gpus
 
 
 def test_a_picture_shows_the_flow_in_the_usual_colours(moving, run, tmp_path):
@@ -292,8 +392,10 @@ def test_raft_weights_that_cannot_be_had_are_one_line(moving, run, tmp_path):
 def test_bad_values_are_one_line(moving, run, tmp_path):
     for arguments, message in (
         (["--bound", "0"], "--bound 0"),
-        (["--batch-frames", "0"], "--batch-frames 0"),
+        (["--batch-frames", "-1"], "--batch-frames -1"),
+        (["--device", "cuda"], "--device cuda"),
         (["--method", "flo"], "holds no .flo file"),
         (["--visualize", tmp_path / "look.txt"], "look.txt"),
     ):
-        assert message in run("data/extract_flow.py", moving, tmp_path / "out", *arguments, code=2).stderr
+        process = run("data/extract_flow.py", moving, tmp_path / "out", *arguments, code=2, CUDA_VISIBLE_DEVICES="")
+        assert message in process.stderr

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,8 @@ import pytest
 import torch
 
 from data import tvl1
-from data.tvl1 import TVL1, tvl1_flow
+from data.tvl1 import TVL1, tvl1_pairs
+from utils import InputError
 
 BACKENDS = [
     "torch",
@@ -46,7 +49,7 @@ def opencv_flow():
 
 
 def flow_of(first: np.ndarray, second: np.ndarray, backend: str, parameters: TVL1 = tvl1.OPENCV_DEFAULTS) -> np.ndarray:
-    flow = tvl1_flow(torch.from_numpy(first)[None], torch.from_numpy(second)[None], parameters, backend)
+    flow = tvl1_pairs(torch.from_numpy(first)[None], torch.from_numpy(second)[None], parameters, backend)
     return flow[0].permute(1, 2, 0).numpy()
 
 
@@ -223,7 +226,7 @@ def mixed_pairs() -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_pair_has_the_flow_it_has_alone():
     first, second = mixed_pairs()
     together = solve_at_once(first, second, TVL1(), check_every=1)
-    alone = tvl1_flow(first, second, backend="torch")
+    alone = tvl1_pairs(first, second, backend="torch")
     torch.testing.assert_close(together, alone, atol=2e-3, rtol=0)
     assert torch.all(together[2] == 0)
 
@@ -267,20 +270,20 @@ def test_pyramid():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_floats_and_bytes_are_the_same_images(backend):
     first, second = tvl1.moving_texture(1, 40, 50)
-    flow = tvl1_flow(first, second, backend=backend)
+    flow = tvl1_pairs(first, second, backend=backend)
     assert flow.shape == (1, 2, 40, 50)
     assert flow.dtype == torch.float32
-    assert torch.equal(tvl1_flow(first.double(), second.double(), backend=backend), flow)
-    assert tvl1_flow(first[:0], second[:0], backend=backend).shape == (0, 2, 40, 50)
+    assert torch.equal(tvl1_pairs(first.double(), second.double(), backend=backend), flow)
+    assert tvl1_pairs(first[:0], second[:0], backend=backend).shape == (0, 2, 40, 50)
 
 
 def test_wrong_arguments():
     image = torch.zeros(1, 20, 20)
     for first, second in [(image, image[:, :10]), (image[0], image[0]), (image[:, :2], image[:, :2])]:
         with pytest.raises(ValueError, match="sides of 3 or more"):
-            tvl1_flow(first, second)
+            tvl1_pairs(first, second)
     with pytest.raises(ValueError, match="'cuda' is none of"):
-        tvl1_flow(image, image, backend="cuda")
+        tvl1_pairs(image, image, backend="cuda")
 
 
 def test_batch_follows_the_free_memory(monkeypatch):
@@ -295,7 +298,8 @@ def test_batch_follows_the_free_memory(monkeypatch):
 
 def test_choice_of_the_fastest_backend_that_agrees(monkeypatch):
     """numba is broken here, OpenCV slow: torch is left. A backend that is fast but wrong doesn't count either."""
-    clock = iter([0, 1, 0, 9] * 2)  # start and end for torch, then for OpenCV; twice
+    backends = ["torch", "numba", "opencv"]
+    clock = iter([0, 1, 0, 9] * 3)  # start and end for torch, then for OpenCV; three times
     monkeypatch.setattr(tvl1.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(tvl1, "is_installed", lambda backend: backend != "compiled")
     wrong = 0.0
@@ -305,24 +309,39 @@ def test_choice_of_the_fastest_backend_that_agrees(monkeypatch):
             raise RuntimeError("compiled for another numpy")
         return torch.full((len(first), 2, *first.shape[1:]), wrong if backend == "torch" else 0.0)
 
-    monkeypatch.setattr(tvl1, "tvl1_flow", flow)
-    assert tvl1.choose_backend("cpu") == "torch"
+    monkeypatch.setattr(tvl1, "tvl1_pairs", flow)
+    chosen, speeds = tvl1.choose_backend("cpu", backends)
+    assert chosen == "torch"
+    assert re.search("torch on one thread, 2 pairs/s .*, opencv 0.222", speeds)  # two pairs in 1 s, and in 9 s
     wrong = 0.5
-    assert tvl1.choose_backend("cpu") == "opencv"
+    assert tvl1.choose_backend("cpu", backends)[0] == "opencv"
+    with pytest.raises(InputError, match="numba .*compiled for another numpy"):
+        tvl1.choose_backend("cpu", ["numba"])
 
 
 def test_real_choice():
-    speeds = tvl1.backend_speeds("cpu")
-    assert set(speeds) == {backend for backend in ("torch", "numba", "opencv") if tvl1.is_installed(backend)}
-    assert tvl1.choose_backend("cpu") in speeds
+    backends = ["torch", "numba", "opencv"]
+    speeds, _ = tvl1.backend_speeds("cpu", backends)
+    assert set(speeds) == set(filter(tvl1.is_installed, backends))
+    chosen, _ = tvl1.choose_backend("cpu", backends)
+    assert chosen in speeds
+
+
+def test_numba_needs_no_folder_to_keep_its_code_in():
+    """Both the project and the user's cache folder may be read-only, as in a container."""
+    if not tvl1.is_installed("numba"):
+        pytest.skip("numba isn't installed")
+    root = Path(tvl1.__file__).parents[1]
+    nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}  # and none is provided
+    subprocess.run([sys.executable, "-c", "import data.tvl1_cpu"], cwd=root, env=os.environ | nowhere, check=True)
 
 
 def test_runs_without_opencv_and_numba():
     code = (
         "import sys; sys.modules['cv2'] = sys.modules['numba'] = None\n"
-        "from data.tvl1 import choose_backend, moving_texture, tvl1_flow\n"
-        "flow = tvl1_flow(*moving_texture(1, 40, 50, motion=(2, -1)))\n"
-        "print(*flow[0, :, 10:-10, 10:-10].mean((1, 2)).round().tolist(), choose_backend())\n"
+        "from data.tvl1 import moving_texture, suitable_backends, tvl1_pairs\n"
+        "flow = tvl1_pairs(*moving_texture(1, 40, 50, motion=(2, -1)))\n"
+        "print(*flow[0, :, 10:-10, 10:-10].mean((1, 2)).round().tolist(), *suitable_backends())\n"
     )
     root = Path(tvl1.__file__).parents[1]
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
@@ -333,7 +352,7 @@ def test_runs_without_opencv_and_numba():
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="torch.compile needs a C++ compiler")
 def test_compiled_agrees():
     first, second = mixed_pairs()
-    flows = [tvl1_flow(first, second, backend=backend) for backend in ("torch", "compiled")]
+    flows = [tvl1_pairs(first, second, backend=backend) for backend in ("torch", "compiled")]
     assert (flows[0] - flows[1]).norm(dim=1).mean() < 0.02
 
 
@@ -341,7 +360,7 @@ def test_compiled_agrees():
 @pytest.mark.parametrize("backend", ["torch", "compiled"])
 def test_gpu_agrees_with_the_cpu(backend):
     first, second = mixed_pairs()
-    expected = tvl1_flow(first, second, backend="torch")
-    flow = tvl1_flow(first.cuda(), second.cuda(), backend=backend)
+    expected = tvl1_pairs(first, second, backend="torch")
+    flow = tvl1_pairs(first.cuda(), second.cuda(), backend=backend)
     assert flow.is_cuda
     assert (flow.cpu() - expected).norm(dim=1).mean() < 0.02
