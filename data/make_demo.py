@@ -1,0 +1,300 @@
+"""Render a small data set on which either stream alone must fail: 9 classes, 3 appearances times 3 motions.
+
+A clip looks through a round window at a painted sheet that moves. What is painted (Dots, Stripes, Checks) is
+in every single frame, but its two colours are equally bright: in grey, which optical flow is computed from,
+there is nothing of it to see. How the sheet moves (Rise, Fall, Spin) is in the flow; a single frame of it is
+just a frame. Mirrored, each motion is still the same motion.
+
+Background, colours, window, scale, speed and start are drawn at random. Each such scene is filmed three times,
+once for every motion, from the same first frame on. Names are UCF101's, v_StripesSpin_g01_c02.avi: a group
+shares its background, and groups 1 to 7 are split 1's test videos.
+
+  python data/make_demo.py          only render the videos, into data/demo/videos
+  python data/make_demo.py --run    then extract, train, test and fuse them, showing each command: minutes
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from data.jobs import Report, cpu_count, run_jobs
+from data.videos import import_cv2
+from utils import HelpFormatter, InputError, atomic_path, run_main, write_json
+
+APPEARANCES = ("Dots", "Stripes", "Checks")
+MOTIONS = ("Rise", "Fall", "Spin")
+GROUPS = range(1, 26)  # as in UCF101, so that its group rule splits them
+WIDTH, HEIGHT, FRAMES, RATE = 160, 120, 24, 25
+SHEET = 512  # side of a sheet in its own pixels; it repeats without a seam
+PERIOD = 64  # of what is painted on it
+
+# --- what is filmed ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A painted sheet behind a window: what is filmed once for every motion. Lengths are in pixels of the video."""
+
+    sheet: np.ndarray  # (SHEET, SHEET, 2) float32, see draw_sheet
+    backdrop: np.ndarray  # (HEIGHT, WIDTH, 3) float32, Y Cr Cb
+    colours: np.ndarray  # (2, 2) float32, Cr Cb of the two paints
+    center: tuple[float, float]  # of the window, x and y
+    radii: tuple[float, float]  # of the window, x and y
+    scale: float  # pixels of the video per pixel of the sheet
+    angle: float  # of the sheet in the first frame, in radians
+    start: tuple[float, float]  # sheet pixel in the window's centre in the first frame
+    speed: float  # pixels per frame; of a spin, at the mean distance from the centre
+    turn: int  # which way a spin goes, 1 or -1
+
+
+def draw_scene(seed: int, appearance: str, group: int, clip: int) -> Scene:
+    """The scene of one appearance in one group's clip; the backdrop is its group's."""
+    rng = np.random.default_rng((seed, group, clip, APPEARANCES.index(appearance)))
+    # a warm and a cold paint: of any two hues, a network trained for minutes doesn't learn to see the border
+    hues = rng.permutation([0.0, np.pi]) + rng.uniform(-0.7, 0.7, 2)
+    colours = 128 + 50 * np.stack((np.cos(hues), np.sin(hues)), axis=1)
+    return Scene(
+        sheet=draw_sheet(appearance, seed),
+        backdrop=draw_backdrop(np.random.default_rng((seed, group))),
+        colours=colours.astype(np.float32),
+        center=(WIDTH / 2 + rng.uniform(-24, 24), HEIGHT / 2 + rng.uniform(-10, 10)),
+        radii=(rng.uniform(42, 52), rng.uniform(42, 52)),
+        scale=rng.uniform(0.56, 0.7),
+        angle=rng.uniform(0, 2 * np.pi),
+        start=tuple(rng.uniform(0, SHEET, 2)),
+        speed=rng.uniform(4, 8),
+        turn=int(rng.choice((-1, 1))),
+    )
+
+
+def draw_backdrop(rng: np.random.Generator) -> np.ndarray:
+    """A still background, soft colours under a grain like the sheet's: (HEIGHT, WIDTH, 3) float32, Y Cr Cb."""
+    grain = 18 * noise(rng, 256)
+    tints = [128 + 14 * noise(rng, 256, steepness=3) + rng.uniform(-14, 14) for _ in "rb"]
+    return np.stack([128 + grain, *tints], axis=2)[:HEIGHT, :WIDTH].astype(np.float32)
+
+
+def noise(rng: np.random.Generator, side: int, steepness: float = 1.0) -> np.ndarray:
+    """Random (side, side) of mean 0 and deviation 1, alike in all directions, that repeats without a seam.
+
+    Its amplitude falls as 1 / frequency**steepness, as in photographs for 1.
+    """
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
+    frequency[0, 0] = np.inf
+    spectrum = np.fft.rfft2(rng.standard_normal((side, side))) / frequency**steepness
+    spectrum *= np.exp(-((frequency / 0.18) ** 2))  # nothing finer than a pixel of the video
+    field = np.fft.irfft2(spectrum, (side, side))
+    return field / field.std()
+
+
+@functools.cache
+def draw_sheet(appearance: str, seed: int) -> np.ndarray:
+    """What moves: (SHEET, SHEET, 2) float32, the grain's brightness and how much of the second paint, 0 to 1.
+
+    Each appearance has as much of one paint as of the other.
+    """
+    grain = np.clip(18 * noise(np.random.default_rng(seed), SHEET), -40, 40)
+    y, x = (np.mgrid[:SHEET, :SHEET] % PERIOD) / PERIOD - 0.5
+    edge = 1.5 / PERIOD  # half the width of a paint's soft edge
+    distance = {  # from the edge, in periods, positive inside
+        "Dots": np.sqrt(1 / (2 * np.pi)) - np.hypot(x, y),
+        "Stripes": 0.25 - np.abs(x),
+        "Checks": np.sign(x * y) * np.minimum.reduce([np.abs(x), np.abs(y), 0.5 - np.abs(x), 0.5 - np.abs(y)]),
+    }[appearance]
+    paint = np.clip(0.5 + distance / (2 * edge), 0, 1)
+    return np.stack((grain, paint), axis=2).astype(np.float32)
+
+
+def sheet_pose(scene: Scene, motion: str, frame: int) -> np.ndarray:
+    """Where the sheet is in a frame: the (2, 3) matrix from a pixel (x, y, 1) of the video to one of the sheet.
+
+    The sheet is turned about the window's centre, and shifted up (Rise) or down (Fall) by scene.speed a frame.
+    """
+    turned, risen = 0.0, 0.0
+    if motion == "Spin":
+        turned = scene.turn * frame * scene.speed / (2 / 3 * np.mean(scene.radii))
+    else:
+        risen = frame * scene.speed * {"Rise": 1, "Fall": -1}[motion]
+    cos, sin = np.cos(scene.angle - turned), np.sin(scene.angle - turned)
+    linear = np.array([[cos, -sin], [sin, cos]]) / scene.scale
+    offset = np.array(scene.start) - linear @ (np.array(scene.center) - (0, risen))
+    return np.column_stack((linear, offset))
+
+
+def film(scene: Scene, motion: str) -> Iterator[np.ndarray]:
+    """The frames of one video, uint8 BGR (HEIGHT, WIDTH, 3)."""
+    cv2 = import_cv2()
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    radius = np.hypot((x - scene.center[0]) / scene.radii[0], (y - scene.center[1]) / scene.radii[1])
+    window = np.clip((1 - radius) * np.mean(scene.radii) / 2 + 0.5, 0, 1).astype(np.float32)[:, :, None]
+    still = scene.backdrop * (1 - window)
+    for frame in range(FRAMES):
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        pose = sheet_pose(scene, motion, frame)
+        seen = cv2.warpAffine(scene.sheet, pose, (WIDTH, HEIGHT), flags=flags, borderMode=cv2.BORDER_WRAP)
+        chroma = scene.colours[0] + seen[:, :, 1:] * (scene.colours[1] - scene.colours[0])
+        moving = np.concatenate((128 + seen[:, :, :1], chroma), axis=2)
+        image = np.rint(still + window * moving).astype(np.uint8)
+        yield cv2.cvtColor(image, cv2.COLOR_YCrCb2BGR)
+
+
+# --- the videos ----------------------------------------------------------------------------------------
+
+
+def video_path(videos: Path, appearance: str, motion: str, group: int, clip: int) -> Path:
+    """Class/v_Class_gXX_cYY.avi, as in UCF101."""
+    name = appearance + motion
+    return videos / name / f"v_{name}_g{group:02d}_c{clip:02d}.avi"
+
+
+def write_video(path: Path, frames: Iterator[np.ndarray]) -> None:
+    """Write BGR frames as motion JPEG by OpenCV's own encoder: the same bytes from the same frames."""
+    cv2 = import_cv2()
+    codec = cv2.VideoWriter_fourcc(*"MJPG")
+    with tempfile.TemporaryDirectory() as folder, atomic_path(path) as temporary:
+        avi = Path(folder) / "video.avi"  # the encoder goes by the suffix
+        writer = cv2.VideoWriter(str(avi), cv2.CAP_OPENCV_MJPEG, codec, RATE, (WIDTH, HEIGHT))
+        for frame in frames:
+            writer.write(frame)
+        writer.release()
+        temporary.write_bytes(avi.read_bytes())
+
+
+def render_group(videos: Path, seed: int, clips: int, group: int, report: Report) -> int:
+    """Render a group's videos, those that are not there yet; returns how many."""
+    written = 0
+    for appearance, clip in itertools.product(APPEARANCES, range(1, clips + 1)):
+        scene = draw_scene(seed, appearance, group, clip)
+        for motion in MOTIONS:
+            path = video_path(videos, appearance, motion, group, clip)
+            if not path.exists():
+                write_video(path, film(scene, motion))
+                written += 1
+    return written
+
+
+def render(out: Path, seed: int, clips: int) -> None:
+    """Write the videos of all scenes under `out`/videos, on all cores. Those that are there are kept."""
+    settings = {"seed": seed, "width": WIDTH, "height": HEIGHT, "frames": FRAMES, "rate": RATE, "version": 1}
+    made_by = out / "demo.json"
+    if made_by.exists() and json.loads(made_by.read_text(encoding="utf-8")) != settings:
+        raise InputError(f"{made_by} says that these videos were rendered otherwise; remove {out} or choose another")
+    write_json(made_by, settings)
+    videos = out / "videos"
+    workers = [functools.partial(render_group, videos, seed, clips)] * cpu_count()
+    classes = len(APPEARANCES) * len(MOTIONS)
+    written, total = 0, len(GROUPS) * classes * clips
+    with tqdm(total=total, desc="render", unit="video", leave=False, disable=not sys.stderr.isatty()) as bar:
+        for _, event, value in run_jobs(workers, GROUPS):
+            if event == "crashed":
+                raise RuntimeError(f"a process that rendered died: {value}")
+            written += value
+            bar.update(classes * clips)
+    print(f"{total} videos in {classes} classes, {written} of them new -> {videos}")
+
+
+# --- the whole job -------------------------------------------------------------------------------------
+
+
+def demo_commands(out: Path, record: Path, seed: int, clips: int) -> list[tuple[str, list[str]]]:
+    """What each step makes, and its command. UCF101 takes the same; here network and images are small."""
+    videos, rgb, flow = shown(out / "videos"), shown(out / "rgb"), shown(out / "flow")
+    spatial, motion, fusion = shown(record / "spatial"), shown(record / "motion"), shown(record / "fusion")
+    # one test, after the last epoch: what the table shows was not chosen by the test set
+    training = (
+        "--ucf-list none --arch resnet18 --weights none --size 56 --test-resize center --schedule cosine "
+        f"--epochs 6 --eval-every 6 --resume auto --seed {seed}"
+    )
+    commands = [
+        ("videos", f"data/make_demo.py {shown(out)} --clips {clips} --seed {seed}"),
+        ("RGB frames", f"data/extract_rgb.py {videos} {rgb} --short-side 64 --sampling-rate 3"),
+        ("optical flow", f"data/extract_flow.py {videos} {flow} --short-side 64 --method dis"),
+        ("spatial stream", f"spatial_cnn.py --rgb-dir {rgb} --output {spatial} {training} --batch-size 8 --lr 0.005"),
+        ("motion stream", f"motion_cnn.py --flow-dir {flow} --output {motion} {training} --batch-size 16 --lr 0.01 "
+                          "--flow-mean 0.5 --flow-std 0.226"),
+        ("fusion", f"fusion.py --spatial {spatial} --motion {motion} --output {fusion}"),
+    ]  # fmt: skip
+    return [(title, shlex.split(command)) for title, command in commands]
+
+
+def shown(path: Path) -> str:
+    """A path as a command says it: from the project's folder where it lies in there."""
+    path = path.resolve()
+    return shlex.quote((path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix())
+
+
+def run_demo(out: Path, record: Path, seed: int, clips: int) -> int:
+    """Run the commands, showing each; returns the exit code of the first that fails, else 0."""
+    began = time.monotonic()
+    commands = demo_commands(out, record, seed, clips)
+    for number, (title, command) in enumerate(commands, 1):
+        print(f"\n== {number}/{len(commands)} {title}\n$ python {shlex.join(command)}", flush=True)
+        start = time.monotonic()
+        code = call([sys.executable, *command])
+        if code:
+            print(f"the demo stopped at {title!r}; run it again to go on from there", file=sys.stderr)
+            return code
+        print(f"   {time.monotonic() - start:.0f} s")
+    print(
+        f"\nDone in {time.monotonic() - began:.0f} s. Nine classes are {len(APPEARANCES)} appearances times "
+        f"{len(MOTIONS)} motions: a stream that sees only one of the two\nhas to guess the other, and is right "
+        "one time in three. Run again, this does only what is missing."
+    )
+    return 0
+
+
+def call(command: list[str]) -> int:
+    """Run a command in the project's folder. Ctrl-C is the command's to handle; this waits for it."""
+    process = subprocess.Popen(command, cwd=ROOT)
+    old = {
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
+    }
+    try:
+        code = process.wait()
+        return code if code >= 0 else 128 - code  # ended by a signal
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    default = Path("data/demo")
+    parser.add_argument("out", type=Path, nargs="?", default=default, metavar="OUT", help="folder to write to")
+    parser.add_argument(
+        "--clips", type=int, default=3, metavar="N", help="per class and group; each class has 25 groups"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    group = parser.add_argument_group("the whole job")
+    group.add_argument("--run", action="store_true", help="also extract, train, test and fuse")
+    group.add_argument("--record", type=Path, default=Path("record/demo"), metavar="DIR", help="what the streams write")
+    args = parser.parse_args()
+    if not 1 <= args.clips <= 99:
+        raise InputError(f"--clips {args.clips}: give 1 to 99")
+    if args.run:
+        return run_demo(args.out, args.record, args.seed, args.clips)
+    render(args.out, args.seed, args.clips)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
