@@ -19,7 +19,7 @@ from utils import InputError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 TSN_SCALES = (1.0, 0.875, 0.75, 0.66)  # TSN (Wang et al. 2016), section 3.2, and its released code
-RESIZED_AT_ONCE = 8  # images: some for torch's call to be worth it, few enough to stay in the cache
+RESIZED_AT_ONCE = 4  # images: some for torch's call to be worth it, few enough to stay in the cache
 CENTER_FRACTION = 224 / 256  # the usual test crop: 224 of a 256-pixel short side
 
 
@@ -173,11 +173,19 @@ def stack_resized(crops: Iterable[np.ndarray], count: int, size: int) -> Tensor:
     return result
 
 
-def empty_images(count: int, planes: int, height: int, width: int) -> Tensor:
-    """Room for uint8 images (count, planes, height, width): RGB channels last, flow plane by plane."""
+def empty_images(count: int, planes: int, height: int, width: int, shared: bool = False) -> Tensor:
+    """Room for uint8 images (count, planes, height, width): RGB channels last, flow plane by plane.
+
+    `shared` memory reaches another process without a copy.
+    """
+    if shared:
+        storage = torch.UntypedStorage._new_shared(count * planes * height * width)
+        memory = torch.empty(0, dtype=torch.uint8).set_(storage)
+    else:
+        memory = torch.empty(count * planes * height * width, dtype=torch.uint8)
     if planes == 3:
-        return torch.empty(count, height, width, planes, dtype=torch.uint8).permute(0, 3, 1, 2)
-    return torch.empty(count, planes, height, width, dtype=torch.uint8)
+        return memory.view(count, height, width, planes).permute(0, 3, 1, 2)
+    return memory.view(count, planes, height, width)
 
 
 def resize_planes(planes: Tensor, size: int) -> Tensor:
