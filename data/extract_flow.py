@@ -88,7 +88,8 @@ def parse_arguments() -> argparse.Namespace:
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="auto: GPUs if there are any, but tvl1 that was begun on the CPU goes on there: a GPU rounds differently",
+        help=f"auto: all GPUs, {WORKERS_PER_GPU} processes each, if there are any; but tvl1 that was begun on the CPU "
+        "goes on there, as a GPU rounds differently",
     )
     device.add_argument(
         "--batch-frames",
@@ -160,6 +161,7 @@ def choose_tvl1(device: str) -> str:
 
     torch.set_num_threads(1)  # as the workers will
     backend, speeds = choose_backend(device, suitable_backends(device))
+    torch.cuda.empty_cache()  # the workers need that memory
     advice = "" if device != "cpu" or is_installed("numba") else "; pip install numba to have it ten times as fast"
     print(f"tvl1: {speeds}{advice}")
     return backend

@@ -323,6 +323,16 @@ def test_tensor_codes_flow_is_not_mixed_with_opencvs(moving, run, tmp_path):
         assert "backend torch there, none asked" in run(*command, code=2).stderr
 
 
+@pytest.mark.gpu
+def test_tvl1_on_a_gpu(moving, run, tmp_path):
+    out = tmp_path / "out"
+    command = ("data/extract_flow.py", moving, out, "--device", "cuda", "--short-side", "0", "--workers", "2")
+    assert "on a GPU" in run(*command).stdout
+    image = np.asarray(Image.open(out / "u" / "v_Biking_g01_c01" / "frame000005.jpg"))
+    assert abs(float(np.median(image)) - (128 - 4 * 6.375)) <= 2
+    assert json.loads((out / "extraction.json").read_text())["settings"]["device"] == "cuda"
+
+
 def test_gpus_are_taken_but_not_for_what_was_begun_on_the_cpu(monkeypatch, tmp_path):
     import torch
 
