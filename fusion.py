@@ -24,7 +24,7 @@ import numpy as np
 from report.metrics import METRICS, bootstrap, interval, mcnemar, softmax
 from report.predictions import TestSet, align, load_predictions
 from report.summary import describe, text
-from utils import HelpFormatter, InputError, accuracy, run_main, write_json
+from utils import ArgumentParser, InputError, accuracy, run_main, write_json
 
 CONFIDENCE = 0.6  # the common mean confidence; on UCF101's split 1, 0.5 to 0.7 give 90.64 to 90.75 % top-1
 SWEEP = np.round(np.arange(0, 3.001, 0.05), 2)  # one stream's weight, the others' being 1
@@ -229,16 +229,15 @@ def scale_warning(test_set: TestSet) -> str | None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
+    parser = ArgumentParser(
+        __doc__,
         epilog="PATH is a pickle or a folder that holds one. With --splits, {} in it stands for the split.",
-        formatter_class=HelpFormatter,
     )
     inputs = parser.add_argument_group("predictions")
     add = inputs.add_argument
     add("pickles", nargs="*", metavar="PATH", help="streams to fuse, in place of --spatial and --motion")
-    add("--spatial", metavar="PATH", help=f"(default: {SPATIAL}, with --splits {SPATIAL}_split{{}})")
-    add("--motion", metavar="PATH", help=f"(default: {MOTION}, with --splits {MOTION}_split{{}})")
+    add("--spatial", metavar="PATH", help=f"first stream (default: {SPATIAL}, with --splits {SPATIAL}_split{{}})")
+    add("--motion", metavar="PATH", help=f"second stream (default: {MOTION}, with --splits {MOTION}_split{{}})")
     add("--splits", nargs="+", metavar="N", help="fuse each of these splits, and report their mean")
     fusing = parser.add_argument_group("fusion")
     add = fusing.add_argument

@@ -1,6 +1,6 @@
 """Train and test the motion stream: a ResNet on stacks of optical flow, or of RGB differences.
 
-  python motion_cnn.py                           train from ImageNet weights, test after every epoch
+  python motion_cnn.py                           train from ImageNet weights
   python motion_cnn.py --resume PATH             go on from a checkpoint
   python motion_cnn.py --resume PATH --evaluate  only test, then stop
 """

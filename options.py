@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils import HelpFormatter, InputError
+from utils import ArgumentParser, InputError
 
 # What a flag given on a resume does not have to repeat: everything that shapes the training, from the checkpoint.
 NOT_RESTORED = {
@@ -17,9 +17,10 @@ NOT_RESTORED = {
 }  # fmt: skip
 
 
-def stream_parser(stream: str, description: str) -> argparse.ArgumentParser:
+def stream_parser(stream: str, description: str) -> ArgumentParser:
     """The flags that both streams have. A script adds its own and hands the parser to `parse`."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    # all flags in a usage line would fill a screen
+    parser = ArgumentParser(description, usage="%(prog)s [--resume [PATH]] [--evaluate] [--recipe tsn] [flags]")
     parser.add_argument("--recipe", choices=("baseline", "tsn"), default="baseline",
                         help="baseline: the original's; tsn: what the better peers share. Sets defaults; any flag wins")
 
@@ -63,7 +64,8 @@ def stream_parser(stream: str, description: str) -> argparse.ArgumentParser:
                        help="limit the gradient's norm; 0: off (TSN code: 40 RGB, 20 flow)")
     group.add_argument("--partial-bn", action=argparse.BooleanOptionalAction, default=False,
                        help="freeze every batch norm but the first (TSN 3.2)")
-    group.add_argument("--label-smoothing", type=float, default=0.0, help="(Szegedy et al. 2016, section 7)")
+    group.add_argument("--label-smoothing", type=float, default=0.0,
+                       help="share of a label given to all classes (Szegedy et al. 2016, section 7)")
     group.add_argument("--ema", type=float, default=0.0, metavar="DECAY",
                        help="test an exponential moving average of the weights; 0: off, .999 is usual")
 
@@ -105,11 +107,11 @@ def stream_parser(stream: str, description: str) -> argparse.ArgumentParser:
 
 
 def parse(
-    parser: argparse.ArgumentParser, recipes: Mapping[str, Mapping[str, Any]], argv: Sequence[str] | None = None
+    parser: ArgumentParser, recipes: Mapping[str, Mapping[str, Any]], argv: Sequence[str] | None = None
 ) -> argparse.Namespace:
     """Read the command line. The recipe sets defaults, flags win; `args.given` names the flags that were given."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    first = argparse.ArgumentParser(add_help=False)
+    first = ArgumentParser(add_help=False)
     first.add_argument("--recipe", choices=tuple(recipes), default="baseline")
     recipe = first.parse_known_args(argv)[0].recipe
     parser.set_defaults(**recipes[recipe])

@@ -65,6 +65,8 @@ class Run:
         size = sum(tensor.nbytes for tensor in training.model.state_dict().values())
         if self.leads:  # weights, momentum and average, in two checkpoints and a temporary one
             check_output(self.output, 3 * (3 if training.ema else 2) * size)
+            if args.resume is None:
+                self._set_aside()
         self.say(self._headline())
         if args.val_groups:
             self.say(f"model_best is chosen by the last {args.val_groups} groups of each class, held out of training")
@@ -149,6 +151,16 @@ class Run:
         self.say(line)
         return is_best
 
+    def _set_aside(self) -> None:
+        """Keep what another training left here: forgetting --resume must not cost the days that it took."""
+        records = [f"{self.prefix}_train.csv", f"{self.prefix}_test.csv"]
+        if not (self.output / "checkpoint.pth.tar").is_file():
+            return
+        for name in ("model_best.pth.tar", *records, "checkpoint.pth.tar"):
+            if (self.output / name).is_file():
+                os.replace(self.output / name, self.output / f"old_{name}")
+        self.say(f"a training from the start; {self.output} held another: its files are now {self.output}/old_*")
+
     def _report_best(self, training: Training) -> None:
         """Test the best epoch's network, so that its predictions are what stays on disk."""
         path = self.output / "model_best.pth.tar"
@@ -156,6 +168,8 @@ class Run:
         if not path.is_file():
             return
         best = read_checkpoint(path)
+        if best.best_prec1 != training.best_prec1:
+            return  # another training's, which lay in this folder
         training.tested_model.load_state_dict(best.tested_state)
         result = self._test(training.tested_model, self.data.test)
         self._write(result, training.tested_model, self.data.test, "test", best.epoch, path.name)

@@ -1,6 +1,6 @@
 """Train and test the spatial stream: a ResNet on single RGB frames.
 
-  python spatial_cnn.py                           train from ImageNet weights, test after every epoch
+  python spatial_cnn.py                           train from ImageNet weights
   python spatial_cnn.py --resume PATH             go on from a checkpoint
   python spatial_cnn.py --resume PATH --evaluate  only test, then stop
 """
@@ -33,7 +33,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 def main() -> int:
     # flags
     parser = options.stream_parser("spatial", __doc__)
-    parser.add_argument("--rgb-dir", metavar="DIR", default="data/rgb", help="RGB frames, in any layout of the README")
+    group = parser.add_argument_group("spatial")
+    group.add_argument("--rgb-dir", metavar="DIR", default="data/rgb", help="RGB frames, in any layout of the README")
     args = options.parse(parser, RECIPES)
     device = set_up_device(args.device)
     checkpoint = open_checkpoint(args, "rgb")

@@ -1,9 +1,10 @@
-"""What every script needs: plain errors, atomic files, metrics, records, checkpoints, predictions, seeds."""
+"""What every script needs: plain errors, flags, atomic files, metrics, records, checkpoints, predictions, seeds."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import hashlib
 import io
 import json
@@ -13,9 +14,10 @@ import random
 import secrets
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -43,17 +45,73 @@ def run_main(main: Callable[[], int | None]) -> None:
     sys.exit(code)
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Help with every default shown and the description's lines kept."""
+# --- command lines -------------------------------------------------------------------------------------
 
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32, width=110)
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A command line with help that fits the terminal, whose errors are InputErrors: one line, not all flags."""
+
+    def __init__(self, description: str | None = None, **settings: Any) -> None:
+        super().__init__(description=description, formatter_class=HelpFormatter, **settings)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        namespace, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            close = difflib.get_close_matches(flag, self._option_string_actions, 1, 0.75)
+            self.error(f"{flag}: no such flag" + (f", did you mean {close[0]}?" if close else ""))
+        return namespace
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message.removeprefix('argument ')}; `{self.prog} -h` explains all flags")
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Help as wide as the terminal, at most 110 columns, with every default shown.
+
+    Prose is wrapped; indented lines, which are commands, are kept, and their comments go below where they must.
+    """
+
+    def __init__(self, prog: str, **settings: Any) -> None:
+        width = min(110, shutil.get_terminal_size().columns)
+        super().__init__(prog, max_help_position=32 if width > 100 else 24, width=width, **settings)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        filled: list[str] = []
+        prose: list[str] = []
+        for line in [*text.strip("\n").splitlines(), ""]:
+            if line and not line.startswith(" "):
+                prose.append(line)
+                continue
+            filled += textwrap.wrap(" ".join(prose), width)
+            prose.clear()
+            command, _, comment = line.strip().partition("  ")
+            if len(line) <= width:
+                filled.append(line)
+            else:
+                filled += ["  " + command, *textwrap.wrap("      " + comment.strip(), width, subsequent_indent=" " * 6)]
+        return "\n".join(filled[:-1])
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, default = action.help, action.default
+        if text is not None and isinstance(action, argparse.BooleanOptionalAction):
+            text = text.removesuffix(" (default: %(default)s)")  # Python 3.10's own, with True and False
+            return f"{text} (default: {'on' if default else 'off'})"
         # A switch needs none, and what None means is for the help to say.
-        if action.default is None or isinstance(action.default, bool):
-            return action.help
-        return super()._get_help_string(action)
+        silent = default in (None, [], (), argparse.SUPPRESS) or isinstance(default, bool)
+        if text is None or silent or "default:" in text:
+            return text
+        shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else "%(default)s"
+        return f"{text} (default: {shown})"
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return {int: "N", float: "X"}.get(action.type, action.dest.upper())  # type: ignore[call-overload]
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"  # the value once, not after each name
 
 
 # --- files ---------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Check a prepared data set: is every listed video there, whole, and as long as it should be?
 
-  python -m data.check --rgb-dir data/rgb --flow-dir data/flow --ucf-list data/ucfTrainTestlist
+  python -m data.check --rgb-dir data/rgb --flow-dir data/flow
 
 One table by class, then every problem by video. Each image is decoded as in training; --quick only looks at
 names, which finds what is missing, but no broken image. The exit code is 1 if anything is wrong.
@@ -26,7 +26,7 @@ from dataloader.images import decode_gray, decode_rgb, read_bytes
 from dataloader.layouts import Frames, Index, find, index_frames, locate
 from dataloader.names import Video, first_few, ucf_parts
 from dataloader.splits import Split, load_split
-from utils import HelpFormatter, InputError, atomic_path, run_main
+from utils import ArgumentParser, InputError, atomic_path, run_main
 
 MINIMUM_FRAMES = 11  # one motion clip: 10 flow pairs
 KINDS = ("missing", "sequence", "u/v", "length", "short", "images")
@@ -70,10 +70,11 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(__doc__)
     group = parser.add_argument_group("data")
-    group.add_argument("--rgb-dir", type=Path, metavar="DIR", help="RGB frames (default: data/rgb if it is there)")
-    group.add_argument("--flow-dir", type=Path, metavar="DIR", help="optical flow (default: data/flow if it is there)")
+    group.add_argument("--rgb-dir", type=Path, metavar="DIR", help="RGB frames")
+    group.add_argument("--flow-dir", type=Path, metavar="DIR",
+                       help="optical flow (given neither: data/rgb and data/flow, as far as they are there)")
     group.add_argument("--ucf-list", metavar="DIR", help="folder of split lists, or 'none': by UCF101's group rule "
                        "(default: data/ucfTrainTestlist if it is there, else none)")  # fmt: skip
     group.add_argument("--split", default="1", help="number of the split")
@@ -86,14 +87,14 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def open_indexes(args: argparse.Namespace) -> dict[str, Index]:
-    """The indexes asked for, "rgb" and "flow"; a default folder that isn't there is left out."""
+    """The indexes asked for, "rgb" and "flow"; none asked for: those of the default folders that are there."""
     indexes = {}
     for kind, given in (("rgb", args.rgb_dir), ("flow", args.flow_dir)):
         folder = given or Path("data", kind)
-        if given or folder.is_dir():
+        if given or (folder.is_dir() and args.rgb_dir is None and args.flow_dir is None):
             indexes[kind] = index_frames(folder, kind)  # type: ignore[arg-type]
     if not indexes:
-        raise InputError("nothing to check: give --rgb-dir or --flow-dir or both")
+        raise InputError("nothing to check: no data/rgb or data/flow is here; give --rgb-dir or --flow-dir or both")
     return indexes
 
 
@@ -257,7 +258,7 @@ def is_complete(split: Split) -> bool:
 def summary(split: Split, indexes: dict[str, Index], problems: Iterable[Problem]) -> list[str]:
     """How many videos are there, whether that is the whole official split, and what is in no list."""
     absent = {problem.video for problem in problems if problem.kind in ("missing", "sequence", "u/v")}
-    train, test = (f"{sum(video not in absent for video in part)} of {len(part)}" for part in (split.train, split.test))
+    train, test = (f"{sum(v not in absent for v in part)} of {len(part)}" for part in (split.train, split.test))
     line = f"split {split.number}: {train} training and {test} test videos are there"
     if official := split.official_counts:
         whole = "complete" if is_complete(split) and not absent else "not complete"

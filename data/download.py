@@ -1,7 +1,7 @@
 """Get UCF101: videos and official lists from UCF's site, tsfusion's frames and flow from a mirror of yours.
 
-python data/download.py                                        # videos and lists
-python data/download.py rgb flow lists --base-url https://...  # prepared frames and optical flow, lists
+  python data/download.py                                        # videos and lists
+  python data/download.py rgb flow lists --base-url https://...  # prepared frames and optical flow, lists
 
 Run it again after any interruption: it continues where it stopped.
 """
@@ -26,7 +26,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.archives import Unpacked, check_disk, rar_tools, unpack_rar, unpack_zip
 from data.fetch import Client, Missing, Transient, fetch, kept_bytes, look_up, measure_rate
-from utils import HelpFormatter, InputError, run_main, write_json
+from utils import ArgumentParser, InputError, run_main, write_json
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def known_item(name: str) -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("what", nargs="*", type=known_item, metavar="WHAT",
                         help="any of videos, lists (UCF's), rgb, flow (tsfusion's); default: videos lists")
     parser.add_argument("--output", type=Path, default=Path("data"), metavar="DIR",

@@ -22,7 +22,7 @@ import numpy as np
 
 from data.videos import find_videos
 from dataloader.names import first_few, group_of, video_key
-from utils import HelpFormatter, InputError, atomic_path, run_main
+from utils import ArgumentParser, InputError, atomic_path, run_main
 
 
 def main() -> int:
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of class folders of videos")
     parser.add_argument("out", type=Path, metavar="OUT", help="where to write the lists")
     how = parser.add_mutually_exclusive_group()

@@ -6,13 +6,12 @@ with one row per epoch. The original's records, which have the same columns, are
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from utils import HelpFormatter, InputError, run_main
+from utils import ArgumentParser, InputError, run_main
 
 PREFIXES = {"rgb": "spatial", "opf": "motion"}
 PANELS = {"Loss": "loss", "Prec@1": "top-1, %", "lr": "learning rate"}
@@ -71,7 +70,7 @@ def draw(records: dict[str, dict[str, pd.DataFrame]]):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter)
+    parser = ArgumentParser(__doc__.split("\n\n")[0])
     parser.add_argument(
         "folders",
         nargs="*",

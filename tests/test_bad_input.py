@@ -172,6 +172,15 @@ def test_a_record_that_is_no_record(fails, tiny, tmp_path):
     assert (tmp_path / "out/rgb_train.csv").read_text() == "my,notes\n1,2\n"
 
 
+def test_typos_in_flags(fails):
+    assert "--batchsize: no such flag, did you mean --batch-size?" in fails("spatial_cnn.py", "--batchsize", 3)
+    assert "--normalise: no such flag, did you mean --normalize?" in fails("fusion.py", "--normalise", "std")
+    assert "--epochs: invalid int value: 'many'" in fails("motion_cnn.py", "--epochs", "many")
+    assert "'best'" in fails("motion_cnn.py", "--recipe", "best")
+    assert "data/rgb: no such flag" in fails("spatial_cnn.py", "data/rgb")
+    assert "VIDEOS, OUT" in fails("data/make_split.py")
+
+
 def test_flags(fails, tiny, tmp_path):
     for flag in ("--epochs", "--batch-size", "--segments", "--test-samples", "--accumulate", "--size"):
         assert flag in fails("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path), flag, 0)

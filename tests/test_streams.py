@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -98,6 +99,19 @@ def test_resume_goes_on_with_the_next_epoch(trained, run):
     assert "all 2 epochs are done" in process.stdout
 
 
+def test_a_training_from_the_start_keeps_what_another_left(trained, run, tmp_path):
+    stream, (script, flag, folder, *rest), output, _ = trained
+    shutil.copytree(output, tmp_path / "out")
+    arguments = (script, flag, folder, *rest[:-1], tmp_path / "out", "--epochs", 2, "--seed", 1)
+    assert f"{tmp_path / 'out'}/old_*" in run(*arguments).stdout
+    prefix = STREAMS[stream][3]
+    for name in ("checkpoint.pth.tar", "model_best.pth.tar", f"{prefix}_train.csv", f"{prefix}_test.csv"):
+        assert (tmp_path / "out" / f"old_{name}").read_bytes() == (output / name).read_bytes()
+    assert len(pd.read_csv(tmp_path / "out" / f"{prefix}_test.csv")) == 2
+    run(*arguments, "--resume")  # goes on, and moves nothing
+    assert (tmp_path / "out/old_checkpoint.pth.tar").read_bytes() == (output / "checkpoint.pth.tar").read_bytes()
+
+
 def test_both_streams_fuse(tiny, run, tmp_path):
     for stream, (script, flag, folder, _) in STREAMS.items():
         run(script, flag, tiny / folder, *SMALL, "--output", tmp_path / stream, "--epochs", 1, "--amp", "off")
@@ -154,6 +168,6 @@ def test_validation_groups_leave_the_test_set_to_the_end(tiny, run, tmp_path):
 def test_help_shows_groups_and_defaults(run):
     for script, batch, rate in (("spatial_cnn.py", "25", "0.0005"), ("motion_cnn.py", "64", "0.01")):
         text = " ".join(run(script, "-h").stdout.split())
-        for words in ("--epochs EPOCHS total number of epochs (default: 500)", f"(default: {rate})",
+        for words in ("--epochs N total number of epochs (default: 500)", f"(default: {rate})",
                       f"(default: {batch})", "data:", "training:", "run:", "(default: resnet101)"):  # fmt: skip
             assert words in text, words

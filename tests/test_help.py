@@ -1,0 +1,43 @@
+"""The help of every script that a user runs."""
+
+import runpy
+import sys
+
+import pytest
+from conftest import ROOT
+
+FILES = [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), ROOT / "report/curves.py"]
+SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in FILES if "run_main(main)" in path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("columns", [80, 110])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_fits_the_terminal_and_shows_defaults(script, columns, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "-h"])
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= columns
+    assert text.startswith("usage: ") and "default: []" not in text and "Path(" not in text
+
+
+def test_every_script_is_here():
+    assert {"spatial_cnn.py", "motion_cnn.py", "fusion.py", "predict.py", "data/check.py"} < set(SCRIPTS)
+
+
+def test_switches_commands_and_lists(monkeypatch, capsys):
+    from utils import ArgumentParser
+
+    monkeypatch.setenv("COLUMNS", "80")
+    prose = "Prose that is too long for one line of eighty columns is wrapped, wherever\nits own lines end."
+    parser = ArgumentParser(f"{prose}\n\n  python x.py {'y' * 60}  a comment\n", prog="x.py")
+    parser.add_argument("--levels", "-l", type=int, nargs="+", default=[1, 2], help="of something")
+    parser.add_argument("--none", type=float, nargs="*", default=[], help="empty by default")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["-h"])
+    text = capsys.readouterr().out
+    assert "wherever its\nown lines end.\n\n  python x.py " + "y" * 60 + "\n      a comment\n" in text
+    assert "--levels, -l N [N ...]" in " ".join(text.split()) and "of something (default: 1 2)" in text
+    assert "empty by default\n" in text
