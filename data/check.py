@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from data.jobs import Report, cpu_count, run_jobs
-from dataloader.images import decode_gray, decode_rgb, read_bytes
+from dataloader.images import decode_gray, decode_rgb
 from dataloader.layouts import Frames, Index, find, index_frames, locate
 from dataloader.names import Video, first_few, ucf_parts
 from dataloader.splits import Split, load_split
@@ -132,7 +132,7 @@ def check_names(indexes: dict[str, Index], videos: list[Video]) -> tuple[list[Pr
             except InputError:
                 absent.append(f"{'RGB frames' if kind == 'rgb' else 'flow'} under {index.root}")
                 continue
-            sequences = [frames] if isinstance(frames, Frames) else list(frames)
+            sequences = list(frames) if isinstance(frames, tuple) else [frames]
             counts[kind][video] = sequences[0].count
             jobs.append((video, index.root, sequences))
         if absent:
@@ -197,12 +197,12 @@ def decode_video(task: tuple[Path, list[Frames]], report: Report) -> str:
     decode = decode_rgb if len(sequences) == 1 else decode_gray
     broken: list[str] = []
     sizes: Counter[tuple[int, ...]] = Counter()
-    example: dict[tuple[int, ...], Path] = {}
+    example: dict[tuple[int, ...], str] = {}
     for sequence in sequences:
         for i in range(sequence.count):
-            path = sequence.path(root, i)
             try:
-                size = decode(read_bytes(path), path).shape[:2]
+                path, data = next(sequence.read(root, [i]))
+                size = decode(data, path).shape[:2]
             except InputError as error:
                 broken.append(str(error))
                 continue

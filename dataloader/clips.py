@@ -82,6 +82,9 @@ class Batch(NamedTuple):
     error: str | None = None
 
 
+SENT_AS_ARRAYS = ("labels", "clips", "flip")
+
+
 class ClipDataset(Dataset):
     """Videos as uint8 clips. Item (epoch, index) depends on (seed, epoch, index) alone.
 
@@ -164,7 +167,8 @@ class ClipDataset(Dataset):
         boxes: list[Box] = []
         for step, image in zip(steps, self.read(source.frames, steps), strict=True):
             if not boxes:
-                shape, boxes = image.shape, self._boxes(*image.shape[1:], rng)
+                shape = image.shape
+                boxes = self._boxes(shape[1], shape[2], rng)
             elif image.shape != shape:
                 size, other = shape[1:], image.shape[1:]
                 raise InputError(
@@ -190,24 +194,21 @@ def collate(items: list[Batch]) -> Batch:
             return item
     offsets = np.cumsum([0] + [len(item.images) for item in items])
     in_worker = get_worker_info() is not None
-    images = empty_images(int(offsets[-1]), *items[0].images.shape[1:], shared=in_worker)
+    planes, height, width = items[0].images.shape[1:]
+    images = empty_images(int(offsets[-1]), planes, height, width, shared=in_worker)
     torch.cat([item.images for item in items], out=images)
-    small = (
+    batch = Batch(
+        [name for item in items for name in item.names],
         torch.cat([item.labels for item in items]),
+        images,
         torch.cat([item.clips + int(offset) for item, offset in zip(items, offsets, strict=False)]),
         torch.cat([item.flip for item in items]),
-    )
-    # Between processes a small array is sent in a tenth of the time of a tensor, which takes a shared file.
-    labels, clips, flip = (tensor.numpy() for tensor in small) if in_worker else small
-    return Batch(
-        [name for item in items for name in item.names],
-        labels,
-        images,
-        clips,
-        flip,
         sum(item.counted for item in items),
         [problem for item in items for problem in item.problems],
     )
+    if in_worker:  # a tensor takes a shared file to send; small ones travel faster as plain arrays
+        return batch._replace(**{name: getattr(batch, name).numpy() for name in SENT_AS_ARRAYS})
+    return batch
 
 
 def clips_of(
@@ -272,8 +273,7 @@ class Loader:
             for batch in self._loader:
                 if batch.error is not None:
                     raise InputError(batch.error)
-                small = {name: torch.as_tensor(getattr(batch, name)) for name in ("labels", "clips", "flip")}
-                yield batch._replace(**small)
+                yield batch._replace(**{name: torch.as_tensor(getattr(batch, name)) for name in SENT_AS_ARRAYS})
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise

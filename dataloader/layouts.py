@@ -7,6 +7,7 @@ The layout is told by the names of folders and images, the first number, 0 or 1,
   mmaction2          ROOT/Class/v_X/{img,flow_x,flow_y}_00001.jpg
   the original repo  ROOT/Class/separated_images/v_X/v_X_1.jpg
 
+A packed data set (data/pack.py) is read as the folder it was made of.
 Any other folders may stand between ROOT and the video's, and videos may have any names.
 """
 
@@ -90,10 +91,14 @@ def index_frames(root: str | Path, kind: Kind) -> Index:
     remedy = f"make them with data/extract_{kind}.py, or give their folder to --{kind}-dir"
     if not root.is_dir():
         raise InputError(f"{_CALLED[kind]}: {root} is {'not a folder' if root.exists() else 'not there'}; {remedy}")
+    from dataloader import packed  # which builds on this module
+
+    if packed.is_pack(root):
+        return packed.index_pack(root, kind)
     extracted = _extracted_kind(root)
     if extracted not in (None, kind):
         raise InputError(f"{_CALLED[kind]}: {root} holds extracted {_CALLED[extracted]}; {remedy}")
-    index = _assemble(root, kind, scan(root))
+    index = assemble(root, kind, scan(root))
     if not index.problems and not any(_WANTED[kind][0] in channels for channels in index.videos.values()):
         other = f", only {_CALLED['flow' if kind == 'rgb' else 'rgb']}" if index.videos else ""
         raise InputError(f"{root} holds no {_CALLED[kind]} in a known layout{other}; {remedy}")
@@ -184,7 +189,8 @@ def _extracted_kind(root: Path) -> str | None:
     return kind if kind in _CALLED else None
 
 
-def _assemble(root: Path, kind: Kind, folders: dict[str, Folder]) -> Index:
+def assemble(root: Path, kind: Kind, folders: dict[str, Folder]) -> Index:
+    """The index of these folders, by their paths under `root`: which video and channel each sequence is."""
     videos: dict[str, dict[str, Frames]] = defaultdict(dict)
     problems: dict[str, str] = {}
     by_folded_name: dict[str, str] = {}

@@ -31,6 +31,6 @@ def spatial_sources(index: Index, videos: list[Video], allow_missing: bool = Fal
     found = match(index, videos, "skip" if allow_missing else "error")
     sources = []
     for video, frames in found:
-        assert isinstance(frames, Frames)
+        assert not isinstance(frames, tuple)  # the index of flow has two
         sources.append(Source(video, frames, frames.count, str(index.root / frames.folder)))
     return sources

@@ -1,0 +1,147 @@
+"""Pack a folder of frames or flow into a few large files, for network disks that are slow with millions of small ones.
+
+  python data/pack.py data/rgb data/rgb.pack
+  python spatial_cnn.py --rgb-dir data/rgb.pack
+
+The shards are plain tar files of the image files, bit by bit as they were: `tar xf` gives the folder back. Beside
+each lies a table of where every image is, so that a clip is read with one or two seeks, in any order: that is what an
+exactly resumable random order needs, and what formats for streaming (WebDataset) don't have.
+Kill it at any moment and start it again: it goes on after the last whole shard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+import sys
+import tarfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from tqdm import tqdm
+
+from dataloader.layouts import Frames, Index, Kind, index_frames
+from dataloader.names import first_few
+from dataloader.packed import FORMAT, is_pack, sequences_of
+from utils import ArgumentParser, InputError, atomic_path, run_main, write_json
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path, metavar="FOLDER", help="RGB frames or optical flow, in any known layout")
+    parser.add_argument("pack", type=Path, metavar="PACK", help="folder to write to")
+    parser.add_argument("--kind", choices=("rgb", "flow"), help="which, where FOLDER holds both")
+    parser.add_argument("--shard-size", type=float, default=1000.0, metavar="MB", help="size at which a shard is full")
+    parser.add_argument("--skip-broken", action="store_true", help="leave out videos with gaps or u and v that differ")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_arguments()
+    if is_pack(args.source):
+        raise InputError(f"{args.source} is packed already")
+    if args.pack.resolve() == args.source.resolve() or args.source.resolve() in args.pack.resolve().parents:
+        raise InputError(f"{args.pack} lies in the folder to pack; give a place outside {args.source}")
+    index = open_source(args.source, args.kind)
+    if index.problems and not args.skip_broken:
+        problem = next(iter(index.problems.values()))
+        raise InputError(
+            f"{len(index.problems)} videos of {args.source} can't be used ({first_few(sorted(index.problems))}): "
+            f"{problem}; extract them again, or leave them out with --skip-broken"
+        )
+    channels = ("rgb",) if index.kind == "rgb" else ("x", "y")
+    todo = [videos[channel] for _, videos in sorted(index.videos.items()) for channel in channels if channel in videos]
+    done = finished_shards(args.pack, todo)
+    if (args.pack / "pack.json").is_file():
+        print(f"{args.pack} is packed already")
+        return 0
+    todo = todo[sum(len(sequences_of(args.pack / f"{name}.json")) for name in done) :]
+    with tqdm(total=sum(frames.count for frames in todo), unit=" images", unit_scale=True, disable=None) as bar:
+        while todo:
+            name = f"shard-{len(done):05d}"
+            written = write_shard(args.pack, name, args.source, todo, 1e6 * args.shard_size, bar)
+            todo = todo[written:]
+            done.append(name)
+    extraction = args.source / "extraction.json"
+    if extraction.is_file():
+        with atomic_path(args.pack / "extraction.json") as temporary:
+            shutil.copyfile(extraction, temporary)
+    shards = [{"name": name, "bytes": (args.pack / f"{name}.tar").stat().st_size} for name in done]
+    write_json(args.pack / "pack.json", {"format": FORMAT, "version": 1, "kind": index.kind, "shards": shards})
+    total = sum(shard["bytes"] for shard in shards)
+    print(f"{len(index.videos)} videos in {len(shards)} shards, {total / 1e6:,.0f} MB: --{index.kind}-dir {args.pack}")
+    return 0
+
+
+def open_source(source: Path, kind: Kind | None) -> Index:
+    """The index of what `source` holds: RGB frames or flow. Both is a question, none an error."""
+    if kind is not None:
+        return index_frames(source, kind)
+    found, errors = [], []
+    kinds: tuple[Kind, Kind] = ("rgb", "flow")
+    for one in kinds:
+        try:
+            found.append(index_frames(source, one))
+        except InputError as error:
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    # images in u/ and v/ may be called frame..., as RGB frames are: then they are flow
+    if len(found) == 2 and sequences(found[0]) <= sequences(found[1]):
+        return found[1]
+    if len(found) == 2:
+        raise InputError(f"{source} holds RGB frames and flow: say which to pack with --kind rgb or --kind flow")
+    return found[0]
+
+
+def sequences(index: Index) -> set[tuple[str, str]]:
+    """The folder and the names' start of every sequence that the index uses."""
+    wanted = ("rgb",) if index.kind == "rgb" else ("x", "y")
+    return {
+        (channels[channel].folder, channels[channel].prefix)
+        for channels in index.videos.values()
+        for channel in wanted
+        if channel in channels
+    }
+
+
+def finished_shards(pack: Path, todo: list[Frames]) -> list[str]:
+    """Names of the whole shards that an earlier run left. They must hold the first of `todo`, in order."""
+    names: list[str] = []
+    sequences: list[Frames] = []
+    while (path := pack / f"shard-{len(names):05d}.json").is_file():
+        names.append(path.stem)
+        sequences += sequences_of(path)
+    if sequences != todo[: len(sequences)] or ((pack / "pack.json").is_file() and len(sequences) != len(todo)):
+        raise InputError(f"{pack} holds another data set, or an older state of this one; remove it or name another")
+    return names
+
+
+def write_shard(pack: Path, name: str, root: Path, todo: list[Frames], full: float, bar: tqdm) -> int:
+    """Write one shard of the first of `todo`, until it is `full` (bytes). Returns the number of sequences in it."""
+    places: list[tuple[int, int]] = []
+    written = 0
+    with atomic_path(pack / f"{name}.tar") as temporary, tarfile.open(temporary, "w") as tar:
+        for frames in todo:
+            for path, data in frames.read(root, range(frames.count)):
+                info = tarfile.TarInfo(Path(path).relative_to(root).as_posix())
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+                padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                places.append((tar.offset - padded, len(data)))
+            bar.update(frames.count)
+            written += 1
+            if tar.offset >= full:
+                break
+    with atomic_path(pack / f"{name}.npy") as temporary, open(temporary, "wb") as file:
+        np.save(file, np.array(places, dtype=np.int64))
+    rows = [[f.folder, f.prefix, f.digits, f.start, f.count, f.suffix] for f in todo[:written]]
+    write_json(pack / f"{name}.json", {"sequences": rows})
+    return written
+
+
+if __name__ == "__main__":
+    run_main(main)

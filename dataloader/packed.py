@@ -1,0 +1,163 @@
+"""A prepared data set in a few large files: reading it. data/pack.py writes it.
+
+  PACK/shard-00000.tar    the image files as they were, one sequence behind the other; `tar xf` gives them back
+  PACK/shard-00000.npy    int64 (images, 2): where each image's bytes begin in the tar, and how many they are
+  PACK/shard-00000.json   which sequences these are: {"sequences": [[folder, prefix, digits, start, count, suffix]]}
+  PACK/pack.json          written last: {"format": "two-stream pack", "kind", "shards": [{"name", "bytes"}]}
+  PACK/extraction.json    as it was, if it was there
+
+A stack's ten x images lie side by side, and so do its ten y images: a clip takes two reads, an RGB frame one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataloader.folders import Folder, Images
+from dataloader.layouts import Frames, Index, Kind, assemble
+from utils import InputError
+
+FORMAT = "two-stream pack"
+READ_AT_ONCE = 64  # images of a run, which bounds the memory
+
+
+def is_pack(root: Path) -> bool:
+    """Does `root` hold a pack? InputError for one that data/pack.py has not finished."""
+    if (root / "pack.json").is_file():
+        return True
+    if (root / "shard-00000.tar").is_file():
+        raise InputError(f"{root} is an unfinished pack: start data/pack.py again")
+    return False
+
+
+class Shard:
+    """One tar file and its table. Opened when first read, in each process anew."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self.size = path, size
+        self._file: Any = None
+        self._table: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_table": None}
+
+    def read(self, first: int, count: int) -> list[bytes]:
+        """The bytes of `count` images from row `first` of the table on, in one read. InputError for a bad file."""
+        if self._file is None:
+            self._open()
+        places = self._table[first : first + count]
+        low, high = (int(places[0, 0]), int(places[-1].sum())) if len(places) == count else (0, -1)
+        if not 0 <= low <= high <= self.size:
+            raise InputError(f"{self.path.with_suffix('.npy')} does not fit {self.path}; pack this data set again")
+        try:
+            if hasattr(os, "pread"):  # keeps no position, which forked processes would share
+                data = os.pread(self._file.fileno(), high - low, low)
+            else:
+                self._file.seek(low)
+                data = self._file.read(high - low)
+        except OSError as error:
+            raise InputError(f"cannot read {self.path}: {error.strerror}") from None
+        if len(data) != high - low:
+            raise InputError(f"{self.path} is cut off; copy it or pack this data set again")
+        return [data[start - low : start - low + size] for start, size in places.tolist()]
+
+    def _open(self) -> None:
+        try:
+            size = self.path.stat().st_size
+            table = np.load(self.path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+            file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - stays open
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"cannot open {self.path} and its table ({error}); copy it or pack again") from None
+        if size != self.size or table.ndim != 2 or table.shape[1] != 2 or table.dtype != np.int64:
+            raise InputError(f"{self.path} or its table is not whole; copy it or pack this data set again")
+        self._file, self._table = file, table
+
+
+@dataclass(frozen=True)
+class PackedFrames:
+    """One sequence of images in a shard: what layouts.Frames is for a folder."""
+
+    frames: Frames  # where the images were
+    shard: Shard
+    first: int  # row of the shard's table
+
+    @property
+    def folder(self) -> str:
+        """Of the files that were packed, relative to their root."""
+        return self.frames.folder
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return self.frames.count
+
+    def read(self, root: str | Path, steps: Iterable[int]) -> Iterator[tuple[str, bytes]]:
+        """A name for messages and the bytes of each image in `steps`, which count from 0 and rise."""
+        for run in _runs(list(steps)):
+            for step, data in zip(run, self.shard.read(self.first + run[0], len(run)), strict=True):
+                yield f"{self.shard.path}:{self.frames.path('', step)}", data
+
+
+def _runs(steps: Sequence[int]) -> Iterator[list[int]]:
+    """`steps` in runs of consecutive ones, none longer than READ_AT_ONCE."""
+    for _, group in itertools.groupby(enumerate(steps), lambda pair: pair[1] - pair[0]):
+        run = [step for _, step in group]
+        for start in range(0, len(run), READ_AT_ONCE):
+            yield run[start : start + READ_AT_ONCE]
+
+
+def index_pack(root: Path, kind: Kind) -> Index:
+    """What layouts.index_frames gives for a folder, for a pack. Raises InputError for a bad or another one."""
+    about = read_json(root / "pack.json")
+    try:
+        if about["format"] != FORMAT:
+            raise KeyError
+        packed_kind, shards = about["kind"], [(str(one["name"]), int(one["bytes"])) for one in about["shards"]]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{root / 'pack.json'} is no index of data/pack.py; pack this data set again") from None
+    if packed_kind != kind:
+        raise InputError(f"{root} holds packed {packed_kind} images, not {kind}; give it to --{packed_kind}-dir")
+    places: dict[tuple[str, str], tuple[Shard, int]] = {}
+    images: dict[str, list[Images]] = defaultdict(list)
+    for name, size in shards:
+        if Path(name).name != name:
+            raise InputError(f"{root / 'pack.json'} names a file outside the pack: {name}")
+        shard, first = Shard(root / f"{name}.tar", size), 0
+        for sequence in sequences_of(root / f"{name}.json"):
+            places[sequence.folder, sequence.prefix] = shard, first
+            images[sequence.folder].append(
+                Images(sequence.prefix, sequence.digits, sequence.start, sequence.count, sequence.suffix)
+            )
+            first += sequence.count
+    index = assemble(root, kind, {folder: Folder((), tuple(found), ()) for folder, found in images.items()})
+    for channels in index.videos.values():
+        for channel, frames in channels.items():
+            channels[channel] = PackedFrames(frames, *places[frames.folder, frames.prefix])  # type: ignore[assignment]
+    return index
+
+
+def sequences_of(path: Path) -> list[Frames]:
+    """The sequences that a shard's JSON file lists."""
+    try:
+        return [
+            Frames(str(folder), str(prefix), int(digits), int(start), int(count), str(suffix))
+            for folder, prefix, digits, start, count, suffix in read_json(path)["sequences"]
+        ]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path} is no index of data/pack.py; pack this data set again") from None
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path} ({error}); copy it or pack this data set again") from None

@@ -1,0 +1,209 @@
+"""data/pack.py and the loaders on what it wrote: the same bytes and clips as from the folder, in few reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SMALL
+
+from dataloader.clips import ClipDataset, TestSampling, TrainSampling, make_loader
+from dataloader.layouts import index_frames
+from dataloader.motion_dataloader import ReadFlow, motion_sources
+from dataloader.spatial_dataloader import ReadFrame, spatial_sources
+from dataloader.splits import load_split
+from dataloader.transforms import default_preparation
+from utils import InputError
+
+
+@pytest.fixture(scope="module")
+def packed(tiny, run, tmp_path_factory) -> Path:
+    """tiny's rgb/ and flow/, packed into shards of about four videos."""
+    root = tmp_path_factory.mktemp("packed")
+    for kind in ("rgb", "flow"):
+        run("data/pack.py", tiny / kind, root / kind, "--shard-size", 0.1)
+    return root
+
+
+def data_set(root: Path, kind: str, sampling) -> ClipDataset:
+    index = index_frames(root / kind, kind)
+    videos = load_split(None, 1, index.names, False).train
+    find, read = (spatial_sources, ReadFrame) if kind == "rgb" else (motion_sources, ReadFlow)
+    preparation = default_preparation(kind, 48, "squash", 10 if kind == "flow" else 1)
+    return ClipDataset(find(index, videos), read(index.root), preparation, sampling)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["rgb", "flow"])
+@pytest.mark.parametrize("sampling", [TrainSampling(2), TestSampling(4)])
+def test_clips_are_those_of_the_folder(tiny, packed, kind, sampling):
+    folder, pack = data_set(tiny, kind, sampling), data_set(packed, kind, sampling)
+    assert len(list((packed / kind).glob("*.tar"))) > 1
+    assert len(folder) == len(pack) == 6
+    batches = list(make_loader(pack, 1, 2, torch.device("cpu")).epoch(3))
+    for got, expected in zip(batches, make_loader(folder, 1, 0, torch.device("cpu")).epoch(3), strict=True):
+        assert got.names == expected.names
+        for field in ("labels", "images", "clips", "flip"):
+            assert torch.equal(getattr(got, field), getattr(expected, field)), field
+
+
+def test_unpacking_with_tar_gives_the_files_back(tiny, packed, tmp_path):
+    for shard in (packed / "flow").glob("*.tar"):
+        with tarfile.open(shard) as tar:
+            tar.extractall(tmp_path, filter="data")
+    before = {path.relative_to(tiny / "flow"): path.read_bytes() for path in (tiny / "flow").rglob("frame*.jpg")}
+    after = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.jpg")}
+    assert before == after and len(before) > 200
+
+
+@pytest.mark.skipif(not hasattr(os, "pread"), reason="no pread on this system")
+def test_a_stack_is_two_reads_and_a_frame_one(packed, monkeypatch):
+    calls = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda *place: calls.append(place) or pread(*place))
+    stacks, frames = data_set(packed, "flow", TrainSampling(1)), data_set(packed, "rgb", TrainSampling(1))
+    stacks[0, 1]
+    assert len(calls) == 2
+    calls.clear()
+    frames[0, 2]
+    assert len(calls) == 1
+
+
+def test_a_data_set_goes_to_another_process(packed):
+    dataset = data_set(packed, "rgb", TestSampling(3))
+    expected = dataset[0, 0].images  # its files are open now
+    again = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(again[0, 0].images, expected)
+
+
+def test_a_training_on_the_pack_is_that_on_the_folder(tiny, packed, run, tmp_path):
+    for name, root in (("folder", tiny), ("pack", packed)):
+        flags = ("--flow-dir", root / "flow", "--epochs", 1, "--lr", 1e-3, "--output", tmp_path / name)
+        run("motion_cnn.py", *SMALL, *flags)
+    folder, pack = (
+        pickle.loads((tmp_path / name / "motion_video_preds.pickle").read_bytes()) for name in ("folder", "pack")
+    )
+    assert folder.keys() == pack.keys() and len(pack) == 6
+    assert all(np.array_equal(folder[name], pack[name]) for name in folder)
+
+
+def test_check_reads_a_pack(packed, run):
+    flags = ("--rgb-dir", packed / "rgb", "--flow-dir", packed / "flow", "--ucf-list", "none", "--workers", 1)
+    output = run("data/check.py", *flags, code=1).stdout  # 1: twelve videos are not all of UCF101
+    assert "6 of 6 training and 6 of 6 test videos are there" in output
+    assert "missing:" not in output and "images:" not in output and "sequence:" not in output
+
+
+def test_a_pack_killed_at_any_time_is_finished_by_the_next_run(tiny, packed, run, tmp_path):
+    target = tmp_path / "pack"
+    command = [sys.executable, str(ROOT / "data/pack.py"), str(tiny / "flow"), str(target), "--shard-size", "0.1"]
+    for number in range(2):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not (target / f"shard-{number:05d}.json").is_file() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        process.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+        process.wait()
+        assert (target / f"shard-{number:05d}.json").is_file()
+    run("data/pack.py", tiny / "flow", target, "--shard-size", 0.1)
+    expected = digests(packed / "flow")
+    assert {name: digest for name, digest in digests(target).items() if not name.startswith(".")} == expected
+    assert "packed already" in run("data/pack.py", tiny / "flow", target).stdout
+
+
+def test_an_unfinished_pack_is_not_read(packed, tmp_path, run):
+    shutil.copytree(packed / "rgb", tmp_path / "rgb")
+    (tmp_path / "rgb" / "pack.json").unlink()
+    with pytest.raises(InputError, match="unfinished pack.*data/pack.py"):
+        index_frames(tmp_path / "rgb", "rgb")
+
+
+def damage_table(pack: Path) -> None:
+    table = np.load(pack / "shard-00000.npy")
+    table[:, 0] += 10**12
+    np.save(pack / "shard-00000.npy", table)
+
+
+def shorten_table(pack: Path) -> None:
+    np.save(pack / "shard-00000.npy", np.load(pack / "shard-00000.npy")[:1])
+
+
+def pickle_table(pack: Path) -> None:
+    np.save(pack / "shard-00000.npy", np.array([{}], dtype=object))
+
+
+def cut_off(pack: Path) -> None:
+    os.truncate(pack / "shard-00000.tar", 50_000)
+
+
+def no_json(pack: Path) -> None:
+    (pack / "shard-00000.json").write_text('{"sequences": [[')
+
+
+def other_json(pack: Path) -> None:
+    (pack / "shard-00000.json").write_text('{"sequences": [["a", "b"]]}')
+
+
+def outside(pack: Path) -> None:
+    about = json.loads((pack / "pack.json").read_text())
+    about["shards"][0]["name"] = "../elsewhere"
+    (pack / "pack.json").write_text(json.dumps(about))
+
+
+DAMAGES = [damage_table, shorten_table, pickle_table, cut_off, no_json, other_json, outside]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_pack_is_one_line(packed, tmp_path, damage):
+    shutil.copytree(packed / "rgb", tmp_path / "rgb")
+    damage(tmp_path / "rgb")
+    with pytest.raises(InputError) as caught:
+        for i in range(6):
+            batch = data_set(tmp_path, "rgb", TestSampling(3))[0, i]
+            if batch.error:
+                raise InputError(batch.error)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_what_cannot_be_packed_is_one_line(tiny, packed, run, tmp_path):
+    assert "not flow" in run("motion_cnn.py", *SMALL, "--flow-dir", packed / "rgb", code=2).stderr
+    assert "outside" in run("data/pack.py", tiny / "rgb", tiny / "rgb" / "pack", code=2).stderr
+    assert "packed already" in run("data/pack.py", packed / "rgb", tmp_path / "again", code=2).stderr
+    source = shutil.copytree(tiny / "flow", tmp_path / "flow")
+    run("data/pack.py", source, tmp_path / "pack", "--shard-size", 0.1)
+    next((source / "u").glob("v_*/frame000012.jpg")).unlink()
+    assert "--skip-broken" in run("data/pack.py", source, tmp_path / "new", code=2).stderr
+    assert "older state" in run("data/pack.py", source, tmp_path / "pack", "--skip-broken", code=2).stderr
+    assert "11 videos" in run("data/pack.py", source, tmp_path / "new", "--skip-broken").stdout
+
+
+def test_long_and_foreign_names_keep_their_place(tmp_path, run):
+    """Names over 100 bytes take further headers in a tar file, which the table must know of."""
+    from conftest import write_images
+
+    for number, name in enumerate(("class one/" + "x" * 120, "Ålesund/视频")):
+        write_images(tmp_path / "frames" / name, "img_", 4, (40, 30), "RGB", number)
+    run("data/pack.py", tmp_path / "frames", tmp_path / "pack")
+    folder, pack = index_frames(tmp_path / "frames", "rgb"), index_frames(tmp_path / "pack", "rgb")
+    assert folder.names == pack.names and len(pack.names) == 2
+    for name in folder.names:
+        one, other = folder.videos[name]["rgb"], pack.videos[name]["rgb"]
+        assert dataclasses.asdict(one) == dataclasses.asdict(other.frames)
+        bytes_read = [data for _, data in other.read(pack.root, [0, 2, 3])]
+        assert bytes_read == [one.path(folder.root, i).read_bytes() for i in (0, 2, 3)]
