@@ -182,12 +182,13 @@ def render_group(videos: Path, seed: int, clips: int, group: int, report: Report
     """Render a group's videos, those that are not there yet; returns how many."""
     written = 0
     for appearance, clip in itertools.product(APPEARANCES, range(1, clips + 1)):
-        scene = draw_scene(seed, appearance, group, clip)
-        for motion in MOTIONS:
-            path = video_path(videos, appearance, motion, group, clip)
-            if not path.exists():
-                write_video(path, film(scene, motion))
-                written += 1
+        paths = {motion: video_path(videos, appearance, motion, group, clip) for motion in MOTIONS}
+        missing = [motion for motion, path in paths.items() if not path.exists()]
+        if missing:
+            scene = draw_scene(seed, appearance, group, clip)
+            for motion in missing:
+                write_video(paths[motion], film(scene, motion))
+        written += len(missing)
     return written
 
 
