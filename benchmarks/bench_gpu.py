@@ -1,0 +1,197 @@
+"""Loader, transfer and network on a GPU, each alone and together, in one table.
+
+  python benchmarks/bench_gpu.py [--workers 16] [--compile] [--seconds 20]
+
+The aim: training and testing end to end at 90 % of the network alone, and the network within 70 % of what the card's
+matrix units reach in a large bfloat16 product. Also decodes JPEGs on the GPU (nvJPEG), to compare with the loader.
+--device cpu --arch resnet18 --size 64 --seconds 1 tries the script without a GPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import options
+from benchmarks import classic
+from benchmarks.bench_loaders import our_dataset
+from benchmarks.measure import bench_parser, chosen, machine, prepare
+from dataloader.clips import Batch, TestSampling, TrainSampling, clips_of, make_loader, sent_ahead
+from engine import train_step
+from network import InferenceNet, build_model
+from training import Training, amp_dtype
+from utils import cpu_count, run_main
+
+CLASSES = 101
+
+
+def rate(work: Callable[[], int], seconds: float, device: torch.device) -> float:
+    """Units per second that `work` does (it returns how many it did), after some rounds that aren't counted."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    for _ in range(3):
+        work()
+    wait()
+    start, units = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        units += work()
+    wait()
+    return units / (time.perf_counter() - start)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+    """Operations per second of a large product of matrices."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+
+    def work() -> int:
+        for _ in range(10):
+            a @ b
+        return 10 * 2 * side**3
+
+    return rate(work, seconds, device)
+
+
+def nvjpeg_rate(files: list[Path], seconds: float, device: torch.device) -> float | None:
+    """JPEGs per second that torchvision decodes on the GPU, 64 at once; None where it can't."""
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+
+    data = [read_file(str(path)) for path in files]
+
+    def work() -> int:
+        return len(decode_jpeg(data, mode=ImageReadMode.UNCHANGED, device=device))
+
+    try:
+        return rate(work, seconds, device)
+    except RuntimeError as error:
+        print(f"  nvJPEG: {str(error).splitlines()[0]}")
+        return None
+
+
+class Bench:
+    """One stream and one phase (training or testing) on the device."""
+
+    def __init__(self, stream: str, phase: str, root: Path, names: list[str], args: Any, device: torch.device) -> None:
+        self.args, self.device, self.phase, self.seconds = args, device, phase, args.seconds
+        training = phase == "training"
+        self.videos = (64 if stream == "motion" else 25) if training else 13
+        sampling = TrainSampling(1 if stream == "motion" else 3) if training else TestSampling(19)
+        repeats = -(-4 * self.videos * max(1, args.workers) // len(names))
+        self.dataset = our_dataset(stream, root, names * repeats, sampling, args.size)
+        self.preparation = self.dataset.preparation
+        self.loader = make_loader(self.dataset, self.videos, args.workers, device)
+        self.endless = self._batches()
+        flags = ["--weights", "none", "--lr", "1e-5", *(["--compile"] if args.compile else [])]
+        self.flags = options.stream_parser(stream, "").parse_args(flags)
+        self.flags.given = set()
+        self.dtype = amp_dtype("auto", device)
+        model = build_model(args.arch, self.preparation.channels, CLASSES)
+        if training:
+            names = [str(i) for i in range(CLASSES)]
+            self.training = Training.start(model, names, self.flags, device, None)
+            self.model = self.training.for_training(self.flags, device).train()
+        else:
+            self.net = InferenceNet(model, self.dtype).to(device)
+            if args.compile:
+                self.net.compile()
+
+    def _batches(self) -> Any:
+        for epoch in itertools.count():
+            yield from sent_ahead(self.loader.epoch(epoch), self.device)
+
+    def load(self) -> int:
+        return len(next(self.endless).clips)
+
+    def send(self, batch: Batch) -> int:
+        return len(clips_of(batch, self.preparation, self.device, self.dtype))
+
+    def compute(self, batch: Batch) -> int:
+        """What is done with a batch after loading, transfer included."""
+        if self.phase == "training":
+            self.training.batch = 0  # of an epoch that never ends
+            train_step(
+                self.training, self.model, batch, self.preparation, self.flags, self.device, self.dtype,
+                SimpleNamespace(batch_size=self.videos, dataset=self.dataset),
+            )  # fmt: skip
+        else:
+            with torch.inference_mode():
+                for output in self.net(clips_of(batch, self.preparation, self.device, self.dtype)):
+                    output.cpu()
+        return len(batch.clips)
+
+    def operations(self, batch: Batch) -> float:
+        """Multiplications and additions of one clip: the forward pass, three times that in training."""
+        net = build_model(self.args.arch, self.preparation.channels, CLASSES).to(self.device).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(clips_of(batch, self.preparation, self.device)[:1])
+        return counter.get_total_flops() * (3 if self.phase == "training" else 1)
+
+    def table(self, what: str, matrix: float) -> None:
+        """Print this phase's lines."""
+        batch = next(iter(self.loader.epoch(0)))  # where the loader leaves it: in pinned memory
+        here = next(self.endless)
+        per_clip = self.operations(batch)
+        alone = rate(lambda: self.compute(here), self.seconds, self.device)
+        rows = {
+            "loader": rate(self.load, self.seconds, self.device),
+            "transfer": rate(lambda: self.send(batch), self.seconds, self.device),
+            "network": alone,
+            "together": rate(lambda: self.compute(next(self.endless)), self.seconds, self.device),
+        }
+        for name, clips in rows.items():
+            note = ""
+            if name == "network":
+                note = f"{100 * clips * per_clip / matrix:5.1f} % of the matrix units' {matrix / 1e12:.1f} TFLOP/s"
+            if name == "together":
+                note = f"{100 * clips / alone:5.1f} % of the network alone"
+            print(f"{what:16} {self.phase:9} {name:9} {clips:10.1f} clips/s  {note}", flush=True)
+
+
+def main() -> int:
+    parser = bench_parser(__doc__)
+    parser.add_argument("--device", default="cuda", help="cuda or cpu")
+    parser.add_argument("--arch", default="resnet101", help="the network")
+    parser.add_argument("--size", type=int, default=224, help="of the network's input")
+    parser.add_argument("--workers", type=int, default=min(cpu_count(), 16), help="loader processes")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the networks")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("no GPU here: not measured")
+        return 0
+    device = torch.device(args.device)
+    torch.backends.cudnn.benchmark = True  # as the streams have it
+    home = prepare(args.data)
+    print(machine())
+    dtype = amp_dtype("auto", device)
+    matrix = matrix_rate(device, dtype, min(args.seconds, 5))
+    print(f"matrix units: {matrix / 1e12:.1f} TFLOP/s in {str(dtype).removeprefix('torch.')}")
+    for stream, kind in (("motion", "flow"), ("spatial", "rgb")):
+        names = chosen(list(classic.videos_of(home / kind, kind)), args.videos)
+        for phase in ("training", "testing"):
+            bench = Bench(stream, phase, home / kind, names, args, device)
+            bench.table(stream, matrix)
+            del bench
+        if device.type == "cuda":
+            files = sorted((home / kind).rglob("frame*.jpg"))[:64]
+            images = nvjpeg_rate(files, args.seconds, device)
+            if images is not None:
+                print(f"{stream:16} {'nvJPEG':9} {'decode':9} {images:10.1f} images/s")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

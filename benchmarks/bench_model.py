@@ -1,0 +1,128 @@
+"""The networks alone: testing and a training step of ResNet101, the classic way against ours, in one process.
+
+  python benchmarks/bench_model.py [--rounds 3] [--compile] [--threads N]
+
+Testing: the motion network on clips that are in memory, 64 at once the classic way (the original's batch), a video's
+19 our way, from the loader's uint8 on. Training: forward, backward and SGD on the same batch, through engine's own
+train_step; motion one stack per video, spatial three frames.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+import options
+from benchmarks.classic import classic_model, classic_step
+from benchmarks.measure import HEADER, Stopwatch, bench_parser, in_turns, machine, ratio_line
+from dataloader.clips import Batch, clips_of
+from dataloader.transforms import default_preparation
+from engine import train_step
+from network import InferenceNet, build_model
+from training import Training, amp_dtype
+from utils import run_main
+
+CPU = torch.device("cpu")
+CLASSES = 101
+FLOW = default_preparation("flow", 224, "squash", 10)
+RGB = default_preparation("rgb", 224, "squash")
+
+
+def random_batch(videos: int, planes: int, clips: int, length: int, shared: bool = False) -> Batch:
+    """A loader's batch of random images; `shared`: a video's clips overlap by all images but one, as in a test."""
+    images = clips + length - 1 if shared else clips * length
+    first = torch.arange(clips) * (1 if shared else length)
+    rows = torch.cat([video * images + first[:, None] + torch.arange(length) for video in range(videos)])
+    pixels = torch.randint(0, 256, (videos * images, planes, 224, 224), dtype=torch.uint8)
+    if planes == 3:
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+    flip = torch.zeros(len(rows), dtype=torch.bool)
+    return Batch([str(i) for i in range(videos)], torch.arange(videos) % CLASSES, pixels, rows, flip, videos, [])
+
+
+def timed(work: Any, clips: int) -> Any:
+    def run() -> tuple[float, float, int]:
+        watch = Stopwatch()
+        work()
+        return *watch.read(), clips
+
+    return run
+
+
+def testing(rounds: int, compiled: bool) -> None:
+    """The motion network on clips in memory."""
+    model = build_model("resnet101", FLOW.channels, CLASSES).eval()
+    classic = classic_model(FLOW.channels, CLASSES, model.state_dict()).eval()
+    batch = random_batch(1, 2, 19, 10, shared=True)
+    nets = {"ours": InferenceNet(model, amp_dtype("auto", CPU))}
+    if compiled:
+        nets["ours, --compile"] = InferenceNet(model, amp_dtype("auto", CPU))
+        nets["ours, --compile"].compile()
+    floats = torch.rand(64, FLOW.channels, 224, 224)
+
+    def run(net: InferenceNet) -> None:
+        net(clips_of(batch, FLOW, CPU, net.dtype))
+
+    with torch.inference_mode():
+        ways = {"classic": timed(lambda: classic(floats), 64)}
+        ways |= {name: timed(lambda net=net: run(net), 19) for name, net in nets.items()}
+        in_turns(ways, 1)
+        times = in_turns(ways, rounds)
+    for name in nets:
+        print(ratio_line(f"motion network, {name}", times["classic"], times[name]), flush=True)
+
+
+def training(stream: str, rounds: int, videos: int) -> None:
+    """One step of SGD on `videos` videos."""
+    preparation, segments, clip = (FLOW, 1, 10) if stream == "motion" else (RGB, 3, 1)
+    parser = options.stream_parser(stream, "")
+    args = parser.parse_args(["--weights", "none", "--lr", "1e-4"])
+    args.given = set()
+    ours = Training.start(
+        build_model("resnet101", preparation.channels, CLASSES), [str(i) for i in range(CLASSES)], args, CPU, None
+    )
+    ours.model.train()
+    classic = classic_model(preparation.channels, CLASSES).train()
+    optimizer = torch.optim.SGD(classic.parameters(), lr=1e-4, momentum=0.9)
+    batch = random_batch(videos, len(preparation.mean) + (stream == "motion"), segments, clip)
+    floats = clips_of(batch, preparation, CPU).contiguous()
+    parts = [floats[segment::segments].contiguous() for segment in range(segments)]
+    loader = SimpleNamespace(batch_size=videos, dataset=batch.names)
+    dtype = amp_dtype(args.amp, CPU)
+    ways = {
+        "classic": timed(lambda: classic_step(classic, optimizer, parts, batch.labels), len(floats)),
+        "ours": timed(
+            lambda: train_step(ours, ours.model, batch, preparation, args, CPU, dtype, loader), len(floats)
+        ),
+    }
+    in_turns(ways, 1)
+    times = in_turns(ways, rounds)
+    print(ratio_line(f"{stream} training step, {len(floats)} clips", times["classic"], times["ours"], 2.5), flush=True)
+
+
+def main() -> int:
+    parser = bench_parser(__doc__)
+    parser.set_defaults(rounds=3)
+    parser.add_argument("--compile", action="store_true", help="also measure --compile")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, for both ways")
+    parser.add_argument("--train-videos", type=int, nargs=2, default=(32, 10), metavar=("MOTION", "SPATIAL"),
+                        help="per training step; the defaults need 8 GB")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    print(machine())
+    print(HEADER)
+    testing(args.rounds, args.compile)
+    for stream, videos in zip(("motion", "spatial"), args.train_videos, strict=True):
+        training(stream, args.rounds, videos)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
