@@ -24,7 +24,7 @@ import numpy as np
 from report.metrics import METRICS, bootstrap, interval, mcnemar, softmax
 from report.predictions import TestSet, align, load_predictions
 from report.summary import describe, text
-from utils import ArgumentParser, InputError, accuracy, run_main, write_json
+from utils import ArgumentParser, InputError, accuracy, check_writable, run_main, write_json
 
 CONFIDENCE = 0.6  # the common mean confidence; on UCF101's split 1, 0.5 to 0.7 give 90.64 to 90.75 % top-1
 SWEEP = np.round(np.arange(0, 3.001, 0.05), 2)  # one stream's weight, the others' being 1
@@ -289,6 +289,8 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"--weights gives {len(weights)} numbers for {streams} streams; give one for each")
     if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
         raise InputError("--weights takes numbers from 0 up, not all of them 0")
+    if args.seed < 0:
+        raise InputError(f"--seed {args.seed}: must be at least 0")
     if args.splits and len(set(args.splits)) < len(args.splits):
         raise InputError("--splits names a split twice; name each once")
 
@@ -296,6 +298,7 @@ def check(args: argparse.Namespace) -> None:
 def fuse_test_set(args: argparse.Namespace, output: Path, split: str | None) -> Outcome:
     """Load, fuse, print and save one test set."""
     test_set = load(args, split)
+    check_writable(output)
     title = f"split {split}" if split else test_set.title
     if args.normalize == "none" and (warning := scale_warning(test_set)):
         print(warning, file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,17 @@ NOT_RESTORED = {
     "resume", "evaluate", "start_epoch", "output", "features", "rgb_dir", "flow_dir", "ucf_list", "workers",
     "device", "compile", "save_every_minutes", "allow_missing", "on_error", "weights", "flow_order",
 }  # fmt: skip
+
+
+# (lowest, highest) of numbers that would otherwise fail late, or quietly do nothing
+RANGES = {
+    **dict.fromkeys(("epochs", "batch_size", "accumulate", "segments", "size", "stack_length"), (1, math.inf)),
+    **dict.fromkeys(("test_samples", "eval_every"), (1, math.inf)),
+    **dict.fromkeys(("val_groups", "workers", "patience", "warmup_epochs", "start_epoch", "seed"), (0, math.inf)),
+    **dict.fromkeys(("weight_decay", "clip_grad", "save_every_minutes", "conv1_lr_factor", "lr"), (0, math.inf)),
+    **dict.fromkeys(("dropout", "label_smoothing", "ema", "momentum", "milestones"), (0, 1)),
+    "flow_std": (1e-6, math.inf),
+}
 
 
 def stream_parser(stream: str, description: str) -> ArgumentParser:
@@ -120,13 +132,21 @@ def parse(
     absent = object()
     parser.set_defaults(**dict.fromkeys(vars(args), absent))
     args.given = {name for name, value in vars(parser.parse_args(argv)).items() if value is not absent}
-    for name in ("epochs", "batch_size", "accumulate", "segments", "size", "test_samples", "eval_every"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    check_ranges(args)
     if args.evaluate and not args.resume:
         raise InputError("--evaluate tests a trained network: name it with --resume PATH")
     args.resume = _find_checkpoint(args.resume, args.output)
     return args
+
+
+def check_ranges(args: argparse.Namespace) -> None:
+    """Raise InputError for a number outside RANGES; one that is not given may be None."""
+    for name, (low, high) in RANGES.items():
+        values = getattr(args, name, None)
+        for value in values if isinstance(values, list) else [values]:
+            if value is not None and not low <= value <= high:  # NaN is in no range
+                span = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+                raise InputError(f"--{name.replace('_', '-')} {value}: must be {span}")
 
 
 def restore(args: argparse.Namespace, saved: Mapping[str, Any]) -> None:

@@ -25,8 +25,10 @@ from dataloader.transforms import Preparation
 from engine import TestResult, test, train_one_epoch
 from training import Training, amp_dtype
 from utils import (
+    InputError,
     atomic_path,
     check_output,
+    check_writable,
     save_checkpoint,
     weights_hash,
     world,
@@ -65,6 +67,7 @@ class Run:
         size = sum(tensor.nbytes for tensor in training.model.state_dict().values())
         if self.leads:  # weights, momentum and average, in two checkpoints and a temporary one
             check_output(self.output, 3 * (3 if training.ema else 2) * size)
+            self._check_features()
             if args.resume is None:
                 self._set_aside()
         self.say(self._headline())
@@ -97,6 +100,7 @@ class Run:
         """Test on the test videos, write both prediction files, and say the result. Returns the exit code."""
         if self.leads:
             check_output(self.output, 0)
+            self._check_features()
         self.say(self._headline())
         name = Path(self.args.resume).name
         with self._signals():
@@ -150,6 +154,13 @@ class Run:
         self._save(training, is_best)
         self.say(line)
         return is_best
+
+    def _check_features(self) -> None:
+        """--features is written after the test, which can take an hour: better to know before."""
+        if self.args.features:
+            if Path(self.args.features).is_dir():
+                raise InputError(f"--features {self.args.features} is a folder; name a file in it, such as out.npz")
+            check_writable(Path(self.args.features).parent)
 
     def _set_aside(self) -> None:
         """Keep what another training left here: forgetting --resume must not cost the days that it took."""

@@ -26,6 +26,8 @@ def open_checkpoint(args: Any, *modalities: str) -> Checkpoint | None:
     if args.resume is None:
         return None
     checkpoint = read_checkpoint(args.resume, *modalities, flow_order=getattr(args, "flow_order", "original"))
+    if "arch" in args.given and args.arch != checkpoint.arch:
+        raise InputError(f"--arch {args.arch}: {args.resume} is a {checkpoint.arch}; leave --arch out")
     options.restore(args, checkpoint.args)
     args.arch = checkpoint.arch
     if checkpoint.source != "two-stream" and world()[0] == 0:
@@ -62,6 +64,8 @@ class Training:
         cls, model: ResNet, class_names: list[str], args: Any, device: torch.device, checkpoint: Checkpoint | None
     ) -> Training:
         """A training at its first epoch, or where `checkpoint` left it. Moves `model` to the device."""
+        if len(class_names) < 2:
+            raise InputError(f"all videos are of one class, {class_names[0]}: nothing to tell apart; add a class")
         if checkpoint is not None:
             problem = explain_mismatch(model, checkpoint.state_dict)
             if problem is None and checkpoint.class_names not in (None, class_names):
@@ -143,7 +147,8 @@ class Training:
             ) from None
         if state["args"]["schedule"] == args.schedule:
             self.scheduler.load_state_dict(state["scheduler"])
-        if "lr" in args.given:  # a rate given on a resume holds from there on
+        # A new rate given on a resume holds from there on; the same command again goes on with its schedule.
+        if "lr" in args.given and args.lr != state["args"]["lr"]:
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
         self.scaler.load_state_dict(state["scaler"])

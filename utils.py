@@ -11,9 +11,11 @@ import json
 import os
 import pickle
 import random
+import re
 import secrets
 import shutil
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -140,14 +142,23 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def check_writable(folder: str | os.PathLike) -> None:
+    """Before hours of work: make `folder`, and see that files can be written to it."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to a folder {folder}: {error.strerror or error}; choose another") from None
+
+
 def check_output(folder: str | os.PathLike, needed: int) -> None:
-    """Before hours of work: is `folder` writable, and are `needed` bytes free? Sweeps up killed runs' leavings."""
+    """check_writable, and are `needed` bytes free? Sweeps up what killed runs left in `folder`, half-written."""
     folder = Path(folder)
-    with atomic_path(folder / "writable") as probe:
-        probe.write_bytes(b"")
-    (folder / "writable").unlink(missing_ok=True)
+    check_writable(folder)
     for leaving in folder.glob(".*.tmp"):
-        leaving.unlink(missing_ok=True)
+        if re.fullmatch(r"\..+\.\d+-[0-9a-f]{8}\.tmp", leaving.name):  # atomic_path's
+            leaving.unlink(missing_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
@@ -313,7 +324,11 @@ def set_up_device(name: str) -> Any:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"--device {name} is no device: use auto, cpu, cuda, cuda:N or mps") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"--device {name} is no device: use auto, cpu, cuda, cuda:N or mps")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("--device mps: this machine, or this torch, has no Metal GPU; use auto or cpu")
     if device.type == "cuda":
         index = device.index if device.index is not None else local
         if index >= torch.cuda.device_count():

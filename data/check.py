@@ -26,7 +26,7 @@ from dataloader.images import decode_gray, decode_rgb
 from dataloader.layouts import Frames, Index, find, index_frames, locate
 from dataloader.names import Video, first_few, ucf_parts
 from dataloader.splits import Split, load_split
-from utils import ArgumentParser, InputError, atomic_path, run_main
+from utils import ArgumentParser, InputError, atomic_path, check_writable, run_main
 
 MINIMUM_FRAMES = 11  # one motion clip: 10 flow pairs
 KINDS = ("missing", "sequence", "u/v", "length", "short", "images")
@@ -46,6 +46,8 @@ class Problem:
 
 def main() -> int:
     args = parse_arguments()
+    if args.csv:
+        check_writable(args.csv.parent)
     indexes = open_indexes(args)
     split = open_split(args, indexes)
     videos = split.train + split.test

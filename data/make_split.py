@@ -22,7 +22,7 @@ import numpy as np
 
 from data.videos import find_videos
 from dataloader.names import first_few, group_of, video_key
-from utils import ArgumentParser, InputError, atomic_path, run_main
+from utils import ArgumentParser, InputError, atomic_path, check_writable, run_main
 
 
 def main() -> int:
@@ -31,6 +31,8 @@ def main() -> int:
         raise InputError(f"--folds {args.folds}: give at least 2")
     if not 0 < args.test_fraction < 1:
         raise InputError(f"--test-fraction {args.test_fraction}: give a number between 0 and 1")
+    if not 0 <= args.seed < 2**32:
+        raise InputError(f"--seed {args.seed}: give a number from 0 to {2**32 - 1}")
     labels, class_names = find_classes(args.videos)
     groups = group_videos(labels, class_names)
     if args.folds:
@@ -131,6 +133,7 @@ def write_lists(out: Path, files: dict[str, list[str]]) -> None:
     present = sorted(file.name for file in out.glob("*.txt")) if out.is_dir() else []
     if present:
         raise InputError(f"{out} holds lists already ({first_few(present)}); delete them, or write to another folder")
+    check_writable(out)
     for name, lines in files.items():
         with atomic_path(out / name) as temporary:
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

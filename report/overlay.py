@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from data.videos import import_cv2, read_frames
 from dataloader.windows import frame_rate
 from report.answers import Answer, best
-from utils import InputError, atomic_path
+from utils import InputError, atomic_path, check_writable
 
 # Okabe and Ito's palette, its dark colours lightened for the dark panel: told apart with any colour vision.
 COLOURS = ("#f0a020", "#56b4e9", "#2fc79a", "#f0e442", "#d98bb9")
@@ -237,6 +237,7 @@ def open_film(target: Path, rate: float) -> Iterator[Callable[[np.ndarray], None
     All pictures have the first one's size. The film appears when the block ends well.
     """
     cv2 = import_cv2()
+    check_writable(target.parent)  # OpenCV does not say why it can't
     writer = cv2.VideoWriter()
     with atomic_path(target) as temporary:
         path = temporary.with_suffix(".mp4")  # OpenCV chooses the container by the suffix

@@ -196,6 +196,8 @@ def _check_scores(scores: object, path: Path, video: object, classes: int, liste
 def _check_whole(logits: dict[str, np.ndarray], path: Path) -> None:
     if len({scores.ndim for scores in logits.values()}) > 1:
         raise InputError(f"{path} mixes video-level and frame-level scores; keep one kind in a file")
+    if next(iter(logits.values())).shape[-1] == 1:
+        raise InputError(f"{path} is of one class, so there is nothing to tell apart; fuse streams of two or more")
     low = min(float(scores.min()) for scores in logits.values())
     high = max(float(scores.max()) for scores in logits.values())
     if low == high:

@@ -32,7 +32,12 @@ def load_pickle(path: str | os.PathLike) -> Any:
     with _reading(path, "a pickle of plain data") as file:
         if os.fstat(file.fileno()).st_size > MAX_PICKLE_BYTES:
             raise Refused(f"it is larger than {MAX_PICKLE_BYTES >> 20} MB")
-        return Machine(file.read(), PLAIN_NAMES).run()
+        data = file.read()
+        if data[:4] == b"PK\x03\x04":
+            raise Refused("it is a zip archive, as torch.save writes checkpoints")
+        if data[:1] == b"<" or data.startswith(b"version https://git-lfs"):
+            raise Refused(_what_else(data[:512]))
+        return Machine(data, PLAIN_NAMES).run()
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict:

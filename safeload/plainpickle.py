@@ -84,7 +84,8 @@ class Machine:
         while (code := self.take(1)) != pickle.STOP:
             self.spend(1)
             if code not in _INSTRUCTIONS:
-                raise Refused(f"its pickle has the instruction {show(code)}, which data does not need")
+                what = f"its pickle has the instruction {show(code)}, which data does not need"
+                raise Refused("it is no pickle" if self.position == 1 else what)
             _INSTRUCTIONS[code](self)
         result = self.stack.pop()
         self.check(result)

@@ -31,6 +31,19 @@ def fails(monkeypatch, capsys):
 
 
 @pytest.fixture
+def works(monkeypatch):
+    """works("spatial_cnn.py", ...): the script ends well. Runs in this process, too."""
+
+    def works(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        assert exit_.value.code == 0
+
+    return works
+
+
+@pytest.fixture
 def rgb(tiny, tmp_path):
     shutil.copytree(tiny / "rgb", tmp_path / "rgb")
     return tmp_path / "rgb"
@@ -97,7 +110,7 @@ def test_a_bad_line_in_a_list(fails, tiny, tmp_path, file, text, told):
     assert told in fails("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path), "--ucf-list", lists)
 
 
-def test_listed_videos_that_are_not_there(fails, run, rgb, tmp_path):
+def test_listed_videos_that_are_not_there(fails, works, rgb, tmp_path):
     lists = tmp_path / "lists"
     lists.mkdir()
     (lists / "classInd.txt").write_text("1 Archery\n2 HammerThrow\n")
@@ -106,7 +119,7 @@ def test_listed_videos_that_are_not_there(fails, run, rgb, tmp_path):
     arguments = ("spatial_cnn.py", "--rgb-dir", rgb, *small(tmp_path), "--ucf-list", lists)
     line = fails(*arguments)
     assert "1 of 2 listed videos" in line and "v_Archery_g08_c02" in line and "--allow-missing" in line
-    run(*arguments, "--allow-missing")
+    works(*arguments, "--allow-missing")
 
 
 def test_checkpoints_and_weights(fails, tiny, tmp_path):
@@ -120,8 +133,8 @@ def test_checkpoints_and_weights(fails, tiny, tmp_path):
     assert "resnet9 is not a ResNet" in fails(*arguments, "--arch", "resnet9")
 
 
-def test_a_checkpoint_of_other_classes(fails, run, tiny, tmp_path):
-    run("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path))
+def test_a_checkpoint_of_other_classes(fails, works, tiny, tmp_path):
+    works("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path))
     lists = tmp_path / "lists"
     lists.mkdir()
     (lists / "classInd.txt").write_text("1 Archery\n2 HammerThrow\n")
@@ -186,4 +199,61 @@ def test_flags(fails, tiny, tmp_path):
         assert flag in fails("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path), flag, 0)
     line = fails("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path), "--test-views", 10)
     assert "center" in line
-    assert "no device" in fails("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path), "--device", "tpu9")
+    for device in ("tpu9", "meta"):
+        assert "no device" in fails("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path), "--device", device)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--lr", -1), ("--lr", "nan"), ("--dropout", 2), ("--workers", -1), ("--ema", 1.5), ("--start-epoch", -3),
+        ("--seed", -1), ("--label-smoothing", 3), ("--momentum", -1), ("--warmup-epochs", -1), ("--clip-grad", -1),
+        ("--milestones", 3), ("--flow-std", 0), ("--stack-length", 0), ("--eval-every", 0), ("--val-groups", -1),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range(fails, tiny, tmp_path, flag, value):
+    line = fails("motion_cnn.py", "--flow-dir", tiny / "flow", *small(tmp_path), flag, value)
+    assert line.startswith(f"error: {flag} ") and "must be" in line
+
+
+def test_seeds_that_are_none(fails, tmp_path):
+    assert "--seed -1" in fails("fusion.py", "--seed", -1)
+    assert "--seed -1" in fails("data/make_split.py", tmp_path, tmp_path / "lists", "--seed", -1)
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has a Metal GPU")
+def test_no_metal_gpu(fails, tiny, tmp_path):
+    assert "no Metal GPU" in fails("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path), "--device", "mps")
+
+
+def test_one_class_is_nothing_to_learn(fails, tiny, tmp_path):
+    (tmp_path / "classInd.txt").write_text("1 Archery\n")
+    (tmp_path / "trainlist01.txt").write_text("Archery/v_Archery_g08_c01.avi 1\n")
+    (tmp_path / "testlist01.txt").write_text("Archery/v_Archery_g01_c01.avi\n")
+    flags = (*small(tmp_path), "--ucf-list", tmp_path)
+    assert "one class, Archery" in fails("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *flags)
+
+
+def test_what_a_checkpoint_says_is_not_overruled_in_silence(fails, works, tiny, tmp_path):
+    arguments = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path))
+    works(*arguments)
+    line = fails(*arguments, "--resume", "--arch", "resnet50")
+    assert "--arch resnet50" in line and "is a resnet18" in line
+    for features, told in ((tmp_path, "name a file"), (tmp_path / "out/rgb_test.csv/x.npz", "rgb_test.csv")):
+        assert told in fails(*arguments, "--resume", "--evaluate", "--features", features)
+    checkpoint = tmp_path / "out/checkpoint.pth.tar"
+    assert "it is a zip archive" in fails("fusion.py", checkpoint, checkpoint)
+    table = tmp_path / "out/rgb_test.csv"
+    assert "it is no pickle" in fails("fusion.py", table, table)
+    assert str(table) in fails("fusion.py", tmp_path / "out", tmp_path / "out", "--output", table)
+    assert str(table) in fails("data/check.py", "--rgb-dir", tiny / "rgb", "--csv", table / "problems.csv")
+
+
+def test_spaces_and_umlauts_in_every_path(works, tiny, tmp_path):
+    root = tmp_path / "mein Ordner (größer)"
+    shutil.copytree(tiny, root)
+    script = {"spatial": ("spatial_cnn.py", "--rgb-dir", "rgb"), "motion": ("motion_cnn.py", "--flow-dir", "flow")}
+    for stream, (name, flag, folder) in script.items():
+        works(name, flag, root / folder, *small(tmp_path), "--output", root / f"für {stream}")
+    works("fusion.py", root / "für spatial", root / "für motion", "--output", root / "zusammen é", "--no-report")
+    assert (root / "zusammen é/results.json").is_file()
