@@ -118,6 +118,14 @@ def test_killed_within_an_epoch_with_saves_in_it(flags, untouched, run, tmp_path
     assert_same_runs(untouched, tmp_path)
 
 
+def test_the_same_command_again_keeps_to_its_schedule(flags, run, tmp_path):
+    cosine = (*flags[1:], "--schedule", "cosine", "--output", tmp_path, "--resume", "auto")  # with --lr again
+    assert run_and_strike("after checkpoint.pth.tar", 1, signal.SIGKILL, ROOT / flags[0], *cosine).returncode < 0
+    run(flags[0], *cosine)
+    rates = pd.read_csv(tmp_path / "rgb_train.csv")["lr"]
+    np.testing.assert_allclose(rates, 0.01 * (1 + np.cos(np.pi * np.arange(3) / 3)) / 2)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_asked_to_stop(flags, untouched, run, tmp_path, number, code):
     process = run_and_strike("in a batch", 4, number, ROOT / flags[0], *flags[1:], "--output", tmp_path)
