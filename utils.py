@@ -144,8 +144,9 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
 
 def check_writable(folder: str | os.PathLike) -> None:
     """Before hours of work: make `folder`, and see that files can be written to it."""
+    folder = Path(folder)
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
