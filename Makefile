@@ -36,7 +36,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/python -m mypy *.py dataloader data report safeload
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/bench_loaders.py
+	$(BIN)/python benchmarks/bench_model.py
 
 # make run VIDEOS=folder [LISTS=folder] [FLAGS="--recipe tsn"]: from videos to the fused accuracy, start it again as often as you like
 DATA ?= data

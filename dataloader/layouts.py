@@ -98,6 +98,9 @@ def index_frames(root: str | Path, kind: Kind) -> Index:
     extracted = _extracted_kind(root)
     if extracted not in (None, kind):
         raise InputError(f"{_CALLED[kind]}: {root} holds extracted {_CALLED[extracted]}; {remedy}")
+    u, v = ({folder.name for folder in (root / name).glob("*/")} for name in "uv")
+    if kind == "rgb" and u and u == v:
+        raise InputError(f"{root} holds optical flow in u and v, no RGB frames; make those with data/extract_rgb.py")
     index = assemble(root, kind, scan(root))
     if not index.problems and not any(_WANTED[kind][0] in channels for channels in index.videos.values()):
         other = f", only {_CALLED['flow' if kind == 'rgb' else 'rgb']}" if index.videos else ""
