@@ -33,7 +33,6 @@ test: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	@echo "== lint"
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m mypy *.py dataloader data report safeload
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench_loaders.py
