@@ -34,7 +34,7 @@ import python2_files
 import torch
 
 from safeload import load_checkpoint, load_pickle, torchfile  # noqa: F401 (so that no reading imports it)
-from utils import InputError
+from utils import ArgumentParser, InputError, run_main
 
 NUMBERS = (0, 1, 2, 127, 128, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**64 - 1)
 FRAGMENTS = (
@@ -211,7 +211,7 @@ def fuzz(inputs: int, seed: int, folder: Path) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--inputs", type=int, default=100_000, help="how many files to read (default: 100000)")
     parser.add_argument("--seed", type=int, default=0, help="of the mutations (default: 0)")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # the worker's
@@ -229,4 +229,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import pandas as pd
 
-from utils import HelpFormatter, atomic_path, run_main
+from utils import ArgumentParser, atomic_path, run_main
 
 # What the size of the task and of the machine ask for, in both recipes alike. The rates of learning, the schedule's
 # shape and everything else is the recipe's own.
@@ -49,7 +49,7 @@ INGREDIENTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("rgb", help="frames, every one of them")
     parser.add_argument("flow", help="optical flow")
     parser.add_argument("lists", help="split lists of data/make_split.py")

@@ -23,7 +23,7 @@ from data.extraction import (
 )
 from data.jobs import Report, cpu_count
 from data.videos import find_videos, import_cv2, read_frames, write_jpeg
-from utils import HelpFormatter, InputError, run_main
+from utils import ArgumentParser, InputError, run_main
 
 
 def write_rgb(short_side: int, quality: int, every: int, video: Path, folder: Path, report: Report) -> int:
@@ -37,7 +37,7 @@ def write_rgb(short_side: int, quality: int, every: int, video: Path, folder: Pa
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(__doc__)
     images = add_arguments(parser, quality=90)
     images.add_argument(
         "--sampling-rate",
