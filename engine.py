@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from dataloader.clips import Batch, Loader, TestSampling, clips_of
+from dataloader.clips import Batch, Loader, TestSampling, clips_of, sent_ahead
 from dataloader.transforms import Preparation
 from network import InferenceNet, freeze_batchnorm
 from training import Training, amp_dtype
@@ -69,7 +69,7 @@ def train_one_epoch(
     start = asked = time.perf_counter()
     clips_seen = 0
     with progress_bar(len(loader), f"epoch {training.epoch}", "batch", training.batch) as bar:
-        for batch in loader.epoch(training.epoch, training.batch):
+        for batch in sent_ahead(loader.epoch(training.epoch, training.batch), device):
             training.times[1] += time.perf_counter() - asked
             problems.update(batch.problems)
             loss = train_step(training, model, batch, preparation, args, device, dtype, loader)
@@ -137,7 +137,7 @@ def train_step(
             training.scaler.scale(loss * weight).backward()
         with torch.no_grad():
             rank = (scores > scores.gather(1, target[:, None])).sum(1)
-            counts = torch.stack((loss.detach(), (rank < 1).sum(), (rank < 5).sum(), loss.new_tensor(high - low)))
+            counts = torch.stack((loss.detach(), (rank < 1).sum(), (rank < 5).sum(), loss.new_full((), high - low)))
             training.sums += counts * bool(batch.counted)
             total += loss.detach()
     if args.clip_grad:
@@ -203,7 +203,7 @@ def test(
     waited = 0.0
     correct = seen = 0
     with progress_bar(len(loader.dataset), "test", "video") as bar:
-        for batch in loader.epoch(0):
+        for batch in sent_ahead(loader.epoch(0), device):
             waited += time.perf_counter() - asked
             if batch.counted:
                 outputs = net(clips_of(batch, preparation, device, net.dtype))

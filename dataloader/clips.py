@@ -211,6 +211,32 @@ def collate(items: list[Batch]) -> Batch:
     return batch
 
 
+def sent_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches with their images on `device`, each sent to a GPU while the one before is at work there."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream = torch.cuda.Stream(device)
+    waiting: tuple[Batch, torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            images, clips = (t.to(device, non_blocking=True) for t in (batch.images, batch.clips))
+        sent = batch._replace(images=images, clips=clips), stream.record_event()
+        if waiting is not None:
+            yield _arrived(*waiting)
+        waiting = sent
+    if waiting is not None:
+        yield _arrived(*waiting)
+
+
+def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
+    current = torch.cuda.current_stream(batch.images.device)
+    current.wait_event(event)
+    for tensor in (batch.images, batch.clips):
+        tensor.record_stream(current)  # its memory is not to be used again before this stream is done with it
+    return batch
+
+
 def clips_of(
     batch: Batch, preparation: Preparation, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Tensor:

@@ -233,6 +233,11 @@ def to_input(clips: Tensor, preparation: Preparation) -> Tensor:
     if preparation.modality == "rgbdiff":
         values = values[:, 3:] - values[:, :-3]
     repeat = values.shape[1] // planes
-    scale = values.new_tensor([1 / (255 * s) for s in preparation.std]).repeat(repeat)
-    offset = values.new_tensor([-m / s for m, s in zip(preparation.mean, preparation.std, strict=True)])
-    return values.mul_(scale[:, None, None]).add_(offset.repeat(repeat)[:, None, None])
+    scale = _vector([1 / (255 * s) for s in preparation.std], values).repeat(repeat)
+    offset = _vector([-m / s for m, s in zip(preparation.mean, preparation.std, strict=True)], values).repeat(repeat)
+    return values.mul_(scale[:, None, None]).add_(offset[:, None, None])
+
+
+def _vector(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """A float tensor on a tensor's device, made there: a copy to a GPU would wait for all that runs on it."""
+    return torch.stack([like.new_full((), number) for number in numbers])

@@ -222,3 +222,17 @@ def test_colour_in_a_flow_folder_is_an_error_but_three_equal_planes_are_flow(tin
     assert dataset[0, index].error is None
     damage(path, "colour")
     assert "flow is grayscale" in dataset[0, index].error
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_batches_sent_ahead_to_a_gpu_are_the_same(tiny):
+    gpu = torch.device("cuda")
+    dataset = flow_set(tiny, c.TrainSampling(2))
+    expected = list(c.make_loader(dataset, 2, 0, CPU).epoch(1))
+    got = list(c.sent_ahead(c.make_loader(dataset, 2, 2, gpu).epoch(1), gpu))
+    assert [b.names for b in got] == [b.names for b in expected]
+    for a, b in zip(got, expected, strict=True):
+        assert a.images.is_cuda and torch.equal(a.images.cpu(), b.images)
+        inputs = c.clips_of(a, FLOW, gpu).cpu()
+        torch.testing.assert_close(inputs, c.clips_of(b, FLOW, CPU))
