@@ -8,6 +8,8 @@ a core, and the one that counts on a machine that does other things, too. Wall t
 
 from __future__ import annotations
 
+import copy
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +21,7 @@ import torch
 from torch.utils.data import default_collate
 
 from benchmarks import classic
-from benchmarks.measure import HEADER, Stopwatch, bench_parser, chosen, in_turns, machine, prepare, ratio_line
+from benchmarks.measure import HEADER, ROOT, Stopwatch, bench_parser, chosen, in_turns, machine, prepare, ratio_line
 from dataloader.clips import ClipDataset, TestSampling, TrainSampling, clips_of, make_loader
 from dataloader.layouts import index_frames
 from dataloader.motion_dataloader import ReadFlow, motion_sources
@@ -93,6 +95,14 @@ def our_dataset(stream: str, root: Path, names: list[str], sampling: Any, size: 
     return ClipDataset(spatial_sources(index, videos), ReadFrame(index.root), preparation, sampling)
 
 
+def pack(home: Path, kind: str) -> Path:
+    """The packed data set of a kind, packed unless it is there."""
+    target = home / f"{kind}.pack"
+    command = [sys.executable, str(ROOT / "data" / "pack.py"), str(home / kind), str(target)]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    return target
+
+
 def to_floats(dataset: ClipDataset) -> float:
     """CPU milliseconds per clip for what the classic worker does and ours leaves to the device: floats."""
     batch = dataset[0, 0]
@@ -125,10 +135,18 @@ def main() -> int:
                 clips = classic.test_clips(videos)
                 dataset = our_dataset(stream, root, names, TestSampling(19))
                 our_batch = 1  # video, of 19 clips
-            ways = {"classic": classic_way(root, clips, batch_size), "ours": our_way(dataset, our_batch)}
+            packed = copy.copy(dataset)
+            used = [source.video.name for source in dataset.sources]
+            packed.sources = our_dataset(stream, pack(home, kind), used, None).sources
+            ways = {
+                "classic": classic_way(root, clips, batch_size),
+                "ours": our_way(dataset, our_batch),
+                "packed": our_way(packed, our_batch),
+            }
             in_turns(ways, 1)  # the files come into memory
             times = in_turns(ways, args.rounds)
             print(ratio_line(f"{stream} {subset}", times["classic"], times["ours"], BARS[stream, subset]), flush=True)
+            print(ratio_line("  packed, against the folder", times["ours"], times["packed"]), flush=True)
         print(f"  to floats, which ours leaves to the device: {to_floats(dataset):.2f} ms per clip if that is this CPU")
     return 0
 

@@ -79,7 +79,7 @@ class Shard:
             raise InputError(f"cannot open {self.path} and its table ({error}); copy it or pack again") from None
         if size != self.size or table.ndim != 2 or table.shape[1] != 2 or table.dtype != np.int64:
             raise InputError(f"{self.path} or its table is not whole; copy it or pack this data set again")
-        self._file, self._table = file, table
+        self._file, self._table = file, np.asarray(table)  # a plain view: slices of a memmap cost 10 us
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,10 @@ class PackedFrames:
 
     def read(self, root: str | Path, steps: Iterable[int]) -> Iterator[tuple[str, bytes]]:
         """A name for messages and the bytes of each image in `steps`, which count from 0 and rise."""
+        stem = f"{self.shard.path}:{self.frames.folder}/{self.frames.prefix}"
         for run in _runs(list(steps)):
             for step, data in zip(run, self.shard.read(self.first + run[0], len(run)), strict=True):
-                yield f"{self.shard.path}:{self.frames.path('', step)}", data
+                yield f"{stem}{self.frames.start + step:0{self.frames.digits}d}{self.frames.suffix}", data
 
 
 def _runs(steps: Sequence[int]) -> Iterator[list[int]]:
