@@ -33,10 +33,10 @@ test: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	@echo "== lint"
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy .
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/bench_loaders.py
-	$(BIN)/python benchmarks/bench_model.py
+	$(BIN)/python benchmarks/run.py
 
 # make run VIDEOS=folder [LISTS=folder] [FLAGS="--recipe tsn"]: from videos to the fused accuracy, start it again as often as you like
 DATA ?= data

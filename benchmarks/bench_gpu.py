@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -26,7 +26,7 @@ import options
 from benchmarks import classic
 from benchmarks.bench_loaders import our_dataset
 from benchmarks.measure import bench_parser, chosen, machine, prepare
-from dataloader.clips import Batch, TestSampling, TrainSampling, clips_of, make_loader, sent_ahead
+from dataloader.clips import Batch, Loader, TestSampling, TrainSampling, clips_of, make_loader, sent_ahead
 from engine import train_step
 from network import InferenceNet, build_model
 from training import Training, amp_dtype
@@ -124,7 +124,7 @@ class Bench:
             self.training.batch = 0  # of an epoch that never ends
             train_step(
                 self.training, self.model, batch, self.preparation, self.flags, self.device, self.dtype,
-                SimpleNamespace(batch_size=self.videos, dataset=self.dataset),
+                cast(Loader, SimpleNamespace(batch_size=self.videos, dataset=self.dataset)),
             )  # fmt: skip
         else:
             with torch.inference_mode():

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -21,7 +21,7 @@ import torch
 import options
 from benchmarks.classic import classic_model, classic_step
 from benchmarks.measure import HEADER, Stopwatch, bench_parser, in_turns, machine, ratio_line
-from dataloader.clips import Batch, clips_of
+from dataloader.clips import Batch, Loader, clips_of
 from dataloader.transforms import default_preparation
 from engine import train_step
 from network import InferenceNet, build_model
@@ -93,7 +93,7 @@ def training(stream: str, rounds: int, videos: int) -> None:
     batch = random_batch(videos, len(preparation.mean) + (stream == "motion"), segments, clip)
     floats = clips_of(batch, preparation, CPU).contiguous()
     parts = [floats[segment::segments].contiguous() for segment in range(segments)]
-    loader = SimpleNamespace(batch_size=videos, dataset=batch.names)
+    loader = cast(Loader, SimpleNamespace(batch_size=videos, dataset=batch.names))  # what a step asks of it
     dtype = amp_dtype(args.amp, CPU)
     ways = {
         "classic": timed(lambda: classic_step(classic, optimizer, parts, batch.labels), len(floats)),

@@ -24,6 +24,7 @@ import traceback
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -161,7 +162,7 @@ def fuzz(inputs: int, seed: int, folder: Path) -> int:
     pickles, checkpoints = good_pickles + bad_pickles, good_checkpoints + bad_checkpoints
     path = folder / "input"
     counts: Counter[str] = Counter()
-    seen: Counter = Counter()
+    seen: Any = Counter()  # counts, and what is watched for
     slowest = 0.0
     for codec in ("unicode_escape", "raw-unicode-escape", "cp437"):  # imported on first use, as parts of torch are
         codecs.lookup(codec)

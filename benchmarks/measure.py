@@ -126,13 +126,14 @@ def draw_videos(folder: Path, count: int = 12) -> Path:
         name = ("Archery", "Biking", "Diving", "Surfing")[number % 4]
         path = folder / name / f"v_{name}_g{number // 4 + 1:02d}_c01.avi"
         path.parent.mkdir(parents=True, exist_ok=True)
-        writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"XVID"), 25, SIZE)
-        texture = cv2.GaussianBlur(rng.integers(0, 256, (700, 700, 3), dtype=np.uint8).astype(np.float32), (0, 0), 4)
-        texture = cv2.normalize(texture, None, 0, 255, cv2.NORM_MINMAX)
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"XVID"), 25, SIZE)
+        noise = rng.integers(0, 256, (700, 700, 3), dtype=np.uint8)
+        texture = cv2.GaussianBlur(noise.astype(np.float32), (0, 0), 4)
+        texture = np.interp(texture, (texture.min(), texture.max()), (0, 255)).astype(np.float32)
         drift, turn = rng.uniform(-2, 2, 2), rng.uniform(-0.5, 0.5)
         for t in range(60 + 20 * number):
             matrix = cv2.getRotationMatrix2D((350, 350), turn * t, 1)
-            matrix[:, 2] += drift * t - 200
+            matrix[:, 2] = matrix[:, 2] + drift * t - 200
             frame = cv2.warpAffine(texture, matrix, SIZE, borderMode=cv2.BORDER_REFLECT)
             writer.write(np.clip(frame + rng.normal(0, 3, frame.shape), 0, 255).astype(np.uint8))
         writer.release()

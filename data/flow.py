@@ -41,7 +41,7 @@ def tvl1_flow(
     if backend not in OPENCVS:
         return _tensor_tvl1(_grey(frames), backend, device, batch_frames, processes)
     method = pair_method(backend)
-    return _grey_flow(frames, lambda one, two, _: method(one, two, OPENCV_DEFAULTS).transpose(1, 2, 0))
+    return _grey_flow(_grey(frames), lambda one, two, _: method(one, two, OPENCV_DEFAULTS).transpose(1, 2, 0))
 
 
 def _tensor_tvl1(
@@ -67,7 +67,12 @@ def _tensor_tvl1(
 
 def dis_flow(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Dense inverse search (Kroeger et al. 2016) by OpenCV with its default preset, FAST."""
-    return _grey_flow(frames, import_cv2().DISOpticalFlow_create().calc)
+    calc = import_cv2().DISOpticalFlow_create().calc
+    grey = _grey(frames)
+    first = list(itertools.islice(grey, 2))
+    if len(first) == 2:  # on small images the first call changes the object's settings; all pairs get the later ones
+        calc(*first, None)
+    yield from _grey_flow(itertools.chain(first, grey), calc)
 
 
 def farneback_flow(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -77,12 +82,12 @@ def farneback_flow(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """
     cv2 = import_cv2()
     return _grey_flow(
-        frames, lambda one, two, _: cv2.calcOpticalFlowFarneback(one, two, None, 0.5, 3, 15, 3, 5, 1.2, 0)
+        _grey(frames), lambda one, two, _: cv2.calcOpticalFlowFarneback(one, two, None, 0.5, 3, 15, 3, 5, 1.2, 0)
     )
 
 
-def _grey_flow(frames: Iterable[np.ndarray], calc: Callable) -> Iterator[np.ndarray]:
-    for one, two in itertools.pairwise(_grey(frames)):
+def _grey_flow(grey: Iterable[np.ndarray], calc: Callable) -> Iterator[np.ndarray]:
+    for one, two in itertools.pairwise(grey):
         yield calc(one, two, None)
 
 

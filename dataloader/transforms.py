@@ -61,7 +61,9 @@ class Preparation:
             self,
             flow_method=settings.get("model", settings.get("method")),  # of raft, which of its two networks
             flow_bound=settings.get("bound"),
-            **{name: settings.get(name) for name in ("sampling_rate", "short_side", "quality")},
+            sampling_rate=settings.get("sampling_rate"),
+            short_side=settings.get("short_side"),
+            quality=settings.get("quality"),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -73,7 +75,8 @@ class Preparation:
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
             raise InputError(f"the checkpoint's preparation has unknown keys {unknown}; update this program")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**given)
 
 
 def default_preparation(modality: str, size: int, test_resize: str, stack_length: int = 1) -> Preparation:

@@ -111,6 +111,17 @@ def test_flow_points_from_each_frame_to_the_next(method):
     np.testing.assert_allclose(second, 0, atol=0.1)
 
 
+@pytest.mark.parametrize("method", [dis_flow, farneback_flow])
+@pytest.mark.parametrize("height", [32, 64, 96])
+def test_the_flow_of_a_pair_is_the_same_wherever_the_video_begins(method, height):
+    """OpenCV's DIS changes its own settings in its first call on small images."""
+    big = texture(height + 20, height + 60)
+    frames = [big[2 * k : 2 * k + height, 3 * k : 3 * k + height + 20] for k in range(5)]
+    whole = list(method(iter(frames)))
+    for start in (1, 2, 3):
+        np.testing.assert_array_equal(list(method(iter(frames[start:]))), whole[start:])
+
+
 def test_raft_points_from_each_frame_to_the_next(shared):
     """The same for RAFT, on sides that are no multiples of 8, whatever the batch."""
     big = texture(180, 200)
