@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -203,12 +204,12 @@ def choose_flow(args: argparse.Namespace, preparation: Preparation, device: torc
             raise InputError(f"--raft-weights {path}: no file of torchvision's RAFT weights") from None
         raft = functools.partial(raft_flow, weights=path, device=str(device), batch_frames=PAIRS_AT_ONCE)
         return Flow(raft)
-    if method == "tvl1" and not hasattr(import_cv2(), "optflow"):
-        raise InputError("this OpenCV has no TV-L1; pip uninstall it and pip install opencv-contrib-python-headless")
-    methods = {"tvl1": tvl1_flow, "dis": dis_flow, "farneback": farneback_flow}
+    gpu = method == "tvl1" and device.type == "cuda"
+    tvl1 = functools.partial(tvl1_flow, device=str(device) if gpu else "cpu")
+    methods: dict[str, Any] = {"tvl1": tvl1, "dis": dis_flow, "farneback": farneback_flow}
     if method not in methods:
         raise InputError(f"{args.motion} was trained on {method} flow, which is not among --flow-method's; choose one")
-    return Flow(methods[method], cpu_count())
+    return Flow(methods[method], 1 if gpu else cpu_count())
 
 
 # --- answers -------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from data.flow import (
 from data.flow_picture import draw_flow
 from data.jobs import Report, cpu_count
 from data.tvl1_backends import OPENCVS, is_installed, suitable_backends
-from data.videos import VideoError, find_flo_folders, find_videos, import_cv2, read_frames, write_jpeg
+from data.videos import VideoError, encode_jpeg, find_flo_folders, find_videos, import_cv2, read_frames
 from utils import HelpFormatter, InputError, run_main
 
 METHODS = ("tvl1", "dis", "farneback", "raft", "flo")
@@ -59,7 +59,8 @@ def write_flow(method, bound: float, short_side: int, quality: int, video: Path,
     for flow in flows:
         images = quantise(flow, bound)
         for axis, name in enumerate("uv"):
-            write_jpeg(folder / name / f"frame{written.count + 1:06d}.jpg", images[:, :, axis], quality)
+            data = encode_jpeg(images[:, :, axis], quality)
+            (folder / name / f"frame{written.count + 1:06d}.jpg").write_bytes(data)
         written.add()
     written.flush()
     if not written.count:

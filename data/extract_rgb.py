@@ -22,7 +22,7 @@ from data.extraction import (
     open_output,
 )
 from data.jobs import Report, cpu_count
-from data.videos import find_videos, import_cv2, read_frames, write_jpeg
+from data.videos import encode_jpeg, find_videos, import_cv2, read_frames
 from utils import ArgumentParser, InputError, run_main
 
 
@@ -30,7 +30,7 @@ def write_rgb(short_side: int, quality: int, every: int, video: Path, folder: Pa
     """Write every `every`-th frame of `video` as `folder`/frame%06d.jpg; returns how many."""
     written = Reporter(report)
     for frame in read_frames(video, short_side, every, claim=functools.partial(report, "claimed")):
-        write_jpeg(folder / f"frame{written.count + 1:06d}.jpg", frame, quality)
+        (folder / f"frame{written.count + 1:06d}.jpg").write_bytes(encode_jpeg(frame, quality))
         written.add()
     written.flush()
     return written.count

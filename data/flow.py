@@ -51,8 +51,6 @@ def _tensor_tvl1(
 
     from data.tvl1 import automatic_batch_frames, tvl1_pairs
 
-    if device == "cpu":
-        torch.set_num_threads(1)  # videos are spread over processes
     first = next(grey, None)
     if first is None:
         return
@@ -167,8 +165,6 @@ def _load_raft(weights: Path, device: str):
         model.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"{weights} holds other weights than torchvision's {name}") from error
-    if device == "cpu":
-        torch.set_num_threads(1)  # videos are spread over processes
     torch.backends.cudnn.deterministic = True  # the same video gives the same bytes every time
     torch.backends.cudnn.allow_tf32 = False
     return model.float().eval().to(device)

@@ -95,6 +95,7 @@ class _Worker:
 def _serve(pipe: multiprocessing.connection.Connection, function: Callable[[Any, Report], Any]) -> None:
     """A worker process: take jobs until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, if a job imports it: jobs are what runs in parallel
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
     def report(event: str, value: Any) -> None:

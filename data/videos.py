@@ -188,8 +188,8 @@ def read_frames(
         raise VideoError(f"cut off or damaged: {decoded} of {int(claimed)} frames could be decoded")
 
 
-def write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:
-    """Write an RGB (height, width, 3) or grey (height, width) uint8 image.
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """An RGB (height, width, 3) or grey (height, width) uint8 image as extraction writes it.
 
     Colour is subsampled 4:2:0 as in almost every published frame set; on UCF101 4:4:4 takes 11 % more space
     at quality 90 for colour that the videos themselves store at half resolution.
@@ -197,7 +197,5 @@ def write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:
     import simplejpeg
 
     if image.ndim == 2:
-        data = simplejpeg.encode_jpeg(np.ascontiguousarray(image[:, :, None]), quality, "GRAY", "Gray")
-    else:
-        data = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, "RGB", "420")
-    path.write_bytes(data)
+        return simplejpeg.encode_jpeg(np.ascontiguousarray(image[:, :, None]), quality, "GRAY", "Gray")
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, "RGB", "420")

@@ -6,14 +6,12 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from data.flow import quantise
-from data.videos import VideoError, write_jpeg
+from data.videos import VideoError, encode_jpeg
 from dataloader.clips import Batch, ClipDataset, Source, TestSampling
 from dataloader.images import decode_gray, decode_rgb
 from dataloader.names import Video
@@ -79,7 +77,7 @@ class DecodedFrames:
             self.images.update(self._flows(frames, missing))
         else:
             for number in missing:
-                data = _jpeg(frames[number], self.quality)
+                data = encode_jpeg(frames[number], self.quality)
                 self.images[number] = decode_rgb(data, self.name).transpose(2, 0, 1)
 
         def read(images: Mapping[int, np.ndarray], steps: Sequence[int]) -> list[np.ndarray]:
@@ -105,18 +103,16 @@ class DecodedFrames:
             flows = method(frames[number] for number in range(run[0], run[-1] + 2))
             return [self._coded(flow) for flow in flows]
 
-        threads = torch.get_num_threads()  # RAFT sets it to 1, for extraction's sake
         runs = list(_runs(pairs, PAIRS_AT_ONCE))
         bar = tqdm(total=len(pairs), desc=f"flow of {self.name}", unit="pair", leave=False, delay=1, disable=None)
         with bar, ThreadPoolExecutor(self.flow.threads) as pool:
             for run, flows in zip(runs, pool.map(compute, runs), strict=True):
                 yield from zip(run, flows, strict=True)
                 bar.update(len(run))
-        torch.set_num_threads(threads)
 
     def _coded(self, flow: np.ndarray) -> np.ndarray:
         images = quantise(flow, self.bound)
-        return np.stack([decode_gray(_jpeg(images[:, :, axis], self.quality), self.name) for axis in (0, 1)])
+        return np.stack([decode_gray(encode_jpeg(images[:, :, axis], self.quality), self.name) for axis in (0, 1)])
 
 
 def _runs(numbers: Sequence[int], longest: int) -> Iterator[list[int]]:
@@ -125,17 +121,3 @@ def _runs(numbers: Sequence[int], longest: int) -> Iterator[list[int]]:
         run = [number for _, number in group]
         for start in range(0, len(run), longest):
             yield run[start : start + longest]
-
-
-class _Memory:
-    """Takes what would be a file's bytes."""
-
-    def write_bytes(self, data: bytes) -> None:
-        self.data = data
-
-
-def _jpeg(image: np.ndarray, quality: int) -> bytes:
-    """The very bytes that extraction writes for an image."""
-    file: Any = _Memory()
-    write_jpeg(file, image, quality)
-    return file.data

@@ -15,6 +15,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu:
+        import torch
+
+        for item in gpu:
+            item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real test data; tests that need it are skipped where it is absent."""
