@@ -24,8 +24,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-# Importing torch makes half a million objects that stay, and collecting at Python's own threshold looks through them
-# again and again: a fifth of a script's start. `run_main` puts it back.
+# Importing torch makes 200,000 objects that stay, and at Python's own threshold a collection looks through them again
+# and again. `run_main` puts it back.
 _THRESHOLD = gc.get_threshold()
 gc.set_threshold(100_000)
 
