@@ -52,6 +52,8 @@ def run_main(main: Callable[[], int | None]) -> None:
         code = 130
         if first_to_report():
             print("interrupted", file=sys.stderr)
+    finally:
+        gc.unfreeze()  # else Python's end leaves it all alone, too, and triton's bindings print what they leaked
     sys.exit(code)
 
 

@@ -1,6 +1,7 @@
 """The help of every script that a user runs."""
 
 import runpy
+import subprocess
 import sys
 
 import pytest
@@ -21,6 +22,12 @@ def test_help_fits_the_terminal_and_shows_defaults(script, columns, monkeypatch,
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= columns
     assert text.startswith("usage: ") and "default: []" not in text and "Path(" not in text
+
+
+@pytest.mark.parametrize("script", ["spatial_cnn.py", "predict.py"])
+def test_a_script_that_imports_torch_ends_without_a_word_of_its_libraries(script):
+    done = subprocess.run([sys.executable, str(ROOT / script), "-h"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_every_script_is_here():
