@@ -35,14 +35,6 @@ RATES = {
     ("motion", "tsn"): 5e-3 * BATCH / 128,
 }
 INGREDIENTS = {
-    "spatial": {
-        "multi-scale crops": ["--crop", "multiscale"],
-        "dropout .8": ["--dropout", "0.8"],
-        "partial BN": ["--partial-bn"],
-        "steps at 3/8 and 6/8": ["--schedule", "step", "--milestones", "0.375", "0.75"],
-        "decay 5e-4, clipping at 40": ["--weight-decay", "5e-4", "--clip-grad", "40"],
-        "centre crop at test": ["--test-resize", "center"],
-    },
     "motion": {
         "3 segments": ["--segments", "3"],
         "multi-scale crops": ["--crop", "multiscale"],
@@ -51,6 +43,14 @@ INGREDIENTS = {
         "steps at 19/34 and 30/34": ["--schedule", "step", "--milestones", "0.559", "0.882"],
         "decay 5e-4, clipping at 20": ["--weight-decay", "5e-4", "--clip-grad", "20"],
         "flow centred (mean .5, std .226)": ["--flow-mean", "0.5", "--flow-std", "0.226"],
+        "centre crop at test": ["--test-resize", "center"],
+    },
+    "spatial": {
+        "multi-scale crops": ["--crop", "multiscale"],
+        "dropout .8": ["--dropout", "0.8"],
+        "partial BN": ["--partial-bn"],
+        "steps at 3/8 and 6/8": ["--schedule", "step", "--milestones", "0.375", "0.75"],
+        "decay 5e-4, clipping at 40": ["--weight-decay", "5e-4", "--clip-grad", "40"],
         "centre crop at test": ["--test-resize", "center"],
     },
 }
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("flow", help="optical flow")
     parser.add_argument("lists", help="split lists of data/make_split.py")
     parser.add_argument("--weights", required=True, help="ImageNet weights of ResNet-50")
-    parser.add_argument("--epochs", type=int, nargs=2, default=(3, 8), metavar=("SPATIAL", "MOTION"),
+    parser.add_argument("--epochs", type=int, nargs=2, default=(3, 10), metavar=("SPATIAL", "MOTION"),
                         help="of every run; the flow's network starts further from what it has to know")
     parser.add_argument("--parts", choices=("recipes", "ingredients"), nargs="+", default=["recipes", "ingredients"],
                         help="what to measure; give each of two processes its part and its own --output")
@@ -78,11 +78,11 @@ def main() -> None:
                     train(args, stream, recipe, f"{recipe}-{seed}", [], seed)
                 fuse(args, f"{recipe}-{seed}", seed)
     if "ingredients" in args.parts:
+        differences = ["--input", "rgbdiff", "--rgb-dir", args.rgb]
+        train(args, "motion", "tsn", "tsn, rgbdiff", differences, args.seeds[0])
         for stream, ingredients in INGREDIENTS.items():
             for name, flags in ingredients.items():
                 train(args, stream, "baseline", f"baseline + {name}", flags, args.seeds[0])
-        differences = ["--input", "rgbdiff", "--rgb-dir", args.rgb]
-        train(args, "motion", "tsn", "tsn, rgbdiff", differences, args.seeds[0])
 
 
 def train(args: argparse.Namespace, stream: str, recipe: str, name: str, flags: list[str], seed: int) -> None:
@@ -97,7 +97,7 @@ def train(args: argparse.Namespace, stream: str, recipe: str, name: str, flags: 
     folder = ["--rgb-dir", args.rgb] if stream == "spatial" else ["--flow-dir", args.flow]
     command = [sys.executable, str(ROOT / f"{stream}_cnn.py"), *folder, "--ucf-list", args.lists,
                "--weights", args.weights, *COMMON, "--recipe", recipe, "--lr", f"{RATES[stream, recipe]:g}",
-               "--epochs", str(epochs), "--eval-every", str(2 if recipe == "baseline" else epochs), "--seed", str(seed),
+               "--epochs", str(epochs), "--eval-every", str(1 if recipe == "baseline" else epochs), "--seed", str(seed),
                "--output", str(output), "--resume", "auto", *flags]  # fmt: skip
     start = time.time()
     subprocess.run(command, check=True, cwd=ROOT)
