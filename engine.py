@@ -137,9 +137,9 @@ def train_step(
             training.scaler.scale(loss * weight).backward()
         with torch.no_grad():
             rank = (scores > scores.gather(1, target[:, None])).sum(1)
-            counts = torch.stack((loss.detach(), (rank < 1).sum(), (rank < 5).sum(), loss.new_full((), high - low)))
+            counts = torch.stack((loss, (rank < 1).sum(), (rank < 5).sum(), loss.new_full((), high - low)))
             training.sums += counts * bool(batch.counted)
-            total += loss.detach()
+            total += loss
     if args.clip_grad:
         training.scaler.unscale_(training.optimizer)
         nn.utils.clip_grad_norm_(training.model.parameters(), args.clip_grad)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def architectures() -> list[str]:
     """Names of torchvision's classification ResNets, ResNeXts and Wide ResNets."""
     names = models.list_models(module=models, include=["resnet*", "resnext*", "wide_resnet*"])
-    return sorted(names, key=lambda name: (not name.startswith("resnet"), len(name), name))
+    return sorted(names, key=lambda name: (len(name), name))
 
 
 def build_model(
@@ -101,16 +101,13 @@ def cross_modality(weight: Tensor, in_channels: int) -> Tensor:
 def fit_imagenet(state: Mapping[str, Tensor], model: ResNet) -> dict[str, Tensor]:
     """Adapt ImageNet weights to `model`: its input channels by cross-modality, its classes by a fresh `fc`."""
     own = model.state_dict()
-    result = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    result = dict(state)
     first = result.get("conv1.weight")
     if first is not None and first.ndim == 4 and first.shape[1] == 3 and own["conv1.weight"].shape[1] != 3:
         result["conv1.weight"] = cross_modality(first, own["conv1.weight"].shape[1])
     for name in ("fc.weight", "fc.bias"):
         if name in result and result[name].shape != own[name].shape:
             result[name] = own[name]
-    for name in own:
-        if name.endswith("num_batches_tracked"):  # absent before PyTorch 0.4.1, and of no effect here
-            result.setdefault(name, own[name])
     return result
 
 

@@ -47,7 +47,7 @@ def _decode(data: bytes, path: str | Path, wanted: str) -> np.ndarray:
                 image = simplejpeg.decode_jpeg(data, wanted)  # strict: a truncated file raises
                 return image if wanted == "RGB" else image[..., 0]
             return np.asarray(Image.open(io.BytesIO(data)))
-        if wanted == "GRAY" and colour == "RGB":  # some tools write flow as three equal planes
+        if colour == "RGB":  # wanted is GRAY: some tools write flow as three equal planes
             image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
             if np.ptp(image.astype(np.int16), axis=2).max() <= 2:
                 return np.ascontiguousarray(image[..., 0])

@@ -43,7 +43,7 @@ class Frames:
     digits: int
     start: int
     count: int
-    suffix: str = ".jpg"
+    suffix: str
 
     def path(self, root: str | Path, i: int) -> Path:
         """The path of the i-th image; i counts from 0, whatever the names start with."""

@@ -82,8 +82,7 @@ def group_of(name: str) -> str:
     if parts := ucf_parts(name):
         return parts[1]
     folder, _, stem = name.rpartition("/")
-    source, found, _ = stem.partition(f"_{folder}_")
-    return source if folder and found else stem
+    return stem.partition(f"_{folder}_")[0] if folder else stem
 
 
 def first_few(names: Iterable[str], limit: int = 3) -> str:

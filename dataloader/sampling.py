@@ -25,7 +25,7 @@ def train_starts(valid: int, segments: int, rng: np.random.Generator) -> np.ndar
     nearest start.
     """
     edges = np.arange(segments + 1) * valid // segments
-    low = np.minimum(edges[:-1], valid - 1)
+    low = edges[:-1]
     return rng.integers(low, np.maximum(edges[1:], low + 1))
 
 

@@ -93,7 +93,7 @@ def _split_by_groups(names: Iterable[str], number: str) -> Split:
         label = labels[class_.casefold()]
         video = Video(video_key(name, class_names[label]), label, name)
         side = test if first_test_group <= int(group) < first_test_group + 7 else train
-        side.setdefault(video.name.casefold(), video)  # the same video in two folders: layouts reports it
+        side.setdefault(video.name, video)  # the same video in two folders: layouts reports it
     return Split(dataset, number, class_names, _by_label(train.values()), _by_label(test.values()))
 
 
