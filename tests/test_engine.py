@@ -1,0 +1,306 @@
+"""A step of training against softmax regression's formulas, and what an epoch and a test make of their batches."""
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import engine
+import network
+from dataloader.clips import Batch, ClipDataset, Source, clips_of
+from dataloader.clips import TestSampling as Sampling
+from dataloader.names import Video
+from dataloader.transforms import Preparation
+from training import Training, make_ema
+from utils import InputError
+
+CPU = torch.device("cpu")
+PIXELS = Preparation(size=4, mean=(0.0,) * 3, std=(1.0,) * 3)  # an input is a pixel / 255
+CLASSES = 7
+
+
+def make_batch(videos=5, clips=3, size=4, seed=0):
+    """Random pictures, one a clip."""
+    rng = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (videos * clips, 3, size, size), dtype=torch.uint8, generator=rng)
+    labels = torch.randint(0, CLASSES, (videos,), generator=rng)
+    rows, flip = torch.arange(videos * clips)[:, None], torch.zeros(videos * clips, dtype=torch.bool)
+    return Batch([f"{seed}.{i}" for i in range(videos)], labels, images, rows, flip, videos, [])
+
+
+def share(batch, low, high):
+    """The batch of a process that takes these of its videos."""
+    clips = len(batch.clips) // len(batch.names)
+    return batch._replace(
+        names=batch.names[low:high], labels=batch.labels[low:high], clips=batch.clips[low * clips : high * clips],
+        flip=batch.flip[low * clips : high * clips], counted=high - low,
+    )  # fmt: skip
+
+
+class Batches:
+    """A loader of ready batches; `padding` counts nowhere."""
+
+    def __init__(self, *batches, sampling=None, padding=()):
+        self.batches, self.batch_size = [*batches, *padding], len(batches[0].names)
+        labelled = [pair for batch in batches for pair in zip(batch.names, batch.labels.tolist(), strict=True)]
+        sources = [Source(Video(name, label, name), None, 1, name) for name, label in sorted(labelled)]
+        self.dataset = ClipDataset(sources, None, PIXELS, sampling)
+
+    def __len__(self):
+        return len(self.batches)
+
+    def epoch(self, epoch, first_batch=0):
+        return iter(self.batches[first_batch:])
+
+
+def regression(dropout=0.0):
+    """Softmax regression on a picture's mean colour."""
+    torch.manual_seed(1)
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(3, CLASSES))
+
+
+def make_training(model, lr=1.0, ema=0.0):
+    groups = [{"params": list(model.parameters())[:1], "lr": 10 * lr}, {"params": list(model.parameters())[1:]}]
+    return Training(
+        model, torch.optim.SGD(groups, lr=lr), None, torch.amp.GradScaler("cpu", enabled=False), make_ema(model, ema)
+    )
+
+
+def args(**given):
+    usual = {"seed": 0, "accumulate": 1, "label_smoothing": 0.0, "clip_grad": 0.0, "amp": "off", "partial_bn": False}
+    return SimpleNamespace(**{**usual, "compile": False, "features": False, **given})
+
+
+def step(batch, loader, training=None, **given):
+    """What one step changes in regression()'s (weight, bias), and the loss that it returns."""
+    training = training or make_training(regression())
+    before = copy.deepcopy(training.model[3])
+    loss = engine.train_step(training, training.model, batch, PIXELS, args(**given), CPU, torch.float32, loader)
+    after = training.model[3]
+    return (after.weight - before.weight).detach(), (after.bias - before.bias).detach(), loss
+
+
+def by_hand(batch, smoothing=0.0, linear=None):
+    """(losses of the videos, gradients of weight and bias for their sum, ranks of the true class)."""
+    linear = copy.deepcopy(linear or regression()[3]).requires_grad_(False)
+    colours = batch.images[batch.clips[:, 0]].double().mean((2, 3)) / 255
+    colours = torch.stack([part.mean(0) for part in colours.chunk(len(batch.names))])  # linear: so is the logits' mean
+    logits = colours @ linear.weight.double().T + linear.bias.double()
+    wanted = torch.eye(CLASSES)[batch.labels] * (1 - smoothing) + smoothing / CLASSES
+    error = logits.softmax(1) - wanted
+    ranks = [row.argsort(descending=True).tolist().index(y) for row, y in zip(logits, batch.labels, strict=True)]
+    return -(wanted * logits.log_softmax(1)).sum(1), error.T @ colours, error.sum(0), np.array(ranks)
+
+
+# --- a step --------------------------------------------------------------------------------------------
+
+
+def test_the_consensus_is_the_mean_over_each_videos_clips():
+    logits = torch.tensor([[1.0, 0], [2, 0], [6, 3], [0, 0], [0, 5], [0, 1]])
+    assert engine.consensus(logits, 3).tolist() == [[3, 1], [0, 2]]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 9])  # 9: more parts than videos
+def test_a_step_follows_the_gradient_however_it_is_cut(accumulate):
+    batch = make_batch()
+    losses, weight, bias, ranks = by_hand(batch, 0.1)
+    training = make_training(regression())
+    sizes = []
+    training.model.register_forward_hook(lambda model, inputs, outputs: sizes.append(len(outputs)))
+    moved = step(batch, Batches(batch, make_batch(seed=1)), training, accumulate=accumulate, label_smoothing=0.1)
+    assert len(sizes) == min(accumulate, 5) and sum(sizes) == 15
+    torch.testing.assert_close(moved[0], -10 * weight.float() / 5)  # the first group's rate is ten times lr
+    torch.testing.assert_close(moved[1], -bias.float() / 5)
+    assert moved[2].item() == pytest.approx(losses.mean().item())
+    assert training.sums.tolist() == pytest.approx([losses.sum().item(), sum(ranks < 1), sum(ranks < 5), 5])
+
+
+def test_a_step_forgets_the_gradient_of_the_one_before():
+    training = make_training(regression())
+    step(make_batch(), Batches(make_batch()), training)
+    again = make_batch(seed=1)
+    gradient = by_hand(again, linear=training.model[3])[2]
+    torch.testing.assert_close(step(again, Batches(again), training)[1], -gradient.float() / 5)
+
+
+def test_the_network_computes_in_bfloat16_and_the_loss_in_float32():
+    batch = make_batch()
+    training = make_training(regression())
+    seen = []
+    training.model.register_forward_hook(lambda model, inputs, outputs: seen.append(outputs.detach()))
+    for dtype in (torch.float32, torch.bfloat16):
+        loss = engine.train_step(training, training.model, batch, PIXELS, args(), CPU, dtype, Batches(batch))
+        assert seen[-1].dtype == dtype
+        scores = torch.stack([part.float().mean(0) for part in seen[-1].chunk(5)])
+        torch.testing.assert_close(loss, nn.functional.cross_entropy(scores, batch.labels))
+
+
+@pytest.mark.parametrize("length", [0.0, 0.01])
+def test_a_scaled_loss_makes_the_same_step(length):
+    """float16's small gradients need a large loss; the scale is taken out again before clipping and the step."""
+    batch = make_batch()
+    plain = step(batch, Batches(batch), clip_grad=length)
+    training = make_training(regression())
+    training.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)
+    scaled = step(batch, Batches(batch), training, clip_grad=length)
+    torch.testing.assert_close(scaled[:2], plain[:2])
+    assert training.scaler.get_scale() == 2048
+
+
+def test_the_last_batch_is_averaged_over_the_videos_it_has():
+    whole, last = make_batch(), make_batch(2, seed=1)
+    training = make_training(regression())
+    training.batch = 1
+    moved = step(last, Batches(whole, last), training)
+    torch.testing.assert_close(moved[1], -by_hand(last)[2].float() / 2)
+
+
+def test_the_mean_over_processes_is_the_step_of_one(monkeypatch):
+    """Five videos on two processes, three and two: DistributedDataParallel averages what each computes."""
+    batch = make_batch()
+    loader = Batches(batch)
+    weight, bias, _ = step(batch, loader)
+    monkeypatch.setattr(engine, "world", lambda: (0, 2))
+    shares = [step(share(batch, *part), loader) for part in ((0, 3), (3, 5))]
+    torch.testing.assert_close((shares[0][0] + shares[1][0]) / 2, weight)
+    torch.testing.assert_close((shares[0][1] + shares[1][1]) / 2, bias)
+
+
+def test_the_repeat_that_keeps_processes_in_step_counts_nowhere():
+    batch = make_batch()
+    training = make_training(regression())
+    weight, bias, _ = step(batch._replace(counted=0), Batches(batch), training)
+    assert not weight.any() and not bias.any() and not training.sums.any()
+
+
+def test_a_clipped_gradient_has_the_length_asked_for():
+    weight, bias, _ = step(make_batch(), Batches(make_batch()), clip_grad=0.01)
+    assert ((weight / 10).square().sum() + bias.square().sum()).sqrt().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_step_depends_on_seed_epoch_and_batch_alone():
+    def loss(epoch, batch, seed=0):
+        training = make_training(regression(dropout=0.5))
+        training.epoch, training.batch = epoch, batch
+        torch.rand(epoch + batch)  # what was drawn before
+        return step(make_batch(), Batches(*[make_batch()] * 3), training, seed=seed)[2].item()
+
+    assert loss(2, 1) == loss(2, 1)
+    assert len({loss(2, 1), loss(1, 2), loss(2, 0), loss(2, 1, seed=1)}) == 4
+
+
+def test_the_moving_average_follows_each_step():
+    training = make_training(regression(), ema=0.9)
+    biases = []
+    for number in range(2):
+        step(make_batch(seed=number), Batches(make_batch()), training)
+        biases.append(training.model[3].bias.detach().clone())
+    torch.testing.assert_close(training.ema.module[3].bias, 0.9 * biases[0] + 0.1 * biases[1])  # it begins at the first
+
+
+def test_the_first_loss_that_is_no_number_is_named():
+    recent = [(["a"], torch.tensor(1.0)), (["b", "c"], torch.tensor(np.nan)), (["d"], torch.tensor(np.inf))]
+    with pytest.raises(InputError, match="the batch of b, c:"):
+        engine.check_finite(recent)
+    recent = recent[:1]
+    engine.check_finite(recent)
+    assert recent == []
+
+
+# --- an epoch ------------------------------------------------------------------------------------------
+
+
+def epoch(training, loader, after_batch=lambda: None, **given):
+    problems = {}
+    row = engine.train_one_epoch(training, training.model, loader, PIXELS, args(**given), CPU, after_batch, problems)
+    return row, problems
+
+
+def test_an_epochs_row_is_of_all_its_videos():
+    batches = [make_batch(), make_batch(seed=1), make_batch(2, seed=2)._replace(problems=[("torn", "is cut off")])]
+    hands = [by_hand(batch) for batch in batches]
+    losses, ranks = torch.cat([hand[0] for hand in hands]), np.concatenate([hand[3] for hand in hands])
+    training = make_training(regression(), lr=1e-12)
+    training.epoch = 4
+    done = []
+    row, problems = epoch(training, Batches(*batches), lambda: done.append((training.batch, len(training.sums))))
+    assert row["Epoch"] == 4 and row["lr"] == 1e-12 and 0 <= row["Data Time"] <= row["Batch Time"] < 10
+    assert row["Loss"] == pytest.approx(losses.mean().item())
+    assert row["Prec@1"] == pytest.approx(100 * np.mean(ranks < 1))
+    assert row["Prec@5"] == pytest.approx(100 * np.mean(ranks < 5))
+    assert [number for number, _ in done] == [1, 2, 3]  # a run saved there goes on with the next batch
+    assert problems == {"torn": "is cut off"}
+
+
+def test_an_epoch_goes_on_where_it_was_left():
+    batches = [make_batch(seed=seed) for seed in range(3)]
+    whole, halves = make_training(regression()), make_training(regression())
+    row, _ = epoch(whole, Batches(*batches))
+
+    class Stop(Exception):
+        pass
+
+    def stop():
+        if halves.batch == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        epoch(halves, Batches(*batches), stop)
+    again, _ = epoch(halves, Batches(*batches))
+    assert again["Loss"] == row["Loss"] and again["Prec@5"] == row["Prec@5"]
+    assert torch.equal(halves.model[3].weight, whole.model[3].weight)
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_batch_norms_learn_unless_they_are_frozen(partial):
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3), *regression())
+    training = make_training(model.eval())  # as a test may have left it
+    epoch(training, Batches(make_batch()), partial_bn=partial)
+    assert model[0].running_mean.any()
+    assert bool(model[1].running_mean.any()) != partial
+
+
+def test_an_epoch_without_numbers_ends_in_one_line():
+    training = make_training(regression(), lr=np.nan)
+    with pytest.raises(InputError, match="no longer a number, in the batch of 1.0, 1.1"):
+        epoch(training, Batches(make_batch(2), make_batch(2, seed=1)))
+
+
+# --- a test --------------------------------------------------------------------------------------------
+
+
+def test_a_tests_logits_are_those_of_the_plain_network_averaged_over_views():
+    """Two samples in three views of each video: clips stand view by view, and both means are taken by hand."""
+    torch.manual_seed(0)
+    model = network.build_model("resnet18", 3, CLASSES).train()
+    batches = [make_batch(2, 6, 32, seed) for seed in (1, 0)]  # not in the list's order, as from several processes
+    padding = make_batch(1, 6, 32, 2)._replace(counted=0)
+    loader = Batches(*batches, padding=[padding], sampling=Sampling(2, 3))
+    stops = []
+    found = engine.test(model, loader, PIXELS, args(features=True), CPU, lambda: stops.append(1))
+    assert model.training and all(parameter.requires_grad for parameter in model.parameters())
+    assert len(stops) == 3
+    assert list(found.frame_logits) == list(found.features) == list(found.labels) == ["0.0", "0.1", "1.0", "1.1"]
+
+    plain = copy.deepcopy(model).eval()
+    losses, ranks = [], []
+    for batch in batches:
+        with torch.no_grad():
+            logits = plain(clips_of(batch, PIXELS, CPU)).numpy().reshape(2, 3, 2, CLASSES)
+        for name, label, clips in zip(batch.names, batch.labels.tolist(), logits, strict=True):
+            samples = [(clips[0, s] + clips[1, s] + clips[2, s]) / 3 for s in (0, 1)]
+            np.testing.assert_allclose(found.frame_logits[name], samples, rtol=1e-3, atol=1e-4)
+            features = torch.from_numpy(found.features[name])
+            assert features.shape == (2, 512)
+            np.testing.assert_allclose(plain.fc(features).detach(), samples, rtol=1e-3, atol=1e-4)
+            assert found.labels[name] == label
+            video = (samples[0] + samples[1]) / 2
+            losses.append(np.log(np.exp(video - video[label]).sum()))
+            ranks.append(int((video > video[label]).sum()))
+    assert found.loss == pytest.approx(np.mean(losses), rel=1e-3)
+    assert found.accuracy["top1"] == pytest.approx(100 * np.mean(np.array(ranks) < 1))
+    assert found.accuracy["top5"] == pytest.approx(100 * np.mean(np.array(ranks) < 5))
+    assert engine.test(model, loader, PIXELS, args(), CPU).features == {}
