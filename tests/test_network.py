@@ -66,10 +66,12 @@ def test_folding_batch_norm_changes_no_logit(arch, channels):
     x = torch.randn(2, channels, 64, 64)
     with torch.no_grad():
         expected = model(x)
-        logits, features = network.InferenceNet(model)(x)
+        net = network.InferenceNet(model)
+        logits, features = net(x)
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-3 * expected.abs().max().item())
         torch.testing.assert_close(model.fc(features), expected, rtol=1e-4, atol=1e-3 * expected.abs().max().item())
     assert features.shape == (2, {"resnet18": 512, "resnet50": 2048}[arch])
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
     assert isinstance(model.bn1, nn.BatchNorm2d), "the trained network itself must stay as it is"
 
 
@@ -77,7 +79,7 @@ def test_bfloat16_stays_close_to_float32():
     model = randomise(network.build_model("resnet18", 3, 5))
     x = torch.randn(4, 3, 64, 64)
     exact, half = (network.InferenceNet(model, dtype)(x)[0] for dtype in (torch.float32, torch.bfloat16))
-    assert half.dtype == torch.float32
+    assert half.dtype == torch.float32 and not half.requires_grad
     assert ((exact - half).norm() / exact.norm()).item() < 2e-2
 
 
@@ -89,6 +91,7 @@ def test_dropout_sits_between_pooling_and_the_last_layer():
     dropped = (seen[0] == 0).float().mean().item()
     assert 0.75 < dropped < 0.85
     assert model.state_dict().keys() == models.resnet18(num_classes=5).state_dict().keys()
+    assert not any(isinstance(module, nn.Dropout) for module in network.build_model("resnet18", 3, 5).modules())
 
 
 def test_partial_bn_freezes_every_batch_norm_but_the_first():
@@ -100,6 +103,24 @@ def test_partial_bn_freezes_every_batch_norm_but_the_first():
     assert changed == {"bn1.running_mean", "bn1.running_var", "bn1.num_batches_tracked"}
     trained = {name for name, p in model.named_parameters() if p.grad is not None and ".bn" in f".{name}"}
     assert trained == {"bn1.weight", "bn1.bias"}
+
+
+def test_frozen_weights_are_not_given_to_the_optimizer():
+    model = network.build_model("resnet18", 3, 5)
+    network.freeze_batchnorm(model)
+    groups = network.parameter_groups(model, 0.1, 5e-4)
+    assert {group["lr"] for group in groups} == {0.1}
+    given = {id(parameter) for group in groups for parameter in group["params"]}
+    frozen = {name for name, parameter in model.named_parameters() if id(parameter) not in given}
+    norms = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)} - {"bn1"}
+    assert frozen == {f"{norm}.{kind}" for norm in norms for kind in ("weight", "bias")}
+
+
+def test_a_new_first_convolution_is_drawn_as_he_et_al_2015():
+    """Standard deviation sqrt(2 / fan-out), the fan-out of 64 channels of 7 x 7 as in torchvision's ResNets."""
+    torch.manual_seed(0)
+    weight = network.build_model("resnet18", 20, 5).conv1.weight
+    assert weight.std().item() == pytest.approx((2 / (64 * 7 * 7)) ** 0.5, rel=0.02)
 
 
 def test_decay_spares_biases_and_batch_norm():
@@ -115,6 +136,7 @@ def test_decay_spares_biases_and_batch_norm():
 
 def test_every_resnet_by_name_and_no_other():
     names = network.architectures()
+    assert names[:5] == [f"resnet{depth}" for depth in (18, 34, 50, 101, 152)]  # as a message should list them
     assert {f"resnet{depth}" for depth in (18, 34, 50, 101, 152)} | {"resnext50_32x4d", "wide_resnet50_2"} <= set(names)
     with pytest.raises(InputError, match="vgg16 is not a ResNet"):
         network.build_model("vgg16", 3, 5)
@@ -129,23 +151,61 @@ def test_weights_that_do_not_fit_or_are_not_there_say_so(imagenet_file, tmp_path
         assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
-def test_weights_that_cannot_be_downloaded_name_the_ways_out(monkeypatch):
-    def offline(*args, **kwargs):
+def test_weights_from_before_pytorch_0_4_1_count_no_batches(imagenet_file, tmp_path):
+    state = torch.load(imagenet_file, weights_only=True)
+    old = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    assert network.explain_mismatch(models.resnet18(), old) is None
+    torch.save(old, tmp_path / "old.pth")
+    model = network.build_model("resnet18", 3, 1000, str(tmp_path / "old.pth"))
+    assert torch.equal(model.layer4[1].bn2.weight, state["layer4.1.bn2.weight"].float())
+
+
+@pytest.mark.parametrize(("name", "weights"), [("imagenet", models.ResNet50_Weights.IMAGENET1K_V1),
+                                               ("IMAGENET1K_V2", models.ResNet50_Weights.IMAGENET1K_V2)])  # fmt: skip
+def test_weights_that_cannot_be_downloaded_name_the_ways_out(monkeypatch, name, weights):
+    asked = []
+
+    def offline(url, check_hash, **kwargs):
+        asked.append((url, check_hash))
         raise OSError("no network")
 
-    monkeypatch.setattr("torch.hub.load_state_dict_from_url", offline)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     with pytest.raises(InputError, match=r"--weights PATH.*--weights none"):
-        network.build_model("resnet18", 3, 5, "imagenet")
+        network.build_model("resnet50", 3, 5, name)
+    assert asked == [(weights.url, True)]
+    with pytest.raises(InputError, match="IMAGENET1K_V2 for resnet18, only IMAGENET1K_V1"):
+        network.build_model("resnet18", 3, 5, "IMAGENET1K_V2")
 
 
 def test_a_mismatch_is_told_in_one_line():
     model = network.build_model("resnet18", 3, 101)
     assert network.explain_mismatch(model, models.resnet18(num_classes=101).state_dict()) is None
+    told = network.explain_mismatch(model, models.resnet18(num_classes=51).state_dict())
+    assert told == "it has 51 classes, not 101"
     told = network.explain_mismatch(model, models.resnet50(num_classes=51).state_dict())
     assert "51 classes, not 101" in told and "\n" not in told and len(told) < 500
     told = network.explain_mismatch(model, {"features.0.weight": torch.zeros(1)})
     assert "missing" in told and len(told) < 500
+    state = models.resnet18(num_classes=101).state_dict()
+    state = {name: tensor for name, tensor in state.items() if name[:6] not in ("layer1", "layer2", "layer3")}
+    assert network.explain_mismatch(model, {**state, "head.fc.bias": torch.zeros(1)}) == (  # 10 a block, 5 a downsample
+        "70 tensors missing (in layer1.0, layer1.1, layer2.0, layer2.1, ...); 1 tensors too many (in head.fc.bias)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"conv1.weight": torch.ones(64, 20, 7, 7)}, r"\(first: conv1.weight \(64, 20, 7, 7\), not \(64, 10, 7, 7\)"),
+        ({"conv1.weight": torch.ones(64)}, r"1 shapes differ \(first: conv1.weight \(64,\)"),
+        ({"fc.weight": None, "fc.bias": None}, "2 tensors missing"),
+    ],
+)
+def test_only_rgb_weights_reach_another_input(imagenet_file, tmp_path, change, told):
+    state = {**torch.load(imagenet_file, weights_only=True), **change}
+    torch.save({name: tensor for name, tensor in state.items() if tensor is not None}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=told):
+        network.build_model("resnet18", 10, 1000, str(tmp_path / "w.pth"))
 
 
 def test_the_real_resnet50_weights_load(shared):
