@@ -1,7 +1,9 @@
 """From images on disk to a batch: channel order, shared crops and flips, what travels, and bad files."""
 
 import dataclasses
+import io
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -9,10 +11,11 @@ import torch
 from PIL import Image
 
 from dataloader import clips as c
+from dataloader import images
 from dataloader.layouts import index_frames
 from dataloader.motion_dataloader import ReadFlow, motion_sources
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
-from dataloader.splits import load_split
+from dataloader.splits import Video, load_split
 from dataloader.transforms import Preparation, default_preparation
 from utils import InputError
 
@@ -70,7 +73,7 @@ def test_one_crop_and_one_flip_for_a_whole_video(tmp_path, crop):
     index = index_frames(tmp_path, "flow")
     sources = motion_sources(index, load_split(None, 1, index.videos).train)
     dataset = c.ClipDataset(sources, ReadFlow(tmp_path), FLOW, c.TrainSampling(3, crop), seed=1)
-    firsts, flips = set(), set()
+    firsts, lasts, flips = set(), set(), set()
     for epoch in range(20):
         batch = dataset[epoch, 0]
         assert len(set(batch.flip.tolist())) == 1
@@ -84,7 +87,19 @@ def test_one_crop_and_one_flip_for_a_whole_video(tmp_path, crop):
         rising = (y[0, 0, 0].diff() > 0).float().mean()
         assert rising > 0.6 if not flipped else rising < 0.4
         firsts.add(round(y[0, 0, 0, 0].item()))
+        lasts.add(round(y[0, 0].max().item()))
     assert flips == {True, False} and len(firsts) > 4
+    if crop == "multiscale":  # TSN's corners: the first column shows 40, the last 40 + 89 * 2
+        assert min(firsts) < 45 and max(lasts) > 213
+
+
+def test_every_other_video_is_flipped():
+    def read(frames, steps):
+        return [np.zeros((3, 8, 8), np.uint8) for _ in steps]
+
+    sources = [c.Source(Video(str(i), 0, str(i)), None, 5, str(i)) for i in range(1000)]
+    dataset = c.ClipDataset(sources, read, Preparation(size=8), c.TrainSampling(1))
+    assert 450 < sum(int(dataset[0, i].flip) for i in range(1000)) < 550  # 3 standard deviations of a binomial
 
 
 def test_the_same_item_whatever_was_read_before(tiny):
@@ -116,10 +131,49 @@ def test_workers_change_nothing(tiny, workers):
 def test_a_batch_is_its_videos_one_behind_the_other(tiny):
     dataset = flow_set(tiny, c.TestSampling(5))
     parts = [c.clips_of(dataset[0, i], FLOW, CPU) for i in range(3)]
-    batch = c.collate([dataset[0, i] for i in range(3)])
-    assert batch.names == [s.video.name for s in dataset.sources[:3]]
-    assert batch.labels.tolist() == [s.video.label for s in dataset.sources[:3]]
-    assert torch.equal(c.clips_of(batch, FLOW, CPU), torch.cat(parts))
+    for count in (3, 1):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # torch's, where what a batch is written into has another shape
+            batch = c.collate([dataset[0, i] for i in range(count)])
+        assert batch.names == [s.video.name for s in dataset.sources[:count]]
+        assert batch.labels.tolist() == [s.video.label for s in dataset.sources[:count]]
+        assert torch.equal(c.clips_of(batch, FLOW, CPU), torch.cat(parts[:count]))
+    half = c.clips_of(batch, FLOW, CPU, torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and half.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_training_is_shuffled_by_its_seed_and_a_test_stands_in_list_order(tiny, monkeypatch):
+    def names(sampling, epoch=0, **options):
+        loader = c.make_loader(flow_set(tiny, sampling, **options), 4, 0, CPU)
+        batches = [batch.names for batch in loader.epoch(epoch)]
+        assert len(batches) == len(loader) == 2  # 4 and 2 of the 6 videos
+        return batches
+
+    listed = [source.video.name for source in flow_set(tiny, c.TestSampling(1)).sources]
+    assert names(c.TestSampling(1)) == names(c.TestSampling(1), 1) == [listed[:4], listed[4:]]
+    orders = [names(c.TrainSampling(1), *options[:1], **options[1]) for options in ((0, {}), (1, {}), (0, {"seed": 1}))]
+    assert len({str(order) for order in orders}) == 3
+    assert all(sorted(first + rest) == sorted(listed) for first, rest in orders)
+    monkeypatch.setattr(c, "world", lambda: (1, 2))
+    assert names(c.TestSampling(1)) == [listed[1:4:2], listed[5:]]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_as_many_workers_as_cores_but_no_more_than_16(tiny, monkeypatch):
+    dataset = flow_set(tiny, c.TrainSampling())
+    for cores, asked, workers in ((2, None, 2), (64, None, 16), (2, 5, 5), (2, 0, 0)):
+        monkeypatch.setattr(c, "cpu_count", lambda cores=cores: cores)
+        assert c.make_loader(dataset, 2, asked, CPU).workers == workers
+
+
+def test_a_bug_in_reading_keeps_its_traceback(tiny):
+    def fail(frames, steps):
+        raise RuntimeError("shapes do not match")
+
+    dataset = flow_set(tiny, c.TrainSampling())
+    dataset.read = fail
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        list(c.make_loader(dataset, 2, 0, CPU).epoch(0))
 
 
 def test_a_test_decodes_and_sends_each_image_once(tiny):
@@ -131,6 +185,21 @@ def test_a_test_decodes_and_sends_each_image_once(tiny):
     assert batch.clips.shape == (19, 10)
     assert len(reads) == len(set(reads)) == len(batch.images) == dataset.sources[0].count
     assert batch.clips[0].tolist() == list(range(10)) and batch.clips[-1, -1] == dataset.sources[0].count - 1
+
+
+def test_the_repeat_that_pads_a_batch_is_its_video_and_does_not_count(tiny):
+    dataset = flow_set(tiny, c.TrainSampling())
+    real, repeat = dataset[3, 2], dataset[3, -2 - 1]
+    assert (real.counted, repeat.counted) == (1, 0)
+    assert real.names == repeat.names and torch.equal(real.images, repeat.images)
+
+
+def test_the_usual_sampling_is_the_papers(tiny):
+    """Training: 3 segments, 5 crop positions (TSN, section 3). Testing: 19 clips; TSN's is 25 in ten views."""
+    assert flow_set(tiny, c.TrainSampling())[0, 0].clips.shape == (3, 10)
+    assert c.TrainSampling().crop_positions == 5
+    assert flow_set(tiny, c.TestSampling())[0, 0].clips.shape == (19, 10)
+    assert c.TestSampling(25, 10).clips == 250
 
 
 def test_ten_views_are_five_crops_and_their_flips(tiny):
@@ -158,6 +227,16 @@ def test_rgb_differences_read_runs_of_frames(tiny):
     assert c.clips_of(batch, preparation, CPU).shape == (3, 15, 48, 48)
 
 
+@pytest.mark.parametrize(("kind", "sources"), [("rgb", spatial_sources), ("flow", motion_sources)])
+def test_a_listed_video_without_images_is_an_error_or_left_out(tiny, kind, sources):
+    index = index_frames(tiny / kind, kind)
+    videos = load_split(None, 1, index.names).train
+    gone = Video("Archery_g09_c01", 2, "v_Archery_g09_c01.avi")
+    with pytest.raises(InputError, match="1 of 7 listed videos are missing"):
+        sources(index, [gone, *videos])
+    assert [source.video for source in sources(index, [gone, *videos], allow_missing=True)] == videos
+
+
 def test_a_video_too_short_for_a_stack_is_named(tiny, tmp_path):
     shutil.copytree(tiny / "flow", tmp_path / "flow")
     for component in "uv":
@@ -165,6 +244,10 @@ def test_a_video_too_short_for_a_stack_is_named(tiny, tmp_path):
             (tmp_path / f"flow/{component}/v_Archery_g08_c01/frame{number:06d}.jpg").unlink(missing_ok=True)
     with pytest.raises(InputError, match=r"v_Archery_g08_c01 has 9 flow pairs and one clip needs 10"):
         flow_set(tmp_path, c.TrainSampling())
+    for component in "uv":
+        folder = tmp_path / f"flow/{component}/v_Archery_g08_c01"
+        shutil.copyfile(folder / "frame000009.jpg", folder / "frame000010.jpg")
+    assert flow_set(tmp_path, c.TestSampling(2))[0, 0].clips.tolist() == [list(range(10))] * 2
 
 
 def damage(path, how):
@@ -200,7 +283,7 @@ def test_a_bad_frame_is_named_and_can_be_skipped(tiny, tmp_path, how):
 
     skip = c.ClipDataset(stop.sources, stop.read, stop.preparation, stop.sampling, skip_errors=True)
     batch = skip[0, index]
-    assert batch.error is None and batch.names[0] != "Hammering_g08_c01"
+    assert batch.error is None and batch.names == [skip.sources[(index + 1) % len(skip)].video.name]
     assert [name for name, _ in batch.problems] == ["Hammering_g08_c01"]
 
 
@@ -222,6 +305,51 @@ def test_colour_in_a_flow_folder_is_an_error_but_three_equal_planes_are_flow(tin
     assert dataset[0, index].error is None
     damage(path, "colour")
     assert "flow is grayscale" in dataset[0, index].error
+
+
+def test_flow_whose_x_and_y_differ_in_size_is_named(tiny, tmp_path):
+    shutil.copytree(tiny / "flow", tmp_path / "flow")
+    damage(tmp_path / "flow/v/v_Archery_g08_c01/frame000001.jpg", "size")
+    error = flow_set(tmp_path, c.TestSampling(3))[0, 0].error
+    for component in "uv":
+        assert str(tmp_path / f"flow/{component}/v_Archery_g08_c01/frame000001.jpg") in error
+    assert "different size" in error
+
+
+def encoded(picture, kind="PNG"):
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return file.getvalue()
+
+
+def test_a_png_is_read_to_the_bit():
+    colours = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    assert np.array_equal(images.decode_rgb(encoded(Image.fromarray(colours)), "a.png"), colours)
+    assert np.array_equal(images.decode_gray(encoded(Image.fromarray(colours[..., 0])), "a.png"), colours[..., 0])
+
+
+def test_without_simplejpeg_pillow_reads_the_same(tiny, monkeypatch):
+    colours, gray = (tiny / f"{folder}/v_Archery_g08_c01/frame000001.jpg" for folder in ("rgb", "flow/u"))
+    expected = images.decode_rgb(colours.read_bytes(), colours), images.decode_gray(gray.read_bytes(), gray)
+    monkeypatch.setattr(images, "simplejpeg", None)
+    found = images.decode_rgb(colours.read_bytes(), colours), images.decode_gray(gray.read_bytes(), gray)
+    for a, b in zip(expected, found, strict=True):
+        assert np.abs(a.astype(int) - b).max() <= 2
+    with pytest.raises(InputError, match="not a whole JPEG"):
+        images.decode_rgb(colours.read_bytes()[:-500], colours)
+
+
+def test_planes_are_equal_up_to_what_jpeg_makes_of_them():
+    gray = np.full((8, 8), 100, np.uint8)
+    for difference, fine in ((2, True), (3, False)):
+        data = encoded(Image.fromarray(np.stack((gray, gray, gray + np.uint8(difference)), -1)))
+        if fine:
+            assert np.array_equal(images.decode_gray(data, "x.png"), gray)
+        else:
+            with pytest.raises(InputError, match="RGB image, flow is grayscale"):
+                images.decode_gray(data, "x.png")
+    with pytest.raises(InputError, match="CMYK image, flow is grayscale"):
+        images.decode_gray(encoded(Image.fromarray(gray).convert("CMYK"), "JPEG"), "x.jpg")
 
 
 @pytest.mark.gpu

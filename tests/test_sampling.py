@@ -43,6 +43,11 @@ def test_an_even_spread_covers_both_ends(valid, samples):
     assert np.abs(starts - ideal).max() <= 0.5
 
 
+def test_a_start_halfway_between_two_is_the_later_one():
+    assert sampling.test_starts(2, 3).tolist() == [0, 1, 1]
+    assert sampling.test_starts(4, 3).tolist() == [0, 2, 3]
+
+
 def test_a_single_sample_is_the_middle():
     assert sampling.test_starts(11, 1).tolist() == [5]
 
@@ -72,6 +77,17 @@ def test_processes_share_the_very_batches_of_one():
     for step, batch in enumerate(whole):
         together = {index for share in shares for _, index in share[step] if index >= 0}
         assert together == {index for _, index in batch}
+
+
+def test_a_last_batch_too_small_for_all_is_padded_with_a_repeat():
+    """Nine videos in batches of four on four processes: all but the first repeat the ninth, as -index - 1."""
+    shares = [batches(9, 4, rank=rank, world=4)[-1] for rank in range(4)]
+    epoch, index = shares[0][0]
+    assert shares == [[(epoch, index)], *[[(epoch, -index - 1)]] * 3]
+
+
+def test_one_process_in_list_order_needs_no_flags():
+    assert list(sampling.EpochBatches(5, 2)) == [[(0, 0), (0, 1)], [(0, 2), (0, 3)], [(0, 4)]]
 
 
 def test_epochs_and_seeds_are_shuffled_differently_and_repeatably():

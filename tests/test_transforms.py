@@ -1,5 +1,7 @@
 """Crops, flips, resizing and normalisation against Pillow, torchvision and the formulas of the papers."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -99,10 +101,11 @@ def test_multiscale_crops_are_tsns(positions):
     assert {(b.height, b.width) for b in boxes} == pairs
     for box in boxes[:1000]:
         assert 0 <= box.top <= 256 - box.height and 0 <= box.left <= 340 - box.width
+    # 256 - 168 = 88 and 340 - 168 = 172 pixels are free, in quarters of 22 and 43
+    five = {(0, 0), (0, 172), (88, 0), (88, 172), (44, 86)}
+    edges, inner = {(44, 0), (44, 172), (0, 86), (88, 86)}, {(22, 43), (22, 129), (66, 43), (66, 129)}
     places = {(b.top, b.left) for b in boxes if (b.height, b.width) == (168, 168)}
-    assert len(places) == positions
-    corners = {(0, 0), (0, 172), (88, 0), (88, 172)}
-    assert corners | {(44, 86)} <= places
+    assert places == (five if positions == 5 else five | edges | inner)
 
 
 def test_test_views():
@@ -115,9 +118,26 @@ def test_test_views():
         transforms.test_boxes(256, 340, "squash", 10)
 
 
+def test_the_usual_preparations():
+    usual = Preparation()
+    assert (usual.channels, usual.clip_length, usual.size, usual.test_resize) == (3, 1, 224, "squash")
+    flow = transforms.default_preparation("flow", 224, "squash", 10)
+    assert (flow.mean, flow.std) == ((0.5,), (0.226,)) and flow.channels == 20  # tsn-pytorch's
+
+
+def test_a_preparation_remembers_how_the_images_were_extracted():
+    settings = {"method": "raft", "model": "raft_small", "bound": 16.0, "sampling_rate": 5}
+    known = Preparation().with_extraction({**settings, "short_side": 0, "quality": 95})
+    found = (known.flow_method, known.flow_bound, known.sampling_rate, known.short_side, known.quality)
+    assert found == ("raft_small", 16.0, 5, 0, 95)
+    assert Preparation().with_extraction({"method": "tvl1"}).flow_method == "tvl1"
+    assert known.with_extraction({}) == Preparation()  # nothing is known of other images
+
+
 def test_a_preparation_survives_a_checkpoint(tmp_path):
     preparation = Preparation("flow", mean=(0.5,), std=(0.226,), stack_length=5, flow_method="tvl1", flow_bound=20.0)
     torch.save(preparation.as_dict(), tmp_path / "p.pth")
     assert Preparation.from_dict(torch.load(tmp_path / "p.pth", weights_only=True)) == preparation
+    assert Preparation.from_dict(json.loads(json.dumps(preparation.as_dict()))) == preparation
     with pytest.raises(InputError, match="colour"):
         Preparation.from_dict({"modality": "rgb", "colour": "bgr"})
