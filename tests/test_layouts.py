@@ -12,7 +12,7 @@ import pytest
 
 from dataloader import folders
 from dataloader.folders import CACHE_NAME
-from dataloader.layouts import find, index_frames, match
+from dataloader.layouts import assemble, find, index_frames, match
 from dataloader.splits import Video, load_split
 from utils import InputError
 
@@ -113,6 +113,14 @@ def test_dense_flow_and_mmaction(tmp_path, start, folder):
     assert y.path(tmp_path, 11) == tmp_path / folder / f"flow_y_{start + 11:05d}.jpg"
 
 
+def test_names_in_any_case_and_image_for_img(tmp_path):
+    make(tmp_path / "v_Biking_g01_c01", *numbered("Image_%05d.JPG", 1, 13), *numbered("FLOW_X_%05d.jpg", 1, 12),
+         *numbered("Flow_y_%05d.jpg", 1, 12))  # fmt: skip
+    assert find(index_frames(tmp_path, "rgb"), "Biking_g01_c01").count == 13
+    x, y = find(index_frames(tmp_path, "flow"), "Biking_g01_c01")
+    assert (x.prefix, y.prefix, x.count, y.count) == ("FLOW_X_", "Flow_y_", 12, 12)
+
+
 def test_numbers_that_outgrow_their_padding(tmp_path):
     make(tmp_path / "v_Biking_g01_c01", *numbered("img_%02d.PNG", 0, 112))
     frames = find(index_frames(tmp_path, "rgb"), "Biking_g01_c01")
@@ -131,10 +139,29 @@ def test_own_videos(tmp_path):
         assert index.names == ["deep/er/fi002", "fight/fi 001.v2", "u/a_kick_f_0", "v/#1; [x]"]
         for name in ("fight/fi 001.v2.avi", "FIGHT/fi 001.v2", "/data/u/a_kick_f_0.mp4", "v/#1; [x].avi", "er/fi002"):
             assert find(index, name)
-        with pytest.raises(InputError, match="holds no"):
-            find(index, "nofight/fi 001.v2")
+        for name in ("nofight/fi 001.v2", "other/fi002"):
+            with pytest.raises(InputError, match="holds no"):
+                find(index, name)
     make(tmp_path / "flat" / "fi001", *numbered("img_%05d.jpg", 1, 11))
     assert find(index_frames(tmp_path / "flat", "rgb"), "fight/fi001.avi").count == 11
+
+
+def test_own_videos_deeper_in_the_tree(tmp_path):
+    for channel in "uv":
+        make(tmp_path / "tvl1" / channel / "fight/fi001", *numbered("frame%06d.jpg", 1, 10))
+    index = index_frames(tmp_path, "flow")
+    assert index.names == ["tvl1/fight/fi001"]
+    assert [frames.folder for frames in find(index, "fight/fi001.avi")] == ["tvl1/u/fight/fi001", "tvl1/v/fight/fi001"]
+    make(tmp_path / "rgb/fight/separated_images/fi001", *numbered("fi001_%d.jpg", 1, 11))
+    assert index_frames(tmp_path / "rgb", "rgb").names == ["fight/fi001"]
+    make(tmp_path / "rgb/old/fight/fi001", *numbered("frame%06d.jpg", 1, 11))
+    make(tmp_path / "rgb/new/fight/fi001", *numbered("frame%06d.jpg", 1, 12))
+    index = index_frames(tmp_path / "rgb", "rgb")
+    assert find(index, "fight/fi001").count == 11 and find(index, "new/fight/fi001").count == 12
+    for folder in ("old", "new"):
+        make(tmp_path / "rgb" / folder / "sit/s1", *numbered("frame%06d.jpg", 1, 11))
+    with pytest.raises(InputError, match="holds no RGB frames of sit/s1"):  # which of the two?
+        find(index_frames(tmp_path / "rgb", "rgb"), "sit/s1.avi")
 
 
 def test_decomposed_accents_are_the_same_name(tmp_path):
@@ -164,7 +191,7 @@ def test_a_broken_sequence_is_an_error_of_its_video_only(tmp_path, names, words)
 
 
 def test_u_and_v_must_agree(tmp_path):
-    for channel, counts in (("u", (20, 20, 20)), ("v", (20, 19, 0))):
+    for channel, counts in (("u", (20, 20, 20, 0)), ("v", (20, 19, 0, 20))):
         for clip, count in enumerate(counts, 1):
             if count:
                 make(tmp_path / channel / f"v_Biking_g01_c{clip:02d}", *numbered("frame%06d.jpg", 1, count))
@@ -174,6 +201,9 @@ def test_u_and_v_must_agree(tmp_path):
         find(index, "Biking_g01_c02")
     with pytest.raises(InputError, match=r"Biking_g01_c03 has u \(x\) but no v \(y\)"):
         find(index, "Biking_g01_c03")
+    with pytest.raises(InputError, match=r"Biking_g01_c04 has v \(y\) but no u \(x\)"):
+        find(index, "Biking_g01_c04")
+    assert list(index.videos) == ["Biking_g01_c01"] and len(index.names) == 4
 
 
 def test_one_video_in_two_folders(tmp_path):
@@ -209,6 +239,43 @@ def test_wrong_folders(tmp_path):
         index_frames(tmp_path / "rgb", "rgb")
 
 
+def test_flow_in_u_and_v_is_no_rgb(tmp_path):
+    for channel in "uv":
+        make(tmp_path / channel / "v_Biking_g01_c01", *numbered("frame%06d.jpg", 1, 11))
+    with pytest.raises(InputError, match="holds optical flow in u and v"):
+        index_frames(tmp_path, "rgb")
+    (tmp_path / "extraction.json").write_text('{"kind": "depth"}')  # nothing of ours
+    assert index_frames(tmp_path, "flow").names == ["Biking_g01_c01"]
+
+
+def test_a_folder_called_u_is_no_channel_where_the_names_tell_it(tmp_path):
+    make(tmp_path / "u/fi001", *numbered("flow_x_%05d.jpg", 1, 10), *numbered("flow_y_%05d.jpg", 1, 10))
+    index = index_frames(tmp_path, "flow")
+    assert index.names == ["u/fi001"] and find(index, "u/fi001")[1].prefix == "flow_y_"
+
+
+def test_an_empty_folder_is_a_missing_video(tmp_path):
+    make(tmp_path / "v_Biking_g01_c01", *numbered("frame%06d.jpg", 1, 11))
+    make(tmp_path / "v_Biking_g01_c02")
+    with pytest.raises(InputError, match="1 of 2 listed videos are missing"):
+        match(index_frames(tmp_path, "rgb"), [v("Biking_g01_c01"), v("Biking_g01_c02")])
+
+
+def test_the_gap_in_u_is_told_and_not_that_u_is_missing(tmp_path):
+    make(tmp_path / "u/v_Biking_g01_c01", "frame000001.jpg", "frame000003.jpg")
+    make(tmp_path / "v/v_Biking_g01_c01", *numbered("frame%06d.jpg", 1, 3))
+    with pytest.raises(InputError, match=r"frame000002\.jpg is missing"):
+        find(index_frames(tmp_path, "flow"), "Biking_g01_c01")
+
+
+def test_the_index_is_the_same_in_whatever_order_the_disk_lists(tmp_path):
+    for folder in ("u/v_HandStandPushups_g01_c01", "v/v_HandstandPushups_g01_c01", "old/u/v_HandstandPushups_g01_c01"):
+        make(tmp_path / folder, *numbered("frame%06d.jpg", 1, 11))
+    found = folders.scan(tmp_path)
+    one, other = (assemble(tmp_path, "flow", dict(order)) for order in (found.items(), reversed(found.items())))
+    assert one == other and one.names == ["HandstandPushups_g01_c01"]
+
+
 def test_a_loop_of_links_ends(tmp_path):
     make(tmp_path / "v_Biking_g01_c01", *numbered("frame%06d.jpg", 1, 11))
     try:
@@ -242,6 +309,12 @@ def test_match_counts_and_names_what_is_missing(tmp_path, capsys):
         match(index, videos[:3], missing="skip")
     assert len(match(index, videos[-2:])) == 2
     assert capsys.readouterr().out == ""
+
+
+def test_a_video_is_found_by_its_listed_path_too(tmp_path):
+    """classes.txt and labels make clips/1.avi the video run/1."""
+    make(tmp_path / "clips/1", *numbered("frame%06d.jpg", 1, 11))
+    assert len(match(index_frames(tmp_path, "rgb"), [Video("run/1", 0, "clips/1.avi")])) == 1
 
 
 def test_match_refuses_one_folder_for_two_videos(tmp_path):
@@ -418,9 +491,36 @@ def test_a_root_that_cannot_be_written_is_cached_for_the_user(tmp_path, user_cac
     monkeypatch.setattr(folders, "atomic_path", read_only)
     cold = index_frames(root, "rgb")
     assert not (root / CACHE_NAME).exists()
-    assert len(list(user_cache.rglob("*.json"))) == 1
+    assert len(list((user_cache / "two-stream").glob("*.json"))) == 1
     calls = listed(monkeypatch)
     assert index_frames(root, "rgb") == cold and calls == [""]
 
     monkeypatch.setattr(folders, "_cache_files", lambda root: [root / CACHE_NAME])
     assert index_frames(root, "rgb") == cold  # no cache at all
+
+
+def test_the_newer_of_two_caches_counts(tmp_path, monkeypatch, trusting):
+    root = tree(tmp_path / "rgb")
+    index_frames(root, "rgb")
+    os.utime(root / CACHE_NAME, (1, 1))
+    add_a_folder(root)
+    places = folders._cache_files(root)
+    monkeypatch.setattr(folders, "_cache_files", lambda root: places[::-1])  # as if root could not be written
+    index_frames(root, "rgb")
+    monkeypatch.setattr(folders, "_cache_files", lambda root: places)
+    calls = listed(monkeypatch)
+    index_frames(root, "rgb")
+    assert calls == [""]
+
+
+def test_a_folder_that_goes_while_others_are_listed(tmp_path, monkeypatch):
+    root = tree(tmp_path / "rgb")
+    real_stat = os.stat
+
+    def gone(path, *args, **kwargs):
+        if str(path).endswith("c02"):
+            raise FileNotFoundError(path)
+        return real_stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(folders.os, "stat", gone)
+    assert index_frames(root, "rgb").names == ["Biking_g01_c01", "Biking_g01_c03"]

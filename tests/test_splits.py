@@ -55,6 +55,8 @@ def test_rule_prints_the_counts_beside_the_official_ones(capsys):
     load_split(None, 2, ["v_Biking_g08_c01", "v_Biking_g07_c01", "v_Biking_g15_c01"])
     printed = capsys.readouterr().out
     assert re.search(r"2 training and 1 test videos.*9586.*3734", printed)
+    load_split(None, 2, ["v_Biking_g08_c01", "v_Biking_g07_c01"], verbose=False)
+    assert capsys.readouterr().out == ""
 
 
 def test_class_order_is_classind_and_no_sort(shared):
@@ -77,6 +79,18 @@ def test_rule_with_the_classes_that_are_on_disk():
     assert [video.name for video in demo.test] == ["stripes_left_g01_c01"]
     with pytest.raises(InputError, match="UCF101 has no class Knitting2"):
         load_split(None, 1, ["v_Biking_g01_c01", "v_Knitting2_g01_c01"])
+
+
+def test_rule_gives_the_same_split_in_whatever_order_the_disk_lists():
+    """By label, then by name: in UCF101's order Hammering comes before HammerThrow."""
+    names = [f"v_{class_}_g{group:02d}_c01" for class_ in ("YoYo", "HammerThrow", "Hammering") for group in (12, 9, 11)]
+    names += ["b/v_YoYo_g09_c01", "a/v_YoYo_g09_c01"]  # layouts reports that it is there three times
+    split = load_split(None, 1, names)
+    wanted = [f"{class_}_g{group:02d}_c01" for class_ in ("Hammering", "HammerThrow", "YoYo") for group in (9, 11, 12)]
+    assert [video.name for video in split.train] == wanted
+    assert load_split(None, 1, names[::-1]) == split
+    own = load_split(None, 1, [f"v_{letter}_g08_c01" for letter in "gbfaedc"])
+    assert own.class_names == list("abcdefg")
 
 
 def test_rule_needs_names_of_its_form():
@@ -150,12 +164,19 @@ def test_absent_lists(tmp_path):
         ("1 a\n1 b\n", "numbered 1, 2, 3"),
         ("1 a\n3 b\n", "numbered 1, 2, 3"),
         ("a\nb\nA\n", "occurs twice"),
+        ("1 a\nb\n3 c\n", "classes.txt line 2: `b` has no number"),
         ("\n", "is empty"),
     ],
 )
 def test_bad_class_file(tmp_path, content, words):
     write(tmp_path, {"classes.txt": content, "train.txt": "a/1.avi\n", "test.txt": "b/2.avi\n"})
     assert words in error(tmp_path)
+
+
+def test_a_class_name_may_begin_with_a_number(tmp_path):
+    lists = {"train.txt": "run/1.avi\n3 point shot/1.avi\n", "test.txt": "run/2.avi\n"}
+    split = load_split(write(tmp_path, {"classes.txt": "run\n3 point shot\n", **lists}), 1)
+    assert split.class_names == ["run", "3 point shot"] and [video.label for video in split.train] == [0, 1]
 
 
 # HMDB51
@@ -205,7 +226,26 @@ def test_hmdb51(tmp_path):
     assert "a b.avi" in error(folder)
 
 
+def test_hmdb51_with_a_class_that_lacks_the_split(tmp_path):
+    names = ("a_test_split1.txt", "b_test_split1.txt", "b_test_split2.txt")
+    write(tmp_path, {name: "x.avi 1\ny.avi 2\n" for name in names})
+    assert "no a_test_split2.txt, only of split 1;" in error(tmp_path, 2)
+
+
 # one's own
+
+
+def test_own_classes_may_share_a_name_with_ucf101s(tmp_path):
+    lists = {"train.txt": "Biking/1.avi\ndance/2.avi\n", "test.txt": "Biking/3.avi\n"}
+    assert load_split(write(tmp_path, lists), 1).class_names == ["Biking", "dance"]
+    assert error(tmp_path, 2).endswith("has no lists of split 2, only of split 1")
+
+
+def test_names_tell_ucf101s_classes_and_a_folder_all_others(tmp_path):
+    split = load_split(write(tmp_path, {"train.txt": "v_Biking_g08_c01.avi\n", "test.txt": "v_YoYo_g01_c01.avi\n"}), 1)
+    assert [video.label for video in split.train + split.test] == [10, 100]
+    write(tmp_path, {"train.txt": "1.avi\n"})
+    assert "train.txt line 1: no folder tells the class of 1.avi" in error(tmp_path)
 
 
 def test_own_lists_without_labels_take_the_folders(tmp_path):
@@ -291,6 +331,7 @@ def test_hold_out_of_other_names():
     assert [video.name for video in val] == [*names[4:], own[-1]]
     assert [video.name for video in train] == [*names[:4], *own[:-1]]
     assert group_of(names[0]) == "film_a"
+    assert group_of("fight__001") == "fight__001"
 
 
 # data/make_split.py
