@@ -15,7 +15,9 @@ from conftest import ROOT
 from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
-from fusion import evaluate, fuse, mean_over_splits, scale_warning, temperature
+import fusion
+from dataloader.names import UCF101_CLASSES
+from fusion import evaluate, fuse, mean_over_splits, scale_warning, sweep_weights, temperature
 from report.metrics import bootstrap, calibration, mcnemar, ranks
 from report.predictions import align, load_predictions
 from utils import InputError
@@ -143,6 +145,86 @@ def test_best_weight_is_that_of_a_brute_force_search(records: Path) -> None:
     assert evaluate(turned).results["best_weight"]["weights"] == [second, 1]
 
 
+def test_three_streams_are_swept_one_by_one(tmp_path: Path) -> None:
+    """Weights from 0 to 3 in steps of 0.05; of the best, the one that leaves the plain average most alone."""
+    spatial, motion, labels = make_streams(seed=57)  # of 400 seeds one where each rule makes a difference
+    streams = {"spatial": spatial, "motion": motion}
+    paths = [write(tmp_path / name, name, logits, labels) for name, logits in streams.items()]
+    _, motion, labels = make_streams(seed=1057)
+    paths.append(write(tmp_path / "again", "motion", motion, labels))
+    assert sweep_weights(align([load_predictions(path) for path in paths[:2]])).stream == "motion"  # the louder
+    test_set = align([load_predictions(path) for path in paths])
+    steps = np.arange(61) / 20
+    logits = list(test_set.streams.values())
+    curves = []
+    for place in range(3):
+        rows = [sum((weight if i == place else 1) * one for i, one in enumerate(logits)) for weight in steps]
+        curves.append([top1(scores, test_set.labels) for scores in rows])
+    found = sweep_weights(test_set)
+    np.testing.assert_array_equal(found.weights, steps)
+    assert found.stream == list(test_set.streams)[found.place]
+    assert found.top1.tolist() == pytest.approx(curves[found.place])
+    assert max(curves[found.place]) == max(map(max, curves)) > min(map(max, curves))
+    assert [weight for i, weight in enumerate(found.best) if i != found.place] == [1, 1]
+    best = steps[np.array(curves[found.place]) == max(curves[found.place])]
+    assert abs(found.best[found.place] - 1) == pytest.approx(np.abs(best - 1).min())
+    weighted = sum(weight * one for weight, one in zip(found.best, logits, strict=True)) / sum(found.best)
+    np.testing.assert_allclose(found.scores, weighted)
+
+
+def test_results_hold_the_fixed_comparisons_whatever_was_asked_for(records: Path) -> None:
+    test_set = align([load_predictions(records / stream) for stream in ("spatial", "motion")])
+    a, b = test_set.streams.values()
+    labels = test_set.labels
+    outcome = evaluate(test_set, [1.0, 0.25], "std", "softmax", seed=3)
+    results = outcome.results
+    asked = softmax(a / a.std(), axis=1) + 0.25 * softmax(b / b.std(), axis=1)
+    by_temperature = a / temperature(a, 0.6) + b / temperature(b, 0.6)
+    for row, scores in {
+        "spatial": a, "motion": b, "fusion": asked, "average": a + b, "std": a / a.std() + b / b.std(),
+        "confidence": by_temperature, "best_weight": outcome.sweep.scores,
+    }.items():  # fmt: skip
+        assert results[row]["top1"] == pytest.approx(top1(scores, labels)), row
+    for row, scores in {"motion": b, "fusion": asked}.items():
+        draws = bootstrap(scores, labels, 3)["top1"]
+        assert results["interval_95"][row]["top1"] == pytest.approx(list(np.percentile(draws, [2.5, 97.5])))
+    better = a if top1(a, labels) >= top1(b, labels) else b
+    ours, theirs = asked.argmax(1) == labels, better.argmax(1) == labels
+    assert results["mcnemar"]["against"] == ("spatial" if better is a else "motion")
+    assert results["mcnemar"]["only_fusion_right"] == (ours & ~theirs).sum()
+    assert results["mcnemar"]["only_stream_right"] == (theirs & ~ours).sum() != (ours & ~theirs).sum()
+    assert results["settings"] == {
+        "fusion": "std, 1 : 0.25, softmax", "normalize": "std", "weights": [1.0, 0.25], "scores": "softmax",
+    }  # fmt: skip
+    assert [about["divided_by"] for about in results["streams"].values()] == pytest.approx([a.std(), b.std()])
+    assert (results["videos"], results["classes"], results["best_weight"]["tuned_on"]) == (40, 3, "test labels")
+    plain = evaluate(test_set).results
+    assert plain["settings"]["weights"] == [1, 1] and plain["fusion"] == plain["average"]
+    assert plain["interval_95"] == evaluate(test_set, seed=0).results["interval_95"]
+
+
+def test_a_mean_over_splits_is_the_mean_of_each_figure(tmp_path: Path) -> None:
+    outcomes = {}
+    for split in ("1", "2"):
+        spatial, motion, labels = make_streams(seed=int(split), videos=30 + 9 * int(split))
+        write(tmp_path / split / "spatial", "spatial", spatial, labels)
+        write(tmp_path / split / "motion", "motion", motion, labels)
+        streams = [load_predictions(tmp_path / split / stream) for stream in ("spatial", "motion")]
+        outcomes[split] = evaluate(align(streams), seed=[0, int(split)])
+    results = mean_over_splits(outcomes)
+    one, two = (outcome.results for outcome in outcomes.values())
+    for row in ("spatial", "motion", "fusion", "average", "std", "confidence", "best_weight"):
+        for metric in ("top1", "top5", "mean_class"):
+            assert results[row][metric] == pytest.approx((one[row][metric] + two[row][metric]) / 2)
+    draws = [outcome.draws["fusion"]["top1"] for outcome in outcomes.values()]
+    expected = np.percentile((draws[0] + draws[1]) / 2, [2.5, 97.5])
+    assert results["interval_95"]["fusion"]["top1"] == pytest.approx(list(expected))
+    assert (results["videos"], results["classes"]) == (39 + 48, 3)
+    assert results["settings"] == one["settings"] and results["splits"] == {"1": one, "2": two}
+    files = [str(tmp_path / split / "motion/motion_video_preds.pickle") for split in outcomes]
+    assert results["streams"]["motion"] == {"path": files}
+
+
 def test_mcnemar_is_the_exact_binomial_test() -> None:
     first = np.array([True] * 9 + [False] * 2 + [True] * 30)
     second = np.array([False] * 9 + [True] * 2 + [True] * 30)
@@ -238,7 +320,72 @@ def test_a_mean_beside_a_sum_is_noticed_and_two_usual_streams_are_not(tmp_path: 
             assert "\n" not in line
 
 
+def test_two_streams_that_say_how_they_were_made_need_no_warning(records: Path) -> None:
+    spatial, _, labels = make_streams()
+    write(records / "spatial", "spatial", {name: 99 * row for name, row in spatial.items()}, labels)
+    assert scale_warning(align([load_predictions(records / stream) for stream in ("spatial", "motion")])) is None
+    known, unknown = ({"YoYo_g01_c01": scale * np.arange(101, dtype=np.float32)} for scale in (1, 19))
+    about = {"dataset": "ucf101", "class_names": list(UCF101_CLASSES)}
+    write(records / "known", "spatial", known, {"YoYo_g01_c01": 100}, **about)
+    write(records / "unknown", "motion", unknown)
+    assert scale_warning(align([load_predictions(records / name) for name in ("known", "unknown")]))
+
+
 # --- the script ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("a.pickle", "two streams or more, and a.pickle is one"),
+        ("a b --spatial c", "not both"),
+        ("a b --motion c", "not both"),
+        ("a b c --weights 1 1", "2 numbers for 3 streams"),
+        ("--weights 1", "1 numbers for 2 streams"),
+        ("--weights 1 -0.1", "from 0 up"),
+        ("--weights 1 inf", "from 0 up"),
+        ("--weights 1 nan", "from 0 up"),
+        ("--weights 0 0", "not all of them 0"),
+        ("--seed -1", "must be at least 0"),
+        ("--splits 1 2 1", "names a split twice"),
+        ("", None),
+        ("a b", None),
+        ("a b c --weights 0 0 0.5 --seed 0", None),
+        ("--spatial a --motion b --weights 1 0 --splits 1 2", None),
+    ],
+)
+def test_flags_that_contradict_each_other(monkeypatch, arguments: str, words: str | None) -> None:
+    monkeypatch.setattr(sys, "argv", ["fusion.py", *arguments.split()])
+    if words is None:
+        fusion.check(fusion.parse_args())
+        return
+    with pytest.raises(InputError, match=words):
+        fusion.check(fusion.parse_args())
+
+
+def test_paths_of_streams_and_splits(records: Path, monkeypatch) -> None:
+    def load(split: str | None, *arguments: object) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["fusion.py", *map(str, arguments)])
+        return [str(one.path.parent) for one in fusion.load(fusion.parse_args(), split).sources.values()]
+
+    spatial, motion, labels = make_streams()
+    for folder in ("record/spatial", "record/spatial_split7"):
+        write(records / folder, "spatial", spatial, labels, split="7")
+    for folder in ("record/motion", "record/motion_split7"):
+        write(records / folder, "motion", motion, labels, split="7")
+    write(records / "motion7", "motion", motion, labels, split="1")
+    monkeypatch.chdir(records)
+    assert load(None) == ["record/spatial", "record/motion"]
+    assert load(None, "--spatial", "spatial", "--motion", "motion") == ["spatial", "motion"]
+    assert load(None, "motion", "spatial") == ["motion", "spatial"]  # as many as one likes, in the order given
+    assert load("7") == ["record/spatial_split7", "record/motion_split7"]
+    assert load("7", "record/motion_split{}", "record/spatial_split{}")[1] == "record/spatial_split7"
+    with pytest.raises(InputError, match="holds the motion stream"):
+        load(None, "--spatial", "motion", "--motion", "spatial")
+    with pytest.raises(InputError, match=r"record/spatial needs a \{\}"):
+        load("7", "--spatial", "record/spatial")
+    with pytest.raises(InputError, match="was made on split 1, not 7"):
+        load("7", "--motion", "motion{}")
 
 
 def test_flags_and_three_streams_as_a_user_gives_them(records: Path, run) -> None:
