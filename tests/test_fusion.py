@@ -363,6 +363,20 @@ def test_flags_that_contradict_each_other(monkeypatch, arguments: str, words: st
         fusion.check(fusion.parse_args())
 
 
+@pytest.mark.parametrize("normalize", ["none", "std"])
+def test_a_sum_beside_a_mean_is_warned_of_until_it_is_levelled(tmp_path: Path, monkeypatch, capsys, normalize) -> None:
+    for stream, size in (("spatial", 19), ("motion", 1)):
+        logits = {name: size * np.arange(101, dtype=np.float32) for name in ("YoYo_g01_c01", "Archery_g01_c01")}
+        write(tmp_path / stream, stream, logits)
+    arguments = [*flags(tmp_path), "--no-report", "--normalize", normalize]
+    monkeypatch.setattr(sys, "argv", ["fusion.py", *map(str, arguments)])
+    fusion.main()
+    printed = capsys.readouterr()
+    assert ("warning: the logits of spatial are 19 times" in printed.err) == (normalize == "none")
+    assert "UCF101" in printed.out and [file.name for file in (tmp_path / "out").iterdir()] == ["results.json"]
+    assert json.loads((tmp_path / "out/results.json").read_text())["fusion"]["top1"] == 50
+
+
 def test_paths_of_streams_and_splits(records: Path, monkeypatch) -> None:
     def load(split: str | None, *arguments: object) -> list[str]:
         monkeypatch.setattr(sys, "argv", ["fusion.py", *map(str, arguments)])
