@@ -85,6 +85,21 @@ def test_a_stack_is_two_reads_and_a_frame_one(packed, monkeypatch):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("at_once", [1, 5, 64])
+def test_long_runs_are_read_in_parts(tiny, packed, monkeypatch, at_once):
+    monkeypatch.setattr("dataloader.packed.READ_AT_ONCE", at_once)
+    if at_once == 64:
+        monkeypatch.delattr(os, "pread", raising=False)  # as on Windows
+    index = index_frames(packed / "rgb", "rgb")
+    for name in index.names:
+        frames = index.videos[name]["rgb"]
+        steps = [step for step in range(frames.count) if step != 3]
+        found = dict(frames.read(index.root, steps))
+        files = [tiny / f"rgb/v_{name}/frame{step + 1:06d}.jpg" for step in steps]
+        assert list(found.values()) == [file.read_bytes() for file in files]
+        assert [path.split("/")[-1] for path in found] == [file.name for file in files]
+
+
 def test_a_data_set_goes_to_another_process(packed):
     dataset = data_set(packed, "rgb", TestSampling(3))
     expected = dataset[0, 0].images  # its files are open now
@@ -148,6 +163,23 @@ def pickle_table(pack: Path) -> None:
     np.save(pack / "shard-00000.npy", np.array([{}], dtype=object))
 
 
+def float_table(pack: Path) -> None:
+    np.save(pack / "shard-00000.npy", np.load(pack / "shard-00000.npy").astype(float))
+
+
+def flat_table(pack: Path) -> None:
+    np.save(pack / "shard-00000.npy", np.load(pack / "shard-00000.npy").ravel())
+
+
+def wide_table(pack: Path) -> None:
+    np.save(pack / "shard-00000.npy", np.load(pack / "shard-00000.npy").repeat(2, axis=1))
+
+
+def grown(pack: Path) -> None:
+    with open(pack / "shard-00000.tar", "ab") as file:
+        file.write(b"of another pack")
+
+
 def cut_off(pack: Path) -> None:
     os.truncate(pack / "shard-00000.tar", 50_000)
 
@@ -166,7 +198,8 @@ def outside(pack: Path) -> None:
     (pack / "pack.json").write_text(json.dumps(about))
 
 
-DAMAGES = [damage_table, shorten_table, pickle_table, cut_off, no_json, other_json, outside]
+DAMAGES = [damage_table, shorten_table, pickle_table, float_table, flat_table, wide_table, grown, cut_off, no_json,
+           other_json, outside]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
@@ -179,6 +212,20 @@ def test_a_damaged_pack_is_one_line(packed, tmp_path, damage):
             if batch.error:
                 raise InputError(batch.error)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_words_where_numbers_belong_are_one_line(packed, tmp_path):
+    pack = shutil.copytree(packed / "rgb", tmp_path / "rgb")
+    sequence, about = ["v_Archery_g01_c01", "frame", 6, 1, 12, ".jpg"], json.loads((pack / "pack.json").read_text())
+    for place in (2, 3, 4):
+        words = [*sequence[:place], "many", *sequence[place + 1 :]]
+        (pack / "shard-00000.json").write_text(json.dumps({"sequences": [words]}))
+        with pytest.raises(InputError, match="shard-00000.json is no index"):
+            index_frames(pack, "rgb")
+    about["shards"][0]["bytes"] = "many"
+    (pack / "pack.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match="pack.json is no index"):
+        index_frames(pack, "rgb")
 
 
 def test_what_cannot_be_packed_is_one_line(tiny, packed, run, tmp_path):
