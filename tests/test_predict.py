@@ -7,6 +7,7 @@ import json
 import pickle
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from data.extract_flow import write_flow
 from data.extract_rgb import write_rgb
 from data.flow import dis_flow
 from data.videos import VideoError, read_frames
-from dataloader import windows
+from dataloader import decoded, windows
 from dataloader.clips import ClipDataset
 from dataloader.clips import TestSampling as Sampling  # pytest takes what is called Test for a test
 from dataloader.decoded import DecodedFrames, Flow
@@ -35,7 +36,7 @@ from report.overlay import Caption, Scores, draw
 from utils import InputError
 
 FRAMES, RATE = 26, 25
-SIDE = 72  # on still smaller images OpenCV's DIS changes its own parameters at first use, and so its later flows
+SIDE = 64
 SETTINGS = {"short_side": SIDE, "quality": 80, "sampling_rate": 3, "method": "dis", "bound": 12.0}
 
 
@@ -163,9 +164,49 @@ def test_rolling_windows_are_whole_videos_by_themselves(video):
 
 
 def test_the_last_window_reaches_the_end_and_a_short_video_is_one(video):
-    last = [(w.first, w.count) for w in windows.rolling_windows(video, [SIDE], 0.4, 0.32)][-1]
-    assert last == (16, 10)  # after those at 0 and 8
-    assert [(w.first, w.count) for w in windows.rolling_windows(video, [SIDE], 9, 1)] == [(0, FRAMES)]
+    def firsts(step: int) -> list[int]:
+        """First frames of windows of 10 among 26 frames, one every `step` frames."""
+        rolled = list(windows.rolling_windows(video, [SIDE], 10 / RATE, step / RATE))
+        assert {window.count for window in rolled} == {10}
+        return [window.first for window in rolled]
+
+    assert firsts(8) == [0, 8, 16]
+    assert firsts(6) == [0, 6, 12, 16]  # 4 frames were left, over half a step
+    assert firsts(32) == [0]  # 16 left: half a step
+    assert firsts(31) == [0, 16]
+    (short,) = windows.rolling_windows(video, [SIDE], 9, 1)
+    assert (short.first, short.count, short.start, short.end) == (0, FRAMES, 0, FRAMES / RATE)
+
+
+@pytest.mark.parametrize(
+    ("header", "taken"), [(0.0, 25.0), (float("nan"), 25.0), (0.9, 25.0), (1.0, 1.0), (1000.0, 1000.0), (1001.0, 25.0)]
+)
+def test_a_header_without_a_usable_frame_rate_means_25(header, taken, video, monkeypatch):
+    capture = SimpleNamespace(get=lambda _: header, isOpened=lambda: True, release=lambda: None)
+    fake = SimpleNamespace(VideoCapture=lambda _: capture, CAP_PROP_FPS=cv2.CAP_PROP_FPS)
+    monkeypatch.setattr(windows, "import_cv2", lambda: fake)
+    assert windows.frame_rate(video) == windows.Camera("0", [SIDE]).rate == taken
+
+
+def test_a_clip_needs_the_frames_of_its_steps():
+    """TSN's stacks: L flow fields lie between L + 1 frames, and so do L differences."""
+    fewest = {modality: follower_of(modality, Sampling(1)).fewest for modality in ("rgb", "flow", "rgbdiff")}
+    assert fewest == {"rgb": 1, "flow": 5, "rgbdiff": 4}  # L of 4 and 3
+
+
+def test_what_a_checkpoint_does_not_say_of_extraction_is_its_default():
+    unknown = follower_of("flow", Sampling(1), settings={})
+    assert (unknown.short_side, unknown.quality, unknown.bound, unknown.rate) == (256, 90, 20.0, 1)
+    assert follower_of("rgb", Sampling(1), settings={}).rate == 1
+    assert follower_of("rgb", Sampling(1), settings={"short_side": 0}).short_side == 0
+    assert follower_of("rgb", Sampling(1)).rate == 3  # as SETTINGS says; flow and differences take every frame
+    assert follower_of("flow", Sampling(1)).rate == follower_of("rgbdiff", Sampling(1)).rate == 1
+
+
+def test_flow_is_asked_for_in_runs_of_consecutive_pairs():
+    assert list(decoded._runs([1, 2, 3, 7, 8, 20], 2)) == [[1, 2], [3], [7, 8], [20]]
+    assert list(decoded._runs([4, 5, 6], 8)) == [[4, 5, 6]]
+    assert list(decoded._runs([], 8)) == []
 
 
 def test_a_camera_gives_windows_until_it_ends(video):
@@ -177,7 +218,7 @@ def test_a_camera_gives_windows_until_it_ends(video):
     assert len(seen) == FRAMES and {shape for shape, _ in seen} == {(96, 128, 3)}
     assert [now for _, now in seen] == sorted(now for _, now in seen)
     first = found[0]
-    pictures = [cv2.resize(f, (96, 72), interpolation=cv2.INTER_AREA) for f in read_frames(video)]
+    pictures = [cv2.resize(f, (85, 64), interpolation=cv2.INTER_AREA) for f in read_frames(video)]
     for number, frame in first.frames[SIDE].items():
         assert np.array_equal(frame, pictures[number])
 
