@@ -68,7 +68,7 @@ class Run:
         if self.leads:  # weights, momentum and average, in two checkpoints and a temporary one
             check_output(self.output, 3 * (3 if training.ema else 2) * size)
             self._check_features()
-            if args.resume is None:
+            if args.resume is None or Path(args.resume).resolve().parent != self.output.resolve():
                 self._set_aside()
         self.say(self._headline())
         if args.val_groups:
@@ -85,9 +85,10 @@ class Run:
                 if not last_is_best or args.val_groups:
                     self._report_best(training)
             except _Stopped:
+                # not its path: without --output, data and lists given again, that would go on elsewhere
                 self.say(
-                    f"stopped by {signal.Signals(self.signal).name}; nothing is lost. Go on with --resume "
-                    f"{self.output / 'checkpoint.pth.tar'}"
+                    f"stopped by {signal.Signals(self.signal).name}; nothing is lost, all is in "
+                    f"{self.output / 'checkpoint.pth.tar'}. Go on with the same command and --resume"
                 )
                 return 128 + self.signal
         if self.problems:
@@ -163,24 +164,24 @@ class Run:
             check_writable(Path(self.args.features).parent)
 
     def _set_aside(self) -> None:
-        """Keep what another training left here: forgetting --resume must not cost the days that it took."""
+        """Keep what another training left here: forgetting --resume or --output must not cost the days it took."""
         records = [f"{self.prefix}_train.csv", f"{self.prefix}_test.csv"]
         if not (self.output / "checkpoint.pth.tar").is_file():
             return
         for name in ("model_best.pth.tar", *records, "checkpoint.pth.tar"):
             if (self.output / name).is_file():
                 os.replace(self.output / name, self.output / f"old_{name}")
-        self.say(f"a training from the start; {self.output} held another: its files are now {self.output}/old_*")
+        start = "a training from the start" if self.args.resume is None else f"going on from {self.args.resume}"
+        self.say(f"{start}; {self.output} held another: its files are now {self.output}/old_*")
 
     def _report_best(self, training: Training) -> None:
         """Test the best epoch's network, so that its predictions are what stays on disk."""
         path = self.output / "model_best.pth.tar"
         _barrier()
-        if not path.is_file():
+        best = read_checkpoint(path) if path.is_file() else None
+        if best is None or best.best_prec1 != training.best_prec1:  # another training's, which lay in this folder
+            self.say(f"the best epoch was before those in {self.output}: the predictions are the last epoch's")
             return
-        best = read_checkpoint(path)
-        if best.best_prec1 != training.best_prec1:
-            return  # another training's, which lay in this folder
         training.tested_model.load_state_dict(best.tested_state)
         result = self._test(training.tested_model, self.data.test)
         self._write(result, training.tested_model, self.data.test, "test", best.epoch, path.name)

@@ -130,7 +130,7 @@ def test_the_same_command_again_keeps_to_its_schedule(flags, run, tmp_path):
 def test_asked_to_stop(flags, untouched, run, tmp_path, number, code):
     process = run_and_strike("in a batch", 4, number, ROOT / flags[0], *flags[1:], "--output", tmp_path)
     assert process.returncode == code and "Traceback" not in process.stderr
-    assert f"--resume {tmp_path}" in process.stdout
+    assert f"{tmp_path / 'checkpoint.pth.tar'}. Go on with the same command and --resume" in process.stdout
     assert torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["batch"] == 1
     if number == signal.SIGINT:
         run(*flags, "--output", tmp_path, "--resume")

@@ -110,6 +110,10 @@ def test_a_training_from_the_start_keeps_what_another_left(trained, run, tmp_pat
     assert len(pd.read_csv(tmp_path / "out" / f"{prefix}_test.csv")) == 2
     run(*arguments, "--resume")  # goes on, and moves nothing
     assert (tmp_path / "out/old_checkpoint.pth.tar").read_bytes() == (output / "checkpoint.pth.tar").read_bytes()
+    second = (tmp_path / "out/checkpoint.pth.tar").read_bytes()
+    process = run(*arguments, "--epochs", 3, "--resume", output / "checkpoint.pth.tar")  # another folder's
+    assert f"{tmp_path / 'out'}/old_*" in process.stdout
+    assert (tmp_path / "out/old_checkpoint.pth.tar").read_bytes() == second
 
 
 def test_both_streams_fuse(tiny, run, tmp_path):
