@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import urllib.error
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import ResNet
 
-from utils import HelpFormatter, InputError, run_main
+from utils import ArgumentParser, InputError, run_main
 
 if TYPE_CHECKING:
     from checkpoints import Checkpoint
@@ -199,7 +198,7 @@ def explain_mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | Non
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--resume", type=Path, required=True, metavar="PATH", help="checkpoint of any project")
     parser.add_argument("--export", type=Path, required=True, metavar="FILE", help="what to write: .onnx or .pt2")
     parser.add_argument("--flow-order", choices=("original", "older", "oldest"), default="original",

@@ -36,11 +36,11 @@ from dataloader.windows import Camera, Window, frame_rate, rolling_windows, whol
 from network import InferenceNet, trained_model
 from report.answers import Answer, as_json, as_line, as_table
 from training import amp_dtype
-from utils import HelpFormatter, InputError, cpu_count, run_main, set_up_device
+from utils import ArgumentParser, InputError, cpu_count, run_main, set_up_device
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("videos", nargs="*", metavar="VIDEO", help="video files, or folders of them")
 
     group = parser.add_argument_group("networks")

@@ -9,7 +9,6 @@ spatial_cnn.py and motion_cnn.py on it and stops them when the first video is as
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import statistics
@@ -29,7 +28,7 @@ from dataloader.folders import CACHE_NAME
 from dataloader.layouts import index_frames, match
 from dataloader.names import UCF101_CLASSES
 from dataloader.splits import load_split
-from utils import HelpFormatter, run_main
+from utils import ArgumentParser, run_main
 
 LINKS_PER_FILE = 30_000  # ext4 allows 65,000
 VIDEOS = 13_320
@@ -100,7 +99,7 @@ def report(what: str, repeats: int, measure, *args) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--images", type=int, default=12, metavar="N", help="images per video and channel")
     parser.add_argument("--folder", type=Path, help="where to build the tree (default: the temporary folder)")
     parser.add_argument("--repeats", type=int, default=5, help="of each warm measurement")

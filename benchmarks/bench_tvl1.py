@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from data.tvl1 import automatic_batch_frames, is_installed, moving_texture, tvl1_pairs
-from utils import HelpFormatter, InputError, run_main
+from utils import ArgumentParser, InputError, run_main
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--video", type=Path, help="take frames of this video, not a moving texture")
     parser.add_argument("--size", type=int, nargs=2, default=(340, 256), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--pairs", type=int, default=8, help="pairs in a round on the CPU")

@@ -38,7 +38,7 @@ from data.flow_picture import draw_flow
 from data.jobs import Report, cpu_count
 from data.tvl1_backends import OPENCVS, is_installed, suitable_backends
 from data.videos import VideoError, encode_jpeg, find_flo_folders, find_videos, import_cv2, read_frames
-from utils import HelpFormatter, InputError, run_main
+from utils import ArgumentParser, InputError, run_main
 
 METHODS = ("tvl1", "dis", "farneback", "raft", "flo")
 WORKERS_PER_GPU = 4  # so that decoding and writing keep pace with the GPU
@@ -69,7 +69,7 @@ def write_flow(method, bound: float, short_side: int, quality: int, video: Path,
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(__doc__)
     images = add_arguments(parser, quality=90)
     images.add_argument(
         "--method",

@@ -15,7 +15,6 @@ shares its background, and groups 1 to 7 are split 1's test videos.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 import json
@@ -37,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 from data.jobs import Report, cpu_count, run_jobs
 from data.videos import import_cv2
-from utils import HelpFormatter, InputError, atomic_path, run_main, write_json
+from utils import ArgumentParser, InputError, atomic_path, run_main, write_json
 
 APPEARANCES = ("Dots", "Stripes", "Checks")
 MOTIONS = ("Rise", "Fall", "Spin")
@@ -278,7 +277,7 @@ def call(command: list[str]) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(__doc__)
     default = Path("data/demo")
     parser.add_argument("out", type=Path, nargs="?", default=default, metavar="OUT", help="folder to write to")
     parser.add_argument(

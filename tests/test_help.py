@@ -24,6 +24,15 @@ def test_help_fits_the_terminal_and_shows_defaults(script, columns, monkeypatch,
     assert text.startswith("usage: ") and "default: []" not in text and "Path(" not in text
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_typo_in_a_flag_gets_one_line(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "--no-such-flag"])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    text = capsys.readouterr().err
+    assert exit_.value.code == 2 and text.startswith("error: ") and text.count("\n") == 1
+
+
 @pytest.mark.parametrize("script", ["spatial_cnn.py", "predict.py"])
 def test_a_script_that_imports_torch_ends_without_a_word_of_its_libraries(script):
     done = subprocess.run([sys.executable, str(ROOT / script), "-h"], capture_output=True, text=True, timeout=120)
