@@ -101,7 +101,9 @@ class HelpFormatter(argparse.HelpFormatter):
             if len(line) <= width:
                 filled.append(line)
             else:
-                filled += ["  " + command, *textwrap.wrap("      " + comment.strip(), width, subsequent_indent=" " * 6)]
+                margin = line[: -len(line.lstrip())]
+                below = margin + " " * 4
+                filled += [margin + command, *textwrap.wrap(below + comment.strip(), width, subsequent_indent=below)]
         return "\n".join(filled[:-1])
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
