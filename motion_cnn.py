@@ -68,7 +68,10 @@ def main() -> int:
     fresh = fresh.with_extraction(extraction_settings(index.root))
     if args.input == "rgbdiff" and fresh.sampling_rate not in (None, 1):
         rate = fresh.sampling_rate
-        raise InputError(f"{index.root} holds every {rate}th frame, differences need all: --sampling-rate 1")
+        raise InputError(
+            f"{index.root} holds every {rate}th frame, and differences need all: extract them with "
+            "data/extract_rgb.py --sampling-rate 1 to another folder, and name that with --rgb-dir"
+        )
     preparation = choose_preparation(checkpoint, fresh, args)
     data = make_data(args, index, read, find_sources, preparation, device)
 

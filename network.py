@@ -54,7 +54,7 @@ def build_model(
         start = fit_imagenet(pretrained_state(arch, weights), model)
         problem = explain_mismatch(model, start)
         if problem:
-            raise InputError(f"--weights {weights} does not fit {arch}: {problem}")
+            raise InputError(f"--weights {weights} does not fit {arch}: {problem}; name its network with --arch")
         model.load_state_dict(start)
     return model
 

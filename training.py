@@ -32,7 +32,8 @@ def open_checkpoint(args: Any, *modalities: str) -> Checkpoint | None:
     args.arch = checkpoint.arch
     if checkpoint.source != "two-stream" and world()[0] == 0:
         momentum = "" if args.evaluate else "; the optimizer's momentum starts afresh"
-        print(f"{args.resume}: a checkpoint of {checkpoint.source}, epoch {checkpoint.epoch}{momentum}")
+        epoch = f", epoch {checkpoint.epoch}" if checkpoint.epoch >= 0 else ""
+        print(f"{args.resume}: a checkpoint of {checkpoint.source}{epoch}{momentum}")
     return checkpoint
 
 

@@ -72,12 +72,15 @@ def main() -> int:
     shards = [{"name": name, "bytes": (args.pack / f"{name}.tar").stat().st_size} for name in done]
     write_json(args.pack / "pack.json", {"format": FORMAT, "version": 1, "kind": index.kind, "shards": shards})
     total = sum(shard["bytes"] for shard in shards)
-    print(f"{len(index.videos)} videos in {len(shards)} shards, {total / 1e6:,.0f} MB: --{index.kind}-dir {args.pack}")
+    count = f"{len(shards)} shard{'s' if len(shards) != 1 else ''}"
+    print(f"{len(index.videos)} videos in {count}, {total / 1e6:,.0f} MB: --{index.kind}-dir {args.pack}")
     return 0
 
 
 def open_source(source: Path, kind: Kind | None) -> Index:
     """The index of what `source` holds: RGB frames or flow. Both is a question, none an error."""
+    if not source.is_dir():
+        raise InputError(f"{source} is {'not a folder' if source.exists() else 'not there'}; name a folder of images")
     if kind is not None:
         return index_frames(source, kind)
     found, errors = [], []

@@ -189,8 +189,9 @@ def _check_scores(scores: object, path: Path, video: object, classes: int, liste
     if not np.isfinite(scores).all():
         raise InputError(f"{path}: the scores of {video} are not finite (NaN or infinity); test that stream again")
     if scores.shape[-1] != classes:
-        source = "predictions.json names" if listed else "no predictions.json lies beside it, and UCF101 has"
-        raise InputError(f"{path}: {video} has scores of {scores.shape[-1]} classes, but {source} {classes}")
+        source = "predictions.json names" if listed else "UCF101 has"
+        remedy = "test that stream again" if listed else "other data need the predictions.json of their test beside it"
+        raise InputError(f"{path}: {video} has scores of {scores.shape[-1]} classes, but {source} {classes}; {remedy}")
 
 
 def _check_whole(logits: dict[str, np.ndarray], path: Path) -> None:
