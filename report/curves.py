@@ -6,10 +6,13 @@ with one row per epoch. The original's records, which have the same columns, are
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import ArgumentParser, InputError, run_main
 
