@@ -324,6 +324,8 @@ def main() -> int:
                 from report.overlay import save
 
                 save(args.save, video, answers)
+                if not args.json:
+                    print(f"written: {args.save}")
         except VideoError as error:
             if len(videos) == 1:
                 raise InputError(f"{video}: {error}") from None
