@@ -21,6 +21,7 @@ import options
 from checkpoints import read_checkpoint
 from dataloader.clips import Loader
 from dataloader.loaders import Data
+from dataloader.names import first_few
 from dataloader.transforms import Preparation
 from engine import TestResult, test, train_one_epoch
 from training import Training, amp_dtype
@@ -71,6 +72,9 @@ class Run:
             if args.resume is None or Path(args.resume).resolve().parent != self.output.resolve():
                 self._set_aside()
         self.say(self._headline())
+        if untrained := self._untrained():
+            names = self.data.split.class_names
+            self.say(f"note: {len(untrained)} of {len(names)} classes have no training video: {first_few(untrained)}")
         if args.val_groups:
             self.say(f"model_best is chosen by the last {args.val_groups} groups of each class, held out of training")
         else:
@@ -123,6 +127,12 @@ class Run:
             f"{self.stream} stream: {split.dataset} split {split.number}, {len(split.class_names)} classes, "
             f"{train}{len(data.test.dataset)} test videos; {self.args.arch} on {self.device.type}{processes}, {dtype}"
         )
+
+    def _untrained(self) -> list[str]:
+        """The classes without a training video, which no epoch can teach."""
+        assert self.data.train is not None
+        trained = {source.video.label for source in self.data.train.dataset.sources}
+        return [name for label, name in enumerate(self.data.split.class_names) if label not in trained]
 
     def _epoch(self, training: Training, model: nn.Module) -> bool:
         args, data = self.args, self.data
