@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -69,7 +70,8 @@ class Run:
         if self.leads:  # weights, momentum and average, in two checkpoints and a temporary one
             check_output(self.output, 3 * (3 if training.ema else 2) * size)
             self._check_features()
-            if args.resume is None or Path(args.resume).resolve().parent != self.output.resolve():
+            own = [(self.output / name).resolve() for name in ("checkpoint.pth.tar", "model_best.pth.tar")]
+            if args.resume is None or Path(args.resume).resolve() not in own:
                 self._set_aside()
         self.say(self._headline())
         if untrained := self._untrained():
@@ -178,11 +180,13 @@ class Run:
         records = [f"{self.prefix}_train.csv", f"{self.prefix}_test.csv"]
         if not (self.output / "checkpoint.pth.tar").is_file():
             return
+        prefixes = itertools.chain(["old_"], (f"old{number}_" for number in itertools.count(2)))
+        free = next(prefix for prefix in prefixes if not (self.output / f"{prefix}checkpoint.pth.tar").exists())
         for name in ("model_best.pth.tar", *records, "checkpoint.pth.tar"):
             if (self.output / name).is_file():
-                os.replace(self.output / name, self.output / f"old_{name}")
+                os.replace(self.output / name, self.output / f"{free}{name}")
         start = "a training from the start" if self.args.resume is None else f"going on from {self.args.resume}"
-        self.say(f"{start}; {self.output} held another: its files are now {self.output}/old_*")
+        self.say(f"{start}; {self.output} held another: its files are now {self.output}/{free}*")
 
     def _report_best(self, training: Training) -> None:
         """Test the best epoch's network, so that its predictions are what stays on disk."""

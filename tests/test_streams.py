@@ -112,8 +112,9 @@ def test_a_training_from_the_start_keeps_what_another_left(trained, run, tmp_pat
     assert (tmp_path / "out/old_checkpoint.pth.tar").read_bytes() == (output / "checkpoint.pth.tar").read_bytes()
     second = (tmp_path / "out/checkpoint.pth.tar").read_bytes()
     process = run(*arguments, "--epochs", 3, "--resume", output / "checkpoint.pth.tar")  # another folder's
-    assert f"{tmp_path / 'out'}/old_*" in process.stdout
-    assert (tmp_path / "out/old_checkpoint.pth.tar").read_bytes() == second
+    assert f"{tmp_path / 'out'}/old2_*" in process.stdout
+    assert (tmp_path / "out/old2_checkpoint.pth.tar").read_bytes() == second
+    assert (tmp_path / "out/old_checkpoint.pth.tar").read_bytes() == (output / "checkpoint.pth.tar").read_bytes()
 
 
 def test_both_streams_fuse(tiny, run, tmp_path):
