@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from checkpoints import FLOW_ORDERS, Checkpoint, read_checkpoint
-from data.flow import dis_flow, download_raft_weights, farneback_flow, raft_flow, read_raft_weights, tvl1_flow
+from data.flow import PLAIN_METHODS, download_raft_weights, raft_flow, read_raft_weights, tvl1_flow
 from data.videos import VideoError, find_videos, import_cv2
 from dataloader.clips import Batch, TestSampling, clips_of
 from dataloader.decoded import PAIRS_AT_ONCE, DecodedFrames, Flow
@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     group = parser.add_argument_group("preparation")
     group.add_argument("--samples", type=int, help="clips per video or window (default: as the checkpoint was tested)")
     group.add_argument("--views", type=int, choices=(1, 5, 10), help="crops per clip (default: likewise)")
-    group.add_argument("--flow-method", choices=("tvl1", "dis", "farneback", "raft"),
+    group.add_argument("--flow-method", choices=("tvl1", *PLAIN_METHODS, "raft"),
                        help="(default: what the motion stream was trained on); dis is fast enough for a camera")
     group.add_argument("--raft-weights", metavar="large|small|PATH", help="(default: those it was trained on)")
 
@@ -206,7 +206,7 @@ def choose_flow(args: argparse.Namespace, preparation: Preparation, device: torc
         return Flow(raft)
     gpu = method == "tvl1" and device.type == "cuda"
     tvl1 = functools.partial(tvl1_flow, device=str(device) if gpu else "cpu")
-    methods: dict[str, Any] = {"tvl1": tvl1, "dis": dis_flow, "farneback": farneback_flow}
+    methods: dict[str, Any] = {"tvl1": tvl1, **PLAIN_METHODS}
     if method not in methods:
         raise InputError(f"{args.motion} was trained on {method} flow, which is not among --flow-method's; choose one")
     return Flow(methods[method], 1 if gpu else cpu_count())

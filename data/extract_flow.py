@@ -25,9 +25,8 @@ from data.extraction import (
     read_claim,
 )
 from data.flow import (
-    dis_flow,
+    PLAIN_METHODS,
     download_raft_weights,
-    farneback_flow,
     flo_flow,
     quantise,
     raft_flow,
@@ -40,7 +39,7 @@ from data.tvl1_backends import OPENCVS, is_installed, suitable_backends
 from data.videos import VideoError, encode_jpeg, find_flo_folders, find_videos, import_cv2, read_frames
 from utils import ArgumentParser, InputError, run_main
 
-METHODS = ("tvl1", "dis", "farneback", "raft", "flo")
+METHODS = ("tvl1", *PLAIN_METHODS, "raft", "flo")
 WORKERS_PER_GPU = 4  # so that decoding and writing keep pace with the GPU
 RAFT_PAIRS = 16  # at once
 
@@ -144,7 +143,7 @@ def raft_weights(args: argparse.Namespace) -> Path:
 def flow_methods(args: argparse.Namespace, devices: list[str], workers: int) -> list:
     """The flow method of every worker process: its function with its device."""
     if args.method not in ("tvl1", "raft"):
-        return [{"dis": dis_flow, "farneback": farneback_flow, "flo": None}[args.method]] * workers
+        return [PLAIN_METHODS.get(args.method)] * workers  # None for flo
     if args.method == "raft":
         method = functools.partial(raft_flow, weights=raft_weights(args), batch_frames=args.batch_frames or RAFT_PAIRS)
     else:

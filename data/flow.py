@@ -84,6 +84,13 @@ def farneback_flow(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     )
 
 
+# What --method and predict.py's --flow-method call the methods that need nothing but frames and a CPU.
+PLAIN_METHODS: dict[str, Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]] = {
+    "dis": dis_flow,
+    "farneback": farneback_flow,
+}
+
+
 def _grey_flow(grey: Iterable[np.ndarray], calc: Callable) -> Iterator[np.ndarray]:
     for one, two in itertools.pairwise(grey):
         yield calc(one, two, None)
