@@ -131,7 +131,9 @@ class ClipDataset(Dataset):
                 if not self.skip_errors:
                     break
         empty = torch.empty(0, dtype=torch.int64)
-        return Batch([], empty, empty, empty, empty, 0, problems, problems[-1][1])
+        # a test leaves no video out
+        advice = ", or use --on-error skip to train without it" if isinstance(self.sampling, TrainSampling) else ""
+        return Batch([], empty, empty, empty, empty, 0, problems, problems[-1][1] + advice)
 
     def _item(
         self, source: Source, rng: np.random.Generator, counted: bool, problems: list[tuple[str, str]]

@@ -15,7 +15,7 @@ try:  # libjpeg-turbo with SIMD: 1.4 times the speed of torchvision's decoder, 3
 except ImportError:  # no wheel for this platform: everything works, only slower
     simplejpeg = None
 
-AGAIN = "extract this video again, or use --on-error skip to train without it"
+AGAIN = "extract this video again"
 
 
 def decode_rgb(data: bytes, path: str | Path) -> np.ndarray:

@@ -78,7 +78,15 @@ def test_a_video_of_ten_frames_is_too_short_for_a_stack(fails, tiny, tmp_path):
 def test_half_a_jpeg(fails, rgb, tmp_path):
     for path in (rgb / "v_Archery_g08_c01").iterdir():
         path.write_bytes(path.read_bytes()[:500])
-    assert "v_Archery_g08_c01" in fails("spatial_cnn.py", "--rgb-dir", rgb, *small(tmp_path))
+    error = fails("spatial_cnn.py", "--rgb-dir", rgb, *small(tmp_path))
+    assert "v_Archery_g08_c01" in error and "--on-error skip" in error
+
+
+def test_half_a_jpeg_of_a_test_video(fails, rgb, tmp_path):
+    for path in (rgb / "v_Archery_g01_c01").iterdir():
+        path.write_bytes(path.read_bytes()[:500])
+    error = fails("spatial_cnn.py", "--rgb-dir", rgb, *small(tmp_path), "--on-error", "skip")
+    assert "v_Archery_g01_c01" in error and "--on-error" not in error  # which a test doesn't follow
 
 
 def test_skipping_trains_on_and_lists_what_was_left_out(run, rgb, tmp_path):
