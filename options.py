@@ -168,6 +168,7 @@ def _find_checkpoint(resume: str | None, output: str) -> Path | None:
     if resume == "auto":
         return last if last.is_file() else None
     path = last if resume == "last" else Path(resume)
+    path = path / last.name if path.is_dir() else path
     if not path.is_file():
         raise InputError(f"--resume {path}: no such file; check the path, or train from the start without --resume")
     return path

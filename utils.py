@@ -75,7 +75,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return namespace
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message.removeprefix('argument ')}; `{self.prog} -h` explains all flags")
+        raise InputError(f"{message.removeprefix('argument ')}; `python {sys.argv[0]} -h` explains all flags")
 
 
 class HelpFormatter(argparse.HelpFormatter):
