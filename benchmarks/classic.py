@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import models, transforms
 
-from dataloader.layouts import Frames, index_frames
+from dataloader.layouts import CHANNELS, Frames, index_frames
 from dataloader.sampling import test_starts
 from utils import ArgumentParser, atomic_path, cpu_count, run_main
 
@@ -62,8 +62,7 @@ class ClassicClips(Dataset):
 def videos_of(root: Path, kind: str) -> dict[str, Sequences]:
     """Every video under `root` with its images."""
     index = index_frames(root, kind)  # type: ignore[arg-type]
-    channels = ("rgb",) if kind == "rgb" else ("x", "y")
-    return {name: [found[channel] for channel in channels] for name, found in sorted(index.videos.items())}
+    return {name: [found[channel] for channel in CHANNELS[kind]] for name, found in sorted(index.videos.items())}
 
 
 def train_clips(videos: dict[str, Sequences], repeats: int = 1) -> list[tuple[str, Sequences, list[int]]]:

@@ -21,6 +21,8 @@ sys.path.insert(0, str(ROOT))
 
 import pandas as pd
 
+import motion_cnn
+import spatial_cnn
 from utils import ArgumentParser, atomic_path, run_main
 
 # What the size of the task and of the machine ask for, in both recipes alike; everything else is the recipe's own.
@@ -29,10 +31,9 @@ COMMON = ["--arch", "resnet50", "--size", "96", "--batch-size", str(BATCH), "--t
 # The recipes' rates of learning, scaled to this batch (Goyal et al. 2017, section 2.1): at the rates for 64 and 128
 # videos a motion network does not learn here from batches of 16.
 RATES = {
-    ("spatial", "baseline"): 5e-4 * BATCH / 25,
-    ("motion", "baseline"): 1e-2 * BATCH / 64,
-    ("spatial", "tsn"): 1e-3 * BATCH / 128,
-    ("motion", "tsn"): 5e-3 * BATCH / 128,
+    (stream, name): recipe["lr"] * BATCH / recipe["batch_size"]
+    for stream, recipes in (("spatial", spatial_cnn.RECIPES), ("motion", motion_cnn.RECIPES))
+    for name, recipe in recipes.items()
 }
 INGREDIENTS = {
     "motion": {

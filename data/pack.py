@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from dataloader.layouts import Frames, Index, Kind, index_frames
+from dataloader.layouts import CHANNELS, Frames, Index, Kind, index_frames
 from dataloader.names import first_few
 from dataloader.packed import FORMAT, is_pack, sequences_of
 from utils import ArgumentParser, InputError, atomic_path, run_main, write_json
@@ -52,7 +52,7 @@ def main() -> int:
             f"{len(index.problems)} videos of {args.source} can't be used ({first_few(sorted(index.problems))}): "
             f"{problem}; extract them again, or leave them out with --skip-broken"
         )
-    channels = ("rgb",) if index.kind == "rgb" else ("x", "y")
+    channels = CHANNELS[index.kind]
     todo = [videos[channel] for _, videos in sorted(index.videos.items()) for channel in channels if channel in videos]
     done = finished_shards(args.pack, todo)
     if (args.pack / "pack.json").is_file():
@@ -102,11 +102,10 @@ def open_source(source: Path, kind: Kind | None) -> Index:
 
 def sequences(index: Index) -> set[tuple[str, str]]:
     """The folder and the names' start of every sequence that the index uses."""
-    wanted = ("rgb",) if index.kind == "rgb" else ("x", "y")
     return {
         (channels[channel].folder, channels[channel].prefix)
         for channels in index.videos.values()
-        for channel in wanted
+        for channel in CHANNELS[index.kind]
         if channel in channels
     }
 

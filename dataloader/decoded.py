@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from data.videos import VideoError, encode_jpeg
 from dataloader.clips import Batch, ClipDataset, Source, TestSampling
 from dataloader.images import decode_gray, decode_rgb
 from dataloader.names import Video
-from dataloader.sampling import test_starts
+from dataloader.sampling import consecutive_runs, test_starts
 from dataloader.transforms import Preparation
 
 PAIRS_AT_ONCE = 8  # of a flow method: some for RAFT's batches, few enough to spread over cores
@@ -103,7 +102,7 @@ class DecodedFrames:
             flows = method(frames[number] for number in range(run[0], run[-1] + 2))
             return [self._coded(flow) for flow in flows]
 
-        runs = list(_runs(pairs, PAIRS_AT_ONCE))
+        runs = list(consecutive_runs(pairs, PAIRS_AT_ONCE))
         bar = tqdm(total=len(pairs), desc=f"flow of {self.name}", unit="pair", leave=False, delay=1, disable=None)
         with bar, ThreadPoolExecutor(self.flow.threads) as pool:
             for run, flows in zip(runs, pool.map(compute, runs), strict=True):
@@ -113,11 +112,3 @@ class DecodedFrames:
     def _coded(self, flow: np.ndarray) -> np.ndarray:
         images = quantise(flow, self.bound)
         return np.stack([decode_gray(encode_jpeg(images[:, :, axis], self.quality), self.name) for axis in (0, 1)])
-
-
-def _runs(numbers: Sequence[int], longest: int) -> Iterator[list[int]]:
-    """Sorted numbers in runs of consecutive ones, none longer than `longest`."""
-    for _, group in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
-        run = [number for _, number in group]
-        for start in range(0, len(run), longest):
-            yield run[start : start + longest]

@@ -27,7 +27,7 @@ from dataloader.names import Video, first_few, ucf_parts, without_suffix
 from utils import InputError, world
 
 Kind: TypeAlias = Literal["rgb", "flow"]
-_WANTED = {"rgb": ("rgb",), "flow": ("x", "y")}
+CHANNELS = {"rgb": ("rgb",), "flow": ("x", "y")}
 _CALLED = {"rgb": "RGB frames", "flow": "optical flow"}
 
 
@@ -102,7 +102,7 @@ def index_frames(root: str | Path, kind: Kind) -> Index:
     if kind == "rgb" and u and u == v:
         raise InputError(f"{root} holds optical flow in u and v, no RGB frames; make those with data/extract_rgb.py")
     index = assemble(root, kind, scan(root))
-    if not index.problems and not any(_WANTED[kind][0] in channels for channels in index.videos.values()):
+    if not index.problems and not any(CHANNELS[kind][0] in channels for channels in index.videos.values()):
         other = f", only {_CALLED['flow' if kind == 'rgb' else 'rgb']}" if index.videos else ""
         raise InputError(f"{root} holds no {_CALLED[kind]} in a known layout{other}; {remedy}")
     return index
@@ -120,7 +120,7 @@ def find(index: Index, video_name: str) -> Frames | tuple[Frames, Frames]:
     if name in index.problems:
         raise InputError(f"{index.root}: {index.problems[name]}")
     channels = index.videos[name]
-    if _WANTED[index.kind][0] not in channels:
+    if CHANNELS[index.kind][0] not in channels:
         raise InputError(f"{index.root} holds no {_CALLED[index.kind]} of {video_name}")
     return channels["rgb"] if index.kind == "rgb" else (channels["x"], channels["y"])
 
@@ -205,7 +205,7 @@ def assemble(root: Path, kind: Kind, folders: dict[str, Folder]) -> Index:
         name = by_folded_name.setdefault(_fold(name), name)  # u/v_HandStand... is v/v_Handstand...
         for images in folder.images:
             channel = in_u_or_v or images.channel
-            if channel not in _WANTED[kind]:
+            if channel not in CHANNELS[kind]:
                 if not images.problem:
                     videos[name].setdefault(channel, Frames(path, *images[:-1]))
             elif images.problem:
@@ -218,7 +218,7 @@ def assemble(root: Path, kind: Kind, folders: dict[str, Folder]) -> Index:
         if kind == "flow" and name not in problems and (problem := _uneven(channels.get("x"), channels.get("y"))):
             problems[name] = f"{name} {problem}; extract it again"
         if name in problems:
-            for channel in _WANTED[kind]:
+            for channel in CHANNELS[kind]:
                 channels.pop(channel, None)
     by_ending: dict[str, list[str]] = defaultdict(list)  # ROOT/rawframes/fight/fi001 is found as fight/fi001
     for folded, name in by_folded_name.items():

@@ -11,11 +11,10 @@ A stack's ten x images lie side by side, and so do its ten y images: a clip take
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import numpy as np
 
 from dataloader.folders import Folder, Images
 from dataloader.layouts import Frames, Index, Kind, assemble
+from dataloader.sampling import consecutive_runs
 from utils import InputError
 
 FORMAT = "two-stream pack"
@@ -103,17 +103,9 @@ class PackedFrames:
     def read(self, root: str | Path, steps: Iterable[int]) -> Iterator[tuple[str, bytes]]:
         """A name for messages and the bytes of each image in `steps`, which count from 0 and rise."""
         stem = f"{self.shard.path}:{self.frames.folder}/{self.frames.prefix}"
-        for run in _runs(list(steps)):
+        for run in consecutive_runs(list(steps), READ_AT_ONCE):
             for step, data in zip(run, self.shard.read(self.first + run[0], len(run)), strict=True):
                 yield f"{stem}{self.frames.start + step:0{self.frames.digits}d}{self.frames.suffix}", data
-
-
-def _runs(steps: Sequence[int]) -> Iterator[list[int]]:
-    """`steps` in runs of consecutive ones, none longer than READ_AT_ONCE."""
-    for _, group in itertools.groupby(enumerate(steps), lambda pair: pair[1] - pair[0]):
-        run = [step for _, step in group]
-        for start in range(0, len(run), READ_AT_ONCE):
-            yield run[start : start + READ_AT_ONCE]
 
 
 def index_pack(root: Path, kind: Kind) -> Index:

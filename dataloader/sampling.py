@@ -6,7 +6,8 @@ workers, of processes, or of what was drawn before. That is what makes a resumed
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -15,6 +16,14 @@ from torch.utils.data import Sampler
 def rng_for(*key: int) -> np.random.Generator:
     """A random generator of its own for (seed, epoch) or (seed, epoch, index)."""
     return np.random.default_rng(np.random.SeedSequence(key))
+
+
+def consecutive_runs(numbers: Sequence[int], longest: int) -> Iterator[list[int]]:
+    """Rising numbers in runs of consecutive ones, none longer than `longest`."""
+    for _, group in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in group]
+        for start in range(0, len(run), longest):
+            yield run[start : start + longest]
 
 
 def train_starts(valid: int, segments: int, rng: np.random.Generator) -> np.ndarray:

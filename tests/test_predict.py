@@ -21,13 +21,14 @@ from data.extract_flow import write_flow
 from data.extract_rgb import write_rgb
 from data.flow import dis_flow
 from data.videos import VideoError, read_frames
-from dataloader import decoded, windows
+from dataloader import windows
 from dataloader.clips import ClipDataset
 from dataloader.clips import TestSampling as Sampling  # pytest takes what is called Test for a test
 from dataloader.decoded import DecodedFrames, Flow
 from dataloader.layouts import index_frames
 from dataloader.motion_dataloader import ReadFlow, motion_sources
 from dataloader.names import UCF101_CLASSES
+from dataloader.sampling import consecutive_runs
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.splits import Video
 from dataloader.transforms import default_preparation
@@ -204,9 +205,9 @@ def test_what_a_checkpoint_does_not_say_of_extraction_is_its_default():
 
 
 def test_flow_is_asked_for_in_runs_of_consecutive_pairs():
-    assert list(decoded._runs([1, 2, 3, 7, 8, 20], 2)) == [[1, 2], [3], [7, 8], [20]]
-    assert list(decoded._runs([4, 5, 6], 8)) == [[4, 5, 6]]
-    assert list(decoded._runs([], 8)) == []
+    assert list(consecutive_runs([1, 2, 3, 7, 8, 20], 2)) == [[1, 2], [3], [7, 8], [20]]
+    assert list(consecutive_runs([4, 5, 6], 8)) == [[4, 5, 6]]
+    assert list(consecutive_runs([], 8)) == []
 
 
 def test_a_camera_gives_windows_until_it_ends(video):
