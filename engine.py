@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dataloader.clips import Batch, Loader, TestSampling, clips_of, sent_ahead
-from dataloader.transforms import Preparation
+from dataloader.transforms import Preparation, to_input
 from network import InferenceNet, freeze_batchnorm
 from training import Training, amp_dtype
 from utils import InputError, accuracy, cross_entropy, seed_step, world
@@ -113,7 +113,7 @@ def train_step(
 ) -> Tensor:
     """Forward, backward and one step of SGD on a batch. Returns the batch's mean loss, still on the device."""
     seed_step(args.seed, training.epoch, training.batch)
-    inputs = clips_of(batch, preparation, device, dtype)
+    inputs = to_input(clips_of(batch, preparation.modality, device), preparation)
     labels = batch.labels.to(device, non_blocking=True)
     clips = len(batch.clips) // len(batch.names)
     # Gradients are averaged over processes whose shares may differ in size: weigh each by its share.
@@ -191,9 +191,7 @@ def test(
     check_stop: Callable[[], None] = lambda: None,
 ) -> TestResult:
     """Logits of every video, in all processes together. The network's training state is left as it is."""
-    net = InferenceNet(model, amp_dtype(args.amp, device)).to(device)
-    if args.compile:
-        net.compile()
+    net = InferenceNet(model, preparation, amp_dtype(args.amp, device), args.compile).to(device)
     sampling = loader.dataset.sampling
     assert isinstance(sampling, TestSampling)
     logits: dict[str, np.ndarray] = {}
@@ -206,7 +204,7 @@ def test(
         for batch in sent_ahead(loader.epoch(0), device):
             waited += time.perf_counter() - asked
             if batch.counted:
-                outputs = net(clips_of(batch, preparation, device, net.dtype))
+                outputs = net(clips_of(batch, preparation.modality, device))
                 shape = (len(batch.names), sampling.views, sampling.samples)
                 clip_logits, clip_features = (output.unflatten(0, shape).mean(1).cpu().numpy() for output in outputs)
                 logits.update(zip(batch.names, clip_logits, strict=True))

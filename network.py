@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import ResNet
 
+from dataloader.transforms import Preparation
 from utils import ArgumentParser, InputError, run_main
 
 if TYPE_CHECKING:
@@ -146,20 +147,55 @@ def freeze_batchnorm(model: nn.Module) -> None:
 class InferenceNet(nn.Module):
     """A trained ResNet made for testing: batch norms folded, channels last, the trunk in `dtype`.
 
-    Takes (N, C, H, W) float32 and returns float32 logits (N, classes) and pooled features (N, features).
+    Takes uint8 clips (N, images x planes, H, W) and returns float32 logits (N, classes) and pooled features
+    (N, features). The normalisation is folded into the first convolution: what enters it are whole grey levels,
+    which bfloat16 holds exactly, where the rounding of normalised values was its largest error. They are counted
+    from mid-grey, which is no motion in flow, so that most of them are small and so are errors of the weights.
     The last layer stays in float32, so that logits are not rounded to bfloat16's three digits.
     """
 
-    def __init__(self, model: ResNet, dtype: torch.dtype = torch.float32) -> None:
+    LEVELS = 64.0  # grey levels to a unit of the network's input: a power of two, near what 255 * std is
+    outside: Tensor
+
+    def __init__(
+        self, model: ResNet, preparation: Preparation, dtype: torch.dtype = torch.float32, compiled: bool = False
+    ) -> None:
         super().__init__()
         trunk = fold_batchnorm(copy.deepcopy(model).eval())
+        # normalised = (grey - 255 mean) / (255 std) = scale * ((grey - centre) / LEVELS - outside)
+        planes = preparation.channels // len(preparation.mean)
+        mean, std = (255 * torch.tensor(values).repeat(planes) for values in (preparation.mean, preparation.std))
+        self.differences = preparation.modality == "rgbdiff"
+        self.centre = 0 if self.differences else 128
+        outside = (mean - self.centre) / self.LEVELS
+        first = trunk.conv1
+        with torch.no_grad():
+            first.weight *= (self.LEVELS / std)[:, None, None]
+            first.bias -= torch.einsum("ocij,c->o", first.weight, outside)
+        self.border = first.padding[0]  # made by hand: a normalised 0 is no 0 here
+        first.padding = (0, 0)
+        self.register_buffer("outside", outside[:, None, None].to(dtype))
         self.fc, trunk.fc = trunk.fc, nn.Identity()
         self.trunk = trunk.to(dtype=dtype, memory_format=torch.channels_last)
-        self.dtype = dtype
         self.requires_grad_(False)
+        self.compiled = compiled
+        if compiled:
+            self.trunk.compile(options={"freezing": True})  # its weights laid out once, as the kernels want them
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.trunk(x.to(self.dtype)).float()
+    def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        n, _, height, width = clips.shape
+        edge = self.border
+        x = self.outside.expand(n, -1, height + 2 * edge, width + 2 * edge)
+        x = x.contiguous(memory_format=torch.channels_last)
+        inside = x[:, :, edge:-edge, edge:-edge]
+        if self.differences:
+            inside.copy_(clips[:, 3:]).sub_(clips[:, :-3])
+        else:
+            inside.copy_(clips).sub_(self.centre)
+        inside.mul_(1 / self.LEVELS)
+        if self.compiled:  # once for any number of clips: a test's last batch is smaller
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+        features = self.trunk(x).float()
         return self.fc(features), features
 
 

@@ -126,7 +126,7 @@ class Stream:
         outputs = []
         for part in tqdm(parts, desc=f"{self.name} network", leave=False, delay=1, disable=None):
             clips = batch._replace(clips=part[:, :-1], flip=part[:, -1].bool())
-            outputs.append(self.net(clips_of(clips, self.preparation, self.device))[0].cpu())
+            outputs.append(self.net(clips_of(clips, self.preparation.modality, self.device))[0].cpu())
         logits = torch.cat(outputs)[place]
         return logits.unflatten(0, (self.sampling.views, self.sampling.samples)).mean(0).numpy()
 
@@ -150,7 +150,7 @@ def load_streams(args: argparse.Namespace, device: torch.device) -> Recogniser:
         if sampling.views > 1 and preparation.test_resize == "squash":
             raise InputError(f"--views {sampling.views} cuts corners, but {checkpoint.path} was tested on whole images")
         flow = choose_flow(args, preparation, device) if preparation.modality == "flow" else None
-        net = InferenceNet(trained_model(checkpoint), amp_dtype(args.amp, device)).to(device)
+        net = InferenceNet(trained_model(checkpoint), preparation, amp_dtype(args.amp, device)).to(device)
         streams.append(Stream(name, net, preparation, sampling, flow, device))
     weights = args.weights if len(streams) == 2 else [1.0]
     return Recogniser(streams, names, weights)

@@ -27,6 +27,7 @@ from benchmarks import classic
 from benchmarks.bench_loaders import our_dataset
 from benchmarks.measure import bench_parser, chosen, machine, prepare
 from dataloader.clips import Batch, Loader, TestSampling, TrainSampling, clips_of, make_loader, sent_ahead
+from dataloader.transforms import to_input
 from engine import train_step
 from network import InferenceNet, build_model
 from training import Training, amp_dtype
@@ -104,9 +105,7 @@ class Bench:
             self.training = Training.start(model, names, self.flags, device, None)
             self.model = self.training.for_training(self.flags, device).train()
         else:
-            self.net = InferenceNet(model, self.dtype).to(device)
-            if args.compile:
-                self.net.compile()
+            self.net = InferenceNet(model, self.preparation, self.dtype, args.compile).to(device)
 
     def _batches(self) -> Any:
         for epoch in itertools.count():
@@ -116,7 +115,7 @@ class Bench:
         return len(next(self.endless).clips)
 
     def send(self, batch: Batch) -> int:
-        return len(clips_of(batch, self.preparation, self.device, self.dtype))
+        return len(clips_of(batch, self.preparation.modality, self.device))
 
     def compute(self, batch: Batch) -> int:
         """What is done with a batch after loading, transfer included."""
@@ -128,7 +127,7 @@ class Bench:
             )  # fmt: skip
         else:
             with torch.inference_mode():
-                for output in self.net(clips_of(batch, self.preparation, self.device, self.dtype)):
+                for output in self.net(clips_of(batch, self.preparation.modality, self.device)):
                     output.cpu()
         return len(batch.clips)
 
@@ -136,7 +135,7 @@ class Bench:
         """Multiplications and additions of one clip: the forward pass, three times that in training."""
         net = build_model(self.args.arch, self.preparation.channels, CLASSES).to(self.device).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            net(clips_of(batch, self.preparation, self.device)[:1])
+            net(to_input(clips_of(batch, self.preparation.modality, self.device)[:1], self.preparation))
         return counter.get_total_flops() * (3 if self.phase == "training" else 1)
 
     def table(self, what: str, matrix: float) -> None:

@@ -22,7 +22,7 @@ import options
 from benchmarks.classic import classic_model, classic_step
 from benchmarks.measure import HEADER, Stopwatch, bench_parser, in_turns, machine, ratio_line
 from dataloader.clips import Batch, Loader, clips_of
-from dataloader.transforms import default_preparation
+from dataloader.transforms import default_preparation, to_input
 from engine import train_step
 from network import InferenceNet, build_model
 from training import Training, amp_dtype
@@ -60,14 +60,14 @@ def testing(rounds: int, compiled: bool) -> None:
     model = build_model("resnet101", FLOW.channels, CLASSES).eval()
     classic = classic_model(FLOW.channels, CLASSES, model.state_dict()).eval()
     batch = random_batch(1, 2, 19, 10, shared=True)
-    nets = {"ours": InferenceNet(model, amp_dtype("auto", CPU))}
+    dtype = amp_dtype("auto", CPU)
+    nets = {"ours": InferenceNet(model, FLOW, dtype)}
     if compiled:
-        nets["ours, --compile"] = InferenceNet(model, amp_dtype("auto", CPU))
-        nets["ours, --compile"].compile()
+        nets["ours, --compile"] = InferenceNet(model, FLOW, dtype, compiled=True)
     floats = torch.rand(64, FLOW.channels, 224, 224)
 
     def run(net: InferenceNet) -> None:
-        net(clips_of(batch, FLOW, CPU, net.dtype))
+        net(clips_of(batch, FLOW.modality, CPU))
 
     with torch.inference_mode():
         ways = {"classic": timed(lambda: classic(floats), 64)}
@@ -91,7 +91,7 @@ def training(stream: str, rounds: int, videos: int) -> None:
     classic = classic_model(preparation.channels, CLASSES).train()
     optimizer = torch.optim.SGD(classic.parameters(), lr=1e-4, momentum=0.9)
     batch = random_batch(videos, len(preparation.mean) + (stream == "motion"), segments, clip)
-    floats = clips_of(batch, preparation, CPU).contiguous()
+    floats = to_input(clips_of(batch, preparation.modality, CPU), preparation).contiguous()
     parts = [floats[segment::segments].contiguous() for segment in range(segments)]
     loader = cast(Loader, SimpleNamespace(batch_size=videos, dataset=batch.names))  # what a step asks of it
     dtype = amp_dtype(args.amp, CPU)

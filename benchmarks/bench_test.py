@@ -29,6 +29,7 @@ from benchmarks.bench_loaders import our_dataset
 from benchmarks.measure import HEADER, ROOT, Times, bench_parser, chosen, machine, prepare, ratio_line
 from dataloader.clips import TestSampling, clips_of
 from dataloader.names import UCF101_CLASSES
+from dataloader.transforms import to_input
 from network import InferenceNet, build_model
 from training import amp_dtype
 from utils import run_main, save_checkpoint
@@ -58,13 +59,13 @@ def make_network(path: Path, flow: Path, names: list[str]) -> None:
     torch.manual_seed(0)
     model = build_model("resnet101", 20, len(UCF101_CLASSES))
     dataset = our_dataset("motion", flow, names, TestSampling(2))
-    clips = [clips_of(dataset[0, i], dataset.preparation, CPU) for i in range(len(names))]
+    clips = [clips_of(dataset[0, i], "flow", CPU) for i in range(len(names))]
     for norm in model.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.momentum = None  # the plain mean over what it sees
-    model.train()(torch.cat(clips)[:16])
-    net = InferenceNet(model.eval(), amp_dtype("auto", CPU))
-    features = torch.cat([net(some.to(net.dtype))[1] for some in clips]).double()
+    model.train()(to_input(torch.cat(clips)[:16], dataset.preparation))
+    net = InferenceNet(model.eval(), dataset.preparation, amp_dtype("auto", CPU))
+    features = torch.cat([net(some)[1] for some in clips]).double()
     labels = [UCF101_CLASSES.index(name.split("_")[0]) for name in names for _ in range(2)]
     wanted = 10 * torch.nn.functional.one_hot(torch.tensor(labels), len(UCF101_CLASSES)).double()
     centre = features.mean(0)
@@ -94,16 +95,17 @@ def agreement(weights: Path, home: Path, count: int) -> None:
     model = build_model("resnet50", 3, 1000)
     model.load_state_dict(state)
     model.eval()
-    net = InferenceNet(model, amp_dtype("auto", CPU))
+    dtype = amp_dtype("auto", CPU)
     names = chosen(list(classic.videos_of(home / "rgb", "rgb")), count)
     dataset = our_dataset("spatial", home / "rgb", names, TestSampling(19))
+    net = InferenceNet(model, dataset.preparation, dtype)
     plain, ours = {}, {}
     with torch.inference_mode():
         for i, source in enumerate(dataset.sources):
-            clips = clips_of(dataset[0, i], dataset.preparation, CPU)
-            plain[source.video.name] = model(clips).mean(0).numpy()
-            ours[source.video.name] = net(clips.to(net.dtype))[0].mean(0).numpy()
-    print(f"ResNet-50 of ImageNet, {str(net.dtype).removeprefix('torch.')} against float32: {compare(plain, ours)}")
+            clips = clips_of(dataset[0, i], "rgb", CPU)
+            plain[source.video.name] = model(to_input(clips, dataset.preparation)).mean(0).numpy()
+            ours[source.video.name] = net(clips)[0].mean(0).numpy()
+    print(f"ResNet-50 of ImageNet, {str(dtype).removeprefix('torch.')} against float32: {compare(plain, ours)}")
 
 
 def whole_tests(home: Path, count: int, rounds: int, compiled: bool) -> None:

@@ -27,7 +27,6 @@ from dataloader.transforms import (
     random_crop,
     stack_resized,
     test_boxes,
-    to_input,
 )
 from utils import InputError, cpu_count, world
 
@@ -239,26 +238,13 @@ def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
     return batch
 
 
-def clips_of(
-    batch: Batch, preparation: Preparation, device: torch.device, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """A batch's network input on `device`: (videos * clips per video, channels, size, size), channels last."""
+def clips_of(batch: Batch, modality: str, device: torch.device) -> Tensor:
+    """A batch's clips on `device`: uint8 (videos * clips per video, images x planes, size, size), channels last."""
     images = batch.images.to(device, non_blocking=True)
-    rows = batch.clips.to(device, non_blocking=True)
-    flip = batch.flip.to(device, non_blocking=True) if bool(batch.flip.any()) else None
-    at_once = 1 if device.type == "cpu" else len(rows)  # one by one, a clip's floats stay in the processor's cache
-    result = torch.empty(0)
-    for low in range(0, len(rows), at_once):
-        part = slice(low, low + at_once)
-        clips = images[rows[part]].flatten(1, 2)
-        if flip is not None:
-            clips = flip_clips(clips, flip[part], preparation.modality)
-        values = to_input(clips, preparation)
-        if low == 0:
-            shape = (len(rows), *values.shape[1:])
-            result = torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
-        result[part] = values
-    return result
+    clips = images[batch.clips.to(device, non_blocking=True)].flatten(1, 2)
+    if bool(batch.flip.any()):
+        clips = flip_clips(clips, batch.flip.to(device, non_blocking=True), modality)
+    return clips.contiguous(memory_format=torch.channels_last)
 
 
 @dataclass

@@ -230,9 +230,9 @@ def flip_clips(clips: Tensor, flip: Tensor, modality: str) -> Tensor:
 
 
 def to_input(clips: Tensor, preparation: Preparation) -> Tensor:
-    """uint8 clips (N, images x planes, H, W) -> float32 network input (N, channels, H, W), channels last."""
+    """uint8 clips (N, images x planes, H, W) -> normalised float32 network input (N, channels, H, W)."""
     planes = len(preparation.mean)
-    values = clips.contiguous(memory_format=torch.channels_last).to(torch.float32)  # cheaper to reorder as bytes
+    values = clips.to(torch.float32)
     if preparation.modality == "rgbdiff":
         values = values[:, 3:] - values[:, :-3]
     repeat = values.shape[1] // planes

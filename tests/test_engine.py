@@ -13,7 +13,7 @@ import network
 from dataloader.clips import Batch, ClipDataset, Source, clips_of
 from dataloader.clips import TestSampling as Sampling
 from dataloader.names import Video
-from dataloader.transforms import Preparation
+from dataloader.transforms import Preparation, to_input
 from training import Training, make_ema
 from utils import InputError
 
@@ -289,7 +289,7 @@ def test_a_tests_logits_are_those_of_the_plain_network_averaged_over_views():
     losses, ranks = [], []
     for batch in batches:
         with torch.no_grad():
-            logits = plain(clips_of(batch, PIXELS, CPU)).numpy().reshape(2, 3, 2, CLASSES)
+            logits = plain(to_input(clips_of(batch, "rgb", CPU), PIXELS)).numpy().reshape(2, 3, 2, CLASSES)
         for name, label, clips in zip(batch.names, batch.labels.tolist(), logits, strict=True):
             samples = [(clips[0, s] + clips[1, s] + clips[2, s]) / 3 for s in (0, 1)]
             np.testing.assert_allclose(found.frame_logits[name], samples, rtol=1e-3, atol=1e-4)

@@ -8,6 +8,7 @@ from torch import nn
 from torchvision import models
 
 import network
+from dataloader.transforms import Preparation
 from utils import InputError
 
 
@@ -59,28 +60,69 @@ def test_the_rgb_network_is_torchvisions(imagenet_file):
     assert torch.equal(model(x), reference.eval()(x))
 
 
+def by_hand(clips: torch.Tensor, preparation: Preparation) -> torch.Tensor:
+    """The network's input as its definition has it: (pixel / 255 - mean) / std, for differences of each two frames."""
+    values = clips.double() / 255
+    if preparation.modality == "rgbdiff":
+        values = torch.cat([values[:, 3 * t + 3 : 3 * t + 6] - values[:, 3 * t : 3 * t + 3] for t in range(5)], 1)
+    planes = values.shape[1] // len(preparation.mean)
+    mean, std = (torch.tensor(v * planes).view(-1, 1, 1) for v in (preparation.mean, preparation.std))
+    return ((values - mean) / std).float()
+
+
+PREPARATIONS = {
+    "rgb": Preparation(),
+    "original's flow": Preparation("flow", mean=(0.0,), std=(1.0,), stack_length=10),
+    "TSN's flow": Preparation("flow", mean=(0.5,), std=(0.226,), stack_length=10),
+    "rgbdiff": Preparation("rgbdiff", mean=(0.1, 0.0, -0.2), std=(0.4, 0.5, 0.6), stack_length=5),
+}
+
+
+def random_clips(preparation: Preparation) -> torch.Tensor:
+    images = 18 if preparation.modality == "rgbdiff" else preparation.channels
+    return torch.randint(0, 256, (2, images, 64, 80), dtype=torch.uint8)
+
+
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("channels", [3, 20])
-def test_folding_batch_norm_changes_no_logit(arch, channels):
-    model = randomise(network.build_model(arch, channels, 5, dropout=0.8))
-    x = torch.randn(2, channels, 64, 64)
+@pytest.mark.parametrize("kind", PREPARATIONS)
+def test_folding_batch_norm_and_normalisation_changes_no_logit(arch, kind):
+    preparation = PREPARATIONS[kind]
+    model = randomise(network.build_model(arch, preparation.channels, 5, dropout=0.8))
+    clips = random_clips(preparation)
     with torch.no_grad():
-        expected = model(x)
-        net = network.InferenceNet(model)
-        logits, features = net(x)
-        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-3 * expected.abs().max().item())
-        torch.testing.assert_close(model.fc(features), expected, rtol=1e-4, atol=1e-3 * expected.abs().max().item())
+        expected = model(by_hand(clips, preparation))
+        net = network.InferenceNet(model, preparation)
+        logits, features = net(clips)
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+        torch.testing.assert_close(model.fc(features), expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
     assert features.shape == (2, {"resnet18": 512, "resnet50": 2048}[arch])
     assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
-    assert isinstance(model.bn1, nn.BatchNorm2d), "the trained network itself must stay as it is"
+    assert isinstance(model.bn1, nn.BatchNorm2d) and model.conv1.padding == (3, 3), "the trained network stays as it is"
 
 
-def test_bfloat16_stays_close_to_float32():
-    model = randomise(network.build_model("resnet18", 3, 5))
-    x = torch.randn(4, 3, 64, 64)
-    exact, half = (network.InferenceNet(model, dtype)(x)[0] for dtype in (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", PREPARATIONS)
+def test_half_precision_stays_close_to_float32(kind, dtype):
+    preparation = PREPARATIONS[kind]
+    model = randomise(network.build_model("resnet18", preparation.channels, 5))
+    clips = random_clips(preparation)
+    exact, half = (network.InferenceNet(model, preparation, d)(clips)[0] for d in (torch.float32, dtype))
     assert half.dtype == torch.float32 and not half.requires_grad
-    assert ((exact - half).norm() / exact.norm()).item() < 2e-2
+    assert ((exact - half).norm() / exact.norm()).item() < (2e-2 if dtype == torch.bfloat16 else 2e-3)
+
+
+@pytest.mark.parametrize("kind", PREPARATIONS)
+def test_grey_levels_reach_bfloat16_unrounded(kind):
+    """Two grey levels apart by one must differ in what enters the first convolution, everywhere by the same step."""
+    preparation = PREPARATIONS[kind]
+    net = network.InferenceNet(network.build_model("resnet18", preparation.channels, 5), preparation, torch.bfloat16)
+    entering = []
+    net.trunk.conv1.register_forward_hook(lambda module, inputs, output: entering.append(inputs[0].float()))
+    clips = torch.zeros(1, 18 if kind == "rgbdiff" else preparation.channels, 16, 16, dtype=torch.uint8)
+    clips[0, -1] = torch.arange(256).view(16, 16)
+    net(clips)
+    levels = entering[0][0, -1, 3:-3, 3:-3].flatten()
+    assert len(levels) == 256 and len(set(levels.diff().tolist())) == 1
 
 
 def test_dropout_sits_between_pooling_and_the_last_layer():
