@@ -22,7 +22,7 @@ from torch import Tensor
 from dataloader.transforms import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from safeload import load_checkpoint
 from safeload.plainpickle import show
-from utils import InputError
+from utils import InputError, plural
 
 # What a project called parts of torchvision's ResNet, by source; the first name found in a file tells the source.
 NAMES = {
@@ -96,7 +96,8 @@ def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str =
     else:
         prepared = _preparation(source, in_channels)
         if prepared.channels != in_channels:
-            raise InputError(f"{path} is a network for {in_channels} input channels: neither RGB nor pairs of flow")
+            found = plural(in_channels, "input channel")
+            raise InputError(f"{path} is a network for {found}: neither RGB nor pairs of flow")
         preparation, class_names = prepared.as_dict(), None
         args = _protocol(source) | _learning_rate(content)
         finished = _number(content, "epoch")  # only the original saved its number, the others the next one's

@@ -24,7 +24,7 @@ import numpy as np
 from report.metrics import METRICS, bootstrap, interval, mcnemar, softmax
 from report.predictions import TestSet, align, load_predictions
 from report.summary import describe, text
-from utils import ArgumentParser, InputError, accuracy, check_writable, run_main, write_json
+from utils import ArgumentParser, InputError, accuracy, check_writable, plural, run_main, write_json
 
 CONFIDENCE = 0.6  # the common mean confidence; on UCF101's split 1, 0.5 to 0.7 give 90.64 to 90.75 % top-1
 SWEEP = np.round(np.arange(0, 3.001, 0.05), 2)  # one stream's weight, the others' being 1
@@ -286,7 +286,7 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"fusion needs two streams or more, and {args.pickles[0]} is one; name another")
     streams, weights = len(args.pickles) or 2, args.weights or [1.0]
     if args.weights and len(weights) != streams:
-        raise InputError(f"--weights gives {len(weights)} numbers for {streams} streams; give one for each")
+        raise InputError(f"--weights gives {plural(len(weights), 'number')} for {streams} streams; give one for each")
     if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
         raise InputError("--weights takes numbers from 0 up, not all of them 0")
     if args.seed < 0:

@@ -17,7 +17,7 @@ from torchvision import models
 from torchvision.models.resnet import ResNet
 
 from dataloader.transforms import Preparation
-from utils import ArgumentParser, InputError, run_main
+from utils import ArgumentParser, InputError, plural, run_main
 
 if TYPE_CHECKING:
     from checkpoints import Checkpoint
@@ -224,12 +224,13 @@ def explain_mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | Non
     if shapes:
         one = shapes[0]
         its, ours = tuple(state[one].shape), tuple(own[one].shape)
-        notes.append(f"{len(shapes)} shapes differ (first: {one} {its}, not {ours})")
+        notes.append(f"{plural(len(shapes), 'tensor')} of another shape (first: {one} {its}, not {ours})")
     for text, names in (("missing", own.keys() - state.keys()), ("too many", state.keys() - own.keys())):
         names = {name for name in names if not name.endswith("num_batches_tracked")}
         if names:
             blocks = sorted({".".join(name.split(".")[:2]) if name.startswith("layer") else name for name in names})
-            notes.append(f"{len(names)} tensors {text} (in {', '.join(blocks[:4])}{', ...' if blocks[4:] else ''})")
+            places = ", ".join(blocks[:4]) + (", ..." if blocks[4:] else "")
+            notes.append(f"{plural(len(names), 'tensor')} {text} (in {places})")
     return "; ".join(notes) or None
 
 

@@ -36,7 +36,7 @@ from dataloader.windows import Camera, Window, frame_rate, rolling_windows, whol
 from network import InferenceNet, trained_model
 from report.answers import Answer, as_json, as_line, as_table
 from training import amp_dtype
-from utils import ArgumentParser, InputError, cpu_count, run_main, set_up_device
+from utils import ArgumentParser, InputError, cpu_count, plural, run_main, set_up_device
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -253,7 +253,7 @@ def check_window(seconds: float, rate: float, followers: Sequence[DecodedFrames]
     frames, needed = round(seconds * rate), max(follower.fewest for follower in followers)
     if frames < needed:
         raise InputError(
-            f"--sliding {seconds:g} is {frames} frames at {rate:g} per second, and one clip needs {needed}: "
+            f"--sliding {seconds:g} is {plural(frames, 'frame')} at {rate:g} per second, and one clip needs {needed}: "
             f"give at least {needed / rate:.2f}"
         )
 

@@ -31,6 +31,7 @@ from utils import (
     atomic_path,
     check_output,
     check_writable,
+    plural,
     save_checkpoint,
     weights_hash,
     world,
@@ -76,13 +77,13 @@ class Run:
         self.say(self._headline())
         if untrained := self._untrained():
             names = self.data.split.class_names
-            self.say(f"note: {len(untrained)} of {len(names)} classes have no training video: {first_few(untrained)}")
+            self.say(f"note: no training video in {len(untrained)} of {len(names)} classes: {first_few(untrained)}")
         if args.val_groups:
-            self.say(f"model_best is chosen by the last {args.val_groups} groups of each class, held out of training")
+            self.say(f"model_best is chosen by {plural(args.val_groups, 'group')} of each class, held out of training")
         else:
             self.say("model_best is chosen by the test set, as the original's was; --val-groups 3 chooses without it")
         if training.epoch >= args.epochs:
-            self.say(f"all {args.epochs} epochs are done; --epochs N trains further")
+            self.say(f"nothing is left of --epochs {args.epochs}; a higher number trains further")
         with self._signals():
             try:
                 last_is_best = False
@@ -98,7 +99,7 @@ class Run:
                 )
                 return 128 + self.signal
         if self.problems:
-            self.say(f"{len(self.problems)} videos could not be read and were replaced:")
+            self.say(f"replaced {plural(len(self.problems), 'video')} that could not be read:")
             for name, reason in sorted(self.problems.items()):
                 self.say(f"  {name}: {reason}")
         return 0
@@ -122,12 +123,13 @@ class Run:
 
     def _headline(self) -> str:
         data, split = self.data, self.data.split
-        train = f"{len(data.train.dataset)} training and " if data.train else ""
+        train = f"{len(data.train.dataset):,} training and " if data.train else ""
+        test = plural(len(data.test.dataset), "test video")
         dtype = str(amp_dtype(self.args.amp, self.device)).removeprefix("torch.")
         processes = f" x {world()[1]} processes" if world()[1] > 1 else ""
         return (
             f"{self.stream} stream: {split.dataset} split {split.number}, {len(split.class_names)} classes, "
-            f"{train}{len(data.test.dataset)} test videos; {self.args.arch} on {self.device.type}{processes}, {dtype}"
+            f"{train}{test}; {self.args.arch} on {self.device.type}{processes}, {dtype}"
         )
 
     def _untrained(self) -> list[str]:

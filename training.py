@@ -31,9 +31,10 @@ def open_checkpoint(args: Any, *modalities: str) -> Checkpoint | None:
     options.restore(args, checkpoint.args)
     args.arch = checkpoint.arch
     if checkpoint.source != "two-stream" and world()[0] == 0:
+        author = "the original repository" if checkpoint.source == "original" else checkpoint.source
         momentum = "" if args.evaluate else "; the optimizer's momentum starts afresh"
         epoch = f", epoch {checkpoint.epoch}" if checkpoint.epoch >= 0 else ""
-        print(f"{args.resume}: a checkpoint of {checkpoint.source}{epoch}{momentum}")
+        print(f"{args.resume}: a checkpoint of {author}{epoch}{momentum}")
     return checkpoint
 
 

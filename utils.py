@@ -1,4 +1,4 @@
-"""What every script needs: plain errors, flags, atomic files, metrics, records, checkpoints, predictions, seeds."""
+"""What every script needs: plain words, flags, atomic files, metrics, records, checkpoints, predictions, seeds."""
 
 from __future__ import annotations
 
@@ -55,6 +55,12 @@ def run_main(main: Callable[[], int | None]) -> None:
     finally:
         gc.unfreeze()  # else Python's end leaves it all alone, too, and triton's bindings print what they leaked
     sys.exit(code)
+
+
+def plural(count: int, noun: str) -> str:
+    """A number and its regular noun: `1 video`, `13,320 videos`, `2 classes`."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
 
 
 # --- command lines -------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 import rarfile
 from tqdm import tqdm
 
-from utils import InputError
+from utils import InputError, plural
 
 CHUNK = 1 << 20  # bytes read or written at once
 BLOCK = 4096  # bytes that file systems hand out at once: the least a small file takes
@@ -177,8 +177,8 @@ def unpack_zip(parts: Sequence[Path], target: Path, progress: bool = True) -> Un
             archive = zipfile.ZipFile(file)
         except DAMAGE as error:
             raise InputError(
-                f"{title} ({len(parts)} file(s)) is no complete zip ({error}): a part is missing or damaged, compare "
-                f"the files in {parts[0].parent} with the server's"
+                f"{title} ({plural(len(parts), 'file')}) is no complete zip ({error}): a part is missing or damaged, "
+                f"compare the files in {parts[0].parent} with the server's"
             ) from error
         entries = zip_entries(archive, title, target)
         written, made, folders = 0, set(), set()

@@ -26,7 +26,7 @@ from dataloader.images import decode_gray, decode_rgb
 from dataloader.layouts import Frames, Index, find, index_frames, locate
 from dataloader.names import Video, first_few, ucf_parts
 from dataloader.splits import Split, load_split
-from utils import ArgumentParser, InputError, atomic_path, check_writable, run_main
+from utils import ArgumentParser, InputError, atomic_path, check_writable, plural, run_main
 
 MINIMUM_FRAMES = 11  # one motion clip: 10 flow pairs
 KINDS = ("missing", "sequence", "u/v", "length", "short", "images")
@@ -148,10 +148,10 @@ def check_lengths(indexes: dict[str, Index], rgb: dict[Video, int], flow: dict[V
     rate = sampling_rate(indexes["rgb"].root) if "rgb" in indexes else None
     for video, count in flow.items():
         if count < MINIMUM_FRAMES - 1:
-            problems.append(Problem(video, "short", f"{count} flow pairs, a clip needs {MINIMUM_FRAMES - 1}"))
+            problems.append(Problem(video, "short", f"{plural(count, 'flow pair')}, a clip needs {MINIMUM_FRAMES - 1}"))
     for video, count in rgb.items():
         if video not in flow and count * (rate or 1) < MINIMUM_FRAMES:
-            problems.append(Problem(video, "short", f"{count} RGB frames, a video needs {MINIMUM_FRAMES}"))
+            problems.append(Problem(video, "short", f"{plural(count, 'RGB frame')}, a video needs {MINIMUM_FRAMES}"))
     both = [video for video in rgb if video in flow]
     if rate is None and both:
         # other tools write N frames and N - 1 or N flow images; whichever most videos have is how it was done
@@ -163,7 +163,8 @@ def check_lengths(indexes: dict[str, Index], rgb: dict[Video, int], flow: dict[V
         expected = {video: -(-(flow[video] + 1) // (rate or 1)) for video in both}
     for video in both:
         if rgb[video] != expected[video]:
-            text = f"{rgb[video]} RGB frames, but {flow[video]} flow pairs mean {expected[video]}; extract it again"
+            frames, pairs = plural(rgb[video], "RGB frame"), plural(flow[video], "flow pair")
+            text = f"{frames}, but {pairs} mean {expected[video]}; extract it again"
             problems.append(Problem(video, "length", text))
     return problems
 
@@ -269,7 +270,8 @@ def summary(split: Split, indexes: dict[str, Index], problems: Iterable[Problem]
     for index in indexes.values():
         listed = {locate(index, video.listed) or locate(index, video.name) for video in split.train + split.test}
         if others := sorted(set(index.names) - listed):
-            lines.append(f"{index.root}: {len(others)} videos are in no list of this split ({first_few(others)})")
+            count = plural(len(others), "video")
+            lines.append(f"{index.root}: {count} in no list of this split ({first_few(others)})")
     return lines
 
 

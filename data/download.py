@@ -26,7 +26,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.archives import Unpacked, check_disk, rar_tools, unpack_rar, unpack_zip
 from data.fetch import Client, Missing, Transient, fetch, kept_bytes, look_up, measure_rate
-from utils import ArgumentParser, InputError, run_main, write_json
+from utils import ArgumentParser, InputError, plural, run_main, write_json
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def announce(jobs: list[Job], args: argparse.Namespace, client: Client) -> None:
     print(f"Into {args.output} ({size_of(shutil.disk_usage(args.output).free)} free):")
     for job in jobs:
         if job.done:
-            print(f"  {job.name:7} done before: {job.done.files:,} files in {', '.join(job.done.folders)} "
+            print(f"  {job.name:7} done before: {plural(job.done.files, 'file')} in {', '.join(job.done.folders)} "
                   "(--again checks them)")
         else:
             parts = f"{len(job.archives)} parts, " if len(job.archives) > 1 else ""
@@ -293,8 +293,7 @@ def carry_out(job: Job, args: argparse.Namespace, client: Client) -> None:
         for path in paths:
             path.unlink()
     folders = ", ".join(str(args.output / name) for name in result.folders)
-    count = f"{result.files:,} file{'s' if result.files > 1 else ''}"
-    print(f"{job.name}: {count} in {folders} ({result.written:,} written now); "
+    print(f"{job.name}: {plural(result.files, 'file')} in {folders} ({result.written:,} written now); "
           f"{ITEMS[job.name].use.format(args.output)}")
 
 

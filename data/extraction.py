@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from data.jobs import Report, run_jobs
 from data.videos import Video, VideoError
-from utils import InputError, atomic_path
+from utils import InputError, atomic_path, plural
 
 SETTINGS = "extraction.json"
 
@@ -312,10 +312,13 @@ def extract_all(
     part, parts = shard
     mine = videos[part - 1 :: parts]
     todo = [video for video in mine if output.overwrite or not output.is_done(video)]
-    share = f" of {len(videos)}, shard {part}/{parts}" if parts > 1 else ""
+    share = f" of {len(videos):,} (shard {part}/{parts})" if parts > 1 else ""
     writers = make_writers() if todo else []
-    processes = min(len(writers), len(todo))
-    print(f"videos: {len(mine)}{share}; done before: {len(mine) - len(todo)}; to do: {len(todo)}, {processes} at once")
+    left = "nothing left to do"
+    if todo:
+        processes = plural(min(len(writers), len(todo)), "process")
+        left = f"{len(mine) - len(todo):,} done before, {len(todo):,} to do in {processes}"
+    print(f"{plural(len(mine), 'video')}{share}: {left}")
     workers = [functools.partial(extract_one, output, write) for write in writers]
     failed: dict[str, str] = {}
     frames = 0
@@ -339,9 +342,10 @@ def extract_all(
     output.write_failed_csv(videos)
     if len(todo) > len(failed):
         seconds = time.monotonic() - started
-        print(f"extracted: {len(todo) - len(failed)} videos, {frames:,} frames in {seconds:.0f} s -> {output.root}")
+        extracted = f"{plural(len(todo) - len(failed), 'video')}, {plural(frames, 'frame')}"
+        print(f"extracted: {extracted} in {seconds:.0f} s -> {output.root}")
     if failed:
-        print(f"failed: {len(failed)} videos, listed in {output.root / 'failed.csv'}:", file=sys.stderr)
+        print(f"failed: {plural(len(failed), 'video')}, listed in {output.root / 'failed.csv'}:", file=sys.stderr)
         for name, reason in list(failed.items())[:20]:
             print(f"  {name}: {reason}", file=sys.stderr)
         if len(failed) > 20:

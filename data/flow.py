@@ -17,7 +17,7 @@ import numpy as np
 
 from data.tvl1_backends import OPENCV_DEFAULTS, OPENCVS, pair_method, suitable_backends
 from data.videos import VideoError, import_cv2, resize, resized
-from utils import InputError
+from utils import InputError, plural
 
 FLO_MAGIC = b"PIEH"  # the bytes of float32 202021.25
 FLO_UNKNOWN = 1e9
@@ -132,7 +132,7 @@ def _memory_advice(device: str, pairs: int, shape: Sequence[int]) -> Iterator[No
         yield
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"{device} is out of memory with {pairs} frames of {shape[1]}x{shape[0]} at once; "
+            f"{device} is out of memory with {plural(pairs, 'frame')} of {shape[1]}x{shape[0]} at once; "
             "lower --batch-frames or --workers"
         ) from error
 

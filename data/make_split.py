@@ -22,7 +22,7 @@ import numpy as np
 
 from data.videos import find_videos
 from dataloader.names import first_few, group_of, video_key
-from utils import ArgumentParser, InputError, atomic_path, check_writable, run_main
+from utils import ArgumentParser, InputError, atomic_path, check_writable, plural, run_main
 
 
 def main() -> int:
@@ -47,8 +47,8 @@ def main() -> int:
             files[name] = [f"{path} {labels[path]}" for path in sorted(paths, key=lambda path: (labels[path], path))]
     write_lists(args.out, files)
     for pair, split in zip(names, splits, strict=True):
-        print(f"{pair[0]}: {len(split[0])} videos, {pair[1]}: {len(split[1])} videos")
-    print(f"{len(class_names)} classes, {len(labels)} videos; train with --ucf-list {args.out}")
+        print(", ".join(f"{name}: {plural(len(part), 'video')}" for name, part in zip(pair, split, strict=True)))
+    print(f"{len(class_names)} classes, {len(labels):,} videos; train with --ucf-list {args.out}")
     return 0
 
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from dataloader.layouts import CHANNELS, Frames, Index, Kind, index_frames
 from dataloader.names import first_few
 from dataloader.packed import FORMAT, is_pack, sequences_of
-from utils import ArgumentParser, InputError, atomic_path, run_main, write_json
+from utils import ArgumentParser, InputError, atomic_path, plural, run_main, write_json
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,8 +49,8 @@ def main() -> int:
     if index.problems and not args.skip_broken:
         problem = next(iter(index.problems.values()))
         raise InputError(
-            f"{len(index.problems)} videos of {args.source} can't be used ({first_few(sorted(index.problems))}): "
-            f"{problem}; extract them again, or leave them out with --skip-broken"
+            f"{plural(len(index.problems), 'video')} of {args.source} can't be used "
+            f"({first_few(sorted(index.problems))}): {problem}; extract again, or leave out with --skip-broken"
         )
     channels = CHANNELS[index.kind]
     todo = [videos[channel] for _, videos in sorted(index.videos.items()) for channel in channels if channel in videos]
@@ -72,8 +72,8 @@ def main() -> int:
     shards = [{"name": name, "bytes": (args.pack / f"{name}.tar").stat().st_size} for name in done]
     write_json(args.pack / "pack.json", {"format": FORMAT, "version": 1, "kind": index.kind, "shards": shards})
     total = sum(shard["bytes"] for shard in shards)
-    count = f"{len(shards)} shard{'s' if len(shards) != 1 else ''}"
-    print(f"{len(index.videos)} videos in {count}, {total / 1e6:,.0f} MB: --{index.kind}-dir {args.pack}")
+    count = f"{plural(len(index.videos), 'video')} in {plural(len(shards), 'shard')}"
+    print(f"{count}, {total / 1e6:,.0f} MB: --{index.kind}-dir {args.pack}")
     return 0
 
 

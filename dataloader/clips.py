@@ -28,7 +28,7 @@ from dataloader.transforms import (
     stack_resized,
     test_boxes,
 )
-from utils import InputError, cpu_count, world
+from utils import InputError, cpu_count, plural, world
 
 # (where a video's images lie, time steps from 0) -> for each step uint8 (planes, height, width): RGB, or x and y
 ReadSteps = Callable[[Any, Sequence[int]], Iterable[np.ndarray]]
@@ -107,9 +107,9 @@ class ClipDataset(Dataset):
         length = preparation.clip_length
         for source in sources:
             if source.count < length:
-                unit = "flow pairs" if preparation.modality == "flow" else "frames"
+                unit = "flow pair" if preparation.modality == "flow" else "frame"
                 raise InputError(
-                    f"{source.folder} has {source.count} {unit} and one clip needs {length}: take the video off "
+                    f"{source.folder} has {plural(source.count, unit)} and one clip needs {length}: take the video off "
                     "the lists, or extract it again"
                 )
 

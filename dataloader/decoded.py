@@ -16,6 +16,7 @@ from dataloader.images import decode_gray, decode_rgb
 from dataloader.names import Video
 from dataloader.sampling import consecutive_runs, test_starts
 from dataloader.transforms import Preparation
+from utils import plural
 
 PAIRS_AT_ONCE = 8  # of a flow method: some for RAFT's batches, few enough to spread over cores
 
@@ -55,7 +56,7 @@ class DecodedFrames:
         """The frames at which the clips of a video of `count` frames begin, in time order. Shape (samples,)."""
         if count < self.fewest:
             network = f"the {self.preparation.modality} network"
-            raise VideoError(f"has {count} frames, and one clip of {network} needs {self.fewest}")
+            raise VideoError(f"has {plural(count, 'frame')}, and one clip of {network} needs {self.fewest}")
         return self.rate * test_starts(self._steps(count) - self.preparation.clip_length + 1, self.sampling.samples)
 
     def needed(self, count: int, first: int = 0) -> list[int]:

@@ -155,7 +155,7 @@ def match(
             )
     parts = []
     if absent:
-        parts.append(f"{len(absent)} of {len(videos)} listed videos are missing ({first_few(absent)})")
+        parts.append(f"{len(absent)} of {len(videos)} listed videos can't be found ({first_few(absent)})")
     if broken:
         parts.append(f"{len(broken)} of {len(videos)} can't be used ({first_few(broken, 2)})")
     if parts and (missing == "error" or not found):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataloader.names import UCF101_CLASSES, Video, first_few, ucf_parts, video_key, without_suffix
-from utils import InputError
+from utils import InputError, plural
 
 _HMDB51_FILE = re.compile(r"(?P<class>.+)_test_split(?P<number>\d+)\.txt")
 _NUMBER = re.compile(r"(?:list|split|fold|train|test|val)[ _-]*0*(\d+)", re.IGNORECASE)
@@ -50,8 +50,8 @@ def read_lists(folder: Path, number: str) -> Lists:
         leaks = [video.listed for video in lists.test if video.name.casefold() in trained]
         if leaks:
             raise InputError(
-                f"{place}: split {number} leaks: {len(leaks)} videos are in both train and test "
-                f"({first_few(leaks)}); delete them from one list"
+                f"{place}: split {number} leaks: {plural(len(leaks), 'video')} in both train and test "
+                f"({first_few(leaks)}); delete from one list"
             )
         return lists
     raise InputError(

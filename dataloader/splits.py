@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dataloader.lists import read_lists
 from dataloader.names import UCF101_CLASSES, Video, first_few, group_of, ucf_parts, video_key
-from utils import InputError
+from utils import InputError, plural
 
 OFFICIAL_COUNTS = {  # (training, test) videos of each split
     "ucf101": {"1": (9537, 3783), "2": (9586, 3734), "3": (9624, 3696)},
@@ -113,7 +113,7 @@ def hold_out_groups(train: list[Video], groups: int) -> tuple[list[Video], list[
     for video in train:
         if not 0 < groups < len(of_class[video.label]):
             raise InputError(
-                f"--val-groups {groups}: {video.name}'s class trains on {len(of_class[video.label])} groups; "
+                f"--val-groups {groups}: {video.name}'s class trains on {plural(len(of_class[video.label]), 'group')}; "
                 "hold out at least one and leave at least one"
             )
     last = {label: set(sorted(found)[-groups:]) for label, found in of_class.items()}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from report.metrics import softmax
+from utils import plural
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def as_table(video: str, answer: Answer) -> str:
     opinions = answer.opinions()
     columns = list(opinions) if len(opinions) > 2 else list(opinions)[1:]
     lines = [
-        f"{video}  ({answer.frames} frames, {answer.end - answer.start:.1f} s)",
+        f"{video}  ({plural(answer.frames, 'frame')}, {answer.end - answer.start:.1f} s)",
         "   " + "".join(f"{name:>10}" for name in columns),
     ]
     for place, label in enumerate(best(opinions["fused"]), start=1):

@@ -14,7 +14,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import ArgumentParser, InputError, run_main
+from utils import ArgumentParser, InputError, plural, run_main
 
 PREFIXES = {"rgb": "spatial", "opf": "motion"}
 PANELS = {"Loss": "loss", "Prec@1": "top-1, %", "lr": "learning rate"}
@@ -96,7 +96,7 @@ def main() -> None:
         raise InputError("curves need matplotlib; install it with pip install matplotlib") from error
     save(draw(records), args.output)
     for stream, phases in records.items():
-        print(f"{stream}: " + ", ".join(f"{len(table)} epochs of {phase}" for phase, table in phases.items()))
+        print(f"{stream}: " + ", ".join(f"{plural(len(table), 'epoch')} of {phase}" for phase, table in phases.items()))
     print(f"written: {args.output}")
 
 

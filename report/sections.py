@@ -13,6 +13,7 @@ from matplotlib import rc_context
 
 from report import curves, metrics, page, plots, summary, tables, thumbnails
 from report.page import Page
+from utils import plural
 
 if TYPE_CHECKING:
     from fusion import Outcome
@@ -60,7 +61,7 @@ def write_overview(total: dict, output: Path, title: str) -> Path:
 
 def opening(results: dict) -> str:
     line = (
-        f"{results['videos']:,} test videos, {results['classes']} classes. Top-1 accuracy in per cent, with "
+        f"{plural(results['videos'], 'test video')}, {results['classes']} classes. Top-1 accuracy in per cent, with "
         "bootstrap 95 % intervals over videos."
     )
     return f'<p class="soft">{line}</p>\n{page.tiles(results)}'
@@ -100,9 +101,9 @@ def accuracy(built: Page, results: dict) -> None:
         test = results["mcnemar"]
         verdict = "is more than chance explains" if test["p"] < 0.05 else "could be chance"
         built.paragraph(
-            f"Fusion against {test['against']} alone: {test['only_fusion_right']:,} videos are right only by fusion, "
-            f"{test['only_stream_right']:,} only by {test['against']}. The difference {verdict} (McNemar's exact "
-            f"test, p = {test['p']:.2g})."
+            f"Fusion against {test['against']} alone: {plural(test['only_fusion_right'], 'video')} right only by "
+            f"fusion, {test['only_stream_right']:,} only by {test['against']}. The difference {verdict} (McNemar's "
+            f"exact test, p = {test['p']:.2g})."
         )
     built.paragraph(
         "Intervals and test take the videos as independent. Clips cut from one recording are alike, so the true "
@@ -138,8 +139,8 @@ def per_class(built: Page, outcome: Outcome) -> None:
     up, down = int((found["gain"] > 0).sum()), int((found["gain"] < 0).sum())
     built.section("Class by class")
     built.paragraph(
-        f"Sorted by what fusion gains over {better}, the better stream: {up} classes gain, {down} lose. The mean of "
-        f"the gains, {found['gain'].mean():+.2f}, is the gain in mean-class accuracy."
+        f"Sorted by what fusion gains over {better}, the better stream: a gain in {plural(up, 'class')}, a loss in "
+        f"{down}. The mean of the gains, {found['gain'].mean():+.2f}, is the gain in mean-class accuracy."
     )
     accuracies = {name: found[name].to_numpy() for name in columns}
     drawn = plots.per_class(found["class"].tolist(), accuracies, found["gain"].to_numpy())
@@ -163,7 +164,7 @@ def confusion(built: Page, outcome: Outcome) -> None:
     if len(pairs):
         part = f"the {PAIRS} most frequent of {len(pairs)} kinds" if len(pairs) > PAIRS else "all kinds"
         built.paragraph(
-            f"Fusion gets {pairs['videos'].sum():,} videos wrong. Drawn: {part} of mistake, true class → guess."
+            f"Fusion gets {plural(pairs['videos'].sum(), 'video')} wrong. Drawn: {part} of mistake, true class → guess."
         )
         drawn = plots.confused_pairs(list(pairs.head(PAIRS).itertuples(index=False, name=None)))
         built.figure("confused_pairs", drawn, "The most frequent mistakes")
@@ -171,7 +172,8 @@ def confusion(built: Page, outcome: Outcome) -> None:
         built.paragraph("Fusion makes no mistake.")
     used = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
     wide = len(used) > WIDE
-    rest = "" if len(used) == len(names) else f" Left out: {len(names) - len(used)} classes without a video or guess."
+    unused = plural(len(names) - len(used), "class")
+    rest = "" if len(used) == len(names) else f" Left out: {unused} without a video or guess."
     hint = " It scrolls sideways on a narrow screen." if wide else ""
     built.paragraph(f"The matrix: each row is a true class and adds up to 100 %.{rest}{hint}")
     drawn = plots.confusion(counts[np.ix_(used, used)], [names[i] for i in used], wide)
@@ -264,8 +266,8 @@ def wrong_videos(built: Page, outcome: Outcome) -> None:
     if len(missed):
         part = f", {CARDS} of them here" if len(missed) > CARDS else ""
         built.paragraph(
-            f"{len(missed):,} videos{part}, those first that fusion is surest about. Below each, the three best "
-            "guesses and their probabilities; bold is the true class."
+            f"{plural(len(missed), 'video')}{part}, those first that fusion is surest about. Below each, the three "
+            "best guesses and their probabilities; bold is the true class."
         )
     else:
         built.paragraph("There are none.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from utils import plural
+
 FIXED = ("average", "std", "confidence")  # the fusions that stand in every table, whatever was asked for
 TUNED_NOTE = "chosen on the test labels themselves: what a weight could give at most, not a result"
 
@@ -38,7 +40,7 @@ def rows(results: dict) -> list[tuple[str, str]]:
 
 def text(results: dict, title: str) -> str:
     """The table with a headline above it and McNemar's test below."""
-    lines = [f"{title}: {results['videos']:,} videos, {results['classes']} classes, accuracy in %"]
+    lines = [f"{title}: {plural(results['videos'], 'video')}, {results['classes']} classes, accuracy in %"]
     if len(results["streams"]) > 2:
         lines += [f"{name}: {about['path']}" for name, about in results["streams"].items()]
     names = [*results["streams"], "fusion"]
@@ -55,7 +57,7 @@ def text(results: dict, title: str) -> str:
     if "mcnemar" in results:
         test = results["mcnemar"]
         lines.append(
-            f"McNemar's exact test against {test['against']} alone: {test['only_fusion_right']:,} videos right only "
-            f"by fusion, {test['only_stream_right']:,} only by {test['against']}, p = {test['p']:.2g}"
+            f"McNemar's exact test against {test['against']} alone: {plural(test['only_fusion_right'], 'video')} right "
+            f"only by fusion, {test['only_stream_right']:,} only by {test['against']}, p = {test['p']:.2g}"
         )
     return "\n".join(lines)

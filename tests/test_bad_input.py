@@ -94,7 +94,7 @@ def test_skipping_trains_on_and_lists_what_was_left_out(run, rgb, tmp_path):
         path.write_bytes(b"")
     flags = (*SMALL, "--epochs", 1, "--on-error", "skip", "--output", tmp_path / "out")
     process = run("spatial_cnn.py", "--rgb-dir", rgb, *flags)
-    assert "1 videos could not be read and were replaced" in process.stdout
+    assert "replaced 1 video that could not be read" in process.stdout
     assert "Archery_g08_c01: " in process.stdout
 
 

@@ -124,7 +124,7 @@ def test_what_names_tell(check, prepared):
     assert column(output, "Hammering", "missing") == "1" and "v_Hammering_g08_c01.avi: no RGB frames under" in output
     assert column(output, "HammerThrow", "short") == "1" and "9 flow pairs" in output
     assert "0 of 2 training and 0 of 1 test videos" in output
-    assert "1 videos are in no list of this split (YoYo_g01_c01)" in output
+    assert "1 video in no list of this split (YoYo_g01_c01)" in output
     with open(prepared / "problems.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(row["video"].split("_", 1)[1][:-4], row["class"], row["problem"]) for row in rows} == {

@@ -231,7 +231,7 @@ def test_a_listed_video_without_images_is_an_error_or_left_out(tiny, kind, sourc
     index = index_frames(tiny / kind, kind)
     videos = load_split(None, 1, index.names).train
     gone = Video("Archery_g09_c01", 2, "v_Archery_g09_c01.avi")
-    with pytest.raises(InputError, match="1 of 7 listed videos are missing"):
+    with pytest.raises(InputError, match="1 of 7 listed videos can't be found"):
         sources(index, [gone, *videos])
     assert [source.video for source in sources(index, [gone, *videos], allow_missing=True)] == videos
 

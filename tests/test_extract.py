@@ -180,7 +180,7 @@ def test_killed_at_any_moment_and_started_again_gives_the_same_bytes(script, vid
     assert half_done
     run(script, videos, out, *arguments(script))
     assert tree(out) == uninterrupted[script]
-    assert "to do: 0" in run(script, videos, out, *arguments(script)).stdout
+    assert "nothing left to do" in run(script, videos, out, *arguments(script)).stdout
     assert tree(out) == uninterrupted[script]
 
 
@@ -241,7 +241,7 @@ def test_shards_started_at_once_make_the_whole(videos, uninterrupted, tmp_path):
     ]
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
-    assert all("videos: 2 of 6" in output for output in outputs)
+    assert all("2 videos of 6 (shard " in output for output in outputs)
     assert tree(out) == uninterrupted[script]
 
 
@@ -308,7 +308,7 @@ def test_a_folder_that_was_removed_is_extracted_again(videos, uninterrupted, run
     script, out = "data/extract_flow.py", tmp_path / "out"
     run(script, videos, out, *arguments(script))
     shutil.rmtree(out / "v" / "v_Diving_g01_c02")
-    assert "to do: 1" in run(script, videos, out, *arguments(script)).stdout
+    assert "1 to do" in run(script, videos, out, *arguments(script)).stdout
     assert tree(out) == uninterrupted[script]
 
 

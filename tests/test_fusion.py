@@ -341,7 +341,7 @@ def test_two_streams_that_say_how_they_were_made_need_no_warning(records: Path) 
         ("a b --spatial c", "not both"),
         ("a b --motion c", "not both"),
         ("a b c --weights 1 1", "2 numbers for 3 streams"),
-        ("--weights 1", "1 numbers for 2 streams"),
+        ("--weights 1", "1 number for 2 streams"),
         ("--weights 1 -0.1", "from 0 up"),
         ("--weights 1 inf", "from 0 up"),
         ("--weights 1 nan", "from 0 up"),

@@ -57,3 +57,14 @@ def test_switches_commands_and_lists(monkeypatch, capsys):
     assert "wherever its\nown lines end.\n\n  python x.py " + "y" * 60 + "\n      a comment\n" in text
     assert "--levels, -l N [N ...]" in " ".join(text.split()) and "of something (default: 1 2)" in text
     assert "empty by default\n" in text
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [(1, "video", "1 video"), (0, "video", "0 videos"), (13320, "test video", "13,320 test videos"),
+     (1, "class", "1 class"), (2, "class", "2 classes"), (3, "process", "3 processes")],
+)  # fmt: skip
+def test_a_number_and_its_noun(count, noun, text):
+    from utils import plural
+
+    assert plural(count, noun) == text

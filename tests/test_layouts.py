@@ -257,7 +257,7 @@ def test_a_folder_called_u_is_no_channel_where_the_names_tell_it(tmp_path):
 def test_an_empty_folder_is_a_missing_video(tmp_path):
     make(tmp_path / "v_Biking_g01_c01", *numbered("frame%06d.jpg", 1, 11))
     make(tmp_path / "v_Biking_g01_c02")
-    with pytest.raises(InputError, match="1 of 2 listed videos are missing"):
+    with pytest.raises(InputError, match="1 of 2 listed videos can't be found"):
         match(index_frames(tmp_path, "rgb"), [v("Biking_g01_c01"), v("Biking_g01_c02")])
 
 
@@ -297,7 +297,7 @@ def test_match_counts_and_names_what_is_missing(tmp_path, capsys):
     with pytest.raises(InputError) as caught:
         match(index, videos)
     message = str(caught.value)
-    assert "6 of 9 listed videos are missing" in message
+    assert "6 of 9 listed videos can't be found" in message
     assert "Biking/v_Biking_g01_c09.avi, Biking/v_Biking_g01_c08.avi, Biking/v_Biking_g01_c07.avi and 3 more" in message
     assert "1 of 9 can't be used (v_Biking_g01_c03: begins with image 2" in message
     assert "--allow-missing" in message and "\n" not in message

@@ -231,7 +231,7 @@ def test_a_mismatch_is_told_in_one_line():
     state = models.resnet18(num_classes=101).state_dict()
     state = {name: tensor for name, tensor in state.items() if name[:6] not in ("layer1", "layer2", "layer3")}
     assert network.explain_mismatch(model, {**state, "head.fc.bias": torch.zeros(1)}) == (  # 10 a block, 5 a downsample
-        "70 tensors missing (in layer1.0, layer1.1, layer2.0, layer2.1, ...); 1 tensors too many (in head.fc.bias)"
+        "70 tensors missing (in layer1.0, layer1.1, layer2.0, layer2.1, ...); 1 tensor too many (in head.fc.bias)"
     )
 
 
@@ -239,7 +239,7 @@ def test_a_mismatch_is_told_in_one_line():
     ("change", "told"),
     [
         ({"conv1.weight": torch.ones(64, 20, 7, 7)}, r"\(first: conv1.weight \(64, 20, 7, 7\), not \(64, 10, 7, 7\)"),
-        ({"conv1.weight": torch.ones(64)}, r"1 shapes differ \(first: conv1.weight \(64,\)"),
+        ({"conv1.weight": torch.ones(64)}, r"1 tensor of another shape \(first: conv1.weight \(64,\)"),
         ({"fc.weight": None, "fc.bias": None}, "2 tensors missing"),
     ],
 )

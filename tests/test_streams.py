@@ -96,7 +96,7 @@ def test_resume_goes_on_with_the_next_epoch(trained, run):
     for kind in ("train", "test"):
         assert pd.read_csv(output / f"{prefix}_{kind}.csv")["Epoch"].tolist() == [0, 1]
     process = run(*arguments, "--epochs", 2, "--resume")
-    assert "all 2 epochs are done" in process.stdout
+    assert "nothing is left of --epochs 2" in process.stdout
 
 
 def test_a_training_from_the_start_keeps_what_another_left(trained, run, tmp_path):
