@@ -37,7 +37,7 @@ Job = tuple[Video, Path, list[Frames]]  # the root and the sequences to decode: 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one video; kind is one of KINDS, each a column of the table."""
+    """What is wrong with one video; kind is one of KINDS, each a column of the table. The text names the video."""
 
     video: Video
     kind: str
@@ -59,7 +59,7 @@ def main() -> int:
     for kind in KINDS:
         of_kind = [problem for problem in problems if problem.kind == kind]
         for problem in of_kind if args.all else of_kind[:SHOWN]:
-            print(f"{kind}: {problem.video.listed}: {problem.text}")
+            print(f"{kind}: {problem.text}")
         if len(of_kind) > SHOWN and not args.all:
             print(f"{kind}: ... and {len(of_kind) - SHOWN} more (--all shows them, --csv FILE writes them)")
     for line in lines:
@@ -127,7 +127,7 @@ def check_names(indexes: dict[str, Index], videos: list[Video]) -> tuple[list[Pr
             name = locate(index, video.listed) or locate(index, video.name) or video.name
             if name in index.problems:
                 column = "u/v" if "u (x)" in index.problems[name] else "sequence"
-                problems.append(Problem(video, column, index.problems[name]))
+                problems.append(Problem(video, column, f"{index.root}: {index.problems[name]}"))
                 continue
             try:
                 frames = find(index, name)
@@ -138,7 +138,7 @@ def check_names(indexes: dict[str, Index], videos: list[Video]) -> tuple[list[Pr
             counts[kind][video] = sequences[0].count
             jobs.append((video, index.root, sequences))
         if absent:
-            problems.append(Problem(video, "missing", f"no {' and no '.join(absent)}"))
+            problems.append(Problem(video, "missing", f"{video.listed}: no {' and no '.join(absent)}"))
     return problems + check_lengths(indexes, **counts), jobs
 
 
@@ -148,10 +148,12 @@ def check_lengths(indexes: dict[str, Index], rgb: dict[Video, int], flow: dict[V
     rate = sampling_rate(indexes["rgb"].root) if "rgb" in indexes else None
     for video, count in flow.items():
         if count < MINIMUM_FRAMES - 1:
-            problems.append(Problem(video, "short", f"{plural(count, 'flow pair')}, a clip needs {MINIMUM_FRAMES - 1}"))
+            text = f"{video.listed}: {plural(count, 'flow pair')}, a clip needs {MINIMUM_FRAMES - 1}"
+            problems.append(Problem(video, "short", text))
     for video, count in rgb.items():
         if video not in flow and count * (rate or 1) < MINIMUM_FRAMES:
-            problems.append(Problem(video, "short", f"{plural(count, 'RGB frame')}, a video needs {MINIMUM_FRAMES}"))
+            text = f"{video.listed}: {plural(count, 'RGB frame')}, a video needs {MINIMUM_FRAMES}"
+            problems.append(Problem(video, "short", text))
     both = [video for video in rgb if video in flow]
     if rate is None and both:
         # other tools write N frames and N - 1 or N flow images; whichever most videos have is how it was done
@@ -164,7 +166,7 @@ def check_lengths(indexes: dict[str, Index], rgb: dict[Video, int], flow: dict[V
     for video in both:
         if rgb[video] != expected[video]:
             frames, pairs = plural(rgb[video], "RGB frame"), plural(flow[video], "flow pair")
-            text = f"{frames}, but {pairs} mean {expected[video]}; extract it again"
+            text = f"{video.listed}: {frames} for {pairs}, not {expected[video]}; extract it again"
             problems.append(Problem(video, "length", text))
     return problems
 

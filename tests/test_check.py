@@ -121,6 +121,9 @@ def test_what_names_tell(check, prepared):
     output = check("--quick", "--csv", prepared / "problems.csv", code=1)
     assert column(output, "Hammering", "u/v") == "1" and "has 11 u (x) but 10 v (y) images" in output
     assert column(output, "HammerThrow", "sequence") == "1" and "frame000005.jpg is missing" in output
+    for kind in ("u/v: ", "sequence: "):
+        (line,) = (line for line in output.splitlines() if line.startswith(kind))
+        assert line.count("_c01") == 1  # the video, once
     assert column(output, "Hammering", "missing") == "1" and "v_Hammering_g08_c01.avi: no RGB frames under" in output
     assert column(output, "HammerThrow", "short") == "1" and "9 flow pairs" in output
     assert "0 of 2 training and 0 of 1 test videos" in output
@@ -156,7 +159,7 @@ def test_frames_against_flow_of_other_tools(check, prepared):
         (prepared / "rgb" / "v_Hammering_g01_c01" / f"frame{i:06d}.jpg").unlink()
     output = check("--quick", code=1)
     assert column(output, "all", "length") == "1"
-    assert "10 RGB frames, but 11 flow pairs mean 12" in output
+    assert "v_Hammering_g01_c01.avi: 10 RGB frames for 11 flow pairs, not 12" in output
 
 
 def test_incomplete_against_the_official_split(run, template):
