@@ -92,8 +92,9 @@ def choose_backend(device: torch.device | str, backends: Sequence[str]) -> tuple
     chosen, *others = sorted(speeds, key=speeds.__getitem__, reverse=True)
     threads = torch.get_num_threads()
     where = "on a GPU" if device.type == "cuda" else "on one thread" if threads == 1 else f"on {threads} threads"
-    slower = "".join(f", {backend} {speeds[backend]:.3g}" for backend in others)
-    return chosen, f"{chosen} {where}, {speeds[chosen]:.3g} pairs/s of {texture}{slower}"
+    slower = ", ".join(f"{backend}: {speeds[backend]:.3g}" for backend in others)
+    words = f"{chosen}, {speeds[chosen]:.3g} pairs of {texture} frames per second {where}"
+    return chosen, words + (f" ({slower})" if slower else "")
 
 
 def backend_speeds(device: torch.device | str, backends: Sequence[str]) -> tuple[dict[str, float], str]:

@@ -312,7 +312,8 @@ def test_choice_of_the_fastest_backend_that_agrees(monkeypatch):
     monkeypatch.setattr(tvl1, "tvl1_pairs", flow)
     chosen, speeds = tvl1.choose_backend("cpu", backends)
     assert chosen == "torch"
-    assert re.search("torch on one thread, 2 pairs/s .*, opencv 0.222", speeds)  # two pairs in 1 s, and in 9 s
+    # two pairs in 1 s, and in 9 s
+    assert re.fullmatch(r"torch, 2 pairs of \d+x\d+ frames per second on one thread \(opencv: 0.222\)", speeds)
     wrong = 0.5
     assert tvl1.choose_backend("cpu", backends)[0] == "opencv"
     with pytest.raises(InputError, match="numba .*compiled for another numpy"):
