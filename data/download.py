@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.archives import Unpacked, check_disk, rar_tools, unpack_rar, unpack_zip
-from data.fetch import Client, Missing, Transient, fetch, kept_bytes, look_up, measure_rate
+from data.fetch import Client, Missing, Remote, Transient, Unreachable, fetch, kept_bytes, look_up, measure_rate
 from utils import ArgumentParser, InputError, plural, run_main, write_json
 
 
@@ -175,7 +175,7 @@ def plan(name: str, args: argparse.Namespace, client: Client) -> Job:
 
     def look(file: str) -> Archive:
         url = f"{base.rstrip('/')}/{file}"
-        remote = client.patiently(lambda: look_up(client, url), url)
+        remote = client.patiently(lambda: look_up_at_first(client, url, folder), url)
         path = folder / file
         if path.exists() and path.stat().st_size != remote.size:
             raise InputError(f"{path} has {path.stat().st_size} bytes, {url} has {remote.size}: delete or move it "
@@ -184,6 +184,15 @@ def plan(name: str, args: argparse.Namespace, client: Client) -> Job:
         return Archive(path, None if path.exists() else url, remote.size, have)
 
     return Job(name, [look(archive)] if name in FROM_UCF else look_for_parts(look, archive))
+
+
+def look_up_at_first(client: Client, url: str, folder: Path) -> Remote:
+    """fetch.look_up, but a machine without a network is told so: at the very beginning that is no interruption."""
+    try:
+        return look_up(client, url)
+    except Unreachable as error:
+        raise InputError(f"cannot reach {url} ({error}): check the network and the address, or put the archives into "
+                         f"{folder} and run this with --offline") from error
 
 
 def look_for_parts(look: Callable[[str], Archive], archive: str) -> list[Archive]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
+import socket
 import ssl
 import sys
 import time
@@ -19,7 +21,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from data.archives import progress_bar
-from utils import InputError, write_json
+from utils import InputError, plural, write_json
 
 CHUNK = 1 << 16  # bytes read from the network at once: what a killed run loses at most
 GONE = (403, 404, 410)  # 403: what a bucket that may not be listed answers for a missing file
@@ -32,6 +34,10 @@ class Transient(Exception):
     def __init__(self, reason: object, wait: float = 0) -> None:
         super().__init__(str(reason))
         self.wait = wait  # seconds the server asked for
+
+
+class Unreachable(Transient):
+    """There is no way to the server: no network, or no server of that name."""
 
 
 class Missing(InputError):
@@ -89,7 +95,8 @@ class Client:
                 raise InputError(f"cannot verify the certificate of {url} ({reason.verify_message}): update this "
                                  "system's certificates or set SSL_CERT_FILE; --no-check-certificate goes on "
                                  "without knowing who answers") from error
-            raise Transient(words(reason)) from error
+            nowhere = isinstance(reason, socket.gaierror) or getattr(reason, "errno", None) == errno.ENETUNREACH
+            raise (Unreachable if nowhere else Transient)(words(reason)) from error
         if response.headers.get_content_type() == "text/html":
             response.close()
             raise Missing(f"{url} answers with a web page, not the file: open it in a browser to see why")
@@ -109,7 +116,7 @@ class Client:
                 failures = 1 if reached > best else failures + 1
                 best = max(best, reached)
                 if failures > self.retries:
-                    raise InputError(f"{task} failed {failures} times in a row (last: {failure}): check the "
+                    raise InputError(f"{task} failed {plural(failures, 'time')} in a row (last: {failure}): check the "
                                      "connection and run this again, it continues where it stopped") from failure
                 pause = max(failure.wait, min(60.0, self.retry_wait * 2 ** (failures - 1)))
                 tqdm.write(f"{task}: {failure}; trying again in {pause:.0f} s", file=sys.stderr)

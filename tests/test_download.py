@@ -6,11 +6,14 @@ import random
 import re
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -409,6 +412,17 @@ def test_plain_errors(mirror, tmp_path):
     mirror.files["ucf101_tvl1_flow.zip.002"] = mirror.files["ucf101_tvl1_flow.zip.002"][::-1]
     assert re.search(r"is damaged .*delete .*flow\.zip\.00\d", error("flow", "--base-url", mirror.url))
     assert not (out / "tvl1_flow" / "u" / list(FILES)[-1]).exists()
+
+
+def test_a_machine_without_a_network_is_told_so_at_once(tmp_path, monkeypatch, capsys):
+    def offline(*_, **__):
+        raise urllib.error.URLError(socket.gaierror(-2, "Name or service not known"))
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    monkeypatch.setattr(sys, "argv", ["download.py", "--dry-run", "--output", str(tmp_path)])
+    with pytest.raises(InputError, match=r"cannot reach http.*/UCF101\.rar \(Name or service not known\): .*--offline"):
+        download.main()
+    assert capsys.readouterr().err == ""  # no word of trying again
 
 
 def test_it_says_what_it_takes_and_refuses_a_disk_that_is_too_small(mirror, tmp_path, monkeypatch, capsys):
