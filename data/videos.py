@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dataloader.names import VIDEO_SUFFIXES
+from dataloader.names import UCF_NAME, VIDEO_SUFFIXES
 from utils import InputError
 
 EXACT_COUNTS = (".avi", ".mp4", ".m4v", ".mov")  # containers that store how many frames they hold
-UCF_NAME = re.compile(r"v_\w+_g\d\d_c\d\d")
 
 
 class VideoError(Exception):

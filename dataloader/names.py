@@ -29,7 +29,7 @@ UCF101_CLASSES: tuple[str, ...] = (  # in the order of classInd.txt
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mpg", ".mpeg", ".mov", ".m4v")
 
-_UCF_NAME = re.compile(r"v_(\w+)_g(\d\d)_c(\d\d)", re.IGNORECASE)
+UCF_NAME = re.compile(r"v_(\w+)_g(\d\d)_c(\d\d)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def ucf_parts(name: str) -> tuple[str, str, str] | None:
     ('HandStandPushups', '01', '02')
     """
     folder, _, stem = without_suffix(name).rpartition("/")
-    match = _UCF_NAME.fullmatch(stem if folder or stem[:2] in ("v_", "V_") else f"v_{stem}")
+    match = UCF_NAME.fullmatch(stem if folder or stem[:2] in ("v_", "V_") else f"v_{stem}")
     return (match[1], match[2], match[3]) if match else None
 
 
