@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from options import check_ranges
 from report.metrics import METRICS, bootstrap, interval, mcnemar, softmax
 from report.predictions import TestSet, align, load_predictions
 from report.summary import describe, text
@@ -280,6 +281,7 @@ def load(args: argparse.Namespace, split: str | None) -> TestSet:
 
 def check(args: argparse.Namespace) -> None:
     """What argparse can't check by itself."""
+    check_ranges(args)
     if args.pickles and (args.spatial or args.motion):
         raise InputError("give either a list of predictions or --spatial and --motion, not both")
     if len(args.pickles) == 1:
@@ -289,8 +291,6 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"--weights gives {plural(len(weights), 'number')} for {streams} streams; give one for each")
     if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
         raise InputError("--weights takes numbers from 0 up, not all of them 0")
-    if args.seed < 0:
-        raise InputError(f"--seed {args.seed}: must be at least 0")
     if args.splits and len(set(args.splits)) < len(args.splits):
         raise InputError("--splits names a split twice; name each once")
 

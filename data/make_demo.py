@@ -36,6 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 from data.jobs import Report, cpu_count, run_jobs
 from data.videos import import_cv2
+from options import check_ranges
 from utils import ArgumentParser, InputError, atomic_path, run_main, write_json
 
 APPEARANCES = ("Dots", "Stripes", "Checks")
@@ -290,6 +291,7 @@ def main() -> int:
     args = parser.parse_args()
     if not 1 <= args.clips <= 99:
         raise InputError(f"--clips {args.clips}: give 1 to 99")
+    check_ranges(args)
     if args.run:
         return run_demo(args.out, args.record, args.seed, args.clips)
     render(args.out, args.seed, args.clips)

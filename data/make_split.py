@@ -22,6 +22,7 @@ import numpy as np
 
 from data.videos import find_videos
 from dataloader.names import first_few, group_of, video_key
+from options import check_ranges
 from utils import ArgumentParser, InputError, atomic_path, check_writable, plural, run_main
 
 
@@ -31,8 +32,7 @@ def main() -> int:
         raise InputError(f"--folds {args.folds}: give at least 2")
     if not 0 < args.test_fraction < 1:
         raise InputError(f"--test-fraction {args.test_fraction}: give a number between 0 and 1")
-    if not 0 <= args.seed < 2**32:
-        raise InputError(f"--seed {args.seed}: give a number from 0 to {2**32 - 1}")
+    check_ranges(args)
     labels, class_names = find_classes(args.videos)
     groups = group_videos(labels, class_names)
     if args.folds:

@@ -227,6 +227,7 @@ def test_numbers_out_of_range(fails, tiny, tmp_path, flag, value):
 def test_seeds_that_are_none(fails, tmp_path):
     assert "--seed -1" in fails("fusion.py", "--seed", -1)
     assert "--seed -1" in fails("data/make_split.py", tmp_path, tmp_path / "lists", "--seed", -1)
+    assert f"--seed {2**32}" in fails("data/make_demo.py", tmp_path, "--seed", 2**32)  # more than numpy's take
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has a Metal GPU")

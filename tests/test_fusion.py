@@ -346,7 +346,7 @@ def test_two_streams_that_say_how_they_were_made_need_no_warning(records: Path) 
         ("--weights 1 inf", "from 0 up"),
         ("--weights 1 nan", "from 0 up"),
         ("--weights 0 0", "not all of them 0"),
-        ("--seed -1", "must be at least 0"),
+        ("--seed -1", "must be from 0 to"),
         ("--splits 1 2 1", "names a split twice"),
         ("", None),
         ("a b", None),
