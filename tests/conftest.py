@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from prediction_files import make_streams, write
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -53,6 +54,24 @@ def run():
         return process
 
     return run
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    """Folders spatial/ and motion/ with the predictions of two streams of one made-up test."""
+    spatial, motion, labels = make_streams()
+    write(tmp_path / "spatial", "spatial", spatial, labels)
+    write(tmp_path / "motion", "motion", motion, labels)
+    return tmp_path
+
+
+@pytest.fixture
+def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a user's caches go: to a folder of the test's own, empty."""
+    folder = tmp_path / "user cache"
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
+        monkeypatch.setenv(name, str(folder))
+    return folder
 
 
 CLASSES = ("Archery", "HammerThrow", "Hammering")  # in UCF101's list Hammering comes first

@@ -1,0 +1,208 @@
+"""Clips of a video as it is decoded: the same as extraction and loaders make of it; windows; a camera."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+cv2 = pytest.importorskip("cv2")
+
+from video_files import FRAMES, RATE, make_video
+
+from data.extract_flow import write_flow
+from data.extract_rgb import write_rgb
+from data.flow import dis_flow
+from data.videos import read_frames
+from dataloader import windows
+from dataloader.clips import ClipDataset
+from dataloader.clips import TestSampling as Sampling  # pytest takes what is called Test for a test
+from dataloader.decoded import DecodedFrames, Flow
+from dataloader.layouts import index_frames
+from dataloader.motion_dataloader import ReadFlow, motion_sources
+from dataloader.sampling import consecutive_runs
+from dataloader.spatial_dataloader import ReadFrame, spatial_sources
+from dataloader.splits import Video
+from dataloader.transforms import default_preparation
+from utils import InputError
+
+SIDE = 64
+SETTINGS = {"short_side": SIDE, "quality": 80, "sampling_rate": 3, "method": "dis", "bound": 12.0}
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    return make_video(tmp_path_factory.mktemp("video") / "walk.avi", 5)
+
+
+def preparation_of(modality: str, settings: dict = SETTINGS, resize: str = "squash"):
+    length = {"rgb": 1, "flow": 4, "rgbdiff": 3}[modality]
+    return default_preparation(modality, 48, resize, length).with_extraction(settings)
+
+
+def follower_of(modality: str, sampling: Sampling, **kwargs) -> DecodedFrames:
+    return DecodedFrames("walk.avi", preparation_of(modality, **kwargs), sampling, Flow(dis_flow, 2))
+
+
+def batch_from_disk(video: Path, root: Path, preparation, sampling: Sampling):
+    """What a loader makes of `video` after the project's own extraction."""
+    folder = root / "v_Walk_g01_c01"
+    quality, side = preparation.quality, preparation.short_side
+    key = [Video("Walk_g01_c01", 0, "v_Walk_g01_c01")]
+    if preparation.modality == "flow":
+        for name in "uv":
+            (root / "attempt" / name).mkdir(parents=True)
+        write_flow(dis_flow, preparation.flow_bound, side, quality, video, root / "attempt", lambda *_: None)
+        for name in "uv":
+            (root / name).mkdir()
+            (root / "attempt" / name).rename(root / name / folder.name)
+        (root / "attempt").rmdir()
+        sources, read = motion_sources(index_frames(root, "flow"), key), ReadFlow(root)
+    else:
+        folder.mkdir()
+        rate = preparation.sampling_rate if preparation.modality == "rgb" else 1
+        write_rgb(side, quality, rate, video, folder, lambda *_: None)
+        sources, read = spatial_sources(index_frames(root, "rgb"), key), ReadFrame(root)
+    return ClipDataset(sources, read, preparation, sampling)[0, 0]
+
+
+# --- the same as from disk -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modality", ["rgb", "flow", "rgbdiff"])
+@pytest.mark.parametrize(("views", "resize"), [(1, "squash"), (10, "center")])
+def test_clips_are_those_of_extracted_images(video, tmp_path, modality, views, resize):
+    sampling = Sampling(7, views)
+    follower = follower_of(modality, sampling, resize=resize)
+    window = windows.whole_video(video, [follower])
+    ours = follower.clips(window.frames[SIDE], window.count)
+    theirs = batch_from_disk(video, tmp_path, follower.preparation, sampling)
+    assert window.count == FRAMES
+    assert torch.equal(ours.images, theirs.images) and torch.equal(ours.clips, theirs.clips)
+    assert torch.equal(ours.flip, theirs.flip)
+
+
+def test_a_real_video_gives_the_clips_of_its_extracted_images(shared, tmp_path):
+    clip = shared / "data/ucf101_clips/Biking/v_Biking_g01_c04.avi"
+    settings = {**SETTINGS, "short_side": 128, "quality": 90, "sampling_rate": 10}
+    for modality in ("rgb", "flow"):
+        follower = follower_of(modality, Sampling(19), settings=settings)
+        window = windows.whole_video(clip, [follower])
+        ours = follower.clips(window.frames[128], window.count)
+        (tmp_path / modality).mkdir()
+        theirs = batch_from_disk(clip, tmp_path / modality, follower.preparation, Sampling(19))
+        assert window.count == 181
+        assert torch.equal(ours.images, theirs.images) and torch.equal(ours.clips, theirs.clips)
+
+
+@pytest.mark.parametrize("claimed", [0, 5, FRAMES - 1, FRAMES + 9])
+def test_a_wrong_frame_count_in_the_header_changes_nothing(video, monkeypatch, claimed):
+    follower = follower_of("flow", Sampling(4))
+    honest = windows.whole_video(video, [follower]).frames[SIDE]
+
+    def lying(path, short_side=0, every=1, claim=None):
+        if claimed:
+            claim(claimed)
+        yield from read_frames(path, short_side, every)
+
+    monkeypatch.setattr(windows, "read_frames", lying)
+    window = windows.whole_video(video, [follower])
+    assert window.count == FRAMES and window.frames[SIDE].keys() == honest.keys()
+    assert all(np.array_equal(window.frames[SIDE][number], honest[number]) for number in honest)
+
+
+def test_only_the_frames_that_clips_need_are_kept(tmp_path):
+    long = make_video(tmp_path / "long.avi", 1, frames=150)
+    window = windows.whole_video(long, [follower_of("flow", Sampling(3))])
+    expected = {start + offset for start in (0, 73, 145) for offset in range(5)}  # 149 pairs: starts 0..145
+    assert set(window.frames[SIDE]) == expected
+
+
+# --- rolling -------------------------------------------------------------------------------------------
+
+
+def test_rolling_windows_are_whole_videos_by_themselves(video):
+    rolling = follower_of("flow", Sampling(4))
+    spans = []
+    for window in windows.rolling_windows(video, [SIDE], 0.4, 0.2):
+        assert len(window.frames[SIDE]) == 10  # no more than one window in memory
+        clips = rolling.clips(window.frames[SIDE], window.count, window.first)
+        assert min(rolling.images) >= window.first and len(rolling.images) <= 9
+        alone = {number - window.first: frame for number, frame in window.frames[SIDE].items()}
+        fresh = follower_of("flow", Sampling(4)).clips(alone, window.count)
+        assert torch.equal(clips.images, fresh.images) and torch.equal(clips.clips, fresh.clips)
+        spans.append((window.first, round(window.start, 3), round(window.end, 3)))
+    # 26 frames, windows of 10 every 5; the last frame is less than half a step from the end
+    assert spans == [(0, 0.0, 0.4), (5, 0.2, 0.6), (10, 0.4, 0.8), (15, 0.6, 1.0)]
+
+
+def test_the_last_window_reaches_the_end_and_a_short_video_is_one(video):
+    def firsts(step: int) -> list[int]:
+        """First frames of windows of 10 among 26 frames, one every `step` frames."""
+        rolled = list(windows.rolling_windows(video, [SIDE], 10 / RATE, step / RATE))
+        assert {window.count for window in rolled} == {10}
+        return [window.first for window in rolled]
+
+    assert firsts(8) == [0, 8, 16]
+    assert firsts(6) == [0, 6, 12, 16]  # 4 frames were left, over half a step
+    assert firsts(32) == [0]  # 16 left: half a step
+    assert firsts(31) == [0, 16]
+    (short,) = windows.rolling_windows(video, [SIDE], 9, 1)
+    assert (short.first, short.count, short.start, short.end) == (0, FRAMES, 0, FRAMES / RATE)
+
+
+@pytest.mark.parametrize(
+    ("header", "taken"), [(0.0, 25.0), (float("nan"), 25.0), (0.9, 25.0), (1.0, 1.0), (1000.0, 1000.0), (1001.0, 25.0)]
+)
+def test_a_header_without_a_usable_frame_rate_means_25(header, taken, video, monkeypatch):
+    capture = SimpleNamespace(get=lambda _: header, isOpened=lambda: True, release=lambda: None)
+    fake = SimpleNamespace(VideoCapture=lambda _: capture, CAP_PROP_FPS=cv2.CAP_PROP_FPS)
+    monkeypatch.setattr(windows, "import_cv2", lambda: fake)
+    assert windows.frame_rate(video) == windows.Camera("0", [SIDE]).rate == taken
+
+
+def test_a_clip_needs_the_frames_of_its_steps():
+    """TSN's stacks: L flow fields lie between L + 1 frames, and so do L differences."""
+    fewest = {modality: follower_of(modality, Sampling(1)).fewest for modality in ("rgb", "flow", "rgbdiff")}
+    assert fewest == {"rgb": 1, "flow": 5, "rgbdiff": 4}  # L of 4 and 3
+
+
+def test_what_a_checkpoint_does_not_say_of_extraction_is_its_default():
+    unknown = follower_of("flow", Sampling(1), settings={})
+    assert (unknown.short_side, unknown.quality, unknown.bound, unknown.rate) == (256, 90, 20.0, 1)
+    assert follower_of("rgb", Sampling(1), settings={}).rate == 1
+    assert follower_of("rgb", Sampling(1), settings={"short_side": 0}).short_side == 0
+    assert follower_of("rgb", Sampling(1)).rate == 3  # as SETTINGS says; flow and differences take every frame
+    assert follower_of("flow", Sampling(1)).rate == follower_of("rgbdiff", Sampling(1)).rate == 1
+
+
+def test_flow_is_asked_for_in_runs_of_consecutive_pairs():
+    assert list(consecutive_runs([1, 2, 3, 7, 8, 20], 2)) == [[1, 2], [3], [7, 8], [20]]
+    assert list(consecutive_runs([4, 5, 6], 8)) == [[4, 5, 6]]
+    assert list(consecutive_runs([], 8)) == []
+
+
+def test_a_camera_gives_windows_until_it_ends(video):
+    seen = []
+    camera = windows.Camera(str(video), [SIDE])
+    found = list(camera.windows(0.4, 0.2, lambda frame, now: seen.append((frame.shape, now))))
+    assert found and all(window.count == 10 and len(window.frames[SIDE]) == 10 for window in found)
+    assert all(one.first + 5 <= two.first for one, two in itertools.pairwise(found))
+    assert len(seen) == FRAMES and {shape for shape, _ in seen} == {(96, 128, 3)}
+    assert [now for _, now in seen] == sorted(now for _, now in seen)
+    first = found[0]
+    pictures = [cv2.resize(f, (85, 64), interpolation=cv2.INTER_AREA) for f in read_frames(video)]
+    for number, frame in first.frames[SIDE].items():
+        assert np.array_equal(frame, pictures[number])
+
+
+def test_an_error_in_the_cameras_thread_is_raised(video):
+    def fail(frame, now):
+        raise InputError("disk full")
+
+    with pytest.raises(InputError, match="disk full"):
+        list(windows.Camera(str(video), [SIDE]).windows(0.4, 0.2, fail))

@@ -1,0 +1,352 @@
+"""fusion.py as a user runs it: whose predictions and labels it takes, flags, splits, and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from prediction_files import CLASSES, make_streams, top1, write
+from scipy.special import softmax
+
+import fusion
+from dataloader.names import UCF101_CLASSES
+from fusion import evaluate, mean_over_splits, scale_warning
+from report.predictions import align, load_predictions
+from utils import InputError
+
+
+def flags(folder: Path, *more: object) -> list[object]:
+    return ["--spatial", folder / "spatial", "--motion", folder / "motion", "--output", folder / "out", *more]
+
+
+# --- whose predictions, whose labels -------------------------------------------------------------------
+
+
+def test_frame_level_and_video_level_pickles_agree(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = {f"Archery/{i}": 0 for i in range(6)}
+    frames = {name: rng.normal(0, 1, (5 + i, 3)).astype(np.float32) for i, name in enumerate(labels)}
+    videos = {name: rows.mean(0, dtype=np.float64).astype(np.float32) for name, rows in frames.items()}
+    one = load_predictions(write(tmp_path, "spatial", frames, labels, level="frame"))
+    two = load_predictions(write(tmp_path, "spatial", videos, labels))
+    assert (one.level, two.level) == ("frame", "video")
+    np.testing.assert_array_equal(one.matrix(sorted(labels)), two.matrix(sorted(labels)))
+    assert load_predictions(tmp_path).level == "video"  # of a folder's two files, the video-level one
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_without_predictions_json_labels_are_ucf101s_in_classinds_order(tmp_path: Path, protocol: int) -> None:
+    # classInd.txt: 35 Hammering, 36 HammerThrow, 37 HandstandPushups, 101 YoYo (1-based)
+    names = ["Hammering_g01_c01", "v_HammerThrow_g02_c03", "HandStandPushups_g01_c01", "v_YoYo_g25_c07.avi"]
+    logits = {name: np.arange(101, dtype=np.float32) for name in names}
+    found = load_predictions(write(tmp_path, "spatial", logits, protocol=protocol))
+    assert found.labels == {
+        "Hammering_g01_c01": 34, "HammerThrow_g02_c03": 35, "HandstandPushups_g01_c01": 36, "YoYo_g25_c07": 100,
+    }  # fmt: skip
+    assert found.class_names[46:48] == ["JumpingJack", "JumpRope"]
+
+
+def test_streams_line_up_by_video_whatever_their_order_and_spelling(tmp_path: Path) -> None:
+    row = np.arange(101, dtype=np.float32)
+    names = ["HandstandPushups_g01_c01", "Archery_g01_c01"]
+    write(tmp_path / "a", "spatial", {names[0]: row, names[1]: row + 1})
+    write(tmp_path / "b", "motion", {names[1]: row + 5, "v_HandStandPushups_g01_c01": row + 7})
+    test_set = align([load_predictions(tmp_path / "a"), load_predictions(tmp_path / "b")])
+    assert test_set.videos == ["Archery_g01_c01", "HandstandPushups_g01_c01"]
+    assert test_set.streams["spatial"][:, 0].tolist() == [1, 0]
+    assert test_set.streams["motion"][:, 0].tolist() == [5, 7]
+    assert test_set.labels.tolist() == [2, 36]
+
+
+def test_a_mean_beside_a_sum_is_noticed_and_two_usual_streams_are_not(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = [f"Archery_g01_c{i:02d}" for i in range(1, 9)]
+    for spatial, motion, noticed in ((1, 3, False), (19, 57, False), (19, 3, True), (1, 57, True)):
+        for stream, size in (("spatial", spatial), ("motion", motion)):
+            write(tmp_path / stream, stream, {name: rng.normal(0, size, 101).astype("f4") for name in names})
+        line = scale_warning(align([load_predictions(tmp_path / stream) for stream in ("spatial", "motion")]))
+        assert (line is not None) == noticed, (spatial, motion)
+        if line:
+            assert "sum" in line
+            assert "\n" not in line
+
+
+def test_two_streams_that_say_how_they_were_made_need_no_warning(records: Path) -> None:
+    spatial, _, labels = make_streams()
+    write(records / "spatial", "spatial", {name: 99 * row for name, row in spatial.items()}, labels)
+    assert scale_warning(align([load_predictions(records / stream) for stream in ("spatial", "motion")])) is None
+    known, unknown = ({"YoYo_g01_c01": scale * np.arange(101, dtype=np.float32)} for scale in (1, 19))
+    about = {"dataset": "ucf101", "class_names": list(UCF101_CLASSES)}
+    write(records / "known", "spatial", known, {"YoYo_g01_c01": 100}, **about)
+    write(records / "unknown", "motion", unknown)
+    assert scale_warning(align([load_predictions(records / name) for name in ("known", "unknown")]))
+
+
+# --- the script ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("a.pickle", "two streams or more, and a.pickle is one"),
+        ("a b --spatial c", "not both"),
+        ("a b --motion c", "not both"),
+        ("a b c --weights 1 1", "2 numbers for 3 streams"),
+        ("--weights 1", "1 number for 2 streams"),
+        ("--weights 1 -0.1", "from 0 up"),
+        ("--weights 1 inf", "from 0 up"),
+        ("--weights 1 nan", "from 0 up"),
+        ("--weights 0 0", "not all of them 0"),
+        ("--seed -1", "must be from 0 to"),
+        ("--splits 1 2 1", "names a split twice"),
+        ("", None),
+        ("a b", None),
+        ("a b c --weights 0 0 0.5 --seed 0", None),
+        ("--spatial a --motion b --weights 1 0 --splits 1 2", None),
+    ],
+)
+def test_flags_that_contradict_each_other(monkeypatch, arguments: str, words: str | None) -> None:
+    monkeypatch.setattr(sys, "argv", ["fusion.py", *arguments.split()])
+    if words is None:
+        fusion.check(fusion.parse_args())
+        return
+    with pytest.raises(InputError, match=words):
+        fusion.check(fusion.parse_args())
+
+
+@pytest.mark.parametrize("normalize", ["none", "std"])
+def test_a_sum_beside_a_mean_is_warned_of_until_it_is_levelled(tmp_path: Path, monkeypatch, capsys, normalize) -> None:
+    for stream, size in (("spatial", 19), ("motion", 1)):
+        logits = {name: size * np.arange(101, dtype=np.float32) for name in ("YoYo_g01_c01", "Archery_g01_c01")}
+        write(tmp_path / stream, stream, logits)
+    arguments = [*flags(tmp_path), "--no-report", "--normalize", normalize]
+    monkeypatch.setattr(sys, "argv", ["fusion.py", *map(str, arguments)])
+    fusion.main()
+    printed = capsys.readouterr()
+    assert ("warning: the logits of spatial are 19 times" in printed.err) == (normalize == "none")
+    assert "UCF101" in printed.out and [file.name for file in (tmp_path / "out").iterdir()] == ["results.json"]
+    assert json.loads((tmp_path / "out/results.json").read_text())["fusion"]["top1"] == 50
+
+
+def test_paths_of_streams_and_splits(records: Path, monkeypatch) -> None:
+    def load(split: str | None, *arguments: object) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["fusion.py", *map(str, arguments)])
+        return [str(one.path.parent) for one in fusion.load(fusion.parse_args(), split).sources.values()]
+
+    spatial, motion, labels = make_streams()
+    for folder in ("record/spatial", "record/spatial_split7"):
+        write(records / folder, "spatial", spatial, labels, split="7")
+    for folder in ("record/motion", "record/motion_split7"):
+        write(records / folder, "motion", motion, labels, split="7")
+    write(records / "motion7", "motion", motion, labels, split="1")
+    monkeypatch.chdir(records)
+    assert load(None) == ["record/spatial", "record/motion"]
+    assert load(None, "--spatial", "spatial", "--motion", "motion") == ["spatial", "motion"]
+    assert load(None, "motion", "spatial") == ["motion", "spatial"]  # as many as one likes, in the order given
+    assert load("7") == ["record/spatial_split7", "record/motion_split7"]
+    assert load("7", "record/motion_split{}", "record/spatial_split{}")[1] == "record/spatial_split7"
+    with pytest.raises(InputError, match="holds the motion stream"):
+        load(None, "--spatial", "motion", "--motion", "spatial")
+    with pytest.raises(InputError, match=r"record/spatial needs a \{\}"):
+        load("7", "--spatial", "record/spatial")
+    with pytest.raises(InputError, match="was made on split 1, not 7"):
+        load("7", "--motion", "motion{}")
+
+
+def test_flags_and_three_streams_as_a_user_gives_them(records: Path, run) -> None:
+    _, motion, labels = make_streams(seed=7)
+    write(records / "again", "motion", motion, labels)
+    paths = [records / name for name in ("spatial", "motion", "again")]
+    output = records / "out"
+    process = run(
+        "fusion.py", *paths, "--weights", 1, 1.5, 0.5, "--scores", "softmax", "--output", output, "--no-report"
+    )  # fmt: skip
+    results = json.loads((output / "results.json").read_text())
+    assert list(results["streams"]) == ["spatial", "motion 1", "motion 2"]
+    test_set = align([load_predictions(path) for path in paths])
+    a, b, c = (softmax(logits, axis=1) for logits in test_set.streams.values())
+    assert results["fusion"]["top1"] == pytest.approx(top1((a + 1.5 * b + 0.5 * c) / 3, test_set.labels))
+    plain = sum(test_set.streams.values())
+    assert results["average"]["top1"] == pytest.approx(top1(plain, test_set.labels))
+    assert len(results["best_weight"]["weights"]) == 3
+    assert "fusion: 1 : 1.5 : 0.5, softmax" in process.stdout
+
+
+def test_the_three_keys_of_results_json_are_in_per_cent(records: Path, run) -> None:
+    run("fusion.py", *flags(records), "--no-report")
+    results = json.loads((records / "out/results.json").read_text())
+    spatial, _, labels = make_streams()
+    expected = 100 * np.mean([row.argmax() == labels[name] for name, row in spatial.items()])
+    assert results["videos"] == 40
+    assert results["spatial"]["top1"] == pytest.approx(expected)
+    for row in ("spatial", "motion", "fusion"):
+        assert set(results[row]) == {"top1", "top5", "mean_class"}
+        assert results[row]["top5"] == 100  # three classes
+        low, high = results["interval_95"][row]["top1"]
+        assert low < results[row]["top1"] < high
+    assert not (records / "out/report.html").exists()
+
+
+def test_splits_are_averaged(tmp_path: Path, run) -> None:
+    expected = []
+    for split in (1, 2):
+        spatial, motion, labels = make_streams(seed=split, videos=30 + 9 * split)
+        write(tmp_path / f"spatial_split{split}", "spatial", spatial, labels, split=str(split))
+        write(tmp_path / f"motion_split{split}", "motion", motion, labels, split=str(split))
+        hits = [(spatial[name].astype(float) + motion[name]).argmax() == label for name, label in labels.items()]
+        expected.append(100 * np.mean(hits))
+    paths = ["--spatial", tmp_path / "spatial_split{}", "--motion", tmp_path / "motion_split{}"]
+    output = tmp_path / "out"
+    run("fusion.py", *paths, "--splits", 1, 2, "--output", output, "--no-report")
+    results = json.loads((output / "results.json").read_text())
+    assert results["videos"] == 39 + 48
+    assert results["fusion"]["top1"] == pytest.approx(np.mean(expected))
+    assert [results["splits"][split]["fusion"]["top1"] for split in ("1", "2")] == pytest.approx(expected)
+    assert json.loads((output / "split2/results.json").read_text())["videos"] == 48
+    low, high = results["interval_95"]["fusion"]["top1"]
+    widths = [np.diff(results["splits"][split]["interval_95"]["fusion"]["top1"])[0] for split in ("1", "2")]
+    assert high - low < min(widths)  # a mean of two independent splits is surer than either
+
+    swapped = run("fusion.py", *paths[:2], "--motion", tmp_path / "motion_split1", "--splits", 1, 2, code=2)
+    assert "{}" in swapped.stderr
+    wrong = run("fusion.py", "--spatial", tmp_path / "spatial_split1", "--motion", tmp_path / "motion_split2", code=2)
+    assert "split" in wrong.stderr
+
+
+def test_the_default_paths_of_splits_are_beside_record(tmp_path: Path, run) -> None:
+    error = run("fusion.py", "--splits", 3, cwd=tmp_path, code=2).stderr
+    assert str(Path("record/spatial_split3")) in error
+    error = run("fusion.py", cwd=tmp_path, code=2).stderr
+    assert str(Path("record/spatial")) in error
+    assert "split" not in error
+
+
+def test_works_without_torch_opencv_or_matplotlib(records: Path, run) -> None:
+    blocked = records / "blocked"
+    for module in ("torch", "cv2", "matplotlib"):
+        (blocked / module).mkdir(parents=True)
+        (blocked / module / "__init__.py").write_text("raise ImportError('blocked for the test')")
+    process = run("fusion.py", *flags(records), PYTHONPATH=str(blocked))
+    assert (records / "out/results.json").is_file()
+    told = [line for line in process.stdout.splitlines() if "matplotlib" in line]
+    assert len(told) == 1
+    assert "pip install matplotlib" in told[0]
+
+
+def test_splits_with_different_streams_are_refused(records: Path) -> None:
+    test_set = align([load_predictions(records / stream) for stream in ("spatial", "motion")])
+    other = align([load_predictions(records / "spatial"), load_predictions(records / "spatial")])
+    with pytest.raises(InputError, match="different streams"):
+        mean_over_splits({"1": evaluate(test_set), "2": evaluate(other)})
+
+
+# --- bad input -----------------------------------------------------------------------------------------
+
+
+def line_of(error: pytest.ExceptionInfo, *words: str) -> None:
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_videos_of_one_stream_only_are_named(records: Path, run) -> None:
+    spatial, motion, labels = make_streams()
+    for name in sorted(motion)[:5]:
+        del motion[name]
+    write(records / "motion", "motion", motion, labels)
+    error = run("fusion.py", *flags(records), code=2).stderr
+    assert error.count("\n") == 1
+    for name in sorted(spatial)[:3]:
+        assert name in error
+    assert "5 of its 40" in error
+    assert "and 2 more" in error
+    assert not (records / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({}, ["dict"]),
+        ([1, 2], ["list"]),
+        ({"a": np.float32([1, np.nan, 0])}, ["a", "NaN"]),
+        ({"a": np.float32([1, np.inf, 0])}, ["a", "infinity"]),
+        ({"a": np.float32([1, 2])}, ["a", "2 classes", "3"]),
+        ({"a": np.zeros((2, 2, 3), np.float32)}, ["a", "(2, 2, 3)"]),
+        ({"a": np.zeros((0, 3), np.float32)}, ["a", "no scores"]),
+        ({"a": "text"}, ["a", "str"]),
+        ({3: np.float32([1, 2, 3])}, ["name"]),
+        ({"a": np.float32([1, 2, 3]), "b": np.float32([[1, 2, 3]])}, ["mixes"]),
+        ({"a": np.float32([1, 1, 1]), "b": np.float32([1, 1, 1])}, ["every score"]),
+        ({"a": np.float32([1, 2, 3]), "elsewhere": np.float32([1, 2, 3])}, ["elsewhere", "predictions.json"]),
+    ],
+)
+def test_a_bad_pickle_gets_one_line_that_names_it(tmp_path: Path, content: object, words: list[str]) -> None:
+    path = write(tmp_path, "spatial", content, {"a": 0, "b": 1})
+    with pytest.raises(InputError) as error:
+        load_predictions(path)
+    line_of(error, str(path), *words)
+
+
+def test_labels_that_nobody_knows_are_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path, "spatial", {"fight/one": np.arange(101, dtype=np.float32)})
+    with pytest.raises(InputError) as error:
+        load_predictions(path)
+    line_of(error, "fight/one", "predictions.json")
+    path = write(tmp_path, "spatial", {"Archery_g01_c01": np.arange(11, dtype=np.float32)})
+    with pytest.raises(InputError) as error:
+        load_predictions(path)
+    line_of(error, "11 classes", "101")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", '{"format": 2}', '{"format": 1, "class_names": ["a"], "labels": {"v": 1}}', "[" * 100_000,
+     '{"format": 1, "class_names": ["a"], "labels": {"v": "a"}}', '{"format": 1, "class_names": 3, "labels": {}}'],
+)  # fmt: skip
+def test_a_bad_predictions_json_gets_one_line(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, "spatial", {"v": np.float32([1, 2, 3])})
+    (tmp_path / "predictions.json").write_text(text)
+    with pytest.raises(InputError) as error:
+        load_predictions(path)
+    line_of(error, "predictions.json")
+
+
+def test_streams_of_different_classes_labels_or_splits_are_refused(tmp_path: Path) -> None:
+    spatial, motion, labels = make_streams()
+    first = load_predictions(write(tmp_path / "spatial", "spatial", spatial, labels))
+    cases = {
+        "number 2: Hammering, HammerThrow": {"class_names": ["Archery", "HammerThrow", "Hammering"]},
+        "3 and 4": {"class_names": [*CLASSES, "YoYo"], "wider": True},
+        "split 1": {"split": "2"},
+        "label differently": {"labels": {**labels, "Archery/clip000": 1}},
+    }
+    for words, meta in cases.items():
+        wider = meta.pop("wider", False)
+        logits = {name: np.append(row, row[:1]) for name, row in motion.items()} if wider else motion
+        other = load_predictions(write(tmp_path / "motion", "motion", logits, **{"labels": labels, **meta}))
+        with pytest.raises(InputError) as error:
+            align([first, other])
+        line_of(error, words)
+
+
+def test_wrong_flags_get_one_line(records: Path, run) -> None:
+    spatial, motion = records / "spatial", records / "motion"
+    for arguments, words in (
+        ([spatial], "two streams"),
+        ([spatial, motion, "--spatial", spatial], "not both"),
+        (["--weights", 1, "--spatial", spatial, "--motion", motion], "2 streams"),
+        (["--weights", 0, 0, "--spatial", spatial, "--motion", motion], "not all"),
+        (["--spatial", motion, "--motion", spatial], "holds the motion stream"),
+    ):
+        assert words in run("fusion.py", *arguments, code=2).stderr
+
+
+def test_fusion_imports_no_torch() -> None:
+    code = "import sys, fusion; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
