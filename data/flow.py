@@ -65,12 +65,15 @@ def _tensor_tvl1(
 
 def dis_flow(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Dense inverse search (Kroeger et al. 2016) by OpenCV with its default preset, FAST."""
-    calc = import_cv2().DISOpticalFlow_create().calc
-    grey = _grey(frames)
-    first = list(itertools.islice(grey, 2))
-    if len(first) == 2:  # on small images the first call changes the object's settings; all pairs get the later ones
-        calc(*first, None)
-    yield from _grey_flow(itertools.chain(first, grey), calc)
+    dis = import_cv2().DISOpticalFlow_create()
+
+    def calc(one: np.ndarray, two: np.ndarray, _: None) -> np.ndarray:
+        finest = dis.getFinestScale()
+        flow = dis.calc(one, two, None)
+        # The first call on small images, of no side over 90 pixels, changes the settings: all pairs get the later ones.
+        return flow if dis.getFinestScale() == finest else dis.calc(one, two, None)
+
+    return _grey_flow(_grey(frames), calc)
 
 
 def farneback_flow(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

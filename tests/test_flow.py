@@ -12,6 +12,7 @@ import struct
 from fractions import Fraction
 from math import floor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -120,6 +121,21 @@ def test_the_flow_of_a_pair_is_the_same_wherever_the_video_begins(method, height
     whole = list(method(iter(frames)))
     for start in (1, 2, 3):
         np.testing.assert_array_equal(list(method(iter(frames[start:]))), whole[start:])
+
+
+@pytest.mark.parametrize(("height", "calls"), [(64, 4), (96, 3)])
+def test_dis_computes_a_pair_again_only_after_changing_its_settings(monkeypatch, height, calls):
+    dis, done = cv2.DISOpticalFlow_create(), []
+
+    def calc(*images):
+        done.append(images)
+        return dis.calc(*images)
+
+    fake = SimpleNamespace(calc=calc, getFinestScale=dis.getFinestScale)
+    monkeypatch.setattr(cv2, "DISOpticalFlow_create", lambda: fake)
+    big = texture(height + 20, height + 60)
+    flows = list(dis_flow(big[2 * k : 2 * k + height, 3 * k : 3 * k + height + 20] for k in range(4)))
+    assert (len(flows), len(done)) == (3, calls)
 
 
 def test_raft_points_from_each_frame_to_the_next(shared):
