@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("--resume", type=Path, required=True, metavar="PATH", help="checkpoint of any project")
     parser.add_argument("--export", type=Path, required=True, metavar="FILE", help="what to write: .onnx or .pt2")
     parser.add_argument("--flow-order", choices=("original", "older", "oldest"), default="original",
-                        help="channel order of the original repo's motion checkpoint: see motion_cnn.py")
+                        help="channel order of the original repo's motion checkpoint: see motion_cnn.py -h")
     args = parser.parse_args()
     from export import export  # which imports this module
 

@@ -40,7 +40,7 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     group = parser.add_argument_group("data")
     group.add_argument("--ucf-list", metavar="DIR", default="data/ucfTrainTestlist",
                        help="folder of split lists (UCF101's, HMDB51's or your own); 'none': by UCF101's group rule")
-    group.add_argument("--split", default="1", help="number of the split")
+    group.add_argument("--split", default="1", metavar="N", help="number of the split")
     group.add_argument("--val-groups", type=int, default=0, metavar="N",
                        help="hold the last N groups of each class out of training and choose the model by them, "
                             "so that the test set only reports; 0: choose by the test set, as the original did")
@@ -71,7 +71,7 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
                        help="plateau: lr / 10 when the video-level test loss stalls; step: lr / 10 at --milestones")
     group.add_argument("--patience", type=int, default=1, help="tests without progress before plateau acts")
     group.add_argument("--milestones", type=float, nargs="*", default=[], metavar="F",
-                       help="of step, as fractions of --epochs")
+                       help="of --schedule step, as fractions of --epochs")
     group.add_argument("--warmup-epochs", type=int, default=0, help="epochs of linear warm-up of lr (step and cosine)")
     group.add_argument("--clip-grad", type=float, default=0.0, metavar="NORM",
                        help="limit the gradient's norm; 0: off (TSN code: 40 RGB, 20 flow)")
@@ -86,7 +86,7 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     group.add_argument("--size", type=int, default=224, help="side of the network's input, in pixels")
     group.add_argument("--crop", choices=("random", "multiscale"), default="random",
                        help="multiscale: corner crops of jittered scale (TSN 3.2), shared by all of a video's clips")
-    group.add_argument("--crop-positions", type=int, choices=(5, 13), default=5, help="of multiscale")
+    group.add_argument("--crop-positions", type=int, choices=(5, 13), default=5, help="of --crop multiscale")
     group.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="mirror half of the videos")
 
     group = parser.add_argument_group("testing")

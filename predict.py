@@ -51,14 +51,16 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--ucf-list", metavar="DIR",
                        help="split lists that name the classes of another project's checkpoint that is not of UCF101")
     group.add_argument("--flow-order", choices=tuple(FLOW_ORDERS), default="original",
-                       help="channel order of the original repo's motion checkpoint: see motion_cnn.py")
+                       help="channel order of the original repo's motion checkpoint: see motion_cnn.py -h")
 
     group = parser.add_argument_group("preparation")
     group.add_argument("--samples", type=int, help="clips per video or window (default: as the checkpoint was tested)")
-    group.add_argument("--views", type=int, choices=(1, 5, 10), help="crops per clip (default: likewise)")
+    group.add_argument("--views", type=int, choices=(1, 5, 10),
+                       help="crops per clip (default: as the checkpoint was tested)")
     group.add_argument("--flow-method", choices=("tvl1", *PLAIN_METHODS, "raft"),
-                       help="(default: what the motion stream was trained on); dis is fast enough for a camera")
-    group.add_argument("--raft-weights", metavar="large|small|PATH", help="(default: those it was trained on)")
+                       help="dis is fast enough for a camera (default: what the motion stream was trained on)")
+    group.add_argument("--raft-weights", metavar="large|small|PATH",
+                       help="of raft (default: those that the motion stream was trained on)")
 
     group = parser.add_argument_group("rolling")
     group.add_argument("--sliding", type=float, metavar="SECONDS", help="answer for every window of this length")

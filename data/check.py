@@ -79,7 +79,7 @@ def parse_arguments() -> argparse.Namespace:
                        help="optical flow (given neither: data/rgb and data/flow, as far as they are there)")
     group.add_argument("--ucf-list", metavar="DIR", help="folder of split lists, or 'none': by UCF101's group rule "
                        "(default: data/ucfTrainTestlist if it is there, else none)")  # fmt: skip
-    group.add_argument("--split", default="1", help="number of the split")
+    group.add_argument("--split", default="1", metavar="N", help="number of the split")
     group = parser.add_argument_group("how")
     group.add_argument("--quick", action="store_true", help="don't decode the images")
     group.add_argument("--workers", type=int, default=cpu_count(), metavar="N", help="processes that decode")

@@ -68,7 +68,7 @@ def find_classes(root: Path) -> tuple[dict[str, int], list[str]]:
     paths = sorted(video.name for video in find_videos(root))
     loose = [path for path in paths if "/" not in path]
     if loose:
-        raise InputError(f"{root}: {first_few(loose)} are in no class folder; give each class a folder")
+        raise InputError(f"{root}: in no class folder: {first_few(loose)}; give each class a folder")
     class_names = sorted({path.split("/")[0] for path in paths})
     if len(class_names) < 2:
         raise InputError(f"{root} has one class folder, {class_names[0]}; give the folder above the class folders")

@@ -33,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, metavar="FOLDER", help="RGB frames or optical flow, in any known layout")
     parser.add_argument("pack", type=Path, metavar="PACK", help="folder to write to")
-    parser.add_argument("--kind", choices=("rgb", "flow"), help="which, where FOLDER holds both")
+    parser.add_argument("--kind", choices=("rgb", "flow"), help="what to pack, where FOLDER holds both")
     parser.add_argument("--shard-size", type=float, default=1000.0, metavar="MB", help="size at which a shard is full")
     parser.add_argument("--skip-broken", action="store_true", help="leave out videos with gaps or u and v that differ")
     return parser.parse_args()

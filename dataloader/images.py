@@ -55,8 +55,8 @@ def _decode(data: bytes, path: str | Path, wanted: str) -> np.ndarray:
         reason = str(error).split("\n")[0]
         raise InputError(f"{path} is not a whole JPEG ({reason}); {AGAIN}") from None
     if wanted == "GRAY":
-        raise InputError(f"{path} is a {colour} image, flow is grayscale; is --flow-dir a folder of RGB frames?")
-    raise InputError(f"{path} is a {colour} image, not RGB; is --rgb-dir a folder of flow? if not, {AGAIN}")
+        raise InputError(f"{path} is {colour}, and flow is grayscale; is --flow-dir a folder of RGB frames?")
+    raise InputError(f"{path} is {colour}, not RGB; is --rgb-dir a folder of flow? if not, {AGAIN}")
 
 
 def _colour_space(data: bytes) -> str:

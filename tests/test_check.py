@@ -96,7 +96,7 @@ def colour_for_flow(root: Path) -> None:
         (truncate, "frame000003.jpg is not a whole JPEG"),
         (odd_size, "frame000004.jpg is 30x24 (1 in all), the others 32x24"),
         (empty_file, "frame000002.jpg is an empty file"),
-        (colour_for_flow, "frame000002.jpg is a RGB image"),
+        (colour_for_flow, "frame000002.jpg is RGB, and flow is grayscale"),
     ],
 )
 def test_broken_images(check, prepared, damage, words):

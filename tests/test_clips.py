@@ -345,9 +345,9 @@ def test_planes_are_equal_up_to_what_jpeg_makes_of_them():
         if fine:
             assert np.array_equal(images.decode_gray(data, "x.png"), gray)
         else:
-            with pytest.raises(InputError, match="RGB image, flow is grayscale"):
+            with pytest.raises(InputError, match="is RGB, and flow is grayscale"):
                 images.decode_gray(data, "x.png")
-    with pytest.raises(InputError, match="CMYK image, flow is grayscale"):
+    with pytest.raises(InputError, match="is CMYK, and flow is grayscale"):
         images.decode_gray(encoded(Image.fromarray(gray).convert("CMYK"), "JPEG"), "x.jpg")
 
 
