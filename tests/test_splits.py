@@ -104,19 +104,19 @@ def test_rule_needs_names_of_its_form():
 
 def test_ucf101_lists_with_crlf_mark_and_blank_lines(tmp_path):
     classes = "\n".join(f"{i} {name}" for i, name in enumerate(UCF101_CLASSES, 1))
-    write(tmp_path, {
+    lists = write(tmp_path / "lists", {
         "classInd.txt": b"\xef\xbb\xbf" + classes.replace("\n", "\r\n").encode(),
         "trainlist01.txt": b"\xef\xbb\xbfHammering/v_Hammering_g08_c01.avi 35\r\n\r\n  \r\n"
                            b"YoYo/v_YoYo_g09_c01.avi 101\r\n",
         "testlist01.txt": b"\r\nHammerThrow/v_HammerThrow_g01_c01.avi\r\n",
     })  # fmt: skip
-    split = load_split(tmp_path, "01")
+    split = load_split(lists, "01")
     assert split.train == [
         Video("Hammering_g08_c01", 34, "Hammering/v_Hammering_g08_c01.avi"),
         Video("YoYo_g09_c01", 100, "YoYo/v_YoYo_g09_c01.avi"),
     ]
     assert split.test == [Video("HammerThrow_g01_c01", 35, "HammerThrow/v_HammerThrow_g01_c01.avi")]
-    assert load_split(tmp_path.parent, 1) == split  # the folder above does as well
+    assert load_split(tmp_path, 1) == split  # the folder above does as well
 
 
 TRAIN = "Biking/v_Biking_g08_c01.avi 11\nDiving/v_Diving_g08_c01.avi 26\n"
