@@ -115,7 +115,7 @@ def load_predictions(path: str | Path) -> Predictions:
         raise InputError(f"predictions.json beside {path} has no {first_few(unknown)}; test that stream again")
     if unknown:
         raise InputError(
-            f"{path} has no predictions.json beside it, and these aren't UCF101's names: {first_few(unknown)}; "
+            f"{path} has no predictions.json beside it, nor UCF101's names of videos: {first_few(unknown)}; "
             "put the file that was written with it there"
         )
     return Predictions(path, _stream(path, meta), logits, {v: known[v] for v in logits}, class_names, meta)
