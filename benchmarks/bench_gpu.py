@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,50 +18,18 @@ from typing import Any, cast
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import options
 from benchmarks import classic
 from benchmarks.bench_loaders import our_dataset
-from benchmarks.measure import bench_parser, chosen, machine, prepare
+from benchmarks.measure import bench_parser, chosen, machine, matrix_rate, operations, prepare, rate
 from dataloader.clips import Batch, Loader, TestSampling, TrainSampling, clips_of, make_loader, sent_ahead
-from dataloader.transforms import to_input
 from engine import train_step
 from network import InferenceNet, build_model
 from training import Training, amp_dtype
 from utils import cpu_count, run_main
 
 CLASSES = 101
-
-
-def rate(work: Callable[[], int], seconds: float, device: torch.device) -> float:
-    """Units per second that `work` does (it returns how many it did), after some rounds that aren't counted."""
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    for _ in range(3):
-        work()
-    wait()
-    start, units = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        units += work()
-    wait()
-    return units / (time.perf_counter() - start)
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
-    """Operations per second of a large product of matrices."""
-    side = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-
-    def work() -> int:
-        for _ in range(10):
-            a @ b
-        return 10 * 2 * side**3
-
-    return rate(work, seconds, device)
 
 
 def nvjpeg_rate(files: list[Path], seconds: float, device: torch.device) -> float | None:
@@ -131,18 +97,11 @@ class Bench:
                     output.cpu()
         return len(batch.clips)
 
-    def operations(self, batch: Batch) -> float:
-        """Multiplications and additions of one clip: the forward pass, three times that in training."""
-        net = build_model(self.args.arch, self.preparation.channels, CLASSES).to(self.device).eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            net(to_input(clips_of(batch, self.preparation.modality, self.device)[:1], self.preparation))
-        return counter.get_total_flops() * (3 if self.phase == "training" else 1)
-
     def table(self, what: str, matrix: float) -> None:
         """Print this phase's lines."""
         batch = next(iter(self.loader.epoch(0)))  # where the loader leaves it: in pinned memory
         here = next(self.endless)
-        per_clip = self.operations(batch)
+        per_clip = operations(self.args.arch, self.preparation, self.phase == "training")
         alone = rate(lambda: self.compute(here), self.seconds, self.device)
         rows = {
             "loader": rate(self.load, self.seconds, self.device),

@@ -4,11 +4,13 @@
 
 Testing: the motion network on clips that are in memory, 64 at once the classic way (the original's batch), a video's
 19 our way, from the loader's uint8 on. Training: forward, backward and SGD on the same batch, through engine's own
-train_step; motion one stack per video, spatial three frames.
+train_step; motion one stack per video, spatial three frames. Both are set beside plain products of matrices with as
+many operations, which are as fast as the hardware goes.
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,7 @@ import torch
 
 import options
 from benchmarks.classic import classic_model, classic_step
-from benchmarks.measure import HEADER, Stopwatch, bench_parser, in_turns, machine, ratio_line
+from benchmarks.measure import HEADER, Stopwatch, Times, bench_parser, in_turns, machine, operations, ratio_line
 from dataloader.clips import Batch, Loader, clips_of
 from dataloader.transforms import default_preparation, to_input
 from engine import train_step
@@ -46,13 +48,37 @@ def random_batch(videos: int, planes: int, clips: int, length: int, shared: bool
     return Batch([str(i) for i in range(videos)], torch.arange(videos) % CLASSES, pixels, rows, flip, videos, [])
 
 
-def timed(work: Any, clips: int) -> Any:
-    def run() -> tuple[float, float, int]:
+def timed(work: Any, clips: float) -> Any:
+    def run() -> tuple[float, float, float]:
         watch = Stopwatch()
         work()
         return *watch.read(), clips
 
     return run
+
+
+def products(per_clip: float) -> dict[str, Any]:
+    """Large products of matrices with a clip's number of operations: what the hardware can give at most."""
+    ways = {}
+    for dtype in (torch.float32, amp_dtype("auto", CPU)):
+        a, b = (torch.randn(2048, 2048, dtype=dtype) for _ in range(2))
+        ways[f"{str(dtype).removeprefix('torch.')} products"] = timed(lambda a=a, b=b: a @ b, 2 * 2048**3 / per_clip)
+    return ways
+
+
+def hardware_line(times: dict[str, Times]) -> str:
+    """How near both ways come to the products' speed, by wall time."""
+    names = [name.removesuffix(" products") for name in times if name.endswith(" products")]
+    plain, half = times["float32 products"], times[f"{names[-1]} products"]  # one and the same without bfloat16
+    ratio, classic, ours = (
+        statistics.median(a / b for a, b in zip(one.wall, two.wall, strict=True))
+        for one, two in ((plain, half), (plain, times["classic"]), (half, times["ours"]))
+    )
+    return (
+        f"  as many operations in large matrix products: float32 {statistics.median(plain.wall):.0f} ms, {names[-1]} "
+        f"{statistics.median(half.wall):.0f} ms, {ratio:.1f}x; classic reaches {100 * classic:.0f} % of their speed, "
+        f"ours {100 * ours:.0f} %"
+    )
 
 
 def testing(rounds: int, compiled: bool) -> None:
@@ -72,10 +98,12 @@ def testing(rounds: int, compiled: bool) -> None:
     with torch.inference_mode():
         ways = {"classic": timed(lambda: classic(floats), 64)}
         ways |= {name: timed(lambda net=net: run(net), 19) for name, net in nets.items()}
+        ways |= products(operations("resnet101", FLOW, training=False))
         in_turns(ways, 1)
         times = in_turns(ways, rounds)
     for name in nets:
         print(ratio_line(f"motion network, {name}", times["classic"], times[name]), flush=True)
+    print(hardware_line(times), flush=True)
 
 
 def training(stream: str, rounds: int, videos: int) -> None:
@@ -100,10 +128,12 @@ def training(stream: str, rounds: int, videos: int) -> None:
         "ours": timed(
             lambda: train_step(ours, ours.model, batch, preparation, args, CPU, dtype, loader), len(floats)
         ),
+        **products(operations("resnet101", preparation, training=True)),
     }
     in_turns(ways, 1)
     times = in_turns(ways, rounds)
     print(ratio_line(f"{stream} training step, {len(floats)} clips", times["classic"], times["ours"], 2.5), flush=True)
+    print(hardware_line(times), flush=True)
 
 
 def main() -> int:

@@ -14,7 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from dataloader.names import UCF101_CLASSES
+from dataloader.transforms import Preparation
+from network import build_model
 from utils import ArgumentParser, InputError, cpu_count
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +33,7 @@ class Times:
     cpu: list[float] = field(default_factory=list)  # of all cores together, in all of its processes
     wall: list[float] = field(default_factory=list)
 
-    def add(self, cpu: float, wall: float, clips: int) -> None:
+    def add(self, cpu: float, wall: float, clips: float) -> None:
         self.cpu.append(1e3 * cpu / clips)
         self.wall.append(1e3 * wall / clips)
 
@@ -44,7 +48,7 @@ class Stopwatch:
         return time.process_time() - self._cpu, time.perf_counter() - self._wall
 
 
-def in_turns(ways: dict[str, Callable[[], tuple[float, float, int]]], rounds: int) -> dict[str, Times]:
+def in_turns(ways: dict[str, Callable[[], tuple[float, float, float]]], rounds: int) -> dict[str, Times]:
     """Run every way once per round, so that what else the machine does hits all alike.
 
     A way returns (CPU seconds, wall seconds, clips).
@@ -67,6 +71,46 @@ def ratio_line(what: str, classic: Times, ours: Times, bar: float | None = None)
             f"({ratios[0]:.2f}-{ratios[-1]:.2f})".ljust(38)
         )
     return " ".join(cells) + (f" bar {bar}x" if bar else "")
+
+
+def rate(work: Callable[[], int], seconds: float, device: torch.device) -> float:
+    """Units per second that `work` does (it returns how many it did), after some rounds that aren't counted."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    for _ in range(3):
+        work()
+    wait()
+    start, units = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        units += work()
+    wait()
+    return units / (time.perf_counter() - start)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+    """Operations per second of a large product of matrices."""
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+
+    def work() -> int:
+        for _ in range(10):
+            a @ b
+        return 10 * 2 * side**3
+
+    return rate(work, seconds, device)
+
+
+def operations(arch: str, preparation: Preparation, training: bool) -> float:
+    """Multiplications and additions of one clip: the forward pass, three times that in training."""
+    with torch.device("meta"):
+        net = build_model(arch, preparation.channels, len(UCF101_CLASSES)).eval()
+        clip = torch.empty(1, preparation.channels, preparation.size, preparation.size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(clip)
+    return counter.get_total_flops() * (3 if training else 1)
 
 
 HEADER = (
