@@ -82,6 +82,7 @@ class Batch(NamedTuple):
 
 
 SENT_AS_ARRAYS = ("labels", "clips", "flip")
+PREFETCHED = 2  # batches that each worker makes ahead
 
 
 class ClipDataset(Dataset):
@@ -188,28 +189,47 @@ class ClipDataset(Dataset):
         return [multiscale_crop(height, width, rng, sampling.scales, sampling.crop_positions)]
 
 
-def collate(items: list[Batch]) -> Batch:
-    """Join videos to one batch: images one behind the other, clips renumbered to match."""
-    for item in items:
-        if item.error is not None:
-            return item
-    offsets = np.cumsum([0] + [len(item.images) for item in items])
-    in_worker = get_worker_info() is not None
-    planes, height, width = items[0].images.shape[1:]
-    images = empty_images(int(offsets[-1]), planes, height, width, shared=in_worker)
-    torch.cat([item.images for item in items], out=images)
-    batch = Batch(
-        [name for item in items for name in item.names],
-        torch.cat([item.labels for item in items]),
-        images,
-        torch.cat([item.clips + int(offset) for item, offset in zip(items, offsets, strict=False)]),
-        torch.cat([item.flip for item in items]),
-        sum(item.counted for item in items),
-        [problem for item in items for problem in item.problems],
-    )
-    if in_worker:  # a tensor takes a shared file to send; small ones travel faster as plain arrays
-        return batch._replace(**{name: getattr(batch, name).numpy() for name in SENT_AS_ARRAYS})
-    return batch
+class Collate:
+    """Joins videos to one batch: images one behind the other, clips renumbered to match.
+
+    A worker puts the images into shared memory that it uses again, because the system takes longer to provide fresh
+    memory than the worker to fill it. PREFETCHED batches of a worker are ready or under way, and one is at work in
+    the main process until that asks for the next (Loader.epoch): what was used before these is free.
+    """
+
+    def __init__(self) -> None:
+        self.memory = [torch.empty(0, dtype=torch.uint8)] * (PREFETCHED + 1)
+        self.batches = 0
+
+    def __call__(self, items: list[Batch]) -> Batch:
+        for item in items:
+            if item.error is not None:
+                return item
+        offsets = np.cumsum([0] + [len(item.images) for item in items])
+        in_worker = get_worker_info() is not None
+        count, (planes, height, width) = int(offsets[-1]), items[0].images.shape[1:]
+        memory = self._memory(count * planes * height * width) if in_worker else None
+        images = empty_images(count, planes, height, width, memory)
+        torch.cat([item.images for item in items], out=images)
+        batch = Batch(
+            [name for item in items for name in item.names],
+            torch.cat([item.labels for item in items]),
+            images,
+            torch.cat([item.clips + int(offset) for item, offset in zip(items, offsets, strict=False)]),
+            torch.cat([item.flip for item in items]),
+            sum(item.counted for item in items),
+            [problem for item in items for problem in item.problems],
+        )
+        if in_worker:  # a tensor takes a shared file to send; small ones travel faster as plain arrays
+            return batch._replace(**{name: getattr(batch, name).numpy() for name in SENT_AS_ARRAYS})
+        return batch
+
+    def _memory(self, size: int) -> Tensor:
+        self.batches += 1
+        place = self.batches % len(self.memory)
+        if len(self.memory[place]) < size:
+            self.memory[place] = torch.empty(size, dtype=torch.uint8).share_memory_()
+        return self.memory[place][:size]
 
 
 def sent_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -240,8 +260,8 @@ def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
 
 def clips_of(batch: Batch, modality: str, device: torch.device) -> Tensor:
     """A batch's clips on `device`: uint8 (videos * clips per video, images x planes, size, size), channels last."""
-    images = batch.images.to(device, non_blocking=True)
-    clips = images[batch.clips.to(device, non_blocking=True)].flatten(1, 2)
+    images = batch.images.to(device)  # on a GPU already there (sent_ahead); elsewhere a worker may write to it again
+    clips = images[batch.clips.to(device)].flatten(1, 2)
     if bool(batch.flip.any()):
         clips = flip_clips(clips, batch.flip.to(device, non_blocking=True), modality)
     return clips.contiguous(memory_format=torch.channels_last)
@@ -267,10 +287,10 @@ class Loader:
         self._loader = DataLoader(
             self.dataset,
             batch_sampler=self.batches,
-            collate_fn=collate,
+            collate_fn=Collate(),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            prefetch_factor=2 if self.workers > 0 else None,
+            prefetch_factor=PREFETCHED if self.workers > 0 else None,
             pin_memory=self.pin_memory,
             worker_init_fn=_start_worker,
             generator=torch.Generator(),  # its own, so that loading never draws from the training's
@@ -281,7 +301,10 @@ class Loader:
         return -(-len(self.dataset) // self.batch_size)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from `first_batch` on. A bad file or a dead worker is an InputError."""
+        """The batches of one epoch, from `first_batch` on. A bad file or a dead worker is an InputError.
+
+        A batch's images are valid until the next batch is asked for.
+        """
         self.batches.epoch, self.batches.first_batch = epoch, first_batch
         try:
             for batch in self._loader:

@@ -176,15 +176,12 @@ def stack_resized(crops: Iterable[np.ndarray], count: int, size: int) -> Tensor:
     return result
 
 
-def empty_images(count: int, planes: int, height: int, width: int, shared: bool = False) -> Tensor:
+def empty_images(count: int, planes: int, height: int, width: int, memory: Tensor | None = None) -> Tensor:
     """Room for uint8 images (count, planes, height, width): RGB channels last, flow plane by plane.
 
-    `shared` memory reaches another process without a copy.
+    `memory` (count * planes * height * width,) uint8 is used where it is given.
     """
-    if shared:
-        storage = torch.UntypedStorage._new_shared(count * planes * height * width)
-        memory = torch.empty(0, dtype=torch.uint8).set_(storage)
-    else:
+    if memory is None:
         memory = torch.empty(count * planes * height * width, dtype=torch.uint8)
     if planes == 3:
         return memory.view(count, height, width, planes).permute(0, 3, 1, 2)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import shutil
+import time
 import warnings
 
 import numpy as np
@@ -134,12 +135,37 @@ def test_a_batch_is_its_videos_one_behind_the_other(tiny):
     for count in (3, 1):
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # torch's, where what a batch is written into has another shape
-            batch = c.collate([dataset[0, i] for i in range(count)])
+            batch = c.Collate()([dataset[0, i] for i in range(count)])
         assert batch.names == [s.video.name for s in dataset.sources[:count]]
         assert batch.labels.tolist() == [s.video.label for s in dataset.sources[:count]]
         clips = c.clips_of(batch, "flow", CPU)
         assert torch.equal(clips, torch.cat(parts[:count]))
         assert clips.dtype == torch.uint8 and clips.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_worker_far_ahead_leaves_the_batch_in_use_alone(tiny):
+    """Workers use their memory again; each batch must hold its own images for as long as it is at work."""
+    dataset = flow_set(tiny, c.TrainSampling(1))
+    alone = [batch.images for batch in c.make_loader(dataset, 1, 0, CPU).epoch(2)]
+    for epoch in c.make_loader(dataset, 1, 1, CPU), c.make_loader(dataset, 1, 2, CPU):
+        for expected, batch in zip(alone, epoch.epoch(2), strict=True):
+            time.sleep(0.2)  # the workers make what they may make ahead
+            assert torch.equal(batch.images, expected)
+
+
+def test_a_worker_uses_its_memory_again_for_larger_and_smaller_batches(tiny, monkeypatch):
+    monkeypatch.setattr(c, "get_worker_info", lambda: True)
+    dataset = rgb_set(tiny, c.TestSampling(3), default_preparation("rgb", 48, "squash"))
+    items = [dataset[0, i] for i in range(len(dataset))]
+    collate = c.Collate()
+    places = []
+    for count in (2, 2, 2, 1, 2, 3, 1):
+        batch = collate(items[:count])
+        assert torch.equal(batch.images, torch.cat([item.images for item in items[:count]]))
+        assert batch.images.is_shared()
+        places.append(batch.images.data_ptr())
+    assert places[:3] == places[3:5] + places[2:3] and places[6] == places[0]
+    assert len(set(places)) == 4  # the sixth needed more than there was
 
 
 def test_a_training_is_shuffled_by_its_seed_and_a_test_stands_in_list_order(tiny, monkeypatch):
