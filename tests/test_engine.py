@@ -126,7 +126,7 @@ def test_a_step_forgets_the_gradient_of_the_one_before():
     torch.testing.assert_close(step(again, Batches(again), training)[1], -gradient.float() / 5)
 
 
-def test_the_network_computes_in_bfloat16_and_the_loss_in_float32():
+def test_the_network_computes_in_bfloat16_and_the_loss_in_float32(recwarn):
     batch = make_batch()
     training = make_training(regression())
     seen = []
@@ -136,6 +136,7 @@ def test_the_network_computes_in_bfloat16_and_the_loss_in_float32():
         assert seen[-1].dtype == dtype
         scores = torch.stack([part.float().mean(0) for part in seen[-1].chunk(5)])
         torch.testing.assert_close(loss, nn.functional.cross_entropy(scores, batch.labels))
+    assert not [warning for warning in recwarn if "autocast" in str(warning.message)]  # float32 asks for none
 
 
 @pytest.mark.parametrize("length", [0.0, 0.01])

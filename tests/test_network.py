@@ -1,6 +1,7 @@
 """The network against torchvision's own ResNet and the papers' formulas."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -248,6 +249,16 @@ def test_only_rgb_weights_reach_another_input(imagenet_file, tmp_path, change, t
     torch.save({name: tensor for name, tensor in state.items() if tensor is not None}, tmp_path / "w.pth")
     with pytest.raises(InputError, match=told):
         network.build_model("resnet18", 10, 1000, str(tmp_path / "w.pth"))
+
+
+def test_a_checkpoint_is_its_network_and_a_misfit_is_told_in_one_line():
+    state = models.resnet18(num_classes=5).state_dict()
+    about = {"path": "run.pth.tar", "in_channels": 3, "num_classes": 5, "tested_state": state}
+    model = network.trained_model(SimpleNamespace(arch="resnet18", **about))
+    assert not model.training and all(torch.equal(model.state_dict()[name], state[name]) for name in state)
+    with pytest.raises(InputError, match=r"run.pth.tar does not fit resnet34: \d+ tensors missing") as told:
+        network.trained_model(SimpleNamespace(arch="resnet34", **about))
+    assert "\n" not in str(told.value)
 
 
 def test_the_real_resnet50_weights_load(shared):

@@ -171,8 +171,8 @@ def flat_table(pack: Path) -> None:
     np.save(pack / "shard-00000.npy", np.load(pack / "shard-00000.npy").ravel())
 
 
-def wide_table(pack: Path) -> None:
-    np.save(pack / "shard-00000.npy", np.load(pack / "shard-00000.npy").repeat(2, axis=1))
+def narrow_table(pack: Path) -> None:
+    np.save(pack / "shard-00000.npy", np.load(pack / "shard-00000.npy")[:, :1])
 
 
 def grown(pack: Path) -> None:
@@ -198,7 +198,7 @@ def outside(pack: Path) -> None:
     (pack / "pack.json").write_text(json.dumps(about))
 
 
-DAMAGES = [damage_table, shorten_table, pickle_table, float_table, flat_table, wide_table, grown, cut_off, no_json,
+DAMAGES = [damage_table, shorten_table, pickle_table, float_table, flat_table, narrow_table, grown, cut_off, no_json,
            other_json, outside]  # fmt: skip
 
 

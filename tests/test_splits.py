@@ -156,6 +156,9 @@ def test_absent_lists(tmp_path):
     assert "no lists of split 2, only of split 1" in error(tmp_path, 2)
     (tmp_path / "testlist01.txt").unlink()
     assert "no test list of split 1" in error(tmp_path)
+    write(tmp_path, {f"trainlist{n:02}.txt": TRAIN for n in range(2, 9)})
+    write(tmp_path, {"train.txt": TRAIN})  # without a number: split 1
+    assert "no lists of split 9, only of split 1, 2, 3, 4, 5, 6, 7, 8" in error(tmp_path, 9)
 
 
 @pytest.mark.parametrize(
