@@ -39,7 +39,8 @@ def one(flags, run, tmp_path_factory):
 
 
 def test_a_test_by_two_is_that_by_one(flags, one, tmp_path):
-    process = torchrun(*flags, "--resume", one / "checkpoint.pth.tar", "--evaluate", "--output", tmp_path)
+    evaluate = ("--resume", one / "checkpoint.pth.tar", "--evaluate", "--features", tmp_path / "features.npz")
+    process = torchrun(*flags, *evaluate, "--output", tmp_path)
     assert process.returncode == 0, process.stderr
     for kind in ("frame", "video"):
         a, b = (pickle.loads((folder / f"motion_{kind}_preds.pickle").read_bytes()) for folder in (one, tmp_path))
@@ -47,6 +48,12 @@ def test_a_test_by_two_is_that_by_one(flags, one, tmp_path):
         for name in a:
             np.testing.assert_allclose(a[name], b[name], rtol=1e-6, atol=1e-6)
     assert process.stdout.count("test of checkpoint.pth.tar") == 1
+    frames = pickle.loads((one / "motion_frame_preds.pickle").read_bytes())
+    saved = np.load(tmp_path / "features.npz")
+    assert saved["videos"].tolist() == list(frames)
+    last = torch.load(one / "checkpoint.pth.tar", weights_only=True)["state_dict"]
+    logits = saved["features"] @ last["fc.weight"].numpy().T + last["fc.bias"].numpy()
+    np.testing.assert_allclose(logits, np.stack(list(frames.values())), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("batch", [4, 5])  # 5: the last batch holds one video, too few for two
