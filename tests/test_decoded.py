@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import queue
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +20,7 @@ from video_files import FRAMES, RATE, make_video
 from data.extract_flow import write_flow
 from data.extract_rgb import write_rgb
 from data.flow import dis_flow
-from data.videos import read_frames
+from data.videos import VideoError, read_frames
 from dataloader import windows
 from dataloader.clips import ClipDataset
 from dataloader.clips import TestSampling as Sampling  # pytest takes what is called Test for a test
@@ -115,6 +118,20 @@ def test_a_wrong_frame_count_in_the_header_changes_nothing(video, monkeypatch, c
     assert all(np.array_equal(window.frames[SIDE][number], honest[number]) for number in honest)
 
 
+def test_an_honest_header_spares_a_second_decoding(video, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(windows, "read_frames", lambda *a, **k: decoded.append(1) or read_frames(*a, **k))
+    window = windows.whole_video(video, [follower_of("flow", Sampling(4))])
+    assert len(decoded) == 1
+    assert (window.first, window.count, window.start, window.end) == (0, FRAMES, 0, FRAMES / RATE)
+
+
+def test_a_video_of_just_one_clip_is_enough(tmp_path):
+    follower = follower_of("flow", Sampling(2))
+    window = windows.whole_video(make_video(tmp_path / "five.avi", 2, frames=5), [follower])
+    assert follower.clips(window.frames[SIDE], window.count).clips.tolist() == [[0, 1, 2, 3]] * 2
+
+
 def test_only_the_frames_that_clips_need_are_kept(tmp_path):
     long = make_video(tmp_path / "long.avi", 1, frames=150)
     window = windows.whole_video(long, [follower_of("flow", Sampling(3))])
@@ -140,19 +157,44 @@ def test_rolling_windows_are_whole_videos_by_themselves(video):
     assert spans == [(0, 0.0, 0.4), (5, 0.2, 0.6), (10, 0.4, 0.8), (15, 0.6, 1.0)]
 
 
+def test_rolling_windows_compute_each_flow_once(video):
+    computed = []
+
+    def method(frames):
+        flows = list(dis_flow(frames))
+        computed.extend(flows)
+        return flows
+
+    follower = DecodedFrames("walk.avi", preparation_of("flow"), Sampling(6), Flow(method))  # all 6 clips of 9 pairs
+    for window in windows.rolling_windows(video, [SIDE], 0.4, 0.2):
+        follower.clips(window.frames[SIDE], window.count, window.first)
+    assert len(computed) == 24  # between the 25 frames of windows 0-9, 5-14, 10-19 and 15-24
+
+
 def test_the_last_window_reaches_the_end_and_a_short_video_is_one(video):
     def firsts(step: int) -> list[int]:
         """First frames of windows of 10 among 26 frames, one every `step` frames."""
         rolled = list(windows.rolling_windows(video, [SIDE], 10 / RATE, step / RATE))
         assert {window.count for window in rolled} == {10}
+        for window in rolled:
+            assert (window.start, window.end) == (window.first / RATE, (window.first + 10) / RATE)
         return [window.first for window in rolled]
 
     assert firsts(8) == [0, 8, 16]
     assert firsts(6) == [0, 6, 12, 16]  # 4 frames were left, over half a step
     assert firsts(32) == [0]  # 16 left: half a step
     assert firsts(31) == [0, 16]
-    (short,) = windows.rolling_windows(video, [SIDE], 9, 1)
-    assert (short.first, short.count, short.start, short.end) == (0, FRAMES, 0, FRAMES / RATE)
+    assert firsts(7.9) == [0, 8, 16]  # to the nearest frame
+    for step in (1, 60):
+        (short,) = windows.rolling_windows(video, [SIDE], 9, step)
+        assert (short.first, short.count, short.start, short.end) == (0, FRAMES, 0, FRAMES / RATE)
+
+
+def test_no_window_is_shorter_than_a_frame(video, tmp_path):
+    every = [(window.first, window.count) for window in windows.rolling_windows(video, [SIDE], 1e-3, 1e-3)]
+    assert every == [(number, 1) for number in range(FRAMES)]
+    picture = make_video(tmp_path / "picture.avi", 0, frames=1)
+    assert [window.count for window in windows.rolling_windows(picture, [SIDE], 1, 1)] == [1]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +211,11 @@ def test_a_clip_needs_the_frames_of_its_steps():
     """TSN's stacks: L flow fields lie between L + 1 frames, and so do L differences."""
     fewest = {modality: follower_of(modality, Sampling(1)).fewest for modality in ("rgb", "flow", "rgbdiff")}
     assert fewest == {"rgb": 1, "flow": 5, "rgbdiff": 4}  # L of 4 and 3
+    with pytest.raises(VideoError, match="has 4 frames, and one clip of the flow network needs 5"):
+        follower_of("flow", Sampling(1)).starts(4)
+    thirds = follower_of("rgb", Sampling(1))  # of every third frame, as SETTINGS says
+    thirds.preparation = dataclasses.replace(thirds.preparation, stack_length=4)
+    assert thirds.fewest == 10 and thirds.needed(10) == [0, 3, 6, 9]
 
 
 def test_what_a_checkpoint_does_not_say_of_extraction_is_its_default():
@@ -198,6 +245,130 @@ def test_a_camera_gives_windows_until_it_ends(video):
     pictures = [cv2.resize(f, (85, 64), interpolation=cv2.INTER_AREA) for f in read_frames(video)]
     for number, frame in first.frames[SIDE].items():
         assert np.array_equal(frame, pictures[number])
+
+
+class Clock:
+    """In place of the module time: seconds that pass only when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(windows, "time", clock)
+    return clock
+
+
+class FakeCapture:
+    """A camera of 10 frames per second by its own account. It gives a frame of this gray value when a test puts one
+    into `coming`, and takes `pause` seconds for each; None ends it. `rushing` gives many without being asked."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.coming, self.pause = clock, queue.Queue(), 0.2
+        self.opened, self.released, self.rushing, self.given = None, False, False, 0
+
+    def get(self, prop: int) -> float:
+        return {cv2.CAP_PROP_FPS: 10.0}[prop]
+
+    def isOpened(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        self.released = True
+
+    def read(self):
+        if self.rushing:
+            time.sleep(0.001)
+            gray = 0 if self.given < 2000 else None
+        else:
+            gray = self.coming.get(timeout=20)
+        self.given += 1
+        self.clock.now += self.pause
+        return gray is not None, None if gray is None else np.full((96, 128, 3), gray, np.uint8)
+
+
+@pytest.fixture
+def capture(monkeypatch, clock) -> FakeCapture:
+    capture = FakeCapture(clock)
+
+    def opened(source):
+        capture.opened = source
+        return capture
+
+    monkeypatch.setattr(cv2, "VideoCapture", opened)
+    return capture
+
+
+def test_a_file_is_played_at_its_own_speed(video, clock):
+    seconds = []
+    camera = windows.Camera(str(video), [SIDE])
+    (whole,) = camera.windows(FRAMES / RATE, 1, lambda _, now: seconds.append(now))
+    np.testing.assert_allclose(seconds, np.arange(FRAMES) / RATE, atol=1e-6)
+    assert (whole.first, whole.count) == (0, FRAMES)
+    np.testing.assert_allclose((whole.start, whole.end, whole.rate), (0, FRAMES / RATE, RATE), atol=1e-6)
+
+
+def test_a_cameras_windows_have_its_real_rate(capture):
+    """A window of 0.4 s is four frames at the 10 per second that it promises, and 0.24 s are two; it gives 5."""
+    found = windows.Camera("3", [SIDE, 32]).windows(0.4, 0.24)
+    for grays, first in (((0, 1, 2, 3), 0), ((4, 5), 2), ((6, 7), 4)):
+        for gray in grays:
+            capture.coming.put(gray)
+        window = next(found)
+        assert (window.first, window.count) == (first, 4)
+        # frame n is seen at 0.2 (n + 1) s, and the last one stands for the tenth of a second after it
+        np.testing.assert_allclose((window.start, window.end), (0.2 * (first + 1), 0.2 * (first + 4) + 0.1))
+        assert window.rate == pytest.approx(4 / 0.7)
+        for side, shape in ((SIDE, (64, 85, 3)), (32, (32, 43, 3))):
+            shown = {number: (frame.shape, frame.min(), frame.max()) for number, frame in window.frames[side].items()}
+            assert shown == {number: (shape, number, number) for number in range(first, first + 4)}
+    capture.coming.put(None)
+    assert list(found) == []
+    assert capture.opened == 3 and capture.released
+
+
+def test_a_camera_is_read_as_fast_as_it_gives(capture):
+    capture.pause = 0.05  # twice the frames that it promises
+    for gray in (0, 1, 2, None):
+        capture.coming.put(gray)
+    seconds = []
+    list(windows.Camera("0", [SIDE]).windows(1, 1, lambda _, now: seconds.append(now)))
+    np.testing.assert_allclose(seconds, (0.05, 0.1, 0.15))
+
+
+def test_no_window_of_a_camera_is_shorter_than_a_frame(capture):
+    found = windows.Camera("0", [SIDE]).windows(1e-3, 1e-3)
+    for number in range(3):
+        capture.coming.put(number)
+        window = next(found)
+        assert (window.first, window.count) == (number, 1)
+    capture.coming.put(None)
+    assert list(found) == []
+
+
+def test_a_camera_that_ends_early_gives_one_short_window_and_none_without_a_frame(capture):
+    for gray in (0, 1, 2, None, None):
+        capture.coming.put(gray)
+    for expected in ([(0, 3)], []):
+        assert [(window.first, window.count) for window in windows.Camera("0", [SIDE]).windows(1, 0.1)] == expected
+
+
+def test_who_leaves_a_camera_stops_it(capture):
+    found = windows.Camera("0", [SIDE]).windows(0.1, 0.1)
+    capture.coming.put(0)
+    next(found)
+    capture.rushing = True
+    capture.coming.put(1)
+    found.close()
+    assert capture.released and capture.given < 2000
 
 
 def test_an_error_in_the_cameras_thread_is_raised(video):

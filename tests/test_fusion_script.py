@@ -202,7 +202,10 @@ def test_splits_are_averaged(tmp_path: Path, run) -> None:
         expected.append(100 * np.mean(hits))
     paths = ["--spatial", tmp_path / "spatial_split{}", "--motion", tmp_path / "motion_split{}"]
     output = tmp_path / "out"
-    run("fusion.py", *paths, "--splits", 1, 2, "--output", output, "--no-report")
+    said = run("fusion.py", *paths, "--splits", 1, 2, "--output", output, "--no-report").stdout.splitlines()
+    assert [line.split(" videos")[0] for line in said if " videos, " in line] == [
+        "split 1: 39", "split 2: 48", "mean over splits 1, 2: 87"
+    ]  # fmt: skip
     results = json.loads((output / "results.json").read_text())
     assert results["videos"] == 39 + 48
     assert results["fusion"]["top1"] == pytest.approx(np.mean(expected))
