@@ -88,8 +88,7 @@ def train_one_epoch(
             bar.update()
             after_batch()
             asked = time.perf_counter()
-    sums = _sum_over_processes(training.sums)
-    loss_sum, top1, top5, videos = sums.tolist()
+    loss_sum, top1, top5, videos = training.sums_of_all().tolist()
     return {
         "Epoch": training.epoch,
         "Batch Time": training.times[0] / len(loader),
@@ -169,13 +168,6 @@ def progress_bar(total: int, what: str, unit: str, done: int = 0) -> tqdm:
         total=total, initial=done, desc=what, unit=unit, leave=False, disable=world()[0] > 0,
         dynamic_ncols=terminal, mininterval=0.1 if terminal else 60, maxinterval=10 if terminal else 60,
     )  # fmt: skip
-
-
-def _sum_over_processes(sums: Tensor) -> Tensor:
-    if world()[1] > 1:
-        sums = sums.clone()
-        dist.all_reduce(sums)
-    return sums
 
 
 # --- testing -------------------------------------------------------------------------------------------

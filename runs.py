@@ -210,21 +210,27 @@ class Run:
     def _after_batch(self, training: Training) -> None:
         self._stop_if_asked(training)
         minutes = self.args.save_every_minutes
-        if minutes and time.monotonic() - self.saved_at > 60 * minutes:
+        if minutes and self._agreed(time.monotonic() - self.saved_at > 60 * minutes):
             self._save(training, False)
 
     def _stop_if_asked(self, training: Training | None) -> None:
-        asked = self.signal
-        if world()[1] > 1:  # all processes must stop after the same batch
-            flag = torch.tensor(asked, device=self.device)
-            dist.all_reduce(flag, dist.ReduceOp.MAX)
-            asked = self.signal = int(flag)
-        if asked:
+        self.signal = self._agreed(self.signal)
+        if self.signal:
             if training is not None:
                 self._save(training, False)
             raise _Stopped
 
+    def _agreed(self, asked: float) -> int:
+        """What any process asks for, so that all stop or save after the same batch."""
+        if world()[1] == 1:
+            return int(asked)
+        flag = torch.tensor(int(asked), device=self.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return int(flag)
+
     def _save(self, training: Training, is_best: bool) -> None:
+        state = training.state_dict()  # which all processes make together
+        self.saved_at = time.monotonic()
         if not self.leads:
             return
         header = {
@@ -233,8 +239,7 @@ class Run:
             "preparation": self.preparation.as_dict(), "args": options.as_dict(self.args),
         }  # fmt: skip
         names = ["model_best.pth.tar", "checkpoint.pth.tar"] if is_best else ["checkpoint.pth.tar"]
-        save_checkpoint({**header, **training.state_dict()}, *(self.output / name for name in names))
-        self.saved_at = time.monotonic()
+        save_checkpoint({**header, **state}, *(self.output / name for name in names))
 
     def _write(self, result: TestResult, model: nn.Module, loader: Loader, subset: str, epoch: int, name: str) -> None:
         if not self.leads:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -117,7 +118,15 @@ class Training:
         """The network that is tested: the moving average where there is one."""
         return self.ema.module if self.ema is not None else self.model
 
+    def sums_of_all(self) -> Tensor:
+        """`sums` over all processes, each of which has to call this."""
+        sums = self.sums.clone()
+        if world()[1] > 1:
+            dist.all_reduce(sums)
+        return sums
+
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of this; the same in all processes, each of which has to call this."""
         return {
             "epoch": self.epoch - 1,  # the last one finished, from 0, as in the original's files
             "batch": self.batch,
@@ -127,7 +136,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "sums": self.sums.cpu(),
+            "sums": self.sums_of_all().cpu(),
             "times": list(self.times),
         }
 
@@ -154,7 +163,8 @@ class Training:
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
         self.scaler.load_state_dict(state["scaler"])
-        self.sums = state["sums"].to(self.sums.device)
+        if world()[0] == 0:  # one process goes on with what all had summed up
+            self.sums = state["sums"].to(self.sums.device)
         self.times = list(state["times"])
 
     def next_epoch(self) -> None:

@@ -98,6 +98,39 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     assert rows[0] == pytest.approx(rows[1], rel=1e-5)
 
 
+def test_two_stopped_within_an_epoch_go_on_to_the_same_record(flags, tmp_path):
+    """SIGTERM reaches one of two processes after the first of three batches: both stop, and no video is lost."""
+    script = tmp_path / "stopped.py"
+    script.write_text(f"""
+import os, runpy, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import runs
+after_batch = runs.Run._after_batch
+
+def stop(self, training):
+    if training.batch == 1 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    after_batch(self, training)
+
+runs.Run._after_batch = stop
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+""")
+    epoch = (*flags[1:], "--batch-size", 2, "--epochs", 1, "--lr", 0.01)
+    assert torchrun(flags[0], *epoch, "--output", tmp_path / "untouched").returncode == 0
+    stopped = torchrun(script, ROOT / flags[0], *epoch, "--output", tmp_path / "stopped")
+    assert stopped.returncode != 0 and "stopped by SIGTERM" in stopped.stdout
+    saved = torch.load(tmp_path / "stopped/checkpoint.pth.tar", weights_only=True)
+    assert (saved["epoch"], saved["batch"], saved["sums"][3].item()) == (-1, 1, 2)  # two videos, one of each process
+    resumed = torchrun(flags[0], *epoch, "--output", tmp_path / "stopped", "--resume", "auto")
+    assert resumed.returncode == 0, resumed.stderr
+    columns = ["Epoch", "Loss", "Prec@1", "Prec@5", "lr"]
+    rows = [pd.read_csv(tmp_path / name / "opf_train.csv")[columns] for name in ("untouched", "stopped")]
+    pd.testing.assert_frame_equal(*rows, check_exact=True)
+    a, b = (torch.load(tmp_path / name / "checkpoint.pth.tar", weights_only=True) for name in ("untouched", "stopped"))
+    assert all(torch.equal(a["state_dict"][name], b["state_dict"][name]) for name in a["state_dict"])
+
+
 def test_an_error_of_all_is_shown_once(flags, tmp_path):
     process = torchrun(*flags, "--flow-dir", tmp_path / "nowhere", "--output", tmp_path / "out")
     assert process.returncode != 0
