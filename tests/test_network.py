@@ -1,6 +1,7 @@
 """The network against torchvision's own ResNet and the papers' formulas."""
 
 import copy
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -124,6 +125,20 @@ def test_grey_levels_reach_bfloat16_unrounded(kind):
     net(clips)
     levels = entering[0][0, -1, 3:-3, 3:-3].flatten()
     assert len(levels) == 256 and len(set(levels.diff().tolist())) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("kind", PREPARATIONS)
+def test_compiled_agrees_for_any_number_of_clips(kind):
+    preparation = PREPARATIONS[kind]
+    model = randomise(network.build_model("resnet18", preparation.channels, 5))
+    plain, compiled = (network.InferenceNet(model, preparation, compiled=choice) for choice in (False, True))
+    clips = torch.cat([random_clips(preparation) for _ in range(2)])
+    with torch.inference_mode():
+        for count in (4, 3, 1):
+            for ours, expected in zip(compiled(clips[:count]), plain(clips[:count]), strict=True):
+                torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_dropout_sits_between_pooling_and_the_last_layer():
