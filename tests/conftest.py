@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,9 @@ sys.path.insert(0, str(ROOT))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Files that run scripts most often take longest: they go first, so that no process is left alone with one.
+    runs = Counter(item.path for item in items if "run" in getattr(item, "fixturenames", ()))
+    items.sort(key=lambda item: -runs[item.path])
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if gpu:
         import torch
