@@ -69,7 +69,7 @@ def write_flow(method, bound: float, short_side: int, quality: int, video: Path,
 
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    images = add_arguments(parser, quality=90)
+    images = add_arguments(parser)
     images.add_argument(
         "--method",
         choices=METHODS,

@@ -38,7 +38,7 @@ def write_rgb(short_side: int, quality: int, every: int, video: Path, folder: Pa
 
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    images = add_arguments(parser, quality=90)
+    images = add_arguments(parser)
     images.add_argument(
         "--sampling-rate",
         type=int,

@@ -38,7 +38,7 @@ SETTINGS = "extraction.json"
 Writer = Callable[[Path, Path, Report], int]
 
 
-def add_arguments(parser: argparse.ArgumentParser, quality: int) -> argparse._ArgumentGroup:
+def add_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """The flags that both extractions have; returns the group of those that change the images."""
     parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of videos, nested in any way")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser, quality: int) -> argparse._Ar
     images.add_argument(
         "--short-side", type=int, default=256, metavar="PIXELS", help="scale the shorter side to this; 0 keeps the size"
     )
-    images.add_argument("--quality", type=int, default=quality, help="JPEG quality, 1 to 100")
+    images.add_argument("--quality", type=int, default=90, help="JPEG quality, 1 to 100")
     running = parser.add_argument_group("running")
     running.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     running.add_argument(
