@@ -214,16 +214,17 @@ class Run:
             self._save(training, False)
 
     def _stop_if_asked(self, training: Training | None) -> None:
-        self.signal = self._agreed(self.signal)
-        if self.signal:
+        asked = self._agreed(self.signal)
+        if asked:  # only then is it written to, or a signal that came meanwhile would be forgotten
+            self.signal = asked
             if training is not None:
                 self._save(training, False)
             raise _Stopped
 
-    def _agreed(self, asked: float) -> int:
+    def _agreed(self, asked: int) -> int:
         """What any process asks for, so that all stop or save after the same batch."""
         if world()[1] == 1:
-            return int(asked)
+            return asked
         flag = torch.tensor(int(asked), device=self.device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return int(flag)

@@ -12,6 +12,8 @@ import pytest
 import torch
 from conftest import ROOT, SMALL
 
+import runs
+
 # Runs a script in this very process, which ends itself by a signal at a chosen moment.
 KILLER = """
 import os, pathlib, runpy, signal, sys
@@ -124,6 +126,20 @@ def test_the_same_command_again_keeps_to_its_schedule(flags, run, tmp_path):
     run(flags[0], *cosine)
     rates = pd.read_csv(tmp_path / "rgb_train.csv")["lr"]
     np.testing.assert_allclose(rates, 0.01 * (1 + np.cos(np.pi * np.arange(3) / 3)) / 2)
+
+
+def test_a_signal_that_comes_during_a_look_is_seen_at_the_next(monkeypatch):
+    run = runs.Run.__new__(runs.Run)
+    run.signal = 0
+
+    def interrupted(asked):
+        run.signal = signal.SIGTERM
+        return asked
+
+    monkeypatch.setattr(run, "_agreed", interrupted, raising=False)
+    run._stop_if_asked(None)
+    with pytest.raises(runs._Stopped):
+        run._stop_if_asked(None)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
