@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,7 +24,7 @@ import torch
 import options
 from benchmarks import classic
 from benchmarks.bench_loaders import our_dataset
-from benchmarks.measure import bench_parser, chosen, machine, matrix_rate, operations, prepare, rate
+from benchmarks.measure import bench_parser, chosen, machine, operations, prepare
 from dataloader.clips import Batch, Loader, TestSampling, TrainSampling, clips_of, make_loader, sent_ahead
 from engine import train_step
 from network import InferenceNet, build_model
@@ -30,6 +32,36 @@ from training import Training, amp_dtype
 from utils import cpu_count, run_main
 
 CLASSES = 101
+
+
+def rate(work: Callable[[], int], seconds: float, device: torch.device) -> float:
+    """Units per second that `work` does (it returns how many it did), after some rounds that aren't counted."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    for _ in range(3):
+        work()
+    wait()
+    start, units = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        units += work()
+    wait()
+    return units / (time.perf_counter() - start)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+    """Operations per second of a large product of matrices."""
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+
+    def work() -> int:
+        for _ in range(10):
+            a @ b
+        return 10 * 2 * side**3
+
+    return rate(work, seconds, device)
 
 
 def nvjpeg_rate(files: list[Path], seconds: float, device: torch.device) -> float | None:

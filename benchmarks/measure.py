@@ -73,36 +73,6 @@ def ratio_line(what: str, classic: Times, ours: Times, bar: float | None = None)
     return " ".join(cells) + (f" bar {bar}x" if bar else "")
 
 
-def rate(work: Callable[[], int], seconds: float, device: torch.device) -> float:
-    """Units per second that `work` does (it returns how many it did), after some rounds that aren't counted."""
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    for _ in range(3):
-        work()
-    wait()
-    start, units = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        units += work()
-    wait()
-    return units / (time.perf_counter() - start)
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
-    """Operations per second of a large product of matrices."""
-    side = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-
-    def work() -> int:
-        for _ in range(10):
-            a @ b
-        return 10 * 2 * side**3
-
-    return rate(work, seconds, device)
-
-
 def operations(arch: str, preparation: Preparation, training: bool) -> float:
     """Multiplications and additions of one clip: the forward pass, three times that in training."""
     with torch.device("meta"):
