@@ -1,0 +1,111 @@
+"""From the flags to a stream's loaders: which videos, which sampling, which batches."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dataloader import clips as c
+from dataloader import loaders
+from dataloader.layouts import index_frames
+from dataloader.spatial_dataloader import ReadFrame, spatial_sources
+from dataloader.transforms import default_preparation
+from utils import InputError
+
+CPU = torch.device("cpu")
+
+
+def make_data(tiny, device=CPU, index=None, **given):
+    """spatial_cnn.py's loaders on the tiny videos: groups 1 and 2 of each class test, 8 and 22 train."""
+    usual = {"ucf_list": "none", "given": {"ucf_list"}, "split": "1", "allow_missing": False, "on_error": "stop",
+             "seed": 5, "workers": 0, "test_samples": 6, "test_views": 5, "evaluate": False, "val_groups": 0,
+             "segments": 2, "crop": "multiscale", "crop_positions": 13, "flip": False, "batch_size": 4}  # fmt: skip
+    index = index or index_frames(tiny / "rgb", "rgb")
+    args = SimpleNamespace(**{**usual, **given})
+    preparation = default_preparation("rgb", 48, "squash")
+    return loaders.make_data(args, index, ReadFrame(index.root), spatial_sources, preparation, device)
+
+
+def groups_of(loader):
+    return sorted(source.video.name.split("_")[1] for source in loader.dataset.sources)
+
+
+def test_each_subset_has_its_videos_and_sampling(tiny):
+    data = make_data(tiny)
+    assert groups_of(data.train) == ["g08"] * 3 + ["g22"] * 3 and groups_of(data.test) == ["g01"] * 3 + ["g02"] * 3
+    assert data.select is data.test and data.root == tiny / "rgb"
+    assert data.train.dataset.sampling == c.TrainSampling(segments=2, crop="multiscale", crop_positions=13, flip=False)
+    assert data.test.dataset.sampling == c.TestSampling(samples=6, views=5)
+    assert (data.train.batch_size, data.train.dataset.seed) == (4, 5)
+    assert make_data(tiny, flip=True).train.dataset.sampling.flip
+
+
+def test_held_out_groups_select_and_do_not_train(tiny):
+    data = make_data(tiny, val_groups=1)
+    groups = {groups_of(loader)[0]: loader for loader in (data.train, data.select)}
+    assert groups == {"g08": data.train, "g22": data.select} and groups_of(data.test) == ["g01"] * 3 + ["g02"] * 3
+    assert data.select.dataset.sampling == data.test.dataset.sampling
+    assert data.select.batch_size == data.test.batch_size
+
+
+def test_a_test_alone_needs_no_training_videos(tiny):
+    data = make_data(tiny, evaluate=True, val_groups=9)
+    assert data.train is None and data.select is data.test and len(data.test.dataset) == 6
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_tests_batch_has_at_most_32_clips_or_256_on_a_gpu(tiny):
+    for device, most in ((CPU, 32), (torch.device("cuda"), 256)):
+        for samples, views in ((1, 1), (19, 1), (16, 1), (2, 5), (32, 10)):
+            batch = make_data(tiny, device, test_samples=samples, test_views=views).test.batch_size
+            clips = samples * views
+            assert batch == 1 if clips > most else batch * clips <= most < (batch + 1) * clips
+
+
+def test_only_a_training_skips_broken_videos(tiny):
+    for on_error, skips in (("stop", False), ("skip", True)):
+        data = make_data(tiny, on_error=on_error, val_groups=1)
+        assert data.train.dataset.skip_errors == skips
+        assert not data.select.dataset.skip_errors and not data.test.dataset.skip_errors
+
+
+@pytest.mark.parametrize(
+    ("groups", "val_groups", "missing"), [((8, 22), 0, "test"), ((1, 2), 0, "training"), ((1, 2), 1, "validation")]
+)
+def test_a_subset_without_videos_is_named(tiny, tmp_path, groups, val_groups, missing):
+    for folder in (tiny / "rgb").glob("v_*"):
+        if int(folder.name.split("_")[2][1:]) in groups:
+            shutil.copytree(folder, tmp_path / folder.name)
+    with pytest.raises(InputError, match=f"no {missing} video of split 1 is under"):
+        make_data(tiny, index=index_frames(tmp_path, "rgb"), val_groups=val_groups)
+
+
+def test_only_one_process_tells_of_the_group_rule(tiny, monkeypatch, capsys):
+    for rank in (0, 1):
+        monkeypatch.setattr(loaders, "world", lambda rank=rank: (rank, 2))
+        make_data(tiny)
+        assert ("by UCF101's group rule" in capsys.readouterr().out) == (rank == 0)
+
+
+def test_the_group_rule_stands_in_for_lists_that_nobody_named(tmp_path):
+    (tmp_path / "lists").mkdir()
+
+    def folder(path, *given):
+        return loaders.list_folder(SimpleNamespace(ucf_list=str(path), given=set(given)))
+
+    assert folder(tmp_path / "lists") == folder(tmp_path / "lists", "ucf_list") == tmp_path / "lists"
+    assert folder("none") is folder("none", "ucf_list") is folder(tmp_path / "absent") is None
+    assert folder(tmp_path / "absent", "ucf_list") == tmp_path / "absent"  # whose absence is then told
+
+
+def test_what_extraction_wrote_of_itself_is_read(tmp_path):
+    assert loaders.extraction_settings(tmp_path) == {}
+    path = tmp_path / "extraction.json"
+    path.write_text(json.dumps({"version": 1, "settings": {"method": "größer"}}, ensure_ascii=False), encoding="utf-8")
+    assert loaders.extraction_settings(tmp_path) == {"method": "größer"}
+    for content in (b'{"version": 1}', b"[]", b"{", b"\xff"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"extraction.json cannot be read .*; remove it or extract again"):
+            loaders.extraction_settings(tmp_path)
