@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.export import Dim
 from torchvision.models.resnet import ResNet
 
-from checkpoints import read_checkpoint
 from network import fold_batchnorm, trained_model
+from saved.checkpoints import read_checkpoint
 from utils import InputError, atomic_path
 
 TOLERANCE = 1e-4  # of the largest logit; other orders of summing in float32 make differences of about 1e-6

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from options import check_ranges
+from engine.options import check_ranges
 from report.metrics import METRICS, bootstrap, interval, mcnemar, softmax
-from report.predictions import TestSet, align, load_predictions
 from report.summary import describe, text
+from saved.predictions import TestSet, align, load_predictions
 from utils import ArgumentParser, InputError, accuracy, check_writable, plural, run_main, write_json
 
 CONFIDENCE = 0.6  # the common mean confidence; on UCF101's split 1, 0.5 to 0.7 give 90.64 to 90.75 % top-1

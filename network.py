@@ -20,7 +20,7 @@ from dataloader.transforms import Preparation
 from utils import ArgumentParser, InputError, plural, run_main
 
 if TYPE_CHECKING:
-    from checkpoints import Checkpoint
+    from saved.checkpoints import Checkpoint
 
 
 def architectures() -> list[str]:
@@ -85,7 +85,7 @@ def pretrained_state(arch: str, weights: str) -> dict[str, Tensor]:
             raise InputError(f"the ImageNet weights of {arch} could not be downloaded ({error}); {offline}") from None
     if not Path(weights).is_file():
         raise InputError(f"--weights {weights}: no such file; {offline}")
-    from checkpoints import read_state_dict
+    from saved.checkpoints import read_state_dict
 
     return read_state_dict(weights)
 

@@ -24,18 +24,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from checkpoints import FLOW_ORDERS, Checkpoint, read_checkpoint
 from data.flow import PLAIN_METHODS, download_raft_weights, raft_flow, read_raft_weights, tvl1_flow
 from data.videos import VideoError, find_videos, import_cv2
 from dataloader.clips import Batch, TestSampling, clips_of
-from dataloader.decoded import PAIRS_AT_ONCE, DecodedFrames, Flow
 from dataloader.names import UCF101_CLASSES
 from dataloader.splits import load_split
 from dataloader.transforms import Preparation
-from dataloader.windows import Camera, Window, frame_rate, rolling_windows, whole_video
+from engine.state import amp_dtype
 from network import InferenceNet, trained_model
-from report.answers import Answer, as_json, as_line, as_table
-from training import amp_dtype
+from recogniser.answers import Answer, as_json, as_line, as_table
+from recogniser.decoded import PAIRS_AT_ONCE, DecodedFrames, Flow
+from recogniser.windows import Camera, Window, frame_rate, rolling_windows, whole_video
+from saved.checkpoints import FLOW_ORDERS, Checkpoint, read_checkpoint
 from utils import ArgumentParser, InputError, cpu_count, plural, run_main, set_up_device
 
 
@@ -268,7 +268,7 @@ def watch_camera(args: argparse.Namespace, recogniser: Recogniser) -> None:
     with contextlib.ExitStack() as whole:
         film = None
         if args.save:
-            from report.overlay import LiveFilm, open_film
+            from recogniser.overlay import LiveFilm, open_film
 
             film = LiveFilm(whole.enter_context(open_film(args.save, camera.rate)), camera.rate)
         windows = camera.windows(args.sliding, args.step, film.see if film else None)
@@ -323,7 +323,7 @@ def main() -> int:
                 if args.save:
                     answers.append(answer)
             if args.save:
-                from report.overlay import save
+                from recogniser.overlay import save
 
                 save(args.save, video, answers)
                 if not args.json:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import options
 from dataloader.layouts import index_frames
 from dataloader.loaders import extraction_settings, make_data
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.transforms import default_preparation
+from engine import options
+from engine.run import Run
+from engine.state import Training, choose_preparation, open_checkpoint
 from network import build_model
-from runs import Run
-from training import Training, choose_preparation, open_checkpoint
 from utils import run_main, seed_everything, set_up_device
 
 # Each recipe sets defaults; any flag given beside --recipe wins.

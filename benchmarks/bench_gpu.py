@@ -21,14 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-import options
 from benchmarks import classic
 from benchmarks.bench_loaders import our_dataset
 from benchmarks.measure import bench_parser, chosen, machine, operations, prepare
 from dataloader.clips import Batch, Loader, TestSampling, TrainSampling, clips_of, make_loader, sent_ahead
-from engine import train_step
+from engine import options
+from engine.epoch import train_step
+from engine.state import Training, amp_dtype
 from network import InferenceNet, build_model
-from training import Training, amp_dtype
 from utils import cpu_count, run_main
 
 CLASSES = 101

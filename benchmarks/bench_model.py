@@ -20,14 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-import options
 from benchmarks.classic import classic_model, classic_step
 from benchmarks.measure import HEADER, Stopwatch, Times, bench_parser, in_turns, machine, operations, ratio_line
 from dataloader.clips import Batch, Loader, clips_of
 from dataloader.transforms import default_preparation, to_input
-from engine import train_step
+from engine import options
+from engine.epoch import train_step
+from engine.state import Training, amp_dtype
 from network import InferenceNet, build_model
-from training import Training, amp_dtype
 from utils import run_main
 
 CPU = torch.device("cpu")

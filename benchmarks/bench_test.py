@@ -30,8 +30,8 @@ from benchmarks.measure import HEADER, ROOT, Times, bench_parser, chosen, machin
 from dataloader.clips import TestSampling, clips_of
 from dataloader.names import UCF101_CLASSES
 from dataloader.transforms import to_input
+from engine.state import amp_dtype
 from network import InferenceNet, build_model
-from training import amp_dtype
 from utils import run_main, save_checkpoint
 
 CPU = torch.device("cpu")

@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 from data.jobs import Report, cpu_count, run_jobs
 from data.videos import import_cv2
-from options import check_ranges
+from engine.options import check_ranges
 from utils import ArgumentParser, InputError, atomic_path, run_main, write_json
 
 APPEARANCES = ("Dots", "Stripes", "Checks")

@@ -22,7 +22,7 @@ import numpy as np
 
 from data.videos import find_videos
 from dataloader.names import first_few, group_of, video_key
-from options import check_ranges
+from engine.options import check_ranges
 from utils import ArgumentParser, InputError, atomic_path, check_writable, plural, run_main
 
 

@@ -21,16 +21,16 @@ from data.extract_flow import write_flow
 from data.extract_rgb import write_rgb
 from data.flow import dis_flow
 from data.videos import VideoError, read_frames
-from dataloader import windows
 from dataloader.clips import ClipDataset
 from dataloader.clips import TestSampling as Sampling  # pytest takes what is called Test for a test
-from dataloader.decoded import DecodedFrames, Flow
 from dataloader.layouts import index_frames
 from dataloader.motion_dataloader import ReadFlow, motion_sources
 from dataloader.sampling import consecutive_runs
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.splits import Video
 from dataloader.transforms import default_preparation
+from recogniser import windows
+from recogniser.decoded import DecodedFrames, Flow
 from utils import InputError
 
 SIDE = 64

@@ -115,7 +115,7 @@ def test_two_stopped_within_an_epoch_go_on_to_the_same_record(flags, two, tmp_pa
     script.write_text(f"""
 import os, runpy, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
-import runs
+from engine import run as runs
 after_batch = runs.Run._after_batch
 
 def stop(self, training):

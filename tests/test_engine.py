@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-import engine
 import network
 from dataloader.clips import Batch, ClipDataset, Source, clips_of
 from dataloader.clips import TestSampling as Sampling
 from dataloader.names import Video
 from dataloader.transforms import Preparation, to_input
-from training import Training, make_ema
+from engine import epoch as engine
+from engine.state import Training, make_ema
 from utils import InputError
 
 CPU = torch.device("cpu")

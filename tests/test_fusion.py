@@ -15,7 +15,7 @@ from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from fusion import evaluate, fuse, mean_over_splits, sweep_weights, temperature
 from report.metrics import bootstrap, calibration, mcnemar, ranks
-from report.predictions import align, load_predictions
+from saved.predictions import align, load_predictions
 
 # --- real predictions ----------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from scipy.special import softmax
 import fusion
 from dataloader.names import UCF101_CLASSES
 from fusion import evaluate, mean_over_splits, scale_warning
-from report.predictions import align, load_predictions
+from saved.predictions import align, load_predictions
 from utils import InputError
 
 

@@ -19,8 +19,8 @@ from video_files import FRAMES, make_video
 import predict
 from data.videos import VideoError, read_frames
 from dataloader.names import UCF101_CLASSES
-from report.answers import Answer
-from report.overlay import Caption, Scores, draw
+from recogniser.answers import Answer
+from recogniser.overlay import Caption, Scores, draw
 from utils import InputError
 
 # --- answers -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, SMALL
 
-import runs
+from engine import run as runs
 
 # Runs a script in this very process, which ends itself by a signal at a chosen moment.
 KILLER = """
@@ -28,7 +28,7 @@ def strike(at):
         if count == 0:
             os.kill(os.getpid(), number)
 
-import engine
+from engine import epoch as engine
 step, replace, write = engine.train_step, os.replace, pathlib.Path.write_bytes
 
 def train_step(*args, **kwargs):

@@ -17,7 +17,7 @@ import pytest
 import python2_files
 import torch
 
-from safeload import load_checkpoint, load_pickle
+from saved.safe import load_checkpoint, load_pickle
 from utils import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,7 +197,8 @@ READ_ALL = """
 import json, sys, warnings
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import safeload, safeload.torchfile
+import saved.torchfile
+from saved import safe as safeload
 from utils import InputError
 try:
     import resource

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from safeload.plainpickle import PLAIN_NAMES, Machine, Name, Refused, show
+from saved.plainpickle import PLAIN_NAMES, Machine, Name, Refused, show
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of a file of PyTorch before 1.6
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from safeload.plainpickle import PLAIN_NAMES, Machine, Refused
+from saved.plainpickle import PLAIN_NAMES, Machine, Refused
 from utils import InputError
 
 __all__ = ["load_checkpoint", "load_pickle"]
@@ -48,7 +48,7 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
     Python 2 included, are read here: torch's loader refuses Python 2's 64-bit ids, which are INT as text.
     Raises InputError for a file that is missing, damaged or wants anything else.
     """
-    from safeload import torchfile  # torch takes a second to import; who reads predictions needs none of it
+    from saved import torchfile  # torch takes a second to import; who reads predictions needs none of it
 
     with _reading(path, "a checkpoint of weights and plain data") as file:
         head = file.read(512)

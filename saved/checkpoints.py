@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from dataloader.transforms import IMAGENET_MEAN, IMAGENET_STD, Preparation
-from safeload import load_checkpoint
-from safeload.plainpickle import show
+from saved.plainpickle import show
+from saved.safe import load_checkpoint
 from utils import InputError, plural
 
 # What a project called parts of torchvision's ResNet, by source; the first name found in a file tells the source.

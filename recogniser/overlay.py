@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from data.videos import import_cv2, read_frames
-from dataloader.windows import frame_rate
-from report.answers import Answer, best
+from recogniser.answers import Answer, best
+from recogniser.windows import frame_rate
 from utils import InputError, atomic_path, check_writable
 
 # Okabe and Ito's palette, its dark colours lightened for the dark panel: told apart with any colour vision.

@@ -18,14 +18,14 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-import options
-from checkpoints import read_checkpoint
 from dataloader.clips import Loader
 from dataloader.loaders import Data
 from dataloader.names import first_few
 from dataloader.transforms import Preparation
-from engine import TestResult, test, train_one_epoch
-from training import Training, amp_dtype
+from engine import options
+from engine.epoch import TestResult, test, train_one_epoch
+from engine.state import Training, amp_dtype
+from saved.checkpoints import read_checkpoint
 from utils import (
     InputError,
     atomic_path,

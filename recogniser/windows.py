@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data.videos import import_cv2, read_frames, resize, resized
-from dataloader.decoded import DecodedFrames
+from recogniser.decoded import DecodedFrames
 from utils import InputError
 
 Frames = Mapping[int, Mapping[int, np.ndarray]]  # short side -> number of a frame -> RGB uint8 (height, width, 3)

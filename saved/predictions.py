@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dataloader.names import UCF101_CLASSES, first_few, ucf_parts
-from safeload import load_pickle
+from saved.safe import load_pickle
 from utils import InputError
 
 KINDS = {"spatial": "spatial", "rgb": "spatial", "motion": "motion", "flow": "motion", "opf": "motion"}

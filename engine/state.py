@@ -12,10 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.models.resnet import ResNet
 
-import options
-from checkpoints import Checkpoint, read_checkpoint
 from dataloader.transforms import Preparation
+from engine import options
 from network import explain_mismatch, freeze_batchnorm, parameter_groups
+from saved.checkpoints import Checkpoint, read_checkpoint
 from utils import InputError, world
 
 

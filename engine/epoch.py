@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from dataloader.clips import Batch, Loader, TestSampling, clips_of, sent_ahead
 from dataloader.transforms import Preparation, to_input
+from engine.state import Training, amp_dtype
 from network import InferenceNet, freeze_batchnorm
-from training import Training, amp_dtype
 from utils import InputError, accuracy, cross_entropy, seed_step, world
 
 
