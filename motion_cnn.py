@@ -17,14 +17,16 @@ from dataloader.motion_dataloader import ReadFlow, motion_sources
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.transforms import default_preparation
 from engine import options
-from engine.run import Run
-from engine.state import Training, choose_preparation, open_checkpoint
+from engine.epoch import train_one_epoch
+from engine.state import Training, choose_preparation
 from network import build_model
 from utils import InputError, run_main, seed_everything, set_up_device
 
 # Each recipe sets defaults; any flag given beside --recipe wins.
 RECIPES: dict[str, dict[str, Any]] = {
-    "baseline": {"batch_size": 64, "lr": 1e-2, "segments": 1, "flow_mean": 0.0, "flow_std": 1.0},  # the original's
+    "baseline": {  # the original's
+        "batch_size": 64, "lr": 1e-2, "segments": 1, "consensus": "sum", "flow_mean": 0.0, "flow_std": 1.0,
+    },
     "tsn": {
         "epochs": 340, "batch_size": 128, "lr": 5e-3, "schedule": "step", "milestones": [190 / 340, 300 / 340],
         "weight_decay": 5e-4, "clip_grad": 20.0, "dropout": 0.7, "partial_bn": True,
@@ -51,7 +53,7 @@ def main() -> int:
                        help="channel order of the original repo's checkpoint: [f1..f9, f0], [f5..f9, f0..f4], [f0..f9]")
     args = options.parse(parser, RECIPES)
     device = set_up_device(args.device)
-    checkpoint = open_checkpoint(args, *((args.input,) if "input" in args.given else ("flow", "rgbdiff")))
+    checkpoint = options.open_checkpoint(args, *((args.input,) if "input" in args.given else ("flow", "rgbdiff")))
     seed_everything(args.seed, args.deterministic)
 
     # data
@@ -72,19 +74,35 @@ def main() -> int:
             f"{index.root} holds every {rate}th frame, and differences need all: extract them with "
             "data/extract_rgb.py --sampling-rate 1 to another folder, and name that with --rgb-dir"
         )
-    preparation = choose_preparation(checkpoint, fresh, args)
-    data = make_data(args, index, read, find_sources, preparation, device)
+    preparation = choose_preparation(checkpoint, fresh, options.given_preparation(args))
+    data = make_data(options.data_settings(args), index, read, find_sources, preparation, device)
+    classes = data.split.class_names
 
     # model
     weights = args.weights if checkpoint is None else "none"
-    model = build_model(args.arch, preparation.channels, len(data.split.class_names), weights, args.dropout)
+    model = build_model(args.arch, preparation.channels, len(classes), weights, args.dropout)
 
-    # optimizer
-    training = Training.start(model, data.split.class_names, args, device, checkpoint)
+    # optimizer, and where its training stands
+    training = Training(model, preparation, device, options.training_settings(args))
+    if checkpoint is not None:
+        training.resume(checkpoint, classes, args.start_epoch)
 
-    # loop over epochs, or one test
-    run = Run("motion", "opf", args, data, preparation, device)
-    return run.evaluate(training) if args.evaluate else run.fit(training)
+    # one test, or the loop over epochs
+    run = options.make_run("motion", "opf", args, data)
+    if data.train is None:  # --evaluate
+        return run.evaluate(training)
+    training.distribute()
+    with run.training(training):  # which Ctrl-C and SIGTERM end in order
+        while training.epoch < args.epochs:
+            training.set_lr()
+            row = train_one_epoch(training, data.train, run.after_batch)
+            result, is_best = None, False
+            if run.tests_after(training):
+                result = run.test(training)
+                is_best = training.take_test(result.accuracy["top1"], result.loss)
+            run.end_epoch(training, row, result, is_best)
+        run.report_best(training)
+    return run.exit_code
 
 
 if __name__ == "__main__":

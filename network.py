@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import ResNet
 
-from dataloader.transforms import Preparation
+from dataloader.transforms import Preparation, grey_levels
 from utils import ArgumentParser, InputError, plural, run_main
 
 if TYPE_CHECKING:
@@ -122,15 +122,11 @@ def parameter_groups(
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
         group = first if name == "conv1.weight" else decayed if parameter.ndim > 1 else plain
         group.append(parameter)
-    return [
-        {"params": first, "lr": lr * conv1_lr_factor, "weight_decay": weight_decay},
-        {"params": decayed, "lr": lr, "weight_decay": weight_decay},
-        {"params": plain, "lr": lr, "weight_decay": 0.0},
-    ]
+    groups = [(first, lr * conv1_lr_factor, weight_decay), (decayed, lr, weight_decay), (plain, lr, 0.0)]
+    # "initial_lr" is what a schedule multiplies; SGD leaves alone what is frozen and so has no gradient
+    return [{"params": group, "lr": rate, "initial_lr": rate, "weight_decay": decay} for group, rate, decay in groups]
 
 
 def freeze_batchnorm(model: nn.Module) -> None:
@@ -162,15 +158,15 @@ class InferenceNet(nn.Module):
     ) -> None:
         super().__init__()
         trunk = fold_batchnorm(copy.deepcopy(model).eval())
-        # normalised = (grey - 255 mean) / (255 std) = scale * ((grey - centre) / LEVELS - outside)
-        planes = preparation.channels // len(preparation.mean)
-        mean, std = (255 * torch.tensor(values).repeat(planes) for values in (preparation.mean, preparation.std))
-        self.differences = preparation.modality == "rgbdiff"
-        self.centre = 0 if self.differences else 128
-        outside = (mean - self.centre) / self.LEVELS
+        # normalised = scale * grey + offset = LEVELS * scale * ((grey - centre) / LEVELS - outside)
+        images = preparation.channels // len(preparation.mean)
+        scale, offset = (torch.tensor(values).repeat(images) for values in preparation.affine)
+        self.modality = preparation.modality
+        self.centre = 0 if self.modality == "rgbdiff" else 128
+        outside = -(offset / scale + self.centre) / self.LEVELS
         first = trunk.conv1
         with torch.no_grad():
-            first.weight *= (self.LEVELS / std)[:, None, None]
+            first.weight *= (self.LEVELS * scale)[:, None, None]
             first.bias -= torch.einsum("ocij,c->o", first.weight, outside)
         self.border = first.padding[0]  # made by hand: a normalised 0 is no 0 here
         first.padding = (0, 0)
@@ -188,11 +184,7 @@ class InferenceNet(nn.Module):
         x = self.outside.expand(n, -1, height + 2 * edge, width + 2 * edge)
         x = x.contiguous(memory_format=torch.channels_last)
         inside = x[:, :, edge:-edge, edge:-edge]
-        if self.differences:
-            inside.copy_(clips[:, 3:]).sub_(clips[:, :-3])
-        else:
-            inside.copy_(clips).sub_(self.centre)
-        inside.mul_(1 / self.LEVELS)
+        grey_levels(clips, self.modality, inside).sub_(self.centre).mul_(1 / self.LEVELS)
         if self.compiled:  # once for any number of clips: a test's last batch is smaller
             torch._dynamo.maybe_mark_dynamic(x, 0)
         features = self.trunk(x).float()
@@ -205,7 +197,7 @@ def fold_batchnorm(model: ResNet) -> ResNet:
     for module in list(model.modules()):
         names = dict(module.named_children())
         for index in ("1", "2", "3"):
-            if isinstance(names.get("bn" + index), nn.BatchNorm2d):
+            if isinstance(names.get("bn" + index), nn.modules.batchnorm._BatchNorm):  # SyncBatchNorm is one, too
                 setattr(module, "conv" + index, fuse(names["conv" + index], names["bn" + index]))
                 setattr(module, "bn" + index, nn.Identity())
         if isinstance(names.get("downsample"), nn.Sequential):

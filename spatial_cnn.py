@@ -14,14 +14,14 @@ from dataloader.loaders import extraction_settings, make_data
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.transforms import default_preparation
 from engine import options
-from engine.run import Run
-from engine.state import Training, choose_preparation, open_checkpoint
+from engine.epoch import train_one_epoch
+from engine.state import Training, choose_preparation
 from network import build_model
 from utils import run_main, seed_everything, set_up_device
 
 # Each recipe sets defaults; any flag given beside --recipe wins.
 RECIPES: dict[str, dict[str, Any]] = {
-    "baseline": {"batch_size": 25, "lr": 5e-4},  # the original's
+    "baseline": {"batch_size": 25, "lr": 5e-4, "consensus": "sum"},  # the original's
     "tsn": {
         "epochs": 80, "batch_size": 128, "lr": 1e-3, "schedule": "step", "milestones": [30 / 80, 60 / 80],
         "weight_decay": 5e-4, "clip_grad": 40.0, "dropout": 0.8, "partial_bn": True,
@@ -37,25 +37,41 @@ def main() -> int:
     group.add_argument("--rgb-dir", metavar="DIR", default="data/rgb", help="RGB frames, in any layout of the README")
     args = options.parse(parser, RECIPES)
     device = set_up_device(args.device)
-    checkpoint = open_checkpoint(args, "rgb")
+    checkpoint = options.open_checkpoint(args, "rgb")
     seed_everything(args.seed, args.deterministic)
 
     # data
     index = index_frames(args.rgb_dir, "rgb")
     fresh = default_preparation("rgb", args.size, args.test_resize).with_extraction(extraction_settings(index.root))
-    preparation = choose_preparation(checkpoint, fresh, args)
-    data = make_data(args, index, ReadFrame(index.root), spatial_sources, preparation, device)
+    preparation = choose_preparation(checkpoint, fresh, options.given_preparation(args))
+    data = make_data(options.data_settings(args), index, ReadFrame(index.root), spatial_sources, preparation, device)
+    classes = data.split.class_names
 
     # model
     weights = args.weights if checkpoint is None else "none"
-    model = build_model(args.arch, preparation.channels, len(data.split.class_names), weights, args.dropout)
+    model = build_model(args.arch, preparation.channels, len(classes), weights, args.dropout)
 
-    # optimizer
-    training = Training.start(model, data.split.class_names, args, device, checkpoint)
+    # optimizer, and where its training stands
+    training = Training(model, preparation, device, options.training_settings(args))
+    if checkpoint is not None:
+        training.resume(checkpoint, classes, args.start_epoch)
 
-    # loop over epochs, or one test
-    run = Run("spatial", "rgb", args, data, preparation, device)
-    return run.evaluate(training) if args.evaluate else run.fit(training)
+    # one test, or the loop over epochs
+    run = options.make_run("spatial", "rgb", args, data)
+    if data.train is None:  # --evaluate
+        return run.evaluate(training)
+    training.distribute()
+    with run.training(training):  # which Ctrl-C and SIGTERM end in order
+        while training.epoch < args.epochs:
+            training.set_lr()
+            row = train_one_epoch(training, data.train, run.after_batch)
+            result, is_best = None, False
+            if run.tests_after(training):
+                result = run.test(training)
+                is_best = training.take_test(result.accuracy["top1"], result.loss)
+            run.end_epoch(training, row, result, is_best)
+        run.report_best(training)
+    return run.exit_code
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from tqdm import tqdm
 
 # Importing torch makes 200,000 objects that stay, and at Python's own threshold a collection looks through them again
 # and again. `run_main` puts it back.
@@ -55,6 +56,41 @@ def run_main(main: Callable[[], int | None]) -> None:
     finally:
         gc.unfreeze()  # else Python's end leaves it all alone, too, and triton's bindings print what they leaked
     sys.exit(code)
+
+
+def progress_bar(total: int, what: str, unit: str, done: int = 0, disable: bool = False) -> tqdm:
+    """A bar of `total` units: alive in a terminal, a line a minute with the time left in a log file."""
+    terminal = sys.stderr.isatty()
+    bar = tqdm if terminal else _LoggedBar
+    seconds = {} if terminal else {"mininterval": 60, "maxinterval": 60}
+    return bar(
+        total=total, initial=done, desc=what, unit=unit, leave=False, disable=disable, dynamic_ncols=terminal, **seconds
+    )
+
+
+class _LoggedBar(tqdm):
+    """A bar whose every showing is a line of its own; nothing is drawn over, and the empty start is not shown."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        text = str(self) if msg is None else msg
+        if text and self.n > self.initial:
+            self.fp.write(text + "\n")
+            self.fp.flush()
+        return True
+
+    def moveto(self, n: int) -> None:
+        pass
+
+
+def duration(seconds: float) -> str:
+    """A time left, in words: `40 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def plural(count: int, noun: str) -> str:
@@ -211,6 +247,11 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     }
 
 
+def mean_logits(clips: np.ndarray) -> np.ndarray:
+    """The logits of videos, (..., classes) float32, from those of their clips in time, (..., samples, classes)."""
+    return clips.mean(-2, dtype=np.float64).astype(np.float32)
+
+
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Mean cross-entropy of (videos, classes) logits, in nats."""
     high = logits.max(1, keepdims=True).astype(np.float64)
@@ -253,7 +294,7 @@ def write_predictions(
     mean. `about` is what fusion.py needs to know without a dataset: class_names, labels, protocol, ...
     """
     folder = Path(folder)
-    video_logits = {name: logits.mean(0, dtype=np.float64).astype(np.float32) for name, logits in frame_logits.items()}
+    video_logits = {name: mean_logits(logits) for name, logits in frame_logits.items()}
     for kind, predictions in (("frame", frame_logits), ("video", video_logits)):
         with atomic_path(folder / f"{stream}_{kind}_preds.pickle") as temporary:
             temporary.write_bytes(pickle.dumps(dict(predictions), protocol=4))

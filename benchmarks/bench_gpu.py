@@ -14,8 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -24,10 +23,9 @@ import torch
 from benchmarks import classic
 from benchmarks.bench_loaders import our_dataset
 from benchmarks.measure import bench_parser, chosen, machine, operations, prepare
-from dataloader.clips import Batch, Loader, TestSampling, TrainSampling, clips_of, make_loader, sent_ahead
-from engine import options
+from dataloader.clips import Batch, TestSampling, TrainSampling, clips_of, make_loader, sent_ahead
 from engine.epoch import train_step
-from engine.state import Training, amp_dtype
+from engine.state import Training, TrainingSettings, amp_dtype
 from network import InferenceNet, build_model
 from utils import cpu_count, run_main
 
@@ -93,15 +91,13 @@ class Bench:
         self.preparation = self.dataset.preparation
         self.loader = make_loader(self.dataset, self.videos, args.workers, device)
         self.endless = self._batches()
-        flags = ["--weights", "none", "--lr", "1e-5", *(["--compile"] if args.compile else [])]
-        self.flags = options.stream_parser(stream, "").parse_args(flags)
-        self.flags.given = set()
         self.dtype = amp_dtype("auto", device)
         model = build_model(args.arch, self.preparation.channels, CLASSES)
         if training:
-            names = [str(i) for i in range(CLASSES)]
-            self.training = Training.start(model, names, self.flags, device, None)
-            self.model = self.training.for_training(self.flags, device).train()
+            settings = TrainingSettings(lr=1e-5, batch_size=self.videos, compile=args.compile)
+            self.training = Training(model, self.preparation, device, settings)
+            self.training.distribute()
+            self.training.stepped.train()
         else:
             self.net = InferenceNet(model, self.preparation, self.dtype, args.compile).to(device)
 
@@ -119,10 +115,7 @@ class Bench:
         """What is done with a batch after loading, transfer included."""
         if self.phase == "training":
             self.training.batch = 0  # of an epoch that never ends
-            train_step(
-                self.training, self.model, batch, self.preparation, self.flags, self.device, self.dtype,
-                cast(Loader, SimpleNamespace(batch_size=self.videos, dataset=self.dataset)),
-            )  # fmt: skip
+            train_step(self.training, batch)
         else:
             with torch.inference_mode():
                 for output in self.net(clips_of(batch, self.preparation.modality, self.device)):

@@ -13,8 +13,7 @@ from __future__ import annotations
 import statistics
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -22,11 +21,10 @@ import torch
 
 from benchmarks.classic import classic_model, classic_step
 from benchmarks.measure import HEADER, Stopwatch, Times, bench_parser, in_turns, machine, operations, ratio_line
-from dataloader.clips import Batch, Loader, clips_of
+from dataloader.clips import Batch, clips_of
 from dataloader.transforms import default_preparation, to_input
-from engine import options
 from engine.epoch import train_step
-from engine.state import Training, amp_dtype
+from engine.state import Training, TrainingSettings, amp_dtype
 from network import InferenceNet, build_model
 from utils import run_main
 
@@ -45,7 +43,8 @@ def random_batch(videos: int, planes: int, clips: int, length: int, shared: bool
     if planes == 3:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
     flip = torch.zeros(len(rows), dtype=torch.bool)
-    return Batch([str(i) for i in range(videos)], torch.arange(videos) % CLASSES, pixels, rows, flip, videos, [])
+    names, labels = [str(i) for i in range(videos)], torch.arange(videos) % CLASSES
+    return Batch(names, labels, pixels, rows, flip, videos, [], of_all=videos)
 
 
 def timed(work: Any, clips: float) -> Any:
@@ -109,25 +108,17 @@ def testing(rounds: int, compiled: bool) -> None:
 def training(stream: str, rounds: int, videos: int) -> None:
     """One step of SGD on `videos` videos."""
     preparation, segments, clip = (FLOW, 1, 10) if stream == "motion" else (RGB, 3, 1)
-    parser = options.stream_parser(stream, "")
-    args = parser.parse_args(["--weights", "none", "--lr", "1e-4"])
-    args.given = set()
-    ours = Training.start(
-        build_model("resnet101", preparation.channels, CLASSES), [str(i) for i in range(CLASSES)], args, CPU, None
-    )
+    settings = TrainingSettings(lr=1e-4, batch_size=videos)
+    ours = Training(build_model("resnet101", preparation.channels, CLASSES), preparation, CPU, settings)
     ours.model.train()
     classic = classic_model(preparation.channels, CLASSES).train()
     optimizer = torch.optim.SGD(classic.parameters(), lr=1e-4, momentum=0.9)
     batch = random_batch(videos, len(preparation.mean) + (stream == "motion"), segments, clip)
     floats = to_input(clips_of(batch, preparation.modality, CPU), preparation).contiguous()
     parts = [floats[segment::segments].contiguous() for segment in range(segments)]
-    loader = cast(Loader, SimpleNamespace(batch_size=videos, dataset=batch.names))  # what a step asks of it
-    dtype = amp_dtype(args.amp, CPU)
     ways = {
         "classic": timed(lambda: classic_step(classic, optimizer, parts, batch.labels), len(floats)),
-        "ours": timed(
-            lambda: train_step(ours, ours.model, batch, preparation, args, CPU, dtype, loader), len(floats)
-        ),
+        "ours": timed(lambda: train_step(ours, batch), len(floats)),
         **products(operations("resnet101", preparation, training=True)),
     }
     in_turns(ways, 1)

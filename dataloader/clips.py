@@ -79,6 +79,7 @@ class Batch(NamedTuple):
     counted: int  # videos that count: 0 for the repeat that keeps processes in step
     problems: list[tuple[str, str]]  # (video, reason) of those replaced by another
     error: str | None = None
+    of_all: int = 0  # videos that all processes' shares of this batch make together; 0: not known yet
 
 
 SENT_AS_ARRAYS = ("labels", "clips", "flip")
@@ -277,6 +278,7 @@ class Loader:
     workers: int
     pin_memory: bool
     batches: EpochBatches = field(init=False)
+    problems: dict[str, str] = field(default_factory=dict)  # videos that another stood in for, and why
     _loader: DataLoader = field(init=False)
 
     def __post_init__(self) -> None:
@@ -307,10 +309,12 @@ class Loader:
         """
         self.batches.epoch, self.batches.first_batch = epoch, first_batch
         try:
-            for batch in self._loader:
+            for number, batch in enumerate(self._loader, first_batch):
                 if batch.error is not None:
                     raise InputError(batch.error)
-                yield batch._replace(**{name: torch.as_tensor(getattr(batch, name)) for name in SENT_AS_ARRAYS})
+                self.problems.update(batch.problems)
+                tensors = {name: torch.as_tensor(getattr(batch, name)) for name in SENT_AS_ARRAYS}
+                yield batch._replace(**tensors, of_all=self.batches.size(number))
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise

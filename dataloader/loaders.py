@@ -28,43 +28,54 @@ class Data:
     root: Path  # of the images
 
 
+@dataclass(frozen=True)
+class DataSettings:
+    """Which videos, and how they are loaded; see the flags of the same names in spatial_cnn.py -h."""
+
+    ucf_list: Path | None  # None: UCF101's group rule
+    split: str
+    testing: TestSampling
+    training: TrainSampling | None  # None: only a test is asked for
+    batch_size: int = 1
+    val_groups: int = 0
+    allow_missing: bool = False
+    skip_errors: bool = False  # in training only: a test leaves no video out
+    workers: int | None = None
+    seed: int = 0
+
+
 def make_data(
-    args: Any,
+    settings: DataSettings,
     index: Index,
     read: ReadSteps,
     find_sources: Callable[[Index, list[Video], bool], list[Source]],
     preparation: Preparation,
     device: torch.device,
 ) -> Data:
-    """Match the split that `args` name with the images on disk, and make its loaders."""
-    split = load_split(list_folder(args), args.split, index.names, verbose=world()[0] == 0)
+    """Match a split with the images on disk, and make its loaders."""
+    split = load_split(settings.ucf_list, settings.split, index.names, verbose=world()[0] == 0)
+    if len(split.class_names) < 2:
+        raise InputError(f"all videos are of one class, {split.class_names[0]}: nothing to tell apart; add a class")
 
     def loader(videos: list[Video], sampling: TrainSampling | TestSampling, batch: int, subset: str) -> Loader:
-        sources = find_sources(index, videos, args.allow_missing)
+        sources = find_sources(index, videos, settings.allow_missing)
         if not sources:
             raise InputError(f"no {subset} video of split {split.number} is under {index.root}; check --ucf-list")
-        skip = args.on_error == "skip" and isinstance(sampling, TrainSampling)
-        dataset = ClipDataset(sources, read, preparation, sampling, seed=args.seed, skip_errors=skip)
-        return make_loader(dataset, batch, args.workers, device)
+        skip = settings.skip_errors and isinstance(sampling, TrainSampling)
+        dataset = ClipDataset(sources, read, preparation, sampling, seed=settings.seed, skip_errors=skip)
+        return make_loader(dataset, batch, settings.workers, device)
 
-    testing = TestSampling(args.test_samples, args.test_views)
-    test_batch = max(1, (256 if device.type == "cuda" else 32) // testing.clips)  # videos
-    test = loader(split.test, testing, test_batch, "test")
-    if args.evaluate:
+    test_batch = max(1, (256 if device.type == "cuda" else 32) // settings.testing.clips)  # videos
+    test = loader(split.test, settings.testing, test_batch, "test")
+    if settings.training is None:
         return Data(split, None, test, test, index.root)
     training, select = split.train, test
-    if args.val_groups:
-        training, validation = hold_out_groups(split.train, args.val_groups)
-        select = loader(validation, testing, test_batch, "validation")
-    sampling = TrainSampling(args.segments, args.crop, args.crop_positions, flip=args.flip)
-    return Data(split, loader(training, sampling, args.batch_size, "training"), select, test, index.root)
-
-
-def list_folder(args: Any) -> Path | None:
-    """The folder of split lists, or None for UCF101's group rule: 'none', or the default where it is absent."""
-    if args.ucf_list == "none" or ("ucf_list" not in args.given and not Path(args.ucf_list).is_dir()):
-        return None
-    return Path(args.ucf_list)
+    if settings.val_groups:
+        training, validation = hold_out_groups(split.train, settings.val_groups)
+        select = loader(validation, settings.testing, test_batch, "validation")
+    return Data(
+        split, loader(training, settings.training, settings.batch_size, "training"), select, test, index.root
+    )
 
 
 def extraction_settings(root: Path) -> dict[str, Any]:

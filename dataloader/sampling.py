@@ -53,27 +53,34 @@ class EpochBatches(Sampler):
     """Batches of (epoch, index), each video once per epoch, split over the processes.
 
     `batch_size` is the global batch: process `rank` of `world` takes its share of each, so that flags mean
-    the same on one GPU and on eight. A last batch that is too small for all processes is padded with a
-    repeat, given as (epoch, -index-1): it counts nowhere, but it keeps the processes in step.
-    `first_batch` skips what a run resumed in mid-epoch has already seen.
+    the same on one GPU and on eight. Batches are as even as they can be and none is larger than `batch_size`: a last
+    one of a few videos would be a whole step from their batch statistics (9,537 = 149 x 64 + 1). A batch that is too
+    small for all processes is padded with a repeat, given as (epoch, -index-1): it counts nowhere, but it keeps the
+    processes in step. `first_batch` skips what a run resumed in mid-epoch has already seen.
     """
 
     def __init__(
         self, videos: int, batch_size: int, *, seed: int | None = None, rank: int = 0, world: int = 1
     ) -> None:
-        self.videos, self.batch_size, self.seed = videos, batch_size, seed  # seed None: in list order
+        self.videos, self.seed = videos, seed  # seed None: in list order
+        batches = -(-videos // batch_size)
+        self.edges = [batch * videos // batches for batch in range(batches + 1)]
         self.rank, self.world = rank, world
         self.epoch = 0
         self.first_batch = 0
 
     def __len__(self) -> int:
-        return -(-self.videos // self.batch_size) - self.first_batch
+        return len(self.edges) - 1 - self.first_batch
+
+    def size(self, batch: int) -> int:
+        """Videos in a batch of the epoch, over all processes."""
+        return self.edges[batch + 1] - self.edges[batch]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.arange(self.videos)
         if self.seed is not None:
             order = rng_for(self.seed, self.epoch).permutation(self.videos)
-        for start in range(self.first_batch * self.batch_size, self.videos, self.batch_size):
-            batch = order[start : start + self.batch_size]
+        for low, high in itertools.pairwise(self.edges[self.first_batch :]):
+            batch = order[low:high]
             share = batch[self.rank :: self.world].tolist() or [-int(batch[0]) - 1]
             yield [(self.epoch, index) for index in share]

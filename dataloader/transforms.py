@@ -55,6 +55,12 @@ class Preparation:
         """Consecutive time steps on disk that make one clip: frames (rgb, rgbdiff) or flow pairs (flow)."""
         return self.stack_length + 1 if self.modality == "rgbdiff" else self.stack_length
 
+    @property
+    def affine(self) -> tuple[list[float], list[float]]:
+        """(scale, offset) per channel of one image: a network's input, (grey / 255 - mean) / std, is their line."""
+        scale = [1 / (255 * std) for std in self.std]
+        return scale, [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
+
     def with_extraction(self, settings: dict[str, Any]) -> Preparation:
         """The same, for images made with these settings of extraction.json; {} for images of unknown origin."""
         return replace(
@@ -226,16 +232,22 @@ def flip_clips(clips: Tensor, flip: Tensor, modality: str) -> Tensor:
     return torch.where(flip[:, None, None, None], mirrored, clips)
 
 
+def grey_levels(clips: Tensor, modality: str, out: Tensor) -> Tensor:
+    """What of uint8 clips (N, images x planes, H, W) a network sees, in grey levels, in `out` (N, channels, H, W).
+
+    The pixels themselves, or for rgbdiff the next image's less each image's: whole numbers from -255 to 255, which
+    bfloat16 holds exactly.
+    """
+    return out.copy_(clips[:, 3:]).sub_(clips[:, :-3]) if modality == "rgbdiff" else out.copy_(clips)
+
+
 def to_input(clips: Tensor, preparation: Preparation) -> Tensor:
     """uint8 clips (N, images x planes, H, W) -> normalised float32 network input (N, channels, H, W)."""
-    planes = len(preparation.mean)
-    values = clips.to(torch.float32)
-    if preparation.modality == "rgbdiff":
-        values = values[:, 3:] - values[:, :-3]
-    repeat = values.shape[1] // planes
-    scale = _vector([1 / (255 * s) for s in preparation.std], values).repeat(repeat)
-    offset = _vector([-m / s for m, s in zip(preparation.mean, preparation.std, strict=True)], values).repeat(repeat)
-    return values.mul_(scale[:, None, None]).add_(offset[:, None, None])
+    n, _, height, width = clips.shape
+    x = torch.empty(n, preparation.channels, height, width, device=clips.device)
+    x = grey_levels(clips, preparation.modality, x.contiguous(memory_format=torch.channels_last))
+    scale, offset = (_vector(numbers, x).repeat(x.shape[1] // len(numbers)) for numbers in preparation.affine)
+    return x.mul_(scale[:, None, None]).add_(offset[:, None, None])
 
 
 def _vector(numbers: Sequence[float], like: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,64 +14,49 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from dataloader.clips import Batch, Loader, TestSampling, clips_of, sent_ahead
-from dataloader.transforms import Preparation, to_input
-from engine.state import Training, amp_dtype
+from dataloader.transforms import to_input
+from engine.state import Training
 from network import InferenceNet, freeze_batchnorm
-from utils import InputError, accuracy, cross_entropy, seed_step, world
-
-
-@dataclass(frozen=True)
-class TestResult:
-    """What a test found. Logits are float32, (samples, classes) per video, averaged over views."""
-
-    frame_logits: dict[str, np.ndarray]
-    labels: dict[str, int]
-    features: dict[str, np.ndarray]  # (samples, features) per video, where asked for
-    loss: float  # cross-entropy of the video-level logits
-    accuracy: dict[str, float]  # top1, top5, mean_class in per cent
-    batch_time: float
-    data_time: float
-
+from utils import InputError, accuracy, cross_entropy, duration, mean_logits, progress_bar, seed_step, world
 
 # --- training ------------------------------------------------------------------------------------------
 
 
-def consensus(logits: Tensor, clips: int) -> Tensor:
-    """(videos * clips, classes) -> (videos, classes): the mean over a video's clips (TSN, section 3.1)."""
-    return logits.unflatten(0, (-1, clips)).mean(1)
+def consensus(logits: Tensor, clips: int, how: str) -> Tensor:
+    """(videos * clips, classes) -> (videos, classes): the mean over a video's clips (TSN, section 3.1), or the sum.
 
-
-def train_one_epoch(
-    training: Training,
-    model: nn.Module,
-    loader: Loader,
-    preparation: Preparation,
-    args: Any,
-    device: torch.device,
-    after_batch: Callable[[], None],
-    problems: dict[str, str],
-) -> dict[str, float]:
-    """Train the epoch in progress to its end and return its record row.
-
-    `model` is training.model, or its DistributedDataParallel wrapper. `after_batch` is called when a batch
-    is complete in every respect: there a run may be saved or stopped.
+    The original sums: of three clips, a gradient three times the mean's where the scores are still small.
     """
-    model.train()
-    if args.partial_bn:
-        freeze_batchnorm(model)
-    dtype = amp_dtype(args.amp, device)
+    of_video = logits.unflatten(0, (-1, clips))  # (videos, clips, classes)
+    return of_video.mean(1) if how == "mean" else of_video.sum(1)
+
+
+def ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """How many classes stand before the label's, by utils.ranks' rule for equals, on the device: (videos,) int64."""
+    own = scores.gather(1, labels[:, None])
+    earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
+    return (~(scores < own) & ~((scores == own) & ~earlier)).sum(1)
+
+
+def train_one_epoch(training: Training, loader: Loader, after_batch: Callable[[Training], None]) -> dict[str, float]:
+    """Train the epoch in progress, from its first batch that is not done, and return its record row.
+
+    `after_batch` is called when a batch is complete in every respect: there a run may be saved or stopped.
+    """
+    training.stepped.train()
+    if training.settings.partial_bn:
+        freeze_batchnorm(training.model)
     recent: list[tuple[list[str], Tensor]] = []  # losses not yet looked at: looking waits for the device
     shown = 0.0
     start = asked = time.perf_counter()
-    clips_seen = 0
-    with progress_bar(len(loader), f"epoch {training.epoch}", "batch", training.batch) as bar:
-        for batch in sent_ahead(loader.epoch(training.epoch, training.batch), device):
+    first, clips_seen = training.batch, 0
+    name = f"epoch {training.epoch} of {training.settings.epochs}"
+    with progress_bar(len(loader), name, "batch", training.batch, disable=world()[0] > 0) as bar:
+        for batch in sent_ahead(loader.epoch(training.epoch, training.batch), training.device):
             training.times[1] += time.perf_counter() - asked
-            problems.update(batch.problems)
-            loss = train_step(training, model, batch, preparation, args, device, dtype, loader)
+            loss = train_step(training, batch)
             recent.append((batch.names, loss))
             training.batch += 1
             clips_seen += len(batch.clips)
@@ -80,13 +64,17 @@ def train_one_epoch(
             training.times[0] += now - asked
             if now - shown > 0.5 or len(recent) >= 50 or training.batch == len(loader):
                 check_finite(recent)
-                mean_loss, top1 = (100 * training.sums[:2] / training.sums[3]).tolist()
-                rate = clips_seen * world()[1] / (time.perf_counter() - start)
-                figures = f"loss {mean_loss / 100:.3f}, top-1 {top1:.1f} %, {rate:.0f} clips/s"
-                bar.set_postfix_str(figures, refresh=False)
+                mean_loss, top1 = (training.sums[:2] / training.sums[3]).tolist()
+                per_second = clips_seen * world()[1] / (now - start)
+                epochs = training.settings.epochs - training.epoch - training.batch / len(loader)
+                left = duration(epochs * len(loader) * (now - start) / (training.batch - first))
+                bar.set_postfix_str(
+                    f"loss {mean_loss:.3f}, top-1 {100 * top1:.1f} %, {per_second:.0f} clips/s, all epochs: {left}",
+                    refresh=False,
+                )
                 shown = now
             bar.update()
-            after_batch()
+            after_batch(training)
             asked = time.perf_counter()
     loss_sum, top1, top5, videos = training.sums_of_all().tolist()
     return {
@@ -100,48 +88,40 @@ def train_one_epoch(
     }
 
 
-def train_step(
-    training: Training,
-    model: nn.Module,
-    batch: Batch,
-    preparation: Preparation,
-    args: Any,
-    device: torch.device,
-    dtype: torch.dtype,
-    loader: Loader,
-) -> Tensor:
+def train_step(training: Training, batch: Batch) -> Tensor:
     """Forward, backward and one step of SGD on a batch. Returns the batch's mean loss, still on the device."""
-    seed_step(args.seed, training.epoch, training.batch)
-    inputs = to_input(clips_of(batch, preparation.modality, device), preparation)
+    settings, device = training.settings, training.device
+    seed_step(settings.seed, training.epoch, training.batch)
+    inputs = to_input(clips_of(batch, training.preparation.modality, device), training.preparation)
     labels = batch.labels.to(device, non_blocking=True)
     clips = len(batch.clips) // len(batch.names)
     # Gradients are averaged over processes whose shares may differ in size: weigh each by its share.
-    first = (training.batch) * loader.batch_size
-    everyone = min(loader.batch_size, len(loader.dataset) - first)
-    weight = world()[1] / everyone if batch.counted else 0.0
+    weight = world()[1] / batch.of_all if batch.counted else 0.0
     training.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=device)
-    parts = min(args.accumulate, len(batch.names))
+    parts = min(settings.accumulate, len(batch.names))
     edges = [len(batch.names) * part // parts for part in range(parts + 1)]
     for low, high in itertools.pairwise(edges):
         last = high == len(batch.names)
         with contextlib.ExitStack() as stack:
-            if not last and isinstance(model, DistributedDataParallel):
-                stack.enter_context(model.no_sync())
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                logits = model(inputs[low * clips : high * clips])
-            scores = consensus(logits.float(), clips)
+            if not last and isinstance(training.stepped, DistributedDataParallel):
+                stack.enter_context(training.stepped.no_sync())
+            with torch.autocast(device.type, training.dtype, enabled=training.dtype != torch.float32):
+                logits = training.stepped(inputs[low * clips : high * clips])  # (videos * clips, classes)
+            scores = consensus(logits.float(), clips, settings.consensus)  # (videos, classes)
             target = labels[low:high]
-            loss = nn.functional.cross_entropy(scores, target, reduction="sum", label_smoothing=args.label_smoothing)
+            loss = nn.functional.cross_entropy(
+                scores, target, reduction="sum", label_smoothing=settings.label_smoothing
+            )
             training.scaler.scale(loss * weight).backward()
         with torch.no_grad():
-            rank = (scores > scores.gather(1, target[:, None])).sum(1)
+            rank = ranks(scores, target)
             counts = torch.stack((loss, (rank < 1).sum(), (rank < 5).sum(), loss.new_full((), high - low)))
             training.sums += counts * bool(batch.counted)
             total += loss
-    if args.clip_grad:
+    if settings.clip_grad:
         training.scaler.unscale_(training.optimizer)
-        nn.utils.clip_grad_norm_(training.model.parameters(), args.clip_grad)
+        nn.utils.clip_grad_norm_(training.model.parameters(), settings.clip_grad)
     training.scaler.step(training.optimizer)
     training.scaler.update()
     if training.ema is not None:
@@ -161,29 +141,36 @@ def check_finite(recent: list[tuple[list[str], Tensor]]) -> None:
     recent.clear()
 
 
-def progress_bar(total: int, what: str, unit: str, done: int = 0) -> tqdm:
-    """A bar on rank 0: alive in a terminal, a line a minute in a log file."""
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        total=total, initial=done, desc=what, unit=unit, leave=False, disable=world()[0] > 0,
-        dynamic_ncols=terminal, mininterval=0.1 if terminal else 60, maxinterval=10 if terminal else 60,
-    )  # fmt: skip
-
-
 # --- testing -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """What a test found. Logits are float32, (samples, classes) per video, averaged over views."""
+
+    frame_logits: dict[str, np.ndarray]
+    labels: dict[str, int]
+    features: dict[str, np.ndarray]  # (samples, features) per video, where asked for
+    loss: float  # cross-entropy of the training's consensus over a video's clips
+    accuracy: dict[str, float]  # top1, top5, mean_class in per cent
+    batch_time: float
+    data_time: float
+
+    def __str__(self) -> str:
+        scores = self.accuracy
+        return (
+            f"loss {self.loss:.4f}, top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, "
+            f"mean class {scores['mean_class']:.2f} %"
+        )
 
 
 @torch.inference_mode()
 def test(
-    model: nn.Module,
-    loader: Loader,
-    preparation: Preparation,
-    args: Any,
-    device: torch.device,
-    check_stop: Callable[[], None] = lambda: None,
+    training: Training, loader: Loader, check_stop: Callable[[], None] = lambda: None, keep_features: bool = False
 ) -> TestResult:
     """Logits of every video, in all processes together. The network's training state is left as it is."""
-    net = InferenceNet(model, preparation, amp_dtype(args.amp, device), args.compile).to(device)
+    preparation, device, settings = training.preparation, training.device, training.settings
+    net = InferenceNet(training.tested_model, preparation, training.dtype, settings.compile).to(device)
     sampling = loader.dataset.sampling
     assert isinstance(sampling, TestSampling)
     logits: dict[str, np.ndarray] = {}
@@ -192,17 +179,19 @@ def test(
     start = asked = time.perf_counter()
     waited = 0.0
     correct = seen = 0
-    with progress_bar(len(loader.dataset), "test", "video") as bar:
+    with progress_bar(len(loader.dataset), "test", "video", disable=world()[0] > 0) as bar:
         for batch in sent_ahead(loader.epoch(0), device):
             waited += time.perf_counter() - asked
             if batch.counted:
                 outputs = net(clips_of(batch, preparation.modality, device))
                 shape = (len(batch.names), sampling.views, sampling.samples)
+                # (videos * views * samples, ...) -> (videos, samples, ...)
                 clip_logits, clip_features = (output.unflatten(0, shape).mean(1).cpu().numpy() for output in outputs)
+                check_logits(batch.names, clip_logits)
                 logits.update(zip(batch.names, clip_logits, strict=True))
-                if args.features:
+                if keep_features:
                     features.update(zip(batch.names, clip_features, strict=True))
-                correct += int((clip_logits.mean(1).argmax(1) == batch.labels.numpy()).sum())
+                correct += int((mean_logits(clip_logits).argmax(1) == batch.labels.numpy()).sum())
                 seen += len(batch.names)
                 rate = seen * sampling.clips / (time.perf_counter() - start)
                 bar.set_postfix_str(f"top-1 {100 * correct / seen:.1f} %, {rate:.0f} clips/s", refresh=False)
@@ -217,10 +206,22 @@ def test(
         features = {name: value for _, part in everyone for name, value in part.items()}
     videos = [source.video for source in loader.dataset.sources]
     logits = {video.name: logits[video.name] for video in videos}  # in list order, however it was shared out
-    scores = np.stack([frames.mean(0) for frames in logits.values()])
+    scores = mean_logits(np.stack(list(logits.values())))  # (videos, classes)
     labels = {video.name: video.label for video in videos}
     truth = np.array(list(labels.values()))
+    loss = cross_entropy(scores * (sampling.samples if settings.consensus == "sum" else 1), truth)
     return TestResult(
-        logits, labels, {name: features[name] for name in logits} if args.features else {},
-        cross_entropy(scores, truth), accuracy(scores, truth), seconds / len(loader), waited / len(loader),
+        logits, labels, {name: features[name] for name in logits} if keep_features else {},
+        loss, accuracy(scores, truth), seconds / len(loader), waited / len(loader),
     )  # fmt: skip
+
+
+def check_logits(names: list[str], logits: np.ndarray) -> None:
+    """Raise InputError, which names the first video, where (videos, samples, classes) logits are no numbers."""
+    good = np.isfinite(logits).all((1, 2))
+    if not good.all():
+        name = next(name for name, fine in zip(names, good, strict=True) if not fine)
+        raise InputError(
+            f"the network's logits for {name} are no numbers: its weights are most likely broken by a training that "
+            "diverged; go on from an older checkpoint with a smaller --lr, --clip-grad 40 or --amp off"
+        )

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils import ArgumentParser, InputError
+from dataloader.clips import TestSampling, TrainSampling
+from dataloader.loaders import Data, DataSettings
+from engine.run import Run
+from engine.state import TrainingSettings
+from saved.checkpoints import Checkpoint, read_checkpoint
+from utils import ArgumentParser, InputError, world
 
 # What a flag given on a resume does not have to repeat: everything that shapes the training, from the checkpoint.
 NOT_RESTORED = {
@@ -63,7 +69,9 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     group.add_argument("--accumulate", type=int, default=1, metavar="K",
                        help="do a batch in K parts, so that it fits the memory; the step stays that of the whole batch")
     group.add_argument("--segments", type=int, default=3,
-                       help="random clips per video, one in each equal part; their mean logits are trained (TSN 3.1)")
+                       help="random clips per video, one in each equal part, trained together (TSN 3.1)")
+    group.add_argument("--consensus", choices=("mean", "sum"), default="mean",
+                       help="of a video's clips before the loss: TSN's mean, or the original's sum")
     group.add_argument("--lr", type=float, default=5e-4, help="learning rate")
     group.add_argument("--momentum", type=float, default=0.9, help="of SGD")
     group.add_argument("--weight-decay", type=float, default=0.0, help="not on biases and batch norm (TSN code: 5e-4)")
@@ -133,6 +141,7 @@ def parse(
     absent = object()
     parser.set_defaults(**dict.fromkeys(vars(args), absent))
     args.given = {name for name, value in vars(parser.parse_args(argv)).items() if value is not absent}
+    args.of_recipe = set(recipes[recipe])
     check_ranges(args)
     if args.evaluate and not args.resume:
         raise InputError("--evaluate tests a trained network: name it with --resume PATH")
@@ -150,16 +159,69 @@ def check_ranges(args: argparse.Namespace) -> None:
                 raise InputError(f"--{name.replace('_', '-')} {value}: must be {span}")
 
 
-def restore(args: argparse.Namespace, saved: Mapping[str, Any]) -> None:
-    """Put a checkpoint's flags in place of those that were not given, so that a resume repeats nothing."""
+def open_checkpoint(args: argparse.Namespace, *modalities: str) -> Checkpoint | None:
+    """Read --resume's checkpoint, ours or another project's, for one of `modalities`; None on a fresh start.
+
+    What shaped its training takes the place of the flags that were not given. Of a recipe other than its own that is
+    given, all values count as given.
+    """
+    if args.resume is None:
+        return None
+    checkpoint = read_checkpoint(args.resume, *modalities, flow_order=getattr(args, "flow_order", "original"))
+    if "arch" in args.given and args.arch != checkpoint.arch:
+        raise InputError(f"--arch {args.arch}: {args.resume} is a {checkpoint.arch}; leave --arch out")
+    saved = dict(checkpoint.args)
+    if "recipe" in args.given and args.recipe != saved.get("recipe"):
+        args.given |= args.of_recipe
+    if checkpoint.source != "two-stream" and args.schedule != "plateau":
+        saved.pop("lr", None)  # what its schedule had come down to: ours counts from the start
     for name, value in saved.items():
         if name not in args.given | NOT_RESTORED and hasattr(args, name):
             setattr(args, name, value)
+    args.arch = checkpoint.arch
+    if checkpoint.source != "two-stream" and world()[0] == 0:
+        author = "the original repository" if checkpoint.source == "original" else checkpoint.source
+        momentum = "" if args.evaluate else "; the optimizer's momentum starts afresh"
+        epoch = f", epoch {checkpoint.epoch}" if checkpoint.epoch >= 0 else ""
+        print(f"{args.resume}: a checkpoint of {author}{epoch}{momentum}")
+    return checkpoint
 
 
-def as_dict(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags as plain values, for a checkpoint."""
-    return {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items() if name != "given"}
+def data_settings(args: argparse.Namespace) -> DataSettings:
+    """The flags that say which videos are loaded, and how."""
+    rule = args.ucf_list == "none" or ("ucf_list" not in args.given and not Path(args.ucf_list).is_dir())
+    training = TrainSampling(args.segments, args.crop, args.crop_positions, flip=args.flip)
+    return DataSettings(
+        None if rule else Path(args.ucf_list), args.split, TestSampling(args.test_samples, args.test_views),
+        None if args.evaluate else training, args.batch_size, args.val_groups, args.allow_missing,
+        args.on_error == "skip", args.workers, args.seed,
+    )  # fmt: skip
+
+
+def given_preparation(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a Preparation that flags were given for."""
+    values = {name: getattr(args, name) for name in ("size", "test_resize", "stack_length") if name in args.given}
+    if getattr(args, "input", None) == "flow":
+        values |= {name: (getattr(args, f"flow_{name}"),) for name in ("mean", "std") if f"flow_{name}" in args.given}
+    return values
+
+
+def training_settings(args: argparse.Namespace) -> TrainingSettings:
+    """The flags that say how a network is trained, as values with types."""
+    names = [field.name for field in dataclasses.fields(TrainingSettings) if hasattr(args, field.name)]
+    values: dict[str, Any] = {name: getattr(args, name) for name in names}
+    return TrainingSettings(**{**values, "milestones": tuple(args.milestones)})
+
+
+def make_run(stream: str, prefix: str, args: argparse.Namespace, data: Data) -> Run:
+    """A run that writes where the flags say; they go into its checkpoints as plain values."""
+    flags = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()
+             if name not in ("given", "of_recipe")}  # fmt: skip
+    features = Path(args.features) if args.features else None
+    return Run(
+        stream, prefix, data, args.arch, Path(args.output), args.resume, features,
+        args.val_groups, args.eval_every, args.save_every_minutes, flags,
+    )  # fmt: skip
 
 
 def _find_checkpoint(resume: str | None, output: str) -> Path | None:

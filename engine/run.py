@@ -1,4 +1,4 @@
-"""One stream's run: the loop over epochs, what it writes, and how it stops and goes on."""
+"""One stream's run: what it writes, when, and how it stops and goes on. The loop itself stands in the scripts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,11 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from dataloader.clips import Loader
+from dataloader.clips import Loader, TestSampling
 from dataloader.loaders import Data
 from dataloader.names import first_few
-from dataloader.transforms import Preparation
-from engine import options
-from engine.epoch import TestResult, test, train_one_epoch
-from engine.state import Training, amp_dtype
+from engine.epoch import TestResult, test
+from engine.state import Training
 from saved.checkpoints import read_checkpoint
 from utils import (
     InputError,
@@ -40,6 +39,7 @@ from utils import (
 )
 
 
+@dataclass
 class Run:
     """One stream's training or test: where it writes, and how it stops.
 
@@ -47,89 +47,158 @@ class Run:
     is the commit: a run killed before it does the epoch again, to the same bits, and replaces what it wrote.
     """
 
-    def __init__(
-        self, stream: str, prefix: str, args: Any, data: Data, preparation: Preparation, device: torch.device
-    ) -> None:
-        self.stream, self.prefix, self.args, self.data = stream, prefix, args, data
-        self.preparation, self.device = preparation, device
-        self.output = Path(args.output)
-        self.leads = world()[0] == 0  # only rank 0 writes and speaks
-        self.problems: dict[str, str] = {}  # videos that --on-error skip replaced
-        self.signal = 0  # of the one that asked to stop
-        self.saved_at = time.monotonic()
+    stream: str  # of the prediction files
+    prefix: str  # of the record files
+    data: Data
+    arch: str
+    output: Path
+    resume: Path | None  # the checkpoint that this run goes on from
+    features: Path | None  # the .npz that a test also writes
+    val_groups: int
+    eval_every: int
+    save_every_minutes: float
+    flags: dict[str, Any]  # all flags, as the checkpoint keeps them
+    signal: int = 0  # of the one that asked to stop
+    best_written: bool = False  # are the predictions on disk those of model_best, on the test videos?
+    saved_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def leads(self) -> bool:
+        """Only rank 0 writes and speaks."""
+        return world()[0] == 0
 
     def say(self, text: str) -> None:
         if self.leads:
             tqdm.write(text)
             sys.stdout.flush()
 
-    def fit(self, training: Training) -> int:
-        """Train to --epochs, testing as asked, and leave the best epoch's predictions. Returns the exit code."""
-        args = self.args
-        model = training.for_training(args, self.device)
-        size = sum(tensor.nbytes for tensor in training.model.state_dict().values())
+    @contextlib.contextmanager
+    def training(self, training: Training) -> Iterator[None]:
+        """Around the loop over epochs: looks whether it can be written, and keeps what another training left.
+
+        Ctrl-C or SIGTERM ends the block after the batch, saved; `exit_code` then says so.
+        """
+        state = training.model.state_dict()
         if self.leads:  # weights, momentum and average, in two checkpoints and a temporary one
-            check_output(self.output, 3 * (3 if training.ema else 2) * size)
+            copies = 3 if training.ema else 2
+            check_output(self.output, 3 * copies * sum(tensor.nbytes for tensor in state.values()))
             self._check_features()
             own = [(self.output / name).resolve() for name in ("checkpoint.pth.tar", "model_best.pth.tar")]
-            if args.resume is None or Path(args.resume).resolve() not in own:
+            if self.resume is None or self.resume.resolve() not in own:
                 self._set_aside()
-        self.say(self._headline())
+        self.say(self._headline(training))
         if untrained := self._untrained():
             names = self.data.split.class_names
             self.say(f"note: no training video in {len(untrained)} of {len(names)} classes: {first_few(untrained)}")
-        if args.val_groups:
-            self.say(f"model_best is chosen by {plural(args.val_groups, 'group')} of each class, held out of training")
+        if self.val_groups:
+            self.say(f"model_best is chosen by {plural(self.val_groups, 'group')} of each class, held out of training")
         else:
             self.say("model_best is chosen by the test set, as the original's was; --val-groups 3 chooses without it")
-        if training.epoch >= args.epochs:
-            self.say(f"nothing is left of --epochs {args.epochs}; a higher number trains further")
+        if training.epoch >= training.settings.epochs:
+            self.say(f"nothing is left of --epochs {training.settings.epochs}; a higher number trains further")
         with self._signals():
             try:
-                last_is_best = False
-                while training.epoch < args.epochs:
-                    last_is_best = self._epoch(training, model)
-                if not last_is_best or args.val_groups:
-                    self._report_best(training)
+                yield
             except _Stopped:
                 # not its path: without --output, data and lists given again, that would go on elsewhere
                 self.say(
                     f"stopped by {signal.Signals(self.signal).name}; nothing is lost, all is in "
                     f"{self.output / 'checkpoint.pth.tar'}. Go on with the same command and --resume"
                 )
-                return 128 + self.signal
-        if self.problems:
-            self.say(f"replaced {plural(len(self.problems), 'video')} that could not be read:")
-            for name, reason in sorted(self.problems.items()):
+                return
+        assert self.data.train is not None
+        if problems := self.data.train.problems:
+            self.say(f"replaced {plural(len(problems), 'video')} that could not be read:")
+            for name, reason in sorted(problems.items()):
                 self.say(f"  {name}: {reason}")
-        return 0
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.signal if self.signal else 0
+
+    def tests_after(self, training: Training) -> bool:
+        """Is the epoch in progress one after which the network is tested?"""
+        done = training.epoch + 1
+        return done % self.eval_every == 0 or done == training.settings.epochs
+
+    def test(self, training: Training) -> TestResult:
+        """Test on the videos that choose the model. The training is saved before: no failure of a test costs it."""
+        _sync_buffers(training.tested_model)
+        self._save(training, False)
+        return test(training, self.data.select, lambda: self._stop_if_asked(training))
+
+    def end_epoch(self, training: Training, row: dict[str, float], result: TestResult | None, is_best: bool) -> None:
+        """Write an epoch's records, predictions and, last, its checkpoint. Then the next epoch is in progress."""
+        line = f"epoch {training.epoch}: loss {row['Loss']:.4f}, top-1 {row['Prec@1']:.2f} %, lr {row['lr']:.3g}"
+        if self.leads:
+            write_record(self.output / f"{self.prefix}_train.csv", row)
+        if result is not None:
+            subset = "val" if self.val_groups else "test"
+            self._write(result, training, self.data.select, subset, training.epoch, "checkpoint.pth.tar")
+            if self.leads:
+                times = {"Batch Time": result.batch_time, "Data Time": result.data_time}
+                scores = {"Loss": result.loss, "Prec@1": result.accuracy["top1"], "Prec@5": result.accuracy["top5"]}
+                write_record(self.output / f"{self.prefix}_test.csv", {**row, **times, **scores})
+            line += f" | {subset}: {result}{' (best)' if is_best else ''}"
+        self.best_written = is_best and not self.val_groups
+        training.next_epoch()
+        self._save(training, is_best)
+        self.say(line)
+
+    def report_best(self, training: Training) -> None:
+        """Test the best epoch's network, if it isn't the last, so that its predictions are what stays on disk."""
+        if self.best_written:
+            return
+        path = self.output / "model_best.pth.tar"
+        _barrier()
+        best = read_checkpoint(path) if path.is_file() else None
+        if best is None or best.best_prec1 != training.best_prec1:  # another training's, which lay in this folder
+            self.say(f"the best epoch was before those in {self.output}: the predictions are the last epoch's")
+            return
+        training.tested_model.load_state_dict(best.tested_state)
+        result = self._final_test(training, best.epoch, path.name)
+        self.say(f"model_best, of epoch {best.epoch} | test: {result}")
 
     def evaluate(self, training: Training) -> int:
         """Test on the test videos, write both prediction files, and say the result. Returns the exit code."""
+        assert self.resume is not None
         if self.leads:
             check_output(self.output, 0)
             self._check_features()
-        self.say(self._headline())
-        name = Path(self.args.resume).name
+        self.say(self._headline(training))
         with self._signals():
             try:
-                result = self._test(training.tested_model, self.data.test)
+                result = self._final_test(training, training.epoch - 1, self.resume.name)
             except _Stopped:
                 self.say("stopped; the old predictions are untouched")
-                return 128 + self.signal
-        self._write(result, training.tested_model, self.data.test, "test", training.epoch - 1, name)
-        self.say(f"test of {name}: {_summary(result)}")
+                return self.exit_code
+        self.say(f"test of {self.resume.name}: {result}")
         return 0
 
-    def _headline(self) -> str:
+    def _final_test(self, training: Training, epoch: int, name: str) -> TestResult:
+        def check_stop() -> None:
+            self._stop_if_asked(training, save=False)
+
+        result = test(training, self.data.test, check_stop, keep_features=self.features is not None)
+        self._write(result, training, self.data.test, "test", epoch, name)
+        return result
+
+    def after_batch(self, training: Training) -> None:
+        """Stop if that was asked for, and save where --save-every-minutes says so. Of all processes together."""
+        self._stop_if_asked(training)
+        minutes = self.save_every_minutes
+        if minutes and self._agreed(training.device, time.monotonic() - self.saved_at > 60 * minutes):
+            self._save(training, False)
+
+    def _headline(self, training: Training) -> str:
         data, split = self.data, self.data.split
         train = f"{len(data.train.dataset):,} training and " if data.train else ""
         test = plural(len(data.test.dataset), "test video")
-        dtype = str(amp_dtype(self.args.amp, self.device)).removeprefix("torch.")
+        dtype = str(training.dtype).removeprefix("torch.")
         processes = f" x {world()[1]} processes" if world()[1] > 1 else ""
         return (
             f"{self.stream} stream: {split.dataset} split {split.number}, {len(split.class_names)} classes, "
-            f"{train}{test}; {self.args.arch} on {self.device.type}{processes}, {dtype}"
+            f"{train}{test}; {self.arch} on {training.device.type}{processes}, {dtype}"
         )
 
     def _untrained(self) -> list[str]:
@@ -138,44 +207,12 @@ class Run:
         trained = {source.video.label for source in self.data.train.dataset.sources}
         return [name for label, name in enumerate(self.data.split.class_names) if label not in trained]
 
-    def _epoch(self, training: Training, model: nn.Module) -> bool:
-        args, data = self.args, self.data
-        assert data.train is not None
-        row = train_one_epoch(
-            training, model, data.train, self.preparation, args, self.device,
-            lambda: self._after_batch(training), self.problems,
-        )  # fmt: skip
-        if self.leads:
-            write_record(self.output / f"{self.prefix}_train.csv", row)
-        line = f"epoch {training.epoch}: loss {row['Loss']:.4f}, top-1 {row['Prec@1']:.2f} %, lr {row['lr']:.3g}"
-        is_best = False
-        if (training.epoch + 1) % args.eval_every == 0 or training.epoch + 1 == args.epochs:
-            _sync_buffers(training.tested_model)
-            result = self._test(training.tested_model, data.select, training)
-            is_best = result.accuracy["top1"] > training.best_prec1
-            training.best_prec1 = max(training.best_prec1, result.accuracy["top1"])
-            subset = "val" if args.val_groups else "test"
-            self._write(result, training.tested_model, data.select, subset, training.epoch, "checkpoint.pth.tar")
-            if self.leads:
-                times = {"Batch Time": result.batch_time, "Data Time": result.data_time}
-                scores = {"Loss": result.loss, "Prec@1": result.accuracy["top1"], "Prec@5": result.accuracy["top5"]}
-                write_record(self.output / f"{self.prefix}_test.csv", {**row, **times, **scores})
-            line += f" | {subset}: {_summary(result)}{' (best)' if is_best else ''}"
-            if args.schedule == "plateau":
-                training.scheduler.step(result.loss)
-        if args.schedule != "plateau":
-            training.scheduler.step()
-        training.next_epoch()
-        self._save(training, is_best)
-        self.say(line)
-        return is_best
-
     def _check_features(self) -> None:
         """--features is written after the test, which can take an hour: better to know before."""
-        if self.args.features:
-            if Path(self.args.features).is_dir():
-                raise InputError(f"--features {self.args.features} is a folder; name a file in it, such as out.npz")
-            check_writable(Path(self.args.features).parent)
+        if self.features:
+            if self.features.is_dir():
+                raise InputError(f"--features {self.features} is a folder; name a file in it, such as out.npz")
+            check_writable(self.features.parent)
 
     def _set_aside(self) -> None:
         """Keep what another training left here: forgetting --resume or --output must not cost the days it took."""
@@ -187,45 +224,23 @@ class Run:
         for name in ("model_best.pth.tar", *records, "checkpoint.pth.tar"):
             if (self.output / name).is_file():
                 os.replace(self.output / name, self.output / f"{free}{name}")
-        start = "a training from the start" if self.args.resume is None else f"going on from {self.args.resume}"
+        start = "a training from the start" if self.resume is None else f"going on from {self.resume}"
         self.say(f"{start}; {self.output} held another: its files are now {self.output}/{free}*")
 
-    def _report_best(self, training: Training) -> None:
-        """Test the best epoch's network, so that its predictions are what stays on disk."""
-        path = self.output / "model_best.pth.tar"
-        _barrier()
-        best = read_checkpoint(path) if path.is_file() else None
-        if best is None or best.best_prec1 != training.best_prec1:  # another training's, which lay in this folder
-            self.say(f"the best epoch was before those in {self.output}: the predictions are the last epoch's")
-            return
-        training.tested_model.load_state_dict(best.tested_state)
-        result = self._test(training.tested_model, self.data.test)
-        self._write(result, training.tested_model, self.data.test, "test", best.epoch, path.name)
-        self.say(f"model_best, of epoch {best.epoch} | test: {_summary(result)}")
-
-    def _test(self, model: nn.Module, loader: Loader, unsaved: Training | None = None) -> TestResult:
-        """Test; Ctrl-C in between saves the training that was not saved yet, trained but not tested."""
-        return test(model, loader, self.preparation, self.args, self.device, lambda: self._stop_if_asked(unsaved))
-
-    def _after_batch(self, training: Training) -> None:
-        self._stop_if_asked(training)
-        minutes = self.args.save_every_minutes
-        if minutes and self._agreed(time.monotonic() - self.saved_at > 60 * minutes):
-            self._save(training, False)
-
-    def _stop_if_asked(self, training: Training | None) -> None:
-        asked = self._agreed(self.signal)
+    def _stop_if_asked(self, training: Training, save: bool = True) -> None:
+        """Stop where any process was asked to; the training is saved first, unless that is no use."""
+        asked = self._agreed(training.device, self.signal)
         if asked:  # only then is it written to, or a signal that came meanwhile would be forgotten
             self.signal = asked
-            if training is not None:
+            if save:
                 self._save(training, False)
             raise _Stopped
 
-    def _agreed(self, asked: int) -> int:
+    def _agreed(self, device: torch.device, asked: int) -> int:
         """What any process asks for, so that all stop or save after the same batch."""
         if world()[1] == 1:
             return asked
-        flag = torch.tensor(int(asked), device=self.device)
+        flag = torch.tensor(int(asked), device=device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return int(flag)
 
@@ -235,30 +250,33 @@ class Run:
         if not self.leads:
             return
         header = {
-            "format": "two-stream", "arch": self.args.arch, "class_names": list(self.data.split.class_names),
+            "format": "two-stream", "arch": self.arch, "class_names": list(self.data.split.class_names),
             "dataset": self.data.split.dataset, "split": self.data.split.number,
-            "preparation": self.preparation.as_dict(), "args": options.as_dict(self.args),
+            "preparation": training.preparation.as_dict(), "args": self.flags,
         }  # fmt: skip
         names = ["model_best.pth.tar", "checkpoint.pth.tar"] if is_best else ["checkpoint.pth.tar"]
         save_checkpoint({**header, **state}, *(self.output / name for name in names))
 
-    def _write(self, result: TestResult, model: nn.Module, loader: Loader, subset: str, epoch: int, name: str) -> None:
+    def _write(
+        self, result: TestResult, training: Training, loader: Loader, subset: str, epoch: int, name: str
+    ) -> None:
         if not self.leads:
             return
-        split, args = self.data.split, self.args
-        root = self.data.root.resolve()
+        split, sampling = self.data.split, loader.dataset.sampling
+        assert isinstance(sampling, TestSampling)
+        root, weights = self.data.root.resolve(), training.tested_model.state_dict()
         about = {
             "dataset": split.dataset, "split": split.number, "subset": subset, "class_names": list(split.class_names),
             "labels": result.labels,
-            "protocol": {"samples": args.test_samples, "views": args.test_views, **self.preparation.as_dict()},
-            "checkpoint": {"name": name, "epoch": epoch, "weights_sha256": weights_hash(model.state_dict())},
+            "protocol": {"samples": sampling.samples, "views": sampling.views, **training.preparation.as_dict()},
+            "checkpoint": {"name": name, "epoch": epoch, "weights_sha256": weights_hash(weights)},
             "frames": {"root": str(root), "folders": {
                 s.video.name: os.path.relpath(s.folder, self.data.root) for s in loader.dataset.sources}},
         }  # fmt: skip
         write_predictions(self.output, self.stream, result.frame_logits, about)
-        if self.args.features:
+        if self.features:
             names = list(result.features)
-            with atomic_path(self.args.features) as temporary, open(temporary, "wb") as file:
+            with atomic_path(self.features) as temporary, open(temporary, "wb") as file:
                 np.savez(
                     file, videos=np.array(names), labels=np.array([result.labels[n] for n in names]),
                     features=np.stack([result.features[n] for n in names]),
@@ -284,14 +302,6 @@ class Run:
 
 class _Stopped(Exception):
     """Ctrl-C or SIGTERM, noticed between two batches."""
-
-
-def _summary(result: TestResult) -> str:
-    scores = result.accuracy
-    return (
-        f"loss {result.loss:.4f}, top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, "
-        f"mean class {scores['mean_class']:.2f} %"
-    )
 
 
 def _barrier() -> None:

@@ -1,129 +1,154 @@
-"""What changes while a network trains: weights, optimizer, schedule, progress. What a checkpoint holds."""
+"""What changes while a network trains: weights, optimizer, learning rate, progress. What a checkpoint holds of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchvision.models.resnet import ResNet
 
 from dataloader.transforms import Preparation
-from engine import options
 from network import explain_mismatch, freeze_batchnorm, parameter_groups
-from saved.checkpoints import Checkpoint, read_checkpoint
+from saved.checkpoints import Checkpoint
 from utils import InputError, world
 
 
-def open_checkpoint(args: Any, *modalities: str) -> Checkpoint | None:
-    """Read --resume's checkpoint, ours or another project's, for one of `modalities`; None on a fresh start.
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a network is trained. Every field is the flag of the same name; see spatial_cnn.py -h."""
 
-    What shaped its training takes the place of the flags that were not given.
-    """
-    if args.resume is None:
-        return None
-    checkpoint = read_checkpoint(args.resume, *modalities, flow_order=getattr(args, "flow_order", "original"))
-    if "arch" in args.given and args.arch != checkpoint.arch:
-        raise InputError(f"--arch {args.arch}: {args.resume} is a {checkpoint.arch}; leave --arch out")
-    options.restore(args, checkpoint.args)
-    args.arch = checkpoint.arch
-    if checkpoint.source != "two-stream" and world()[0] == 0:
-        author = "the original repository" if checkpoint.source == "original" else checkpoint.source
-        momentum = "" if args.evaluate else "; the optimizer's momentum starts afresh"
-        epoch = f", epoch {checkpoint.epoch}" if checkpoint.epoch >= 0 else ""
-        print(f"{args.resume}: a checkpoint of {author}{epoch}{momentum}")
-    return checkpoint
+    epochs: int = 500
+    seed: int = 0
+    lr: float = 5e-4
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    conv1_lr_factor: float = 1.0
+    schedule: str = "plateau"  # plateau | step | cosine
+    patience: int = 1
+    milestones: tuple[float, ...] = ()  # fractions of `epochs`
+    warmup_epochs: int = 0
+    accumulate: int = 1
+    consensus: str = "mean"  # mean | sum
+    clip_grad: float = 0.0
+    partial_bn: bool = False
+    label_smoothing: float = 0.0
+    ema: float = 0.0
+    amp: str = "auto"
+    compile: bool = False
+    sync_bn: bool = False
+    batch_size: int = 25
+
+    def lr_factor(self, epoch: int) -> float:
+        """What the schedule multiplies `lr` by in this epoch, from 0; plateau, which follows the loss, leaves it."""
+        if self.schedule == "plateau":
+            return 1.0
+        warmup = min(self.warmup_epochs, self.epochs - 1)
+        if epoch < warmup:
+            return (epoch + 1) / (warmup + 1)
+        if self.schedule == "step":
+            return 0.1 ** sum(epoch >= round(fraction * self.epochs) for fraction in self.milestones)
+        done = min(1.0, (epoch - warmup) / (self.epochs - warmup))
+        return (1 + math.cos(math.pi * done)) / 2  # Loshchilov and Hutter 2017 (SGDR), equation 5
 
 
-def choose_preparation(checkpoint: Checkpoint | None, fresh: Preparation, args: Any) -> Preparation:
-    """The checkpoint's preparation, changed by the flags that were given; `fresh` where training starts here."""
-    if checkpoint is None:
-        return fresh
-    given = {name: getattr(args, name) for name in ("size", "test_resize") if name in args.given}
-    return replace(Preparation.from_dict(checkpoint.preparation), **given)
-
-
-@dataclass
 class Training:
-    """Everything that changes while a network trains: what a checkpoint holds and exact resume needs."""
+    """A network and everything that changes while it trains: what a checkpoint holds and exact resume needs."""
 
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: Any
-    scaler: torch.amp.GradScaler
-    ema: AveragedModel | None = None
-    epoch: int = 0  # the epoch in progress
-    batch: int = 0  # how many of its batches are done
-    best_prec1: float = -1.0  # of the tests so far; -1: none
-    sums: Tensor = field(default_factory=lambda: torch.zeros(4))  # of the epoch in progress: loss, top1, top5, videos
-    times: list[float] = field(default_factory=lambda: [0.0, 0.0])  # and its seconds in all, waiting for data
-
-    @classmethod
-    def start(
-        cls, model: ResNet, class_names: list[str], args: Any, device: torch.device, checkpoint: Checkpoint | None
-    ) -> Training:
-        """A training at its first epoch, or where `checkpoint` left it. Moves `model` to the device."""
-        if len(class_names) < 2:
-            raise InputError(f"all videos are of one class, {class_names[0]}: nothing to tell apart; add a class")
-        if checkpoint is not None:
-            problem = explain_mismatch(model, checkpoint.state_dict)
-            if problem is None and checkpoint.class_names not in (None, class_names):
-                its, ours = next((a, b) for a, b in zip(checkpoint.class_names, class_names, strict=True) if a != b)
-                problem = f"its classes are others, or in another order ({its} where the lists have {ours})"
-            if problem:
-                raise InputError(f"{args.resume} does not fit this data: {problem}")
-            model.load_state_dict(checkpoint.state_dict, strict=False)  # num_batches_tracked may be absent
-        model.to(device, memory_format=torch.channels_last)
-        if args.partial_bn:
-            freeze_batchnorm(model)
-        groups = parameter_groups(model, args.lr, args.weight_decay, getattr(args, "conv1_lr_factor", 1.0))
-        optimizer = make_optimizer(groups, args.momentum, device)
-        training = cls(
-            model,
-            optimizer,
-            make_scheduler(args, optimizer),
-            torch.amp.GradScaler(device.type, enabled=amp_dtype(args.amp, device) == torch.float16),
-            make_ema(model, args.ema),
-            sums=torch.zeros(4, device=device),
+    def __init__(
+        self, model: nn.Module, preparation: Preparation, device: torch.device, settings: TrainingSettings
+    ) -> None:
+        """Moves `model` to the device."""
+        self.preparation, self.device, self.settings = preparation, device, settings
+        self.dtype = amp_dtype(settings.amp, device)
+        self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.stepped = self.model  # what a step calls; see `distribute`
+        groups = parameter_groups(self.model, settings.lr, settings.weight_decay, settings.conv1_lr_factor)
+        self.optimizer = torch.optim.SGD(
+            groups, lr=settings.lr, momentum=settings.momentum, fused=device.type in ("cpu", "cuda")
         )
-        if checkpoint is not None:
-            if checkpoint.source == "two-stream":
-                training.load_state_dict(checkpoint.raw, args)
-            else:
-                training.epoch, training.best_prec1 = checkpoint.epoch + 1, checkpoint.best_prec1
-        if args.start_epoch is not None:
-            training.next_epoch()
-            training.epoch = args.start_epoch
-        return training
+        self.plateau = ReduceLROnPlateau(self.optimizer, factor=0.1, patience=settings.patience)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        # The moving average takes in batch norm's statistics, too.
+        average = get_ema_multi_avg_fn(settings.ema)
+        self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if settings.ema else None
+        self.epoch = 0  # the epoch in progress, from 0
+        self.batch = 0  # how many of its batches are done
+        self.best_prec1 = -1.0  # of the tests so far; -1: none
+        # Of the epoch in progress: loss, right in top 1, in top 5, videos. In float64 a sum of float32 losses does not
+        # show in which order, and by how many processes, it was made; Metal has none.
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        self.sums = torch.zeros(4, dtype=exact, device=device)
+        self.times = [0.0, 0.0]  # and its seconds in all, and waiting for data
 
-    def for_training(self, args: Any, device: torch.device) -> nn.Module:
-        """The model as a training step calls it: compiled, and over all processes, where that is asked for."""
-        model = self.model
-        if args.sync_bn:
-            if device.type != "cuda":
+    def resume(self, checkpoint: Checkpoint, class_names: list[str], start_epoch: int | None = None) -> None:
+        """Go on where `checkpoint`, ours or another project's, left its training; `settings` win over what it did."""
+        problem = explain_mismatch(self.model, checkpoint.state_dict)
+        if problem is None and checkpoint.class_names not in (None, class_names):
+            its, ours = next((a, b) for a, b in zip(checkpoint.class_names, class_names, strict=True) if a != b)
+            problem = f"its classes are others, or in another order ({its} where the lists have {ours})"
+        if problem:
+            raise InputError(f"{checkpoint.path} does not fit this data: {problem}")
+        self.model.load_state_dict(checkpoint.state_dict, strict=False)  # num_batches_tracked may be absent
+        if self.ema is not None:
+            self.ema.module.load_state_dict(checkpoint.state_dict, strict=False)
+        if checkpoint.source == "two-stream":
+            self._load_progress(checkpoint)
+        else:
+            self.epoch, self.best_prec1 = checkpoint.epoch + 1, checkpoint.best_prec1
+        if start_epoch is not None:
+            self.next_epoch()
+            self.epoch = start_epoch
+
+    def distribute(self) -> None:
+        """Make `stepped` the network as a step calls it: compiled and over all processes, where that is asked for."""
+        if self.settings.sync_bn:
+            if self.device.type != "cuda":
                 raise InputError("--sync-bn needs GPUs: torch has it for no other device")
-            model = self.model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        if args.compile:
-            model.compile()
-        if world()[1] == 1:
-            return model
-        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        if self.settings.partial_bn:
+            freeze_batchnorm(self.model)  # DistributedDataParallel asks at its start what needs a gradient
+        if self.settings.compile:
+            self.model.compile()
+        self.stepped = self.model
+        if world()[1] > 1:
+            ids = [self.device] if self.device.type == "cuda" else None
+            self.stepped = DistributedDataParallel(self.model, device_ids=ids)
 
     @property
     def tested_model(self) -> nn.Module:
         """The network that is tested: the moving average where there is one."""
         return self.ema.module if self.ema is not None else self.model
 
+    def set_lr(self) -> None:
+        """Begin an epoch at the schedule's learning rate; plateau's stays where the tests have brought it."""
+        if self.settings.schedule != "plateau":
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * self.settings.lr_factor(self.epoch)
+
+    def take_test(self, top1: float, loss: float) -> bool:
+        """Take in a test's result; True if it is the best so far."""
+        if self.settings.schedule == "plateau":
+            self.plateau.step(loss)
+        is_best = top1 > self.best_prec1
+        self.best_prec1 = max(self.best_prec1, top1)
+        return is_best
+
+    def next_epoch(self) -> None:
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.sums, self.times = torch.zeros_like(self.sums), [0.0, 0.0]
+
     def sums_of_all(self) -> Tensor:
-        """`sums` over all processes, each of which has to call this."""
+        """`sums` over all processes, on the CPU. Each process has to call this."""
         sums = self.sums.clone()
         if world()[1] > 1:
             dist.all_reduce(sums)
-        return sums
+        return sums.cpu()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of this; the same in all processes, each of which has to call this."""
@@ -134,69 +159,60 @@ class Training:
             "state_dict": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            "scheduler": self.plateau.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "sums": self.sums_of_all().cpu(),
+            "sums": self.sums_of_all(),
             "times": list(self.times),
         }
 
-    def load_state_dict(self, state: dict[str, Any], args: Any) -> None:
+    def _load_progress(self, checkpoint: Checkpoint) -> None:
+        """The rest of our own checkpoint: what its optimizer, its plateau and its epoch in progress had come to."""
+        state, settings = checkpoint.raw, self.settings
         self.epoch, self.batch = state["epoch"] + 1, state["batch"]
         self.best_prec1 = state["best_prec1"]
-        self.model.load_state_dict(state["state_dict"])
+        if self.batch and settings.batch_size != state["args"]["batch_size"]:
+            raise InputError(
+                f"{checkpoint.path} stands within an epoch, whose batches --batch-size {settings.batch_size} would cut "
+                "anew: finish this epoch first"
+            )
         if self.ema is not None and state["ema"] is not None:
             self.ema.load_state_dict(state["ema"])
-        if args.evaluate:
-            return
-        rates = [group["lr"] for group in self.optimizer.param_groups]
+        fresh = [dict(group) for group in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(state["optimizer"])
         except ValueError:
             raise InputError(
-                f"{args.resume} was trained with other flags (--partial-bn): its optimizer does not fit; leave them "
-                f"out, or start from its weights with --weights {args.resume}"
+                f"{checkpoint.path}: its optimizer is for other weights; start from them with "
+                f"--weights {checkpoint.path}"
             ) from None
-        if state["args"]["schedule"] == args.schedule:
-            self.scheduler.load_state_dict(state["scheduler"])
-        # A new rate given on a resume holds from there on; the same command again goes on with its schedule.
-        if "lr" in args.given and args.lr != state["args"]["lr"]:
-            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
+        # What this run's flags say holds: momentum, decay, rates. Only what plateau took off the rate stays off, unless
+        # another --lr is given, which then holds from here on.
+        same_lr = settings.lr == state["args"]["lr"]
+        plateau = settings.schedule == state["args"]["schedule"] == "plateau"
+        for group, new in zip(self.optimizer.param_groups, fresh, strict=True):
+            taken_off = group["lr"] / group["initial_lr"] if plateau and same_lr else 1.0
+            group.update({name: value for name, value in new.items() if name != "params"})
+            group["lr"] = group["initial_lr"] * taken_off
+        if plateau:
+            self.plateau.load_state_dict(state["scheduler"])
+            self.plateau.patience = settings.patience
         self.scaler.load_state_dict(state["scaler"])
         if world()[0] == 0:  # one process goes on with what all had summed up
-            self.sums = state["sums"].to(self.sums.device)
+            self.sums = state["sums"].to(self.sums)
         self.times = list(state["times"])
 
-    def next_epoch(self) -> None:
-        self.epoch, self.batch = self.epoch + 1, 0
-        self.sums, self.times = torch.zeros_like(self.sums), [0.0, 0.0]
 
-
-def make_optimizer(groups: list[dict], momentum: float, device: torch.device) -> torch.optim.SGD:
-    """SGD over parameter groups, in one fused kernel where torch has one."""
-    return torch.optim.SGD(groups, lr=groups[0]["lr"], momentum=momentum, fused=device.type in ("cpu", "cuda"))
-
-
-def make_scheduler(args: Any, optimizer: torch.optim.Optimizer) -> Any:
-    """The learning rate's schedule, stepped once per epoch; plateau is stepped by each test's loss."""
-    schedules = torch.optim.lr_scheduler
-    if args.schedule == "plateau":
-        return schedules.ReduceLROnPlateau(optimizer, factor=0.1, patience=args.patience)
-    warmup = min(args.warmup_epochs, args.epochs - 1)
-    if args.schedule == "step":
-        milestones = sorted(round(fraction * args.epochs) - warmup for fraction in args.milestones)
-        main: Any = schedules.MultiStepLR(optimizer, milestones, gamma=0.1)
-    else:
-        main = schedules.CosineAnnealingLR(optimizer, max(1, args.epochs - warmup))
-    if not warmup:
-        return main
-    rise = schedules.LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
-    return schedules.SequentialLR(optimizer, [rise, main], milestones=[warmup])
-
-
-def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:
-    """An exponential moving average of weights and batch-norm statistics; None for decay 0."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+def choose_preparation(checkpoint: Checkpoint | None, fresh: Preparation, given: dict[str, Any]) -> Preparation:
+    """The checkpoint's preparation, changed by what was `given` by flags; `fresh` where training starts here."""
+    if checkpoint is None:
+        return fresh
+    old = Preparation.from_dict(checkpoint.preparation)
+    length = given.get("stack_length", old.stack_length)
+    if length != old.stack_length:
+        raise InputError(
+            f"--stack-length {length}: {checkpoint.path} is a network for {old.stack_length}; leave --stack-length out"
+        )
+    return replace(old, **given)
 
 
 def amp_dtype(choice: str, device: torch.device) -> torch.dtype:

@@ -116,14 +116,14 @@ def test_two_stopped_within_an_epoch_go_on_to_the_same_record(flags, two, tmp_pa
 import os, runpy, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from engine import run as runs
-after_batch = runs.Run._after_batch
+after_batch = runs.Run.after_batch
 
 def stop(self, training):
     if training.batch == 1 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGTERM)
     after_batch(self, training)
 
-runs.Run._after_batch = stop
+runs.Run.after_batch = stop
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """)

@@ -1,7 +1,6 @@
 """A step of training against softmax regression's formulas, and what an epoch and a test make of their batches."""
 
 import copy
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from dataloader.clips import TestSampling as Sampling
 from dataloader.names import Video
 from dataloader.transforms import Preparation, to_input
 from engine import epoch as engine
-from engine.state import Training, make_ema
+from engine.state import Training, TrainingSettings
 from utils import InputError
 
 CPU = torch.device("cpu")
@@ -28,7 +27,7 @@ def make_batch(videos=5, clips=3, size=4, seed=0):
     images = torch.randint(0, 256, (videos * clips, 3, size, size), dtype=torch.uint8, generator=rng)
     labels = torch.randint(0, CLASSES, (videos,), generator=rng)
     rows, flip = torch.arange(videos * clips)[:, None], torch.zeros(videos * clips, dtype=torch.bool)
-    return Batch([f"{seed}.{i}" for i in range(videos)], labels, images, rows, flip, videos, [])
+    return Batch([f"{seed}.{i}" for i in range(videos)], labels, images, rows, flip, videos, [], of_all=videos)
 
 
 def share(batch, low, high):
@@ -62,23 +61,19 @@ def regression(dropout=0.0):
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(3, CLASSES))
 
 
-def make_training(model, lr=1.0, ema=0.0):
+def make_training(model, lr=1.0, **settings):
+    """A training without momentum, whose first parameter's rate is ten times lr."""
+    training = Training(model, PIXELS, CPU, TrainingSettings(**{"lr": lr, "momentum": 0.0, "amp": "off", **settings}))
     groups = [{"params": list(model.parameters())[:1], "lr": 10 * lr}, {"params": list(model.parameters())[1:]}]
-    return Training(
-        model, torch.optim.SGD(groups, lr=lr), None, torch.amp.GradScaler("cpu", enabled=False), make_ema(model, ema)
-    )
+    training.optimizer = torch.optim.SGD(groups, lr=lr)
+    return training
 
 
-def args(**given):
-    usual = {"seed": 0, "accumulate": 1, "label_smoothing": 0.0, "clip_grad": 0.0, "amp": "off", "partial_bn": False}
-    return SimpleNamespace(**{**usual, "compile": False, "features": False, **given})
-
-
-def step(batch, loader, training=None, **given):
+def step(batch, training=None, **settings):
     """What one step changes in regression()'s (weight, bias), and the loss that it returns."""
-    training = training or make_training(regression())
+    training = training or make_training(regression(), **settings)
     before = copy.deepcopy(training.model[3])
-    loss = engine.train_step(training, training.model, batch, PIXELS, args(**given), CPU, torch.float32, loader)
+    loss = engine.train_step(training, batch)
     after = training.model[3]
     return (after.weight - before.weight).detach(), (after.bias - before.bias).detach(), loss
 
@@ -98,19 +93,20 @@ def by_hand(batch, smoothing=0.0, linear=None):
 # --- a step --------------------------------------------------------------------------------------------
 
 
-def test_the_consensus_is_the_mean_over_each_videos_clips():
+def test_the_consensus_is_over_each_videos_clips():
     logits = torch.tensor([[1.0, 0], [2, 0], [6, 3], [0, 0], [0, 5], [0, 1]])
-    assert engine.consensus(logits, 3).tolist() == [[3, 1], [0, 2]]
+    assert engine.consensus(logits, 3, "mean").tolist() == [[3, 1], [0, 2]]
+    assert engine.consensus(logits, 3, "sum").tolist() == [[9, 3], [0, 6]]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3, 9])  # 9: more parts than videos
 def test_a_step_follows_the_gradient_however_it_is_cut(accumulate):
     batch = make_batch()
     losses, weight, bias, ranks = by_hand(batch, 0.1)
-    training = make_training(regression())
+    training = make_training(regression(), accumulate=accumulate, label_smoothing=0.1)
     sizes = []
     training.model.register_forward_hook(lambda model, inputs, outputs: sizes.append(len(outputs)))
-    moved = step(batch, Batches(batch, make_batch(seed=1)), training, accumulate=accumulate, label_smoothing=0.1)
+    moved = step(batch, training)
     assert len(sizes) == min(accumulate, 5) and sum(sizes) == 15
     torch.testing.assert_close(moved[0], -10 * weight.float() / 5)  # the first group's rate is ten times lr
     torch.testing.assert_close(moved[1], -bias.float() / 5)
@@ -120,19 +116,19 @@ def test_a_step_follows_the_gradient_however_it_is_cut(accumulate):
 
 def test_a_step_forgets_the_gradient_of_the_one_before():
     training = make_training(regression())
-    step(make_batch(), Batches(make_batch()), training)
+    step(make_batch(), training)
     again = make_batch(seed=1)
     gradient = by_hand(again, linear=training.model[3])[2]
-    torch.testing.assert_close(step(again, Batches(again), training)[1], -gradient.float() / 5)
+    torch.testing.assert_close(step(again, training)[1], -gradient.float() / 5)
 
 
 def test_the_network_computes_in_bfloat16_and_the_loss_in_float32(recwarn):
     batch = make_batch()
-    training = make_training(regression())
     seen = []
-    training.model.register_forward_hook(lambda model, inputs, outputs: seen.append(outputs.detach()))
-    for dtype in (torch.float32, torch.bfloat16):
-        loss = engine.train_step(training, training.model, batch, PIXELS, args(), CPU, dtype, Batches(batch))
+    for amp, dtype in (("off", torch.float32), ("bf16", torch.bfloat16)):
+        training = make_training(regression(), amp=amp)
+        training.model.register_forward_hook(lambda model, inputs, outputs: seen.append(outputs.detach()))
+        loss = engine.train_step(training, batch)
         assert seen[-1].dtype == dtype
         scores = torch.stack([part.float().mean(0) for part in seen[-1].chunk(5)])
         torch.testing.assert_close(loss, nn.functional.cross_entropy(scores, batch.labels))
@@ -143,29 +139,26 @@ def test_the_network_computes_in_bfloat16_and_the_loss_in_float32(recwarn):
 def test_a_scaled_loss_makes_the_same_step(length):
     """float16's small gradients need a large loss; the scale is taken out again before clipping and the step."""
     batch = make_batch()
-    plain = step(batch, Batches(batch), clip_grad=length)
-    training = make_training(regression())
+    plain = step(batch, clip_grad=length)
+    training = make_training(regression(), clip_grad=length)
     training.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)
-    scaled = step(batch, Batches(batch), training, clip_grad=length)
+    scaled = step(batch, training)
     torch.testing.assert_close(scaled[:2], plain[:2])
     assert training.scaler.get_scale() == 2048
 
 
 def test_the_last_batch_is_averaged_over_the_videos_it_has():
-    whole, last = make_batch(), make_batch(2, seed=1)
-    training = make_training(regression())
-    training.batch = 1
-    moved = step(last, Batches(whole, last), training)
+    last = make_batch(2, seed=1)
+    moved = step(last)
     torch.testing.assert_close(moved[1], -by_hand(last)[2].float() / 2)
 
 
 def test_the_mean_over_processes_is_the_step_of_one(monkeypatch):
     """Five videos on two processes, three and two: DistributedDataParallel averages what each computes."""
     batch = make_batch()
-    loader = Batches(batch)
-    weight, bias, _ = step(batch, loader)
+    weight, bias, _ = step(batch)
     monkeypatch.setattr(engine, "world", lambda: (0, 2))
-    shares = [step(share(batch, *part), loader) for part in ((0, 3), (3, 5))]
+    shares = [step(share(batch, *part)) for part in ((0, 3), (3, 5))]
     torch.testing.assert_close((shares[0][0] + shares[1][0]) / 2, weight)
     torch.testing.assert_close((shares[0][1] + shares[1][1]) / 2, bias)
 
@@ -173,21 +166,21 @@ def test_the_mean_over_processes_is_the_step_of_one(monkeypatch):
 def test_the_repeat_that_keeps_processes_in_step_counts_nowhere():
     batch = make_batch()
     training = make_training(regression())
-    weight, bias, _ = step(batch._replace(counted=0), Batches(batch), training)
+    weight, bias, _ = step(batch._replace(counted=0), training)
     assert not weight.any() and not bias.any() and not training.sums.any()
 
 
 def test_a_clipped_gradient_has_the_length_asked_for():
-    weight, bias, _ = step(make_batch(), Batches(make_batch()), clip_grad=0.01)
+    weight, bias, _ = step(make_batch(), clip_grad=0.01)
     assert ((weight / 10).square().sum() + bias.square().sum()).sqrt().item() == pytest.approx(0.01, rel=1e-3)
 
 
 def test_a_step_depends_on_seed_epoch_and_batch_alone():
     def loss(epoch, batch, seed=0):
-        training = make_training(regression(dropout=0.5))
+        training = make_training(regression(dropout=0.5), seed=seed)
         training.epoch, training.batch = epoch, batch
         torch.rand(epoch + batch)  # what was drawn before
-        return step(make_batch(), Batches(*[make_batch()] * 3), training, seed=seed)[2].item()
+        return step(make_batch(), training)[2].item()
 
     assert loss(2, 1) == loss(2, 1)
     assert len({loss(2, 1), loss(1, 2), loss(2, 0), loss(2, 1, seed=1)}) == 4
@@ -197,7 +190,7 @@ def test_the_moving_average_follows_each_step():
     training = make_training(regression(), ema=0.9)
     biases = []
     for number in range(2):
-        step(make_batch(seed=number), Batches(make_batch()), training)
+        step(make_batch(seed=number), training)
         biases.append(training.model[3].bias.detach().clone())
     torch.testing.assert_close(training.ema.module[3].bias, 0.9 * biases[0] + 0.1 * biases[1])  # it begins at the first
 
@@ -214,43 +207,40 @@ def test_the_first_loss_that_is_no_number_is_named():
 # --- an epoch ------------------------------------------------------------------------------------------
 
 
-def epoch(training, loader, after_batch=lambda: None, **given):
-    problems = {}
-    row = engine.train_one_epoch(training, training.model, loader, PIXELS, args(**given), CPU, after_batch, problems)
-    return row, problems
+def epoch(training, loader, after_batch=lambda training: None):
+    return engine.train_one_epoch(training, loader, after_batch)
 
 
 def test_an_epochs_row_is_of_all_its_videos():
-    batches = [make_batch(), make_batch(seed=1), make_batch(2, seed=2)._replace(problems=[("torn", "is cut off")])]
+    batches = [make_batch(), make_batch(seed=1), make_batch(2, seed=2)]
     hands = [by_hand(batch) for batch in batches]
     losses, ranks = torch.cat([hand[0] for hand in hands]), np.concatenate([hand[3] for hand in hands])
     training = make_training(regression(), lr=1e-12)
     training.epoch = 4
     done = []
-    row, problems = epoch(training, Batches(*batches), lambda: done.append((training.batch, len(training.sums))))
+    row = epoch(training, Batches(*batches), lambda training: done.append(training.batch))
     assert row["Epoch"] == 4 and row["lr"] == 1e-12 and 0 <= row["Data Time"] <= row["Batch Time"] < 10
     assert row["Loss"] == pytest.approx(losses.mean().item())
     assert row["Prec@1"] == pytest.approx(100 * np.mean(ranks < 1))
     assert row["Prec@5"] == pytest.approx(100 * np.mean(ranks < 5))
-    assert [number for number, _ in done] == [1, 2, 3]  # a run saved there goes on with the next batch
-    assert problems == {"torn": "is cut off"}
+    assert done == [1, 2, 3]  # a run saved there goes on with the next batch
 
 
 def test_an_epoch_goes_on_where_it_was_left():
     batches = [make_batch(seed=seed) for seed in range(3)]
     whole, halves = make_training(regression()), make_training(regression())
-    row, _ = epoch(whole, Batches(*batches))
+    row = epoch(whole, Batches(*batches))
 
     class Stop(Exception):
         pass
 
-    def stop():
+    def stop(halves):
         if halves.batch == 2:
             raise Stop
 
     with pytest.raises(Stop):
         epoch(halves, Batches(*batches), stop)
-    again, _ = epoch(halves, Batches(*batches))
+    again = epoch(halves, Batches(*batches))
     assert again["Loss"] == row["Loss"] and again["Prec@5"] == row["Prec@5"]
     assert torch.equal(halves.model[3].weight, whole.model[3].weight)
 
@@ -258,8 +248,8 @@ def test_an_epoch_goes_on_where_it_was_left():
 @pytest.mark.parametrize("partial", [False, True])
 def test_batch_norms_learn_unless_they_are_frozen(partial):
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3), *regression())
-    training = make_training(model.eval())  # as a test may have left it
-    epoch(training, Batches(make_batch()), partial_bn=partial)
+    training = make_training(model.eval(), partial_bn=partial)  # as a test may have left it
+    epoch(training, Batches(make_batch()))
     assert model[0].running_mean.any()
     assert bool(model[1].running_mean.any()) != partial
 
@@ -281,7 +271,8 @@ def test_a_tests_logits_are_those_of_the_plain_network_averaged_over_views():
     padding = make_batch(1, 6, 32, 2)._replace(counted=0)
     loader = Batches(*batches, padding=[padding], sampling=Sampling(2, 3))
     stops = []
-    found = engine.test(model, loader, PIXELS, args(features=True), CPU, lambda: stops.append(1))
+    training = Training(model, PIXELS, CPU, TrainingSettings(amp="off"))
+    found = engine.test(training, loader, lambda: stops.append(1), keep_features=True)
     assert model.training and all(parameter.requires_grad for parameter in model.parameters())
     assert len(stops) == 3
     assert list(found.frame_logits) == list(found.features) == list(found.labels) == ["0.0", "0.1", "1.0", "1.1"]
@@ -304,4 +295,4 @@ def test_a_tests_logits_are_those_of_the_plain_network_averaged_over_views():
     assert found.loss == pytest.approx(np.mean(losses), rel=1e-3)
     assert found.accuracy["top1"] == pytest.approx(100 * np.mean(np.array(ranks) < 1))
     assert found.accuracy["top5"] == pytest.approx(100 * np.mean(np.array(ranks) < 5))
-    assert engine.test(model, loader, PIXELS, args(), CPU).features == {}
+    assert engine.test(training, loader).features == {}

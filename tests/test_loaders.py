@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,13 +18,13 @@ CPU = torch.device("cpu")
 
 def make_data(tiny, device=CPU, index=None, **given):
     """spatial_cnn.py's loaders on the tiny videos: groups 1 and 2 of each class test, 8 and 22 train."""
-    usual = {"ucf_list": "none", "given": {"ucf_list"}, "split": "1", "allow_missing": False, "on_error": "stop",
-             "seed": 5, "workers": 0, "test_samples": 6, "test_views": 5, "evaluate": False, "val_groups": 0,
-             "segments": 2, "crop": "multiscale", "crop_positions": 13, "flip": False, "batch_size": 4}  # fmt: skip
+    training = c.TrainSampling(2, "multiscale", 13, flip=False)
+    usual = {"ucf_list": None, "split": "1", "testing": c.TestSampling(6, 5), "training": training, "batch_size": 4,
+             "workers": 0, "seed": 5}  # fmt: skip
     index = index or index_frames(tiny / "rgb", "rgb")
-    args = SimpleNamespace(**{**usual, **given})
+    settings = loaders.DataSettings(**{**usual, **given})
     preparation = default_preparation("rgb", 48, "squash")
-    return loaders.make_data(args, index, ReadFrame(index.root), spatial_sources, preparation, device)
+    return loaders.make_data(settings, index, ReadFrame(index.root), spatial_sources, preparation, device)
 
 
 def groups_of(loader):
@@ -39,7 +38,6 @@ def test_each_subset_has_its_videos_and_sampling(tiny):
     assert data.train.dataset.sampling == c.TrainSampling(segments=2, crop="multiscale", crop_positions=13, flip=False)
     assert data.test.dataset.sampling == c.TestSampling(samples=6, views=5)
     assert (data.train.batch_size, data.train.dataset.seed) == (4, 5)
-    assert make_data(tiny, flip=True).train.dataset.sampling.flip
 
 
 def test_held_out_groups_select_and_do_not_train(tiny):
@@ -51,7 +49,7 @@ def test_held_out_groups_select_and_do_not_train(tiny):
 
 
 def test_a_test_alone_needs_no_training_videos(tiny):
-    data = make_data(tiny, evaluate=True, val_groups=9)
+    data = make_data(tiny, training=None, val_groups=9)
     assert data.train is None and data.select is data.test and len(data.test.dataset) == 6
 
 
@@ -59,14 +57,14 @@ def test_a_test_alone_needs_no_training_videos(tiny):
 def test_a_tests_batch_has_at_most_32_clips_or_256_on_a_gpu(tiny):
     for device, most in ((CPU, 32), (torch.device("cuda"), 256)):
         for samples, views in ((1, 1), (19, 1), (16, 1), (2, 5), (32, 10)):
-            batch = make_data(tiny, device, test_samples=samples, test_views=views).test.batch_size
+            batch = make_data(tiny, device, testing=c.TestSampling(samples, views)).test.batch_size
             clips = samples * views
             assert batch == 1 if clips > most else batch * clips <= most < (batch + 1) * clips
 
 
 def test_only_a_training_skips_broken_videos(tiny):
-    for on_error, skips in (("stop", False), ("skip", True)):
-        data = make_data(tiny, on_error=on_error, val_groups=1)
+    for skips in (False, True):
+        data = make_data(tiny, skip_errors=skips, val_groups=1)
         assert data.train.dataset.skip_errors == skips
         assert not data.select.dataset.skip_errors and not data.test.dataset.skip_errors
 
@@ -87,17 +85,6 @@ def test_only_one_process_tells_of_the_group_rule(tiny, monkeypatch, capsys):
         monkeypatch.setattr(loaders, "world", lambda rank=rank: (rank, 2))
         make_data(tiny)
         assert ("by UCF101's group rule" in capsys.readouterr().out) == (rank == 0)
-
-
-def test_the_group_rule_stands_in_for_lists_that_nobody_named(tmp_path):
-    (tmp_path / "lists").mkdir()
-
-    def folder(path, *given):
-        return loaders.list_folder(SimpleNamespace(ucf_list=str(path), given=set(given)))
-
-    assert folder(tmp_path / "lists") == folder(tmp_path / "lists", "ucf_list") == tmp_path / "lists"
-    assert folder("none") is folder("none", "ucf_list") is folder(tmp_path / "absent") is None
-    assert folder(tmp_path / "absent", "ucf_list") == tmp_path / "absent"  # whose absence is then told
 
 
 def test_what_extraction_wrote_of_itself_is_read(tmp_path):

@@ -163,15 +163,22 @@ def test_partial_bn_freezes_every_batch_norm_but_the_first():
     assert trained == {"bn1.weight", "bn1.bias"}
 
 
-def test_frozen_weights_are_not_given_to_the_optimizer():
-    model = network.build_model("resnet18", 3, 5)
+def test_frozen_batch_norms_are_left_alone_by_a_step():
+    """Decay and momentum, too, which act without a gradient where an optimizer is given one of zeros."""
+    torch.manual_seed(0)
+    model = network.build_model("resnet18", 3, 5).train()
     network.freeze_batchnorm(model)
     groups = network.parameter_groups(model, 0.1, 5e-4)
-    assert {group["lr"] for group in groups} == {0.1}
-    given = {id(parameter) for group in groups for parameter in group["params"]}
-    frozen = {name for name, parameter in model.named_parameters() if id(parameter) not in given}
+    assert {group["lr"] for group in groups} == {group["initial_lr"] for group in groups} == {0.1}
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.SGD(groups, momentum=0.9)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.rand(2, 3, 64, 64)).logsumexp(1).sum().backward()
+        optimizer.step()
+    kept = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)} - {"bn1"}
-    assert frozen == {f"{norm}.{kind}" for norm in norms for kind in ("weight", "bias")}
+    assert kept == {f"{norm}.{kind}" for norm in norms for kind in ("weight", "bias")}
 
 
 def test_a_new_first_convolution_is_drawn_as_he_et_al_2015():

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -131,15 +132,16 @@ def test_the_same_command_again_keeps_to_its_schedule(flags, run, tmp_path):
 def test_a_signal_that_comes_during_a_look_is_seen_at_the_next(monkeypatch):
     run = runs.Run.__new__(runs.Run)
     run.signal = 0
+    training = SimpleNamespace(device=None)
 
-    def interrupted(asked):
+    def interrupted(device, asked):
         run.signal = signal.SIGTERM
         return asked
 
     monkeypatch.setattr(run, "_agreed", interrupted, raising=False)
-    run._stop_if_asked(None)
+    run._stop_if_asked(training, save=False)
     with pytest.raises(runs._Stopped):
-        run._stop_if_asked(None)
+        run._stop_if_asked(training, save=False)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -79,15 +79,25 @@ def test_processes_share_the_very_batches_of_one():
         assert together == {index for _, index in batch}
 
 
-def test_a_last_batch_too_small_for_all_is_padded_with_a_repeat():
-    """Nine videos in batches of four on four processes: all but the first repeat the ninth, as -index - 1."""
-    shares = [batches(9, 4, rank=rank, world=4)[-1] for rank in range(4)]
+def test_a_batch_too_small_for_all_is_padded_with_a_repeat():
+    """Nine videos in batches of at most two on four processes: the first batch is of one, which the others repeat."""
+    shares = [batches(9, 2, rank=rank, world=4)[0] for rank in range(4)]
     epoch, index = shares[0][0]
     assert shares == [[(epoch, index)], *[[(epoch, -index - 1)]] * 3]
 
 
 def test_one_process_in_list_order_needs_no_flags():
-    assert list(sampling.EpochBatches(5, 2)) == [[(0, 0), (0, 1)], [(0, 2), (0, 3)], [(0, 4)]]
+    assert list(sampling.EpochBatches(5, 2)) == [[(0, 0)], [(0, 1), (0, 2)], [(0, 3), (0, 4)]]
+
+
+@pytest.mark.parametrize(("videos", "size", "count", "sizes"), [(9537, 64, 150, {63, 64}), (9537, 25, 382, {24, 25}),
+                                                               (33, 32, 2, {16, 17}), (7, 7, 1, {7})])  # fmt: skip
+def test_no_batch_is_a_small_rest(videos, size, count, sizes):
+    """UCF101's 9,537 = 149 x 64 + 1 would end each epoch with a step from one video's batch statistics."""
+    found = batches(videos, size)
+    assert len(found) == count and {len(batch) for batch in found} == sizes
+    sampler = sampling.EpochBatches(videos, size)
+    assert [sampler.size(number) for number in range(count)] == [len(batch) for batch in sampler]
 
 
 def test_epochs_and_seeds_are_shuffled_differently_and_repeatably():
@@ -96,5 +106,5 @@ def test_epochs_and_seeds_are_shuffled_differently_and_repeatably():
 
     assert order(epoch=0) == order(epoch=0) != order(epoch=1)
     assert order(seed=0) != order(seed=1)
-    assert order(epoch=1)[16:] == order(epoch=1, first=2)
+    assert order(epoch=1)[14:] == order(epoch=1, first=2)  # seven batches of seven or eight: two are the first 14
     assert order(seed=None) == list(range(50))

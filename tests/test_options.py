@@ -1,0 +1,271 @@
+"""From the flags to values: recipes, what a resume takes from its checkpoint, and what given flags win over."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import SMALL
+
+import motion_cnn
+import spatial_cnn
+from dataloader.clips import TestSampling as Sampling
+from dataloader.clips import TrainSampling
+from dataloader.transforms import default_preparation
+from engine import epoch as engine
+from engine import options
+from engine.state import Training, TrainingSettings, choose_preparation
+from network import build_model
+from saved.checkpoints import Checkpoint, read_checkpoint
+from utils import InputError, save_checkpoint
+
+CPU = torch.device("cpu")
+
+
+def flags(*argv, stream="spatial", **recipes):
+    script = {"spatial": spatial_cnn, "motion": motion_cnn}[stream]
+    parser = options.stream_parser(stream, "")
+    if stream == "motion":
+        for name in ("--flow-mean", "--flow-std", "--conv1-lr-factor"):
+            parser.add_argument(name, type=float, default=1.0)
+        parser.add_argument("--input", default="flow")
+        parser.add_argument("--stack-length", type=int)
+    return options.parse(parser, recipes or script.RECIPES, [str(word) for word in argv])
+
+
+def test_the_group_rule_stands_in_for_lists_that_nobody_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert options.data_settings(flags()).ucf_list is None
+    assert options.data_settings(flags("--ucf-list", "none")).ucf_list is None
+    named = options.data_settings(flags("--ucf-list", tmp_path / "absent"))
+    assert named.ucf_list == tmp_path / "absent"  # whose absence is then told
+
+
+def test_flags_say_how_videos_are_loaded():
+    given = flags("--segments", 2, "--crop", "multiscale", "--crop-positions", 13, "--no-flip", "--test-samples", 6,
+                  "--test-resize", "center", "--test-views", 5, "--on-error", "skip", "--val-groups", 2)  # fmt: skip
+    settings = options.data_settings(given)
+    assert settings.training == TrainSampling(segments=2, crop="multiscale", crop_positions=13, flip=False)
+    assert settings.testing == Sampling(samples=6, views=5)
+    assert (settings.batch_size, settings.val_groups, settings.skip_errors) == (25, 2, True)
+    assert options.data_settings(flags("--flip")).training.flip
+
+
+# --- schedules -----------------------------------------------------------------------------------------
+
+
+def rates(settings, first=0):
+    training = Training(build_model("resnet18", 3, 4), default_preparation("rgb", 32, "squash"), CPU, settings)
+    found = []
+    for training.epoch in range(first, settings.epochs):
+        training.set_lr()
+        found.append(training.optimizer.param_groups[-1]["lr"])
+    return found
+
+
+def test_schedules_are_those_of_torch():
+    """torch.optim.lr_scheduler's MultiStepLR, CosineAnnealingLR and LinearLR give the same rates, epoch by epoch."""
+    schedules = torch.optim.lr_scheduler
+
+    def of_torch(make):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+        schedule, found = make(optimizer), []
+        for _ in range(10):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        return found
+
+    def warm(optimizer):
+        rise = schedules.LinearLR(optimizer, start_factor=1 / 4, total_iters=3)
+        return schedules.SequentialLR(optimizer, [rise, schedules.CosineAnnealingLR(optimizer, 7)], milestones=[3])
+
+    cosine = TrainingSettings(epochs=10, lr=0.5, schedule="cosine", amp="off")
+    step = TrainingSettings(epochs=10, lr=0.5, schedule="step", milestones=(0.4, 0.8), amp="off")
+    warmed = TrainingSettings(epochs=10, lr=0.5, schedule="cosine", warmup_epochs=3, amp="off")
+    np.testing.assert_allclose(rates(cosine), of_torch(lambda o: schedules.CosineAnnealingLR(o, 10)), rtol=1e-12)
+    np.testing.assert_allclose(rates(step), of_torch(lambda o: schedules.MultiStepLR(o, [4, 8])), rtol=1e-12)
+    np.testing.assert_allclose(rates(warmed), of_torch(warm), rtol=1e-12)
+
+
+def test_a_schedule_depends_on_the_epoch_alone():
+    step = TrainingSettings(epochs=80, lr=1e-3, schedule="step", milestones=(30 / 80, 60 / 80), amp="off")
+    assert rates(step, first=45)[:2] == pytest.approx([1e-4, 1e-4])  # a checkpoint of another project's 45 epochs
+
+
+# --- going on ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A checkpoint after one of ten epochs of cosine, whose optimizer has momentum."""
+
+    def save(**given):
+        settings = TrainingSettings(**{"epochs": 10, "lr": 0.5, "schedule": "cosine", "amp": "off", **given})
+        preparation = default_preparation("rgb", 32, "squash")
+        training = Training(build_model("resnet18", 3, 4), preparation, CPU, settings)
+        training.model(torch.rand(2, 3, 32, 32).repeat(1, 1, 2, 2)).sum().backward()
+        training.set_lr()
+        training.optimizer.step()
+        training.next_epoch()
+        header = {"format": "two-stream", "arch": "resnet18", "class_names": list("abcd"), "dataset": "x", "split": "1",
+                  "preparation": preparation.as_dict(), "args": {**vars(settings), "recipe": "baseline"}}  # fmt: skip
+        save_checkpoint({**header, **training.state_dict()}, tmp_path / "checkpoint.pth.tar")
+        return tmp_path / "checkpoint.pth.tar"
+
+    return save
+
+
+def go_on(path, *argv, stream="spatial"):
+    args = flags("--resume", path, *argv, stream=stream)
+    checkpoint = options.open_checkpoint(args, "rgb")
+    training = Training(
+        build_model("resnet18", 3, 4), default_preparation("rgb", 32, "squash"), CPU, options.training_settings(args)
+    )
+    training.resume(checkpoint, list("abcd"), args.start_epoch)
+    training.set_lr()
+    return args, training
+
+
+@pytest.mark.parametrize("epochs", [10, 20])
+def test_more_epochs_move_a_schedule(saved, epochs):
+    """Cosine over 20 epochs stands higher after one than over 10, and does not rise again at its end."""
+    training = go_on(saved(), "--epochs", epochs)[1]
+    assert training.epoch == 1
+    assert training.optimizer.param_groups[0]["lr"] == pytest.approx(0.25 * (1 + np.cos(np.pi / epochs)))
+
+
+def test_flags_given_on_a_resume_win(saved):
+    path = saved(schedule="plateau", patience=3)
+    args, training = go_on(path, "--momentum", 0.5, "--weight-decay", 0.25, "--patience", 7, "--clip-grad", 2)
+    for group, decay in zip(training.optimizer.param_groups, (0.25, 0.25, 0), strict=True):
+        assert (group["momentum"], group["weight_decay"], group["lr"]) == (0.5, decay, 0.5)
+    assert training.plateau.patience == 7 and training.settings.clip_grad == 2
+    assert (args.momentum, args.weight_decay, args.patience) == (0.5, 0.25, 7)  # what its next checkpoint records
+    assert training.optimizer.state  # and the momentum that there was goes on
+    training = go_on(path)[1]
+    assert training.plateau.patience == 3 and training.optimizer.param_groups[0]["momentum"] == 0.9
+
+
+def test_a_rate_that_plateau_reduced_stays_reduced_until_another_is_given(saved):
+    path = saved(schedule="plateau")
+    content = torch.load(path, weights_only=True)
+    for group in content["optimizer"]["param_groups"]:
+        group["lr"] /= 100
+    save_checkpoint(content, path)
+    assert go_on(path)[1].optimizer.param_groups[0]["lr"] == pytest.approx(0.005)
+    assert go_on(path, "--lr", 0.5)[1].optimizer.param_groups[0]["lr"] == pytest.approx(0.005)  # the same command again
+    assert go_on(path, "--lr", 0.3)[1].optimizer.param_groups[0]["lr"] == pytest.approx(0.3)
+    factor = go_on(path, "--conv1-lr-factor", 5, stream="motion")[1].optimizer.param_groups
+    assert [group["lr"] for group in factor] == pytest.approx([0.025, 0.005, 0.005])
+
+
+def test_another_recipe_counts_as_given_and_its_own_does_not(saved):
+    path = saved(schedule="plateau", weight_decay=0.125)
+    assert go_on(path, "--recipe", "baseline")[1].settings.weight_decay == 0.125
+    args, training = go_on(path, "--recipe", "tsn")
+    assert training.settings.schedule == "step" and training.settings.epochs == 80 and args.recipe == "tsn"
+    assert training.settings.weight_decay == 5e-4 and training.optimizer.param_groups[1]["weight_decay"] == 5e-4
+
+
+def test_start_epoch_moves_the_schedule(saved):
+    training = go_on(saved(), "--start-epoch", 5)[1]
+    assert training.optimizer.param_groups[0]["lr"] == pytest.approx(0.25)  # the middle of the cosine
+
+
+def test_an_epoch_begun_is_not_cut_anew(saved):
+    path = saved(batch_size=4)
+    content = torch.load(path, weights_only=True)
+    save_checkpoint({**content, "batch": 2}, path)
+    assert go_on(path)[1].batch == 2
+    with pytest.raises(InputError, match="within an epoch, whose batches --batch-size 8 would cut"):
+        go_on(path, "--batch-size", 8)
+
+
+def test_flow_is_normalised_as_given_and_keeps_its_stack():
+    old = default_preparation("flow", 64, "squash", 10)
+    checkpoint = Checkpoint("m.pth.tar", "two-stream", {}, "resnet18", 2, 20, old.as_dict(), {}, 0, 0.0, None, {})
+    args = flags("--flow-mean", 0, "--flow-std", 1, "--size", 96, stream="motion")
+    found = choose_preparation(checkpoint, old, options.given_preparation(args))
+    assert (found.mean, found.std, found.size, found.stack_length) == ((0.0,), (1.0,), 96, 10)
+    assert choose_preparation(checkpoint, old, options.given_preparation(flags(stream="motion"))) == old
+    with pytest.raises(InputError, match="--stack-length 5: m.pth.tar is a network for 10"):
+        choose_preparation(checkpoint, old, options.given_preparation(flags("--stack-length", 5, stream="motion")))
+
+
+def test_another_projects_rate_is_what_its_plateau_had_come_to_and_no_schedules(tmp_path):
+    model = build_model("resnet18", 3, 4)
+    group = {"lr": 1e-5, "momentum": 0.9, "weight_decay": 5e-4, "params": []}
+    names = [f"module.base_model.{name}".replace("base_model.fc", "new_fc") for name in model.state_dict()]
+    state = dict(zip(names, model.state_dict().values(), strict=True))
+    content = {"epoch": 45, "arch": "resnet18", "state_dict": state, "best_prec1": 50.0,
+               "optimizer": {"state": {}, "param_groups": [group]}}  # fmt: skip
+    torch.save(content, tmp_path / "tsn.pth.tar")
+    assert read_checkpoint(tmp_path / "tsn.pth.tar").source == "tsn-pytorch"
+    assert go_on(tmp_path / "tsn.pth.tar")[1].optimizer.param_groups[1]["lr"] == pytest.approx(1e-5)
+    training = go_on(tmp_path / "tsn.pth.tar", "--recipe", "tsn")[1]
+    assert training.epoch == 45 and training.optimizer.param_groups[1]["lr"] == pytest.approx(1e-4)  # 30 <= 45 < 60
+
+
+# --- as a user runs it ---------------------------------------------------------------------------------
+
+
+def test_what_a_resume_is_given_is_what_its_checkpoint_records(tiny, run, tmp_path):
+    arguments = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *SMALL, "--output", tmp_path)
+    run(*arguments, "--epochs", 1, "--schedule", "cosine", "--lr", 0.01)
+    run(*arguments, "--resume", "--epochs", 4, "--momentum", 0.5, "--consensus", "sum")
+    saved = torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)
+    assert saved["args"]["momentum"] == saved["optimizer"]["param_groups"][0]["momentum"] == 0.5
+    assert saved["args"]["consensus"] == "sum" and saved["args"]["schedule"] == "cosine"
+    found = pd.read_csv(tmp_path / "rgb_train.csv")["lr"]
+    np.testing.assert_allclose(found[1:], 0.005 * (1 + np.cos(np.pi * np.arange(1, 4) / 4)))
+
+
+@pytest.mark.parametrize("script", ["spatial_cnn.py", "motion_cnn.py"])
+def test_weights_of_no_numbers_are_no_result(tiny, run, tmp_path, script):
+    """A network of NaN ranks every class alike; it was 100 % right, and stayed the best for ever."""
+    kind, channels = ("rgb", 3) if script == "spatial_cnn.py" else ("flow", 20)
+    model = build_model("resnet18", channels, 101)
+    torch.nn.init.constant_(model.fc.weight, np.nan)
+    torch.save(model.state_dict(), tmp_path / "broken.pth")
+    arguments = (script, f"--{kind}-dir", tiny / kind, *SMALL, "--output", tmp_path / "out")
+    said = run(*arguments, "--resume", tmp_path / "broken.pth", "--evaluate", code=2).stderr
+    assert said.count("\n") == 1 and "_g01_c01 are no numbers" in said and "diverged" in said
+    assert not (tmp_path / "out/predictions.json").exists()
+
+
+def test_no_failure_of_a_test_costs_an_epoch(tiny, run, tmp_path):
+    """A test image that can't be read: the epoch before it is in the checkpoint, and is not trained again."""
+    import shutil
+
+    shutil.copytree(tiny / "rgb", tmp_path / "rgb")
+    image = sorted((tmp_path / "rgb").glob("v_*_g01_*"))[0] / "frame000001.jpg"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:100])
+    arguments = ("spatial_cnn.py", "--rgb-dir", tmp_path / "rgb", *SMALL, "--output", tmp_path / "out", "--epochs", 1)
+    run(*arguments, code=2)
+    batches = torch.load(tmp_path / "out/checkpoint.pth.tar", weights_only=True)["batch"]
+    assert batches > 0
+    image.write_bytes(whole)
+    run(*arguments, "--resume")
+    run(*arguments[:-4], "--output", tmp_path / "whole", "--epochs", 1)
+    two = (torch.load(tmp_path / name / "checkpoint.pth.tar", weights_only=True) for name in ("out", "whole"))
+    first, second = (content["state_dict"] for content in two)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert json.loads((tmp_path / "out/predictions.json").read_text())["checkpoint"]["epoch"] == 0
+
+
+def test_a_network_of_synchronised_batch_norms_is_tested_as_it_is():
+    """SyncBatchNorm is no BatchNorm2d: nothing was folded, and the first test of a --sync-bn training failed."""
+    torch.manual_seed(0)
+    model = build_model("resnet18", 3, 4).train()
+    with torch.no_grad():
+        model(torch.rand(8, 3, 64, 64))  # statistics that are not those of a new network
+    preparation = default_preparation("rgb", 64, "squash")
+    clips = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    plain = engine.InferenceNet(model, preparation)(clips)[0]
+    synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    found = engine.InferenceNet(synchronised, preparation)
+    assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in found.modules())
+    torch.testing.assert_close(found(clips)[0], plain)
