@@ -35,7 +35,7 @@ from data.flow import (
 )
 from data.flow_picture import draw_flow
 from data.jobs import Report, cpu_count
-from data.tvl1_backends import OPENCVS, is_installed, suitable_backends
+from data.tvl1.backends import OPENCVS, is_installed, suitable_backends
 from data.videos import VideoError, encode_jpeg, find_flo_folders, find_videos, import_cv2, read_frames
 from utils import ArgumentParser, InputError, run_main
 
@@ -157,7 +157,7 @@ def choose_tvl1(device: str) -> str:
     """The fastest backend of TV-L1 on `device`, as measured now, in one process of one thread; prints it."""
     import torch
 
-    from data.tvl1 import choose_backend
+    from data.tvl1.tensor import choose_backend
 
     torch.set_num_threads(1)  # as the workers will
     backend, speeds = choose_backend(device, suitable_backends(device))

@@ -30,7 +30,7 @@ from data.flow import (
     read_raft_weights,
     tvl1_flow,
 )
-from data.tvl1_backends import is_installed
+from data.tvl1.backends import is_installed
 from data.videos import VideoError, read_frames
 from utils import InputError
 

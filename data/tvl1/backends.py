@@ -67,7 +67,7 @@ def is_installed(backend: str) -> bool:
 def pair_method(backend: str) -> Callable[[np.ndarray, np.ndarray, TVL1], np.ndarray]:
     """One of OPENCVS: from two grey images (H, W) of 0..255 and the parameters to float32 (2, H, W), x then y."""
     if backend == "numba":
-        from data.tvl1_cpu import tvl1_pair
+        from data.tvl1.cpu import tvl1_pair
 
         return tvl1_pair
     return opencv_pair
