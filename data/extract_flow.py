@@ -22,7 +22,6 @@ from data.extraction import (
     check_arguments,
     extract_all,
     open_output,
-    read_claim,
 )
 from data.flow import (
     PLAIN_METHODS,
@@ -34,10 +33,11 @@ from data.flow import (
     tvl1_flow,
 )
 from data.flow_picture import draw_flow
-from data.jobs import Report, cpu_count
+from data.jobs import Report
 from data.tvl1.backends import OPENCVS, is_installed, suitable_backends
 from data.videos import VideoError, encode_jpeg, find_flo_folders, find_videos, import_cv2, read_frames
-from utils import ArgumentParser, InputError, run_main
+from dataloader.extracted import extraction_settings
+from utils import ArgumentParser, InputError, cpu_count, run_main
 
 METHODS = ("tvl1", *PLAIN_METHODS, "raft", "flo")
 WORKERS_PER_GPU = 4  # so that decoding and writing keep pace with the GPU
@@ -118,7 +118,7 @@ def find_devices(args: argparse.Namespace) -> list[str]:
     if args.device == "cuda" and not gpus:
         raise InputError("--device cuda: PyTorch finds no GPU here; leave it out to compute on the CPU")
     if gpus and args.device == "auto" and args.method == "tvl1" and not args.overwrite:
-        begun = read_claim(args.out).get("settings", {})
+        begun = extraction_settings(args.out)
         if begun.get("method") == "tvl1" and "device" not in begun:
             print(f"{args.out} was begun on the CPU, and goes on there; --device cuda needs another folder")
             return ["cpu"]

@@ -21,9 +21,9 @@ from data.extraction import (
     extract_all,
     open_output,
 )
-from data.jobs import Report, cpu_count
+from data.jobs import Report
 from data.videos import encode_jpeg, find_videos, import_cv2, read_frames
-from utils import ArgumentParser, InputError, run_main
+from utils import ArgumentParser, InputError, cpu_count, run_main
 
 
 def write_rgb(short_side: int, quality: int, every: int, video: Path, folder: Path, report: Report) -> int:

@@ -34,10 +34,10 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data.jobs import Report, cpu_count, run_jobs
+from data.jobs import Report, run_jobs
 from data.videos import import_cv2
 from engine.options import check_ranges
-from utils import ArgumentParser, InputError, atomic_path, run_main, write_json
+from utils import ArgumentParser, InputError, atomic_path, cpu_count, run_main, write_json
 
 APPEARANCES = ("Dots", "Stripes", "Checks")
 MOTIONS = ("Rise", "Fall", "Spin")

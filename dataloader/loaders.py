@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,13 +64,3 @@ def list_folder(args: Any) -> Path | None:
     if args.ucf_list == "none" or ("ucf_list" not in args.given and not Path(args.ucf_list).is_dir()):
         return None
     return Path(args.ucf_list)
-
-
-def extraction_settings(root: Path) -> dict[str, Any]:
-    """What the images under `root` were extracted with, if our extraction made them; else empty."""
-    try:
-        return json.loads((root / "extraction.json").read_text(encoding="utf-8"))["settings"]
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{root / 'extraction.json'} cannot be read ({error}); remove it or extract again") from None

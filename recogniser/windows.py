@@ -14,7 +14,7 @@ from data.videos import import_cv2, read_frames, resize, resized
 from recogniser.decoded import DecodedFrames
 from utils import InputError
 
-Frames = Mapping[int, Mapping[int, np.ndarray]]  # short side -> number of a frame -> RGB uint8 (height, width, 3)
+FramesBySide = Mapping[int, Mapping[int, np.ndarray]]  # short side -> frame's number -> RGB uint8 (height, width, 3)
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Window:
     start: float
     end: float
     rate: float
-    frames: Frames  # at least those that the clips need
+    frames: FramesBySide  # at least those that the clips need
 
 
 def frame_rate(path: Path | str) -> float:
