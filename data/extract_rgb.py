@@ -59,7 +59,7 @@ def main() -> int:
     settings = {"short_side": args.short_side, "quality": args.quality, "sampling_rate": args.sampling_rate}
     write = functools.partial(write_rgb, args.short_side, args.quality, args.sampling_rate)
     with open_output(args.out, "rgb", (".",), settings, args.overwrite) as output:
-        return extract_all(videos, output, lambda: [write] * (args.workers or cpu_count()), args.shard)
+        return extract_all(videos, output, lambda _: [write] * (args.workers or cpu_count()), args.shard)
 
 
 if __name__ == "__main__":

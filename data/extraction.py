@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from data.jobs import Report, run_jobs
+from data.progress import Progress
 from data.videos import VideoError, VideoFile
 from dataloader.extracted import FILE, Extraction, claim
 from utils import InputError, atomic_path, plural
@@ -263,17 +263,20 @@ def extract_one(output: Output, write: Writer, video: VideoFile, report: Report)
 
 
 def extract_all(
-    videos: Sequence[VideoFile], output: Output, make_writers: Callable[[], Sequence[Writer]], shard: tuple[int, int]
+    videos: Sequence[VideoFile],
+    output: Output,
+    make_writers: Callable[[Sequence[VideoFile]], Sequence[Writer]],
+    shard: tuple[int, int],
 ) -> int:
     """Extract this shard's videos that aren't done; returns the exit code, 0 or 1.
 
-    `make_writers` returns a writer for each process. It is called only when there is something to do.
+    `make_writers` returns a writer for each process. It is told what there is to do, and called only if there is any.
     """
     part, parts = shard
     mine = videos[part - 1 :: parts]
     todo = [video for video in mine if output.overwrite or not output.is_done(video)]
     share = f" of {len(videos):,} (shard {part}/{parts})" if parts > 1 else ""
-    writers = make_writers() if todo else []
+    writers = make_writers(todo) if todo else []
     left = "nothing left to do"
     if todo:
         processes = plural(min(len(writers), len(todo)), "process")
@@ -283,7 +286,7 @@ def extract_all(
     failed: dict[str, str] = {}
     frames = 0
     started = time.monotonic()
-    with _Bar(todo) as bar:
+    with _Bar(len(todo)) as bar:
         for index, event, value in run_jobs(workers, todo):
             if event == "claimed":
                 bar.expect(index, value)
@@ -314,28 +317,15 @@ def extract_all(
 
 
 class _Bar:
-    """One bar over all videos, in images per second.
+    """One bar over all videos; one that is being written counts as far as it is written."""
 
-    How many images there will be is known for the videos opened so far (what the file claims, then what it
-    had); for the others it is guessed from their size in bytes.
-    """
-
-    def __init__(self, videos: Sequence[VideoFile]) -> None:
-        self.sizes = [video.size for video in videos]
-        self.expected: dict[int, int] = {}  # by index: images of the videos opened so far
-        self.written: dict[int, int] = {}
-        self.all_bytes = sum(self.sizes)
-        self.known_bytes = self.known_images = 0
-        self.finished = 0
-        self.images = 0
-        interval = 0.3 if sys.stderr.isatty() else 30  # a log file isn't redrawn: every line stays
-        self.bar = tqdm(
-            unit="frame",
-            disable=not videos,
-            smoothing=0.05,
-            mininterval=interval,
-            maxinterval=max(10, interval),
-            dynamic_ncols=True,
+    def __init__(self, videos: int) -> None:
+        self.expected: dict[int, int] = {}  # by index: images that the file of a video being written promises
+        self.written: dict[int, int] = {}  # by index: images so far
+        self.videos, self.finished, self.failed, self.images = videos, 0, 0, 0
+        layout = "{percentage:3.0f} %|{bar}| {elapsed} gone, {remaining} left{postfix}"
+        self.bar = Progress(
+            desc="extraction", total=videos, disable=not videos, smoothing=0.05, mininterval=0.3, bar_format=layout
         )
 
     def __enter__(self) -> _Bar:
@@ -345,27 +335,29 @@ class _Bar:
         self.bar.close()
 
     def write(self, text: str) -> None:
-        self.bar.write(text, file=sys.stderr)
+        self.bar.say(text)
 
     def expect(self, index: int, images: int) -> None:
-        """VideoFile `index` will have, or had, so many images."""
-        if index not in self.expected:
-            self.known_bytes += self.sizes[index]
-        self.known_images += images - self.expected.get(index, 0)
+        """Video `index` will have so many images, if its file is right."""
         self.expected[index] = images
-        if self.known_bytes:
-            self.bar.total = max(self.images, round(self.known_images * self.all_bytes / self.known_bytes))
 
     def advance(self, index: int, images: int) -> None:
         self.written[index] = self.written.get(index, 0) + images
         self.images += images
-        self.bar.update(images)
+        self._show()
 
     def finish(self, index: int, failed: int) -> None:
-        self.finished += 1
-        failures = f", {failed} failed" if failed else ""
-        self.bar.set_postfix_str(f"{self.finished}/{len(self.sizes)} videos{failures}", refresh=False)
-        self.expect(index, self.written.get(index, 0))
+        self.finished, self.failed = self.finished + 1, failed
+        self.expected.pop(index, None)
+        self._show()
+
+    def _show(self) -> None:
+        under_way = sum(min(1.0, self.written.get(index, 0) / all_) for index, all_ in self.expected.items() if all_)
+        seconds = self.bar.format_dict["elapsed"]
+        rate = f", {self.images / seconds:.0f} frames/s" if seconds > 1 else ""
+        failures = f", {self.failed} failed" if self.failed else ""
+        self.bar.set_postfix_str(f"{self.finished:,}/{self.videos:,} videos{rate}{failures}", refresh=False)
+        self.bar.update(max(0.0, self.finished + under_way - self.bar.n))
 
 
 class Reporter:

@@ -26,7 +26,7 @@ class VideoFile:
     path: Path
     name: str  # relative to the searched folder, for messages
     folder: str  # where its frames go, relative, with "/": `v_X` for UCF names, else the path without suffix
-    size: int  # bytes: tells a file that was replaced, and lets the progress bar guess at frames
+    size: int  # bytes: tells a file that was replaced
 
 
 def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
@@ -184,6 +184,15 @@ def read_frames(
     tolerance = 0.1 if path.suffix.lower() in EXACT_COUNTS else 0.5
     if claimed - max(decoded, shown) > max(5.0, tolerance * claimed):
         raise VideoError(f"cut off or damaged: {decoded} of {int(claimed)} frames could be decoded")
+
+
+def claimed_frames(path: Path) -> int:
+    """Frames by the file's header, without decoding any; 0 where it doesn't say."""
+    cv2 = import_cv2()
+    capture = cv2.VideoCapture(str(path))
+    claimed = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    capture.release()
+    return max(0, int(claimed))
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:

@@ -332,7 +332,7 @@ def test_numba_needs_no_folder_to_keep_its_code_in():
     """Both the project and the user's cache folder may be read-only, as in a container."""
     if not tvl1.is_installed("numba"):
         pytest.skip("numba isn't installed")
-    root = Path(tvl1.__file__).parents[1]
+    root = Path(tvl1.__file__).parents[2]
     nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}  # and none is provided
     subprocess.run([sys.executable, "-c", "import data.tvl1.cpu"], cwd=root, env=os.environ | nowhere, check=True)
 
@@ -344,7 +344,7 @@ def test_runs_without_opencv_and_numba():
         "flow = tvl1_pairs(*moving_texture(1, 40, 50, motion=(2, -1)))\n"
         "print(*flow[0, :, 10:-10, 10:-10].mean((1, 2)).round().tolist(), *suitable_backends())\n"
     )
-    root = Path(tvl1.__file__).parents[1]
+    root = Path(tvl1.__file__).parents[2]
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert process.stdout.split() == ["2.0", "-1.0", "torch"]
 

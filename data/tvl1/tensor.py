@@ -34,7 +34,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.tvl1.backends import BACKENDS, OPENCV_DEFAULTS, OPENCVS, TVL1, is_installed, pair_method, suitable_backends
+from data.tvl1 import OPENCV_DEFAULTS, TVL1
+from data.tvl1.backends import BACKENDS, OPENCVS, is_installed, pair_method, suitable_backends
 from utils import InputError
 
 BYTES_PER_PIXEL = 4 * 80  # float32 planes of a pair on a GPU at the peak, in the median filter: counted, with a margin
