@@ -437,7 +437,6 @@ def test_it_says_what_it_takes_and_refuses_a_disk_that_is_too_small(mirror, tmp_
 
     monkeypatch.setattr(sys, "argv", words)
     usage = shutil.disk_usage(tmp_path)._replace(free=size * 2)
-    monkeypatch.setattr(download, "measure_unpacking", lambda folder: 1e6)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(InputError, match=r"getting rgb needs .* only .* are free: make room"):
         download.main()
