@@ -13,11 +13,11 @@ CERTAINTY = 4.0  # standard errors that the first class has to lead by
 def spread_order(count: int) -> list[int]:
     """The numbers below `count`, ordered so that the first few of them, however many, are spread over all.
 
-    They are those of van der Corput's sequence in base 2: halves, then quarters, ...
+    As in van der Corput's sequence in base 2: halves, then quarters, ...
     """
     bits = max(1, (count - 1).bit_length())
-    reversed_bits = (int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits))
-    return [number for number in reversed_bits if number < count]
+    halves = (int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits))
+    return list(dict.fromkeys(half * count // 2**bits for half in halves))
 
 
 def is_decided(logits: Sequence[np.ndarray], planned: Sequence[int], weights: Sequence[float]) -> bool:
