@@ -1,4 +1,7 @@
-"""A trained network as one file for other programs, by ONNX or torch.export, checked against the network itself."""
+"""A trained network as one file for other programs, by ONNX or torch.export, checked against the network itself.
+
+  python export.py CHECKPOINT OUT.onnx     or OUT.pt2
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ from torch.export import Dim
 from torchvision.models.resnet import ResNet
 
 from network import fold_batchnorm, trained_model
-from saved.checkpoints import read_checkpoint
-from utils import InputError, atomic_path
+from saved.checkpoints import FLOW_ORDERS, read_checkpoint
+from utils import ArgumentParser, InputError, atomic_path, run_main
 
 TOLERANCE = 1e-4  # of the largest logit; other orders of summing in float32 make differences of about 1e-6
 
@@ -34,7 +37,7 @@ def export(target: Path, checkpoint: Path, flow_order: str = "original") -> None
     """
     kind = target.suffix.lower()
     if kind not in (".onnx", ".pt2"):
-        raise InputError(f"--export {target}: give the name of a .onnx or a .pt2 file")
+        raise InputError(f"{target}: give the name of a .onnx or a .pt2 file")
     for package in ("onnx", "onnxscript") if kind == ".onnx" else ():
         if importlib.util.find_spec(package) is None:
             raise InputError(f"{target} needs {package}; pip install onnx onnxscript onnxruntime, or export a .pt2")
@@ -110,3 +113,17 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
+
+
+def main() -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of any project that --resume reads")
+    parser.add_argument("target", type=Path, metavar="OUT", help="what to write: .onnx or .pt2")
+    parser.add_argument("--flow-order", choices=tuple(FLOW_ORDERS), default="original",
+                        help="channel order of the original repo's motion checkpoint: see motion_cnn.py -h")
+    args = parser.parse_args()
+    export(args.target, args.checkpoint, args.flow_order)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from dataloader.clips import ReadSteps
+from dataloader.extracted import extraction_settings
 from dataloader.layouts import index_frames
-from dataloader.loaders import extraction_settings, make_data
+from dataloader.loaders import make_data
 from dataloader.motion_dataloader import ReadFlow, motion_sources
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.transforms import default_preparation

@@ -1,7 +1,4 @@
-"""The network of both streams: a torchvision ResNet for any number of input channels and classes.
-
-  python network.py --resume PATH --export model.onnx    a trained network for other programs; or model.pt2
-"""
+"""The network of both streams: a torchvision ResNet for any number of input channels and classes."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from torchvision import models
 from torchvision.models.resnet import ResNet
 
 from dataloader.transforms import Preparation, grey_levels
-from utils import ArgumentParser, InputError, plural, run_main
+from utils import InputError, plural
 
 if TYPE_CHECKING:
     from saved.checkpoints import Checkpoint
@@ -224,19 +221,3 @@ def explain_mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | Non
             places = ", ".join(blocks[:4]) + (", ..." if blocks[4:] else "")
             notes.append(f"{plural(len(names), 'tensor')} {text} (in {places})")
     return "; ".join(notes) or None
-
-
-def main() -> None:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument("--resume", type=Path, required=True, metavar="PATH", help="checkpoint of any project")
-    parser.add_argument("--export", type=Path, required=True, metavar="FILE", help="what to write: .onnx or .pt2")
-    parser.add_argument("--flow-order", choices=("original", "older", "oldest"), default="original",
-                        help="channel order of the original repo's motion checkpoint: see motion_cnn.py -h")
-    args = parser.parse_args()
-    from export import export  # which imports this module
-
-    export(args.export, args.resume, args.flow_order)
-
-
-if __name__ == "__main__":
-    run_main(main)

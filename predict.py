@@ -2,41 +2,34 @@
 
   python predict.py VIDEO --spatial PATH --motion PATH    several files, folders, or one stream alone work, too
   python predict.py VIDEO ... --save out.mp4              draw the answer over the video (out.png: one picture)
+  python predict.py FOLDER ... --save films               one film for each video, into the folder films
   python predict.py VIDEO ... --sliding 2                 a rolling answer, for long videos
   python predict.py --camera 0 ...                        the same from a webcam; Ctrl-C ends it
 
 A video is decoded, scaled, JPEG-coded and sampled as the checkpoint's training and test data were, by the same
-code. Its top 5 are softmax(mean of the streams' mean logits).
+code. Its top 5 are softmax(mean of the streams' mean logits). Of a video that is too short for a stack of flow the
+spatial stream alone answers.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
-from data.flow import PLAIN_METHODS, download_raft_weights, raft_flow, read_raft_weights, tvl1_flow
+from data.flow import PLAIN_METHODS
 from data.videos import VideoError, find_videos, import_cv2
-from dataloader.clips import Batch, TestSampling, clips_of
-from dataloader.names import UCF101_CLASSES
-from dataloader.splits import load_split
-from dataloader.transforms import Preparation
 from engine.state import amp_dtype
-from network import InferenceNet, trained_model
 from recogniser.answers import Answer, as_json, as_line, as_table
-from recogniser.decoded import PAIRS_AT_ONCE, DecodedFrames, Flow
-from recogniser.windows import Camera, Window, frame_rate, rolling_windows, whole_video
-from saved.checkpoints import FLOW_ORDERS, Checkpoint, read_checkpoint
-from utils import ArgumentParser, InputError, cpu_count, plural, run_main, set_up_device
+from recogniser.decoded import DecodedFrames
+from recogniser.loading import Wishes, load_streams
+from recogniser.streams import Recogniser
+from recogniser.windows import Camera, frame_rate, rolling_windows, whole_video
+from saved.checkpoints import FLOW_ORDERS
+from utils import ArgumentParser, InputError, plural, run_main, set_up_device
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -46,17 +39,22 @@ def parse_arguments() -> argparse.Namespace:
     group = parser.add_argument_group("networks")
     group.add_argument("--spatial", metavar="PATH", help="checkpoint of the RGB stream, ours or another project's")
     group.add_argument("--motion", metavar="PATH", help="checkpoint of the motion stream; one of the two is enough")
-    group.add_argument("--weights", nargs=2, type=float, metavar=("W", "W"),
-                       help="of spatial and motion in the mean (default: 1 1)")
+    group.add_argument("--weights", nargs=2, type=float, metavar=("W", "W"), default=(1.0, 1.0),
+                       help="of spatial and motion in the mean")
     group.add_argument("--ucf-list", metavar="DIR",
                        help="split lists that name the classes of another project's checkpoint that is not of UCF101")
     group.add_argument("--flow-order", choices=tuple(FLOW_ORDERS), default="original",
                        help="channel order of the original repo's motion checkpoint: see motion_cnn.py -h")
 
     group = parser.add_argument_group("preparation")
-    group.add_argument("--samples", type=int, help="clips per video or window (default: as the checkpoint was tested)")
+    group.add_argument("--samples", type=int,
+                       help="clips per video or window (default: as the checkpoint was tested; of a rolling window at "
+                            "most 2.5 per second)")
     group.add_argument("--views", type=int, choices=(1, 5, 10),
                        help="crops per clip (default: as the checkpoint was tested)")
+    group.add_argument("--stop-early", action="store_true",
+                       help="compute no more clips once the first class leads by 4 standard errors; probabilities are "
+                            "then those of the clips so far")
     group.add_argument("--flow-method", choices=("tvl1", *PLAIN_METHODS, "raft"),
                        help="dis is fast enough for a camera (default: what the motion stream was trained on)")
     group.add_argument("--raft-weights", metavar="large|small|PATH",
@@ -69,8 +67,11 @@ def parse_arguments() -> argparse.Namespace:
                        help="number of a camera, or a URL, in place of videos; --sliding is then 2 unless given")
 
     group = parser.add_argument_group("output")
+    group.add_argument("--unknown-below", type=float, default=0.0, metavar="P",
+                       help="name no class whose probability is less than P, from 0 to 1")
     group.add_argument("--json", action="store_true", help="one JSON object per video or window, with all logits")
-    group.add_argument("--save", type=Path, metavar="OUT.mp4|png", help="draw the answer over the video, scores below")
+    group.add_argument("--save", type=Path, metavar="OUT",
+                       help="draw the answer over the video, scores below: a .mp4 or .png file, or a folder of films")
 
     group = parser.add_argument_group("run")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
@@ -96,163 +97,38 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError("--sliding and --step are seconds, more than 0")
     if args.samples is not None and args.samples < 1:
         raise InputError(f"--samples {args.samples}: must be at least 1")
-    if args.weights is None:
-        args.weights = [1.0, 1.0]
     if not all(0 <= weight < float("inf") for weight in args.weights) or not sum(args.weights):
         raise InputError("--weights takes two numbers from 0 up that aren't both 0")
-    if args.save is not None:
+    if not 0 <= args.unknown_below <= 1:
+        raise InputError(f"--unknown-below {args.unknown_below}: give a probability from 0 to 1")
+    if args.save is not None and not is_folder(args.save):
         suffixes = (".mp4",) if args.camera is not None else (".mp4", ".png")
         if args.save.suffix.lower() not in suffixes:
-            raise InputError(f"--save {args.save}: give the name of a {' or '.join(suffixes)} file")
+            raise InputError(f"--save {args.save}: give the name of a {' or '.join(suffixes)} file, or a folder")
+    elif args.save is not None and args.camera is not None:
+        raise InputError(f"--save {args.save}: a camera's film needs the name of a .mp4 file")
 
 
-# --- networks ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Stream:
-    """A trained network, and how its input is made."""
-
-    name: str  # spatial or motion
-    net: InferenceNet
-    preparation: Preparation
-    sampling: TestSampling
-    flow: Flow | None
-    device: torch.device
-
-    @torch.inference_mode()
-    def logits(self, batch: Batch) -> np.ndarray:
-        """(samples, classes) float32 of one video's clips, averaged over views. Equal clips are computed once."""
-        different, place = torch.cat([batch.clips, batch.flip[:, None]], 1).unique(dim=0, return_inverse=True)
-        parts = different.split(256 if self.device.type == "cuda" else 8)
-        outputs = []
-        for part in tqdm(parts, desc=f"{self.name} network", leave=False, delay=1, disable=None):
-            clips = batch._replace(clips=part[:, :-1], flip=part[:, -1].bool())
-            outputs.append(self.net(clips_of(clips, self.preparation.modality, self.device))[0].cpu())
-        logits = torch.cat(outputs)[place]
-        return logits.unflatten(0, (self.sampling.views, self.sampling.samples)).mean(0).numpy()
-
-
-def load_streams(args: argparse.Namespace, device: torch.device) -> Recogniser:
-    """The networks that the flags name, the names of their classes and their weights."""
-    checkpoints = {}
-    for name, path in (("spatial", args.spatial), ("motion", args.motion)):
-        if not path:
-            continue
-        checkpoints[name] = read_checkpoint(path, flow_order=args.flow_order)
-        belongs = "spatial" if checkpoints[name].preparation["modality"] == "rgb" else "motion"
-        if name != belongs:
-            raise InputError(f"--{name} {path} is a network of the {belongs} stream: give it to --{belongs}")
-    names = choose_class_names(list(checkpoints.values()), args.ucf_list)
-    streams = []
-    for name, checkpoint in checkpoints.items():
-        preparation = Preparation.from_dict(checkpoint.preparation)
-        samples = args.samples or checkpoint.args.get("test_samples", 19)
-        sampling = TestSampling(samples, args.views or checkpoint.args.get("test_views", 1))
-        if sampling.views > 1 and preparation.test_resize == "squash":
-            raise InputError(f"--views {sampling.views} cuts corners, but {checkpoint.path} was tested on whole images")
-        flow = choose_flow(args, preparation, device) if preparation.modality == "flow" else None
-        net = InferenceNet(trained_model(checkpoint), preparation, amp_dtype(args.amp, device)).to(device)
-        streams.append(Stream(name, net, preparation, sampling, flow, device))
-    weights = args.weights if len(streams) == 2 else [1.0]
-    return Recogniser(streams, names, weights)
-
-
-def choose_class_names(checkpoints: Sequence[Checkpoint], lists: str | None) -> list[str]:
-    """The classes in label order: a checkpoint's own, --ucf-list's, UCF101's for 101 classes, or just numbers."""
-    first, last = checkpoints[0], checkpoints[-1]
-    if first.num_classes != last.num_classes:
-        raise InputError(
-            f"{first.path} knows {first.num_classes} classes, {last.path} {last.num_classes}; "
-            "give two streams of the same dataset"
-        )
-    given = {str(c.path): c.class_names for c in checkpoints if c.class_names is not None}
-    if not given and lists:
-        given[lists] = load_split(lists, 1).class_names
-    for source, names in given.items():
-        if len(names) != first.num_classes:
-            raise InputError(f"{source} names {len(names)} classes, {first.path} knows {first.num_classes}")
-        other_source, other = next(iter(given.items()))
-        for label, (one, two) in enumerate(zip(other, names, strict=True)):
-            if one.casefold() != two.casefold():
-                raise InputError(
-                    f"class {label} is {one} in {other_source} and {two} in {source}; "
-                    "give two streams of the same dataset"
-                )
-    if given:
-        return next(iter(given.values()))
-    if first.num_classes == len(UCF101_CLASSES):
-        return list(UCF101_CLASSES)
-    note(f"{first.path} doesn't name its {first.num_classes} classes, so they are numbered; --ucf-list DIR names them")
-    return [f"class {label}" for label in range(first.num_classes)]
-
-
-def choose_flow(args: argparse.Namespace, preparation: Preparation, device: torch.device) -> Flow:
-    """The flow method that the network was trained on, or --flow-method."""
-    trained = preparation.flow_method
-    method = args.flow_method or trained or "tvl1"
-    if trained is None and not args.flow_method:
-        note("the motion checkpoint doesn't say what flow it was trained on: taking tvl1; see --flow-method")
-    elif args.flow_method and trained and not trained.startswith(args.flow_method):
-        note(f"the motion stream was trained on {trained} flow, this is {args.flow_method}")
-    if method == "flo":
-        raise InputError(f"{args.motion} was trained on .flo files of an unknown method; choose one with --flow-method")
-    if method.startswith("raft"):
-        weights = args.raft_weights or ("small" if trained == "raft_small" else "large")
-        path = download_raft_weights(weights) if weights in ("large", "small") else Path(weights)
-        try:  # a wrong file is said now
-            read_raft_weights(path)
-        except InputError:
-            raise InputError(f"--raft-weights {path}: no file of torchvision's RAFT weights") from None
-        raft = functools.partial(raft_flow, weights=path, device=str(device), batch_frames=PAIRS_AT_ONCE)
-        return Flow(raft)
-    gpu = method == "tvl1" and device.type == "cuda"
-    tvl1 = functools.partial(tvl1_flow, device=str(device) if gpu else "cpu")
-    methods: dict[str, Any] = {"tvl1": tvl1, **PLAIN_METHODS}
-    if method not in methods:
-        raise InputError(f"{args.motion} was trained on {method} flow, which is not among --flow-method's; choose one")
-    return Flow(methods[method], 1 if gpu else cpu_count())
+def is_folder(save: Path) -> bool:
+    return save.is_dir() or not save.suffix
 
 
 # --- answers -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Recogniser:
-    """All streams together."""
-
-    streams: list[Stream]
-    names: list[str]  # of the classes, in label order
-    weights: list[float]  # of the streams
-
-    def follow(self, video: str) -> list[DecodedFrames]:
-        """The makers of each stream's clips of one video."""
-        return [DecodedFrames(video, s.preparation, s.sampling, s.flow) for s in self.streams]
-
-    def answer(self, window: Window, followers: Sequence[DecodedFrames]) -> Answer:
-        """What the streams say of one window. Raises VideoError for one of too few frames."""
-        logits, times = {}, {}
-        for stream, follower in zip(self.streams, followers, strict=True):
-            batch = follower.clips(window.frames[follower.short_side], window.count, window.first)
-            logits[stream.name] = stream.logits(batch)
-            middles = follower.starts(window.count) + follower.fewest / 2
-            times[stream.name] = window.start + middles / window.rate
-        return Answer(self.names, window.start, window.end, window.count, logits, times, self.weights)
-
-
 def answers_to_video(path: Path, recogniser: Recogniser, sliding: float | None, step: float) -> Iterator[Answer]:
     """The answer to a whole video, or one for each window of `sliding` seconds. Raises VideoError."""
-    followers = recogniser.follow(path.name)
+    decoded = recogniser.frames_of(path.name)
     if not sliding:
-        yield recogniser.answer(whole_video(path, followers), followers)
+        yield recogniser.answer(whole_video(path, decoded), decoded)
         return
-    check_window(sliding, frame_rate(path), followers)
-    for window in rolling_windows(path, [follower.short_side for follower in followers], sliding, step):
-        yield recogniser.answer(window, followers)
+    check_window(sliding, frame_rate(path), decoded)
+    for window in rolling_windows(path, [one.short_side for one in decoded], sliding, step):
+        yield recogniser.answer(window, decoded)
 
 
-def check_window(seconds: float, rate: float, followers: Sequence[DecodedFrames]) -> None:
-    frames, needed = round(seconds * rate), max(follower.fewest for follower in followers)
+def check_window(seconds: float, rate: float, decoded: Sequence[DecodedFrames]) -> None:
+    frames, needed = round(seconds * rate), max(one.fewest for one in decoded)
     if frames < needed:
         raise InputError(
             f"--sliding {seconds:g} is {plural(frames, 'frame')} at {rate:g} per second, and one clip needs {needed}: "
@@ -262,30 +138,28 @@ def check_window(seconds: float, rate: float, followers: Sequence[DecodedFrames]
 
 def watch_camera(args: argparse.Namespace, recogniser: Recogniser) -> None:
     """Answer for the camera's last seconds until it ends, or until Ctrl-C."""
-    followers = recogniser.follow("camera")
-    camera = Camera(args.camera, [follower.short_side for follower in followers])
-    check_window(args.sliding, camera.rate, followers)
+    decoded = recogniser.frames_of("camera")
+    camera = Camera(args.camera, [one.short_side for one in decoded])
+    check_window(args.sliding, camera.rate, decoded)
     with contextlib.ExitStack() as whole:
         film = None
         if args.save:
-            from recogniser.overlay import LiveFilm, open_film
+            from recogniser.film import open_film
+            from recogniser.overlay import LiveFilm
 
             film = LiveFilm(whole.enter_context(open_film(args.save, camera.rate)), camera.rate)
         windows = camera.windows(args.sliding, args.step, film.see if film else None)
         whole.enter_context(contextlib.closing(windows))
         with contextlib.suppress(KeyboardInterrupt):
             for window in windows:
-                answer = recogniser.answer(window, followers)
+                answer = recogniser.answer(window, decoded)
+                answer = replace(answer, behind=camera.now() - window.end)
                 show(f"camera {args.camera}", answer, args)
                 if film:
-                    film.hear(answer)
+                    film.add(answer)
 
 
 # --- the script ----------------------------------------------------------------------------------------
-
-
-def note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
 
 
 def show(video: str, answer: Answer, args: argparse.Namespace) -> None:
@@ -293,23 +167,49 @@ def show(video: str, answer: Answer, args: argparse.Namespace) -> None:
     print(text, flush=True)
 
 
-def list_videos(named: Sequence[str]) -> list[Path]:
-    """The files named, and all videos in the folders named."""
-    videos = []
+def list_videos(named: Sequence[str]) -> dict[Path, Path]:
+    """The files named, and all videos in the folders named, each with its place in a folder of films."""
+    videos: dict[Path, Path] = {}
     for path in map(Path, named):
         if not path.exists():
             raise InputError(f"{path} does not exist; give a video file or a folder of videos")
-        videos += [video.path for video in find_videos(path)] if path.is_dir() else [path]
+        if path.is_dir():
+            videos |= {video.path: Path(video.name).with_suffix(".mp4") for video in find_videos(path)}
+        else:
+            videos[path] = Path(path.name).with_suffix(".mp4")
     return videos
+
+
+def choose_targets(save: Path, videos: dict[Path, Path]) -> dict[Path, Path]:
+    """Where each video's picture or film goes. Raises InputError where two would be one, or one a video itself."""
+    if not is_folder(save):
+        if len(videos) > 1:
+            raise InputError(f"--save {save} draws one video, and there are {len(videos)}; name one, or a folder")
+        targets = dict.fromkeys(videos, save)
+    else:
+        targets = {video: save / place for video, place in videos.items()}
+    taken: dict[Path, Path] = {}
+    for video, target in targets.items():
+        other = taken.setdefault(target.resolve(), video)
+        if other is not video:
+            raise InputError(f"{other} and {video} would both be drawn to {target}; rename one")
+    for video in videos:
+        if video.resolve() in taken:
+            raise InputError(f"--save {save} would write over {video}; choose another name or folder")
+    return targets
 
 
 def main() -> int:
     args = parse_arguments()
     import_cv2()
     videos = list_videos(args.videos)
-    if args.save and len(videos) > 1:
-        raise InputError(f"--save {args.save} draws one video, and there are {len(videos)}; name one")
-    recogniser = load_streams(args, set_up_device(args.device))
+    targets = choose_targets(args.save, videos) if args.save and videos else {}
+    device = set_up_device(args.device)
+    wishes = Wishes(args.samples, args.views, args.sliding, args.flow_method, args.raft_weights, args.ucf_list)
+    paths = {"spatial": args.spatial, "motion": args.motion}
+    streams, names = load_streams(paths, args.flow_order, wishes, amp_dtype(args.amp, device), device)
+    weights = dict(zip(paths, args.weights, strict=True))
+    recogniser = Recogniser(streams, names, weights, args.unknown_below, args.stop_early)
     if args.camera is not None:
         watch_camera(args, recogniser)
     failed = 0
@@ -320,14 +220,14 @@ def main() -> int:
             answers = []
             for answer in answers_to_video(video, recogniser, args.sliding, args.step):
                 show(str(video), answer, args)
-                if args.save:
+                if video in targets:
                     answers.append(answer)
-            if args.save:
+            if video in targets:
                 from recogniser.overlay import save
 
-                save(args.save, video, answers)
+                save(targets[video], video, answers)
                 if not args.json:
-                    print(f"written: {args.save}")
+                    print(f"written: {targets[video]}")
         except VideoError as error:
             if len(videos) == 1:
                 raise InputError(f"{video}: {error}") from None

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from dataloader.extracted import extraction_settings
 from dataloader.layouts import index_frames
-from dataloader.loaders import extraction_settings, make_data
+from dataloader.loaders import make_data
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.transforms import default_preparation
 from engine import options

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import models, transforms
 
-from dataloader.layouts import CHANNELS, Frames, index_frames
+from dataloader.folders import Frames
+from dataloader.layouts import CHANNELS, index_frames
 from dataloader.sampling import test_starts
 from utils import ArgumentParser, atomic_path, cpu_count, run_main
 

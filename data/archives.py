@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 import rarfile
 from tqdm import tqdm
 
+from data.progress import Progress
 from utils import InputError, plural
 
 CHUNK = 1 << 20  # bytes read or written at once
@@ -98,17 +99,9 @@ def is_intact(path: Path, size: int, crc: int | None) -> bool:
     return crc is None or found == crc
 
 
-def progress_bar(title: str, total: int, shown: bool, unit: str = "B") -> tqdm:
-    """A bar with size, rate and time left; in a log file (no terminal) a line every 30 s."""
-    return tqdm(
-        desc=title,
-        total=total,
-        unit=unit,
-        unit_scale=True,
-        disable=not shown,
-        dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 30,
-    )
+def progress_bar(title: str, total: int, shown: bool, unit: str = "B") -> Progress:
+    """A bar with size, rate and time left; in a log file a line a minute."""
+    return Progress(desc=title, total=total, unit=unit, unit_scale=True, disable=not shown)
 
 
 # --- zip -----------------------------------------------------------------------------------------------

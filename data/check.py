@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -21,12 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from data.jobs import Report, cpu_count, run_jobs
+from data.jobs import Report, run_jobs
+from dataloader.extracted import extraction_settings
+from dataloader.folders import Frames
 from dataloader.images import decode_gray, decode_rgb
-from dataloader.layouts import Frames, Index, find, index_frames, locate
+from dataloader.layouts import Index, find, index_frames, locate
 from dataloader.names import Video, first_few, ucf_parts
 from dataloader.splits import Split, load_split
-from utils import ArgumentParser, InputError, atomic_path, check_writable, plural, run_main
+from utils import ArgumentParser, InputError, atomic_path, check_writable, cpu_count, plural, run_main
 
 MINIMUM_FRAMES = 11  # one motion clip: 10 flow pairs
 KINDS = ("missing", "sequence", "u/v", "length", "short", "images")
@@ -173,10 +174,7 @@ def check_lengths(indexes: dict[str, Index], rgb: dict[Video, int], flow: dict[V
 
 def sampling_rate(root: Path) -> int | None:
     """--sampling-rate of data/extract_rgb.py, where that made the frames."""
-    try:
-        return int(json.loads((root / "extraction.json").read_bytes())["settings"]["sampling_rate"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return extraction_settings(root).get("sampling_rate")
 
 
 def check_images(jobs: list[Job], workers: int) -> list[Problem]:

@@ -14,18 +14,16 @@ import json
 import re
 import shutil
 import sys
-import tempfile
-import time
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.archives import Unpacked, check_disk, rar_tools, unpack_rar, unpack_zip
-from data.fetch import Client, Missing, Remote, Transient, Unreachable, fetch, kept_bytes, look_up, measure_rate
+from data.fetch import Client, Missing, Remote, Unreachable, fetch, kept_bytes, look_up
 from utils import ArgumentParser, InputError, plural, run_main, write_json
 
 
@@ -92,7 +90,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("data"), metavar="DIR",
                         help="folder for the unpacked data; archives go to DIR/downloads")
     disk = parser.add_argument_group("disk")
-    disk.add_argument("--dry-run", action="store_true", help="only say what it will take in disk and time")
+    disk.add_argument("--dry-run", action="store_true", help="only say what it will take")
     disk.add_argument("--remove-archives", action="store_true", help="delete each archive once it is unpacked")
     disk.add_argument("--again", action="store_true",
                       help="check what a former run completed, file by file, and restore what is missing or differs")
@@ -125,7 +123,7 @@ def main() -> None:
             jobs = [plan(name, args, client) for name in dict.fromkeys(args.what or FROM_UCF)]
             if any(not job.done and ITEMS[job.name].archive.endswith(".rar") for job in jobs):
                 rar_tools()  # better to hear of a missing program before 7 GB than after
-            announce(jobs, args, client)
+            announce(jobs, args)
             if not args.dry_run:
                 for job in jobs:
                     if not job.done:
@@ -139,21 +137,17 @@ def main() -> None:
 def only_run(output: Path) -> Iterator[None]:
     """Hold a lock that ends with the process. Raises InputError if another run works in `output`: two would
     write into the same partial files."""
-    with open(output / ".download.lock", "w", encoding="utf-8") as file:
-        try:
-            if sys.platform == "win32":
-                import msvcrt
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise InputError(f"another download into {output} is running: wait for it or stop it") from error
-        except OSError:
-            pass  # a file system without locks
+    lock = FileLock(output / ".download.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"another download into {output} is running: wait for it or stop it") from None
+    except NotImplementedError:
+        pass  # a file system without locks
+    try:
         yield
+    finally:
+        lock.release()
 
 
 # ---- What there is to do
@@ -223,8 +217,8 @@ def local_archives(folder: Path, archive: str) -> list[Archive]:
     return [Archive(path, None, path.stat().st_size, path.stat().st_size) for path in paths]
 
 
-def announce(jobs: list[Job], args: argparse.Namespace, client: Client) -> None:
-    """Say what it will take in disk and time. Raises InputError if the disk is too small."""
+def announce(jobs: list[Job], args: argparse.Namespace) -> None:
+    """Say what it will take. Raises InputError if the disk is too small."""
     print(f"Into {args.output} ({size_of(shutil.disk_usage(args.output).free)} free):")
     for job in jobs:
         if job.done:
@@ -246,45 +240,11 @@ def announce(jobs: list[Job], args: argparse.Namespace, client: Client) -> None:
     print(f"  disk    about {size_of(peak)} more at most, archives included"
           + ("" if args.remove_archives else " (less with --remove-archives)")
           + ("" if all(job.missing for job in todo) else "; complete archives are measured when opened"))
-    print(f"  time    {time_needed(todo, args.output, client)}", flush=True)
     check_disk(peak, args.output, f"getting {', '.join(job.name for job in todo)}")
-
-
-def time_needed(jobs: list[Job], output: Path, client: Client) -> str:
-    """How long fetching and unpacking will take, at rates measured for a moment on this server and disk."""
-    unpacking = sum(job.unpacked for job in jobs) / measure_unpacking(output)
-    text = f"{duration(unpacking)} to unpack (measured with small files on this disk)"
-    url = next((archive.url for job in jobs for archive in job.archives if archive.url), None)
-    if url is None:
-        return text
-    try:
-        rate = measure_rate(client, url)
-    except Transient:
-        return f"unknown to fetch (the server hesitates), {text}"
-    fetching = sum(job.missing for job in jobs) / max(rate, 1)
-    return f"{duration(fetching)} to fetch at {size_of(rate)}/s (measured now), {text}"
-
-
-def measure_unpacking(folder: Path, files: int = 300, size: int = 10_000) -> float:
-    """Bytes per second of unpacking small files (10 kB, a video frame) into `folder`, from doing it."""
-    with tempfile.TemporaryDirectory(prefix=".measure", dir=folder) as name:
-        source = Path(name, "frames.zip")
-        with zipfile.ZipFile(source, "w") as archive:
-            for index in range(files):
-                archive.writestr(f"frames/frame{index:06d}.jpg", bytes(size))
-        start = time.perf_counter()
-        unpack_zip([source], Path(name), progress=False)
-        return files * size / (time.perf_counter() - start)
 
 
 def size_of(count: float) -> str:
     return tqdm.format_sizeof(count, "B")
-
-
-def duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    hours = f"{minutes // 60} h " if minutes >= 60 else ""
-    return f"about {hours}{minutes % 60} min" if minutes else "under a minute"
 
 
 # ---- Doing it

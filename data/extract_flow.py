@@ -12,6 +12,7 @@ import argparse
 import functools
 import hashlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,7 +23,6 @@ from data.extraction import (
     check_arguments,
     extract_all,
     open_output,
-    read_claim,
 )
 from data.flow import (
     PLAIN_METHODS,
@@ -34,14 +34,27 @@ from data.flow import (
     tvl1_flow,
 )
 from data.flow_picture import draw_flow
-from data.jobs import Report, cpu_count
-from data.tvl1_backends import OPENCVS, is_installed, suitable_backends
-from data.videos import VideoError, encode_jpeg, find_flo_folders, find_videos, import_cv2, read_frames
-from utils import ArgumentParser, InputError, run_main
+from data.jobs import Report
+from data.progress import duration
+from data.tvl1.backends import OPENCVS, pair_method, suitable_backends
+from data.videos import (
+    VideoError,
+    VideoFile,
+    claimed_frames,
+    encode_jpeg,
+    find_flo_folders,
+    find_videos,
+    import_cv2,
+    read_frames,
+)
+from dataloader.extracted import extraction_settings
+from utils import ArgumentParser, InputError, cpu_count, plural, run_main
 
 METHODS = ("tvl1", *PLAIN_METHODS, "raft", "flo")
 WORKERS_PER_GPU = 4  # so that decoding and writing keep pace with the GPU
 RAFT_PAIRS = 16  # at once
+# Of one core of an AMD EPYC for a pair of 340x256 (docs/tvl1.md): to say beforehand how long it will take.
+SECONDS = {"numba": 0.16, "opencv": 2.1, "torch": 1.0, "dis": 0.0043}
 
 
 def write_flow(method, bound: float, short_side: int, quality: int, video: Path, folder: Path, report: Report) -> int:
@@ -118,7 +131,7 @@ def find_devices(args: argparse.Namespace) -> list[str]:
     if args.device == "cuda" and not gpus:
         raise InputError("--device cuda: PyTorch finds no GPU here; leave it out to compute on the CPU")
     if gpus and args.device == "auto" and args.method == "tvl1" and not args.overwrite:
-        begun = read_claim(args.out).get("settings", {})
+        begun = extraction_settings(args.out)
         if begun.get("method") == "tvl1" and "device" not in begun:
             print(f"{args.out} was begun on the CPU, and goes on there; --device cuda needs another folder")
             return ["cpu"]
@@ -154,17 +167,46 @@ def flow_methods(args: argparse.Namespace, devices: list[str], workers: int) -> 
 
 
 def choose_tvl1(device: str) -> str:
-    """The fastest backend of TV-L1 on `device`, as measured now, in one process of one thread; prints it."""
+    """The backend of TV-L1 on `device`: on a CPU numba where it works; on a GPU the faster one, as measured now."""
+    if device == "cpu":
+        backend = next((name for name in suitable_backends() if name not in OPENCVS or works(name)), None)
+        if backend is None:
+            raise InputError("TV-L1 works neither with numba nor with OpenCV here; reinstall numba")
+        advice = "" if backend == "numba" else "; pip install numba to have it ten times as fast"
+        print(f"tvl1: {backend}, on processors{advice}")
+        return backend
     import torch
 
-    from data.tvl1 import choose_backend
+    from data.tvl1.tensor import choose_backend
 
     torch.set_num_threads(1)  # as the workers will
     backend, speeds = choose_backend(device, suitable_backends(device))
     torch.cuda.empty_cache()  # the workers need that memory
-    advice = "" if device != "cpu" or is_installed("numba") else "; pip install numba to have it ten times as fast"
-    print(f"tvl1: {speeds}{advice}")
+    print(f"tvl1: {speeds}")
     return backend
+
+
+def works(backend: str) -> bool:
+    """Whether an installed backend can be imported: a numba may be made for another numpy."""
+    try:
+        pair_method(backend)
+    except Exception:
+        return False
+    return True
+
+
+def announce_time(videos: Sequence[VideoFile], backend: str, processes: int, short_side: int) -> None:
+    """Say how long TV-L1 will take on processors, by the frames that some of the files promise."""
+    some = videos[:: max(1, len(videos) // 20)]
+    counts = [claimed_frames(video.path) for video in some]
+    pairs = len(videos) * sum(counts) / len(counts)
+    pixels = (short_side or 256) ** 2 / 256**2
+    took, dis = (duration(pairs * pixels * SECONDS[name] / processes) for name in (backend, "dis"))
+    print(
+        f"tvl1: about {took} for {pairs:,.0f} pairs of frames in {plural(processes, 'process')}; "
+        f"--method dis is coarser and takes about {dis}",
+        flush=True,
+    )
 
 
 def main() -> int:
@@ -183,11 +225,12 @@ def main() -> int:
     workers = args.workers or len(devices) * per_device
     settings = {"method": args.method, "bound": args.bound, "short_side": args.short_side, "quality": args.quality}
 
-    def make_writers() -> list:
-        return [
-            functools.partial(write_flow, method, args.bound, args.short_side, args.quality)
-            for method in flow_methods(args, devices, workers)
-        ]
+    def make_writers(todo: Sequence[VideoFile]) -> list:
+        methods = flow_methods(args, devices, workers)
+        if args.method == "tvl1" and devices == ["cpu"]:
+            processes = min(workers, cpu_count(), len(todo))
+            announce_time(todo, methods[0].keywords["backend"], processes, args.short_side)
+        return [functools.partial(write_flow, method, args.bound, args.short_side, args.quality) for method in methods]
 
     with open_output(args.out, "flow", ("u", "v"), settings | made_by(args, devices[0]), args.overwrite) as output:
         code = extract_all(videos, output, make_writers, args.shard)

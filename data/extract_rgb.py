@@ -21,9 +21,9 @@ from data.extraction import (
     extract_all,
     open_output,
 )
-from data.jobs import Report, cpu_count
+from data.jobs import Report
 from data.videos import encode_jpeg, find_videos, import_cv2, read_frames
-from utils import ArgumentParser, InputError, run_main
+from utils import ArgumentParser, InputError, cpu_count, run_main
 
 
 def write_rgb(short_side: int, quality: int, every: int, video: Path, folder: Path, report: Report) -> int:
@@ -59,7 +59,7 @@ def main() -> int:
     settings = {"short_side": args.short_side, "quality": args.quality, "sampling_rate": args.sampling_rate}
     write = functools.partial(write_rgb, args.short_side, args.quality, args.sampling_rate)
     with open_output(args.out, "rgb", (".",), settings, args.overwrite) as output:
-        return extract_all(videos, output, lambda: [write] * (args.workers or cpu_count()), args.shard)
+        return extract_all(videos, output, lambda _: [write] * (args.workers or cpu_count()), args.shard)
 
 
 if __name__ == "__main__":

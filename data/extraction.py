@@ -25,13 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from data.jobs import Report, run_jobs
-from data.videos import Video, VideoError
+from data.progress import Progress
+from data.videos import VideoError, VideoFile
+from dataloader.extracted import FILE, Extraction, claim
 from utils import InputError, atomic_path, plural
-
-SETTINGS = "extraction.json"
 
 # Writes the images of one video under a folder and says how many: (video, folder, report) -> images.
 # While at it, it reports ("claimed", images to expect) once and ("images", how many more) now and then.
@@ -91,10 +90,10 @@ class Output:
     run: Path  # this run's own folder under .partial
     overwrite: bool
 
-    def folders(self, video: Video) -> list[Path]:
+    def folders(self, video: VideoFile) -> list[Path]:
         return [self.root / part / video.folder for part in self.parts]
 
-    def is_done(self, video: Video) -> bool:
+    def is_done(self, video: VideoFile) -> bool:
         """Finished with these settings, from this very file (by its size), and still there."""
         try:
             marker = json.loads(self._state(".done", video).read_text(encoding="utf-8"))
@@ -103,7 +102,7 @@ class Output:
         same = marker.get("settings") == self.settings and marker.get("bytes") == video.size
         return same and all(folder.is_dir() for folder in self.folders(video))
 
-    def discard(self, video: Video) -> None:
+    def discard(self, video: VideoFile) -> None:
         """Remove what there is of a video: first the marker, then the folders, each in one rename."""
         self._state(".done", video).unlink(missing_ok=True)
         for folder in self.folders(video):
@@ -112,7 +111,7 @@ class Output:
                 folder.rename(trash)
             shutil.rmtree(trash, ignore_errors=True)
 
-    def commit(self, video: Video, attempt: Path, images: int) -> None:
+    def commit(self, video: VideoFile, attempt: Path, images: int) -> None:
         """Move a video's finished images into place and then write its marker."""
         for part, folder in zip(self.parts, self.folders(video), strict=True):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -125,10 +124,10 @@ class Output:
         self._write_state(".done", video, marker)
         self._state(".failed", video).unlink(missing_ok=True)
 
-    def fail(self, video: Video, reason: str) -> None:
+    def fail(self, video: VideoFile, reason: str) -> None:
         self._write_state(".failed", video, {"video": video.name, "reason": reason})
 
-    def write_failed_csv(self, videos: Sequence[Video]) -> None:
+    def write_failed_csv(self, videos: Sequence[VideoFile]) -> None:
         """Write failed.csv from the failures of all shards; no file where there is none.
 
         Shards may end at the same moment: each looks again after writing, so the last to write has seen all.
@@ -155,7 +154,7 @@ class Output:
                     rows.append((failure["video"], failure["reason"]))
         return sorted(rows)
 
-    def _write_state(self, kind: str, video: Video, content: dict) -> None:
+    def _write_state(self, kind: str, video: VideoFile, content: dict) -> None:
         """Write a marker by way of this run's folder, so that a killed run leaves nothing else behind."""
         temporary = self.run / f"{uuid.uuid4().hex}.json"
         temporary.write_text(_json(content), encoding="utf-8")
@@ -163,7 +162,7 @@ class Output:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(temporary, path)
 
-    def _state(self, kind: str, video: Video) -> Path:
+    def _state(self, kind: str, video: VideoFile) -> Path:
         return self.root / kind / f"{video.folder}.json"
 
 
@@ -188,7 +187,7 @@ def open_output(root: Path, kind: str, parts: tuple[str, ...], settings: dict, o
         raise InputError(f"cannot write to {root}: {error.strerror or error}") from error
     digest = hashlib.sha256(_json(settings).encode()).hexdigest()[:16]
     try:
-        _claim(root, run, {"kind": kind, "version": 1, "settings": settings}, overwrite)
+        claim(root, run, Extraction(kind, settings), overwrite)
         yield Output(root, parts, digest, run, overwrite)
     finally:
         alive.release()
@@ -203,50 +202,11 @@ def _refuse_strangers(root: Path, overwrite: bool) -> None:
     if overwrite or not root.exists():
         return
     strangers = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    if strangers and not (root / SETTINGS).exists():
+    if strangers and not (root / FILE).exists():
         raise InputError(
             f"{root} holds folders that this program did not extract ({strangers[0]}, ...); "
             "choose an empty folder, or --overwrite to write among them"
         )
-
-
-def read_claim(root: Path) -> dict:
-    """What extraction.json says of the images below `root`: kind, version, settings. Empty if there is none."""
-    try:
-        return json.loads((root / SETTINGS).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return {}
-    except OSError as error:
-        raise InputError(f"cannot read {root / SETTINGS}: {error.strerror}") from error
-
-
-def _claim(root: Path, run: Path, wanted: dict, overwrite: bool) -> None:
-    """Write extraction.json if there is none; raise InputError if there is another, unless `overwrite`."""
-    path, temporary = root / SETTINGS, run / SETTINGS
-    temporary.write_text(_json(wanted), encoding="utf-8")
-    try:
-        os.link(temporary, path)  # unlike a rename, this never replaces what another machine just wrote
-    except OSError:
-        if not path.exists():  # a file system without hard links
-            os.replace(temporary, path)
-    found = read_claim(root)
-    if found == wanted:
-        return
-    if found.get("kind", wanted["kind"]) != wanted["kind"]:
-        raise InputError(f"{root} holds {found['kind']}, not {wanted['kind']}; choose another folder")
-    if overwrite:
-        os.replace(temporary, path)
-        return
-    was, now = found.get("settings", {}), wanted["settings"]
-    differences = [
-        f"{key} {was.get(key, 'not set')} there, {now.get(key, 'none')} asked"
-        for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key)
-    ]
-    raise InputError(
-        f"{root} was extracted with other settings ({'; '.join(differences)}); "
-        "choose another folder or the same settings, or --overwrite to redo it"
-    )
 
 
 def _clean(root: Path) -> None:
@@ -270,7 +230,7 @@ def _json(content: dict) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def extract_one(output: Output, write: Writer, video: Video, report: Report) -> str | None:
+def extract_one(output: Output, write: Writer, video: VideoFile, report: Report) -> str | None:
     """Extract one video, in a worker process. Returns None when done, else the reason why it failed.
 
     Raises InputError for what would fail every other video as well.
@@ -303,17 +263,20 @@ def extract_one(output: Output, write: Writer, video: Video, report: Report) -> 
 
 
 def extract_all(
-    videos: Sequence[Video], output: Output, make_writers: Callable[[], Sequence[Writer]], shard: tuple[int, int]
+    videos: Sequence[VideoFile],
+    output: Output,
+    make_writers: Callable[[Sequence[VideoFile]], Sequence[Writer]],
+    shard: tuple[int, int],
 ) -> int:
     """Extract this shard's videos that aren't done; returns the exit code, 0 or 1.
 
-    `make_writers` returns a writer for each process. It is called only when there is something to do.
+    `make_writers` returns a writer for each process. It is told what there is to do, and called only if there is any.
     """
     part, parts = shard
     mine = videos[part - 1 :: parts]
     todo = [video for video in mine if output.overwrite or not output.is_done(video)]
     share = f" of {len(videos):,} (shard {part}/{parts})" if parts > 1 else ""
-    writers = make_writers() if todo else []
+    writers = make_writers(todo) if todo else []
     left = "nothing left to do"
     if todo:
         processes = plural(min(len(writers), len(todo)), "process")
@@ -323,7 +286,7 @@ def extract_all(
     failed: dict[str, str] = {}
     frames = 0
     started = time.monotonic()
-    with _Bar(todo) as bar:
+    with _Bar(len(todo)) as bar:
         for index, event, value in run_jobs(workers, todo):
             if event == "claimed":
                 bar.expect(index, value)
@@ -354,28 +317,15 @@ def extract_all(
 
 
 class _Bar:
-    """One bar over all videos, in images per second.
+    """One bar over all videos; one that is being written counts as far as it is written."""
 
-    How many images there will be is known for the videos opened so far (what the file claims, then what it
-    had); for the others it is guessed from their size in bytes.
-    """
-
-    def __init__(self, videos: Sequence[Video]) -> None:
-        self.sizes = [video.size for video in videos]
-        self.expected: dict[int, int] = {}  # by index: images of the videos opened so far
-        self.written: dict[int, int] = {}
-        self.all_bytes = sum(self.sizes)
-        self.known_bytes = self.known_images = 0
-        self.finished = 0
-        self.images = 0
-        interval = 0.3 if sys.stderr.isatty() else 30  # a log file isn't redrawn: every line stays
-        self.bar = tqdm(
-            unit="frame",
-            disable=not videos,
-            smoothing=0.05,
-            mininterval=interval,
-            maxinterval=max(10, interval),
-            dynamic_ncols=True,
+    def __init__(self, videos: int) -> None:
+        self.expected: dict[int, int] = {}  # by index: images that the file of a video being written promises
+        self.written: dict[int, int] = {}  # by index: images so far
+        self.videos, self.finished, self.failed, self.images = videos, 0, 0, 0
+        layout = "{percentage:3.0f} %|{bar}| {elapsed} gone, {remaining} left{postfix}"
+        self.bar = Progress(
+            desc="extraction", total=videos, disable=not videos, smoothing=0.05, mininterval=0.3, bar_format=layout
         )
 
     def __enter__(self) -> _Bar:
@@ -385,27 +335,29 @@ class _Bar:
         self.bar.close()
 
     def write(self, text: str) -> None:
-        self.bar.write(text, file=sys.stderr)
+        self.bar.say(text)
 
     def expect(self, index: int, images: int) -> None:
-        """Video `index` will have, or had, so many images."""
-        if index not in self.expected:
-            self.known_bytes += self.sizes[index]
-        self.known_images += images - self.expected.get(index, 0)
+        """Video `index` will have so many images, if its file is right."""
         self.expected[index] = images
-        if self.known_bytes:
-            self.bar.total = max(self.images, round(self.known_images * self.all_bytes / self.known_bytes))
 
     def advance(self, index: int, images: int) -> None:
         self.written[index] = self.written.get(index, 0) + images
         self.images += images
-        self.bar.update(images)
+        self._show()
 
     def finish(self, index: int, failed: int) -> None:
-        self.finished += 1
-        failures = f", {failed} failed" if failed else ""
-        self.bar.set_postfix_str(f"{self.finished}/{len(self.sizes)} videos{failures}", refresh=False)
-        self.expect(index, self.written.get(index, 0))
+        self.finished, self.failed = self.finished + 1, failed
+        self.expected.pop(index, None)
+        self._show()
+
+    def _show(self) -> None:
+        under_way = sum(min(1.0, self.written.get(index, 0) / all_) for index, all_ in self.expected.items() if all_)
+        seconds = self.bar.format_dict["elapsed"]
+        rate = f", {self.images / seconds:.0f} frames/s" if seconds > 1 else ""
+        failures = f", {self.failed} failed" if self.failed else ""
+        self.bar.set_postfix_str(f"{self.finished:,}/{self.videos:,} videos{rate}{failures}", refresh=False)
+        self.bar.update(max(0.0, self.finished + under_way - self.bar.n))
 
 
 class Reporter:

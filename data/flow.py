@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.tvl1_backends import OPENCV_DEFAULTS, OPENCVS, pair_method, suitable_backends
+from data.tvl1 import OPENCV_DEFAULTS
+from data.tvl1.backends import OPENCVS, pair_method, suitable_backends
 from data.videos import VideoError, import_cv2, resize, resized
 from utils import InputError, plural
 
@@ -33,7 +34,7 @@ def tvl1_flow(
     """Duality-based TV-L1 (Zach, Pock and Bischof 2007) with OpenCV's default parameters.
 
     These are tau 0.25, lambda 0.15, theta 0.3, 5 scales of 0.8, 5 warps, epsilon 0.01: those of TSN's flow.
-    `backend` is one of data.tvl1_backends; None takes the likeliest for the device. "torch" and "compiled" work on
+    `backend` is one of data.tvl1.backends; None takes the likeliest for the device. "torch" and "compiled" work on
     `batch_frames` pairs at once, 0 for as many as suit a device that `processes` share; the others take pair by pair.
     Raises InputError when the device's memory doesn't hold a batch.
     """
@@ -49,7 +50,7 @@ def _tensor_tvl1(
 ) -> Iterator[np.ndarray]:
     import torch
 
-    from data.tvl1 import automatic_batch_frames, tvl1_pairs
+    from data.tvl1.tensor import automatic_batch_frames, tvl1_pairs
 
     first = next(grey, None)
     if first is None:

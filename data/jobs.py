@@ -16,13 +16,6 @@ from typing import Any
 Report = Callable[[str, Any], None]
 
 
-def cpu_count() -> int:
-    """The cores this process may use (a SLURM job's share, not the whole node)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def run_jobs(workers: Sequence[Callable[[Any, Report], Any]], jobs: Sequence[Any]) -> Iterator[tuple[int, str, Any]]:
     """Run every job on one of the workers, each a process of its own, and yield (job index, event, value).
 

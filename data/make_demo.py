@@ -34,10 +34,9 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data.jobs import Report, cpu_count, run_jobs
+from data.jobs import Report, run_jobs
 from data.videos import import_cv2
-from engine.options import check_ranges
-from utils import ArgumentParser, InputError, atomic_path, run_main, write_json
+from utils import ArgumentParser, InputError, atomic_path, cpu_count, run_main, write_json
 
 APPEARANCES = ("Dots", "Stripes", "Checks")
 MOTIONS = ("Rise", "Fall", "Spin")
@@ -291,7 +290,8 @@ def main() -> int:
     args = parser.parse_args()
     if not 1 <= args.clips <= 99:
         raise InputError(f"--clips {args.clips}: give 1 to 99")
-    check_ranges(args)
+    if not 0 <= args.seed < 2**32:  # numpy's
+        raise InputError(f"--seed {args.seed}: give a number from 0 to {2**32 - 1}")
     if args.run:
         return run_demo(args.out, args.record, args.seed, args.clips)
     render(args.out, args.seed, args.clips)

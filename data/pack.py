@@ -23,7 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from dataloader.layouts import CHANNELS, Frames, Index, Kind, index_frames
+from dataloader.extracted import FILE
+from dataloader.folders import Frames
+from dataloader.layouts import CHANNELS, Index, Kind, index_frames
 from dataloader.names import first_few
 from dataloader.packed import FORMAT, is_pack, sequences_of
 from utils import ArgumentParser, InputError, atomic_path, plural, run_main, write_json
@@ -65,9 +67,9 @@ def main() -> int:
             written = write_shard(args.pack, name, args.source, todo, 1e6 * args.shard_size, bar)
             todo = todo[written:]
             done.append(name)
-    extraction = args.source / "extraction.json"
+    extraction = args.source / FILE
     if extraction.is_file():
-        with atomic_path(args.pack / "extraction.json") as temporary:
+        with atomic_path(args.pack / FILE) as temporary:
             shutil.copyfile(extraction, temporary)
     shards = [{"name": name, "bytes": (args.pack / f"{name}.tar").stat().st_size} for name in done]
     write_json(args.pack / "pack.json", {"format": FORMAT, "version": 1, "kind": index.kind, "shards": shards})

@@ -20,16 +20,16 @@ class VideoError(Exception):
 
 
 @dataclass(frozen=True)
-class Video:
+class VideoFile:
     """A video to extract: a file, or for `.flo` input a folder of them."""
 
     path: Path
     name: str  # relative to the searched folder, for messages
     folder: str  # where its frames go, relative, with "/": `v_X` for UCF names, else the path without suffix
-    size: int  # bytes: tells a file that was replaced, and lets the progress bar guess at frames
+    size: int  # bytes: tells a file that was replaced
 
 
-def find_videos(root: Path, skip: Path | None = None) -> list[Video]:
+def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
     """All videos under `root` at any depth, sorted by output folder; hidden files and `skip` are left out.
 
     Raises InputError when there is no such folder, no video in it, or when two videos would be written to
@@ -41,13 +41,13 @@ def find_videos(root: Path, skip: Path | None = None) -> list[Video]:
             path = folder / file
             if path.suffix.lower() in VIDEO_SUFFIXES:
                 size = path.stat().st_size if path.exists() else 0  # a broken link: reading it will say so
-                videos.append(Video(path, *_names(path.relative_to(root), path.stem), size))
+                videos.append(VideoFile(path, *_names(path.relative_to(root), path.stem), size))
     if not videos:
         raise InputError(f"{root} holds no video ({', '.join(VIDEO_SUFFIXES)}); give the folder of the videos")
     return sort_videos(videos)
 
 
-def find_flo_folders(root: Path, skip: Path | None = None) -> list[Video]:
+def find_flo_folders(root: Path, skip: Path | None = None) -> list[VideoFile]:
     """All folders under `root` that hold .flo files, each one video; sorted and checked as in find_videos."""
     videos = []
     for folder, files in _walk(root, skip):
@@ -55,18 +55,18 @@ def find_flo_folders(root: Path, skip: Path | None = None) -> list[Video]:
         if flows:
             size = sum(flow.stat().st_size for flow in flows)
             relative = folder.relative_to(root) if folder != root else Path(root.resolve().name)
-            videos.append(Video(folder, *_names(relative, folder.name, suffix=False), size))
+            videos.append(VideoFile(folder, *_names(relative, folder.name, suffix=False), size))
     if not videos:
         raise InputError(f"{root} holds no .flo file; --method flo expects one folder of .flo files per video")
     return sort_videos(videos)
 
 
-def sort_videos(videos: list[Video]) -> list[Video]:
+def sort_videos(videos: list[VideoFile]) -> list[VideoFile]:
     """Sort by output folder; raise InputError naming two videos that would be written to the same place.
 
     Names are compared without case, as Windows, macOS and the dataset loaders do.
     """
-    taken: dict[str, Video] = {}
+    taken: dict[str, VideoFile] = {}
     for video in videos:
         other = taken.setdefault(video.folder.casefold(), video)
         if other is not video:
@@ -184,6 +184,15 @@ def read_frames(
     tolerance = 0.1 if path.suffix.lower() in EXACT_COUNTS else 0.5
     if claimed - max(decoded, shown) > max(5.0, tolerance * claimed):
         raise VideoError(f"cut off or damaged: {decoded} of {int(claimed)} frames could be decoded")
+
+
+def claimed_frames(path: Path) -> int:
+    """Frames by the file's header, without decoding any; 0 where it doesn't say."""
+    cv2 = import_cv2()
+    capture = cv2.VideoCapture(str(path))
+    claimed = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    capture.release()
+    return max(0, int(claimed))
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:

@@ -14,13 +14,14 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
+from dataloader.images import read_bytes
 from utils import InputError, atomic_path, world
 
 CACHE_NAME = ".frame_index.json"
@@ -28,12 +29,12 @@ _CACHE_VERSION = 1
 _SETTLED_NS = 2_000_000_000  # some file systems' times tick every 2 s: until then a change may not show
 _MAX_DEPTH = 8  # deeper than any layout; ends a loop of links
 
-CHANNELS = {"frame": "rgb", "img_": "rgb", "image_": "rgb", "flow_x_": "x", "flow_y_": "y"}  # by name's start
+PREFIXES = {"frame": "rgb", "img_": "rgb", "image_": "rgb", "flow_x_": "x", "flow_y_": "y"}  # by name's start
 _IMAGE = re.compile(r"(.*?)([0-9]+)(\.jpe?g|\.png)", re.IGNORECASE | re.DOTALL)
 
 
 class Images(NamedTuple):
-    """The images of one channel in a folder, named prefix + number + suffix; see layouts.Frames.
+    """The images of one channel in a folder, named prefix + number + suffix; see Frames.
 
     `problem` says in words why they are no whole sequence; the numbers then mean nothing.
     """
@@ -48,7 +49,40 @@ class Images(NamedTuple):
     @property
     def channel(self) -> str:
         """rgb, x or y, as far as the names tell."""
-        return CHANNELS.get(self.prefix.casefold(), "rgb")
+        return PREFIXES.get(self.prefix.casefold(), "rgb")
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """One sequence of consecutively numbered images: `prefix` + number + `suffix` in `folder` under a root.
+
+    The first number is `start`, numbers are padded to `digits` (0: not padded), `count` images in all.
+    """
+
+    folder: str
+    prefix: str
+    digits: int
+    start: int
+    count: int
+    suffix: str
+
+    @classmethod
+    def of(cls, folder: str, images: Images) -> Frames:
+        """What a listing found in `folder`."""
+        return cls(folder, *images[:-1])
+
+    def path(self, root: str | Path, i: int) -> Path:
+        """The path of the i-th image; i counts from 0, whatever the names start with."""
+        if not 0 <= i < self.count:
+            raise IndexError(f"image {i} of the {self.count} in {self.folder}")
+        return Path(root, self.folder, f"{self.prefix}{self.start + i:0{self.digits}d}{self.suffix}")
+
+    def read(self, root: str | Path, steps: Iterable[int]) -> Iterator[tuple[str, bytes]]:
+        """The path and the bytes of each image in `steps`, which count from 0. InputError for one that's gone."""
+        stem = f"{root}/{self.folder}/{self.prefix}"  # no Path here: making one takes longer than reading the file
+        for step in steps:
+            path = f"{stem}{self.start + step:0{self.digits}d}{self.suffix}"
+            yield path, read_bytes(path)
 
 
 @dataclass(slots=True)
@@ -107,7 +141,7 @@ def _list(full: str, path: str) -> Folder:
                     continue
                 if image := _IMAGE.fullmatch(name):
                     prefix, number, suffix = image.groups()
-                    if path and (prefix in CHANNELS or prefix.casefold() in (own_prefix, *CHANNELS)):
+                    if path and (prefix in PREFIXES or prefix.casefold() in (own_prefix, *PREFIXES)):
                         numbers[prefix, suffix].append(number)
                 elif entry.is_dir():
                     subfolders.append(name)

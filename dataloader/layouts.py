@@ -13,50 +13,22 @@ Any other folders may stand between ROOT and the video's, and videos may have an
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from dataloader.folders import Folder, scan
-from dataloader.images import read_bytes
+from dataloader.extracted import read_extraction
+from dataloader.folders import Folder, Frames, Images, scan
 from dataloader.names import Video, first_few, ucf_parts, without_suffix
+from dataloader.packed import is_pack, open_pack
 from utils import InputError, world
 
 Kind: TypeAlias = Literal["rgb", "flow"]
 CHANNELS = {"rgb": ("rgb",), "flow": ("x", "y")}
 _CALLED = {"rgb": "RGB frames", "flow": "optical flow"}
-
-
-@dataclass(frozen=True, slots=True)
-class Frames:
-    """One sequence of consecutively numbered images: `prefix` + number + `suffix` in `folder` under a root.
-
-    The first number is `start`, numbers are padded to `digits` (0: not padded), `count` images in all.
-    """
-
-    folder: str
-    prefix: str
-    digits: int
-    start: int
-    count: int
-    suffix: str
-
-    def path(self, root: str | Path, i: int) -> Path:
-        """The path of the i-th image; i counts from 0, whatever the names start with."""
-        if not 0 <= i < self.count:
-            raise IndexError(f"image {i} of the {self.count} in {self.folder}")
-        return Path(root, self.folder, f"{self.prefix}{self.start + i:0{self.digits}d}{self.suffix}")
-
-    def read(self, root: str | Path, steps: Iterable[int]) -> Iterator[tuple[str, bytes]]:
-        """The path and the bytes of each image in `steps`, which count from 0. InputError for one that's gone."""
-        stem = f"{root}/{self.folder}/{self.prefix}"  # no Path here: making one takes longer than reading the file
-        for step in steps:
-            path = f"{stem}{self.start + step:0{self.digits}d}{self.suffix}"
-            yield path, read_bytes(path)
 
 
 @dataclass
@@ -91,13 +63,11 @@ def index_frames(root: str | Path, kind: Kind) -> Index:
     remedy = f"make them with data/extract_{kind}.py, or give their folder to --{kind}-dir"
     if not root.is_dir():
         raise InputError(f"{_CALLED[kind]}: {root} is {'not a folder' if root.exists() else 'not there'}; {remedy}")
-    from dataloader import packed  # which builds on this module
-
-    if packed.is_pack(root):
-        return packed.index_pack(root, kind)
-    extracted = _extracted_kind(root)
-    if extracted not in (None, kind):
-        raise InputError(f"{_CALLED[kind]}: {root} holds extracted {_CALLED[extracted]}; {remedy}")
+    if is_pack(root):
+        return assemble(root, kind, *open_pack(root, kind))
+    made = read_extraction(root)
+    if made is not None and made.kind != kind:
+        raise InputError(f"{_CALLED[kind]}: {root} holds extracted {_CALLED[made.kind]}; {remedy}")
     u, v = ({folder.name for folder in (root / name).glob("*/")} for name in "uv")
     if kind == "rgb" and u and u == v:
         raise InputError(f"{root} holds optical flow in u and v, no RGB frames; make those with data/extract_rgb.py")
@@ -183,16 +153,9 @@ def _fold(name: str) -> str:
     return unicodedata.normalize("NFC", without_suffix(name)).casefold()
 
 
-def _extracted_kind(root: Path) -> str | None:
-    """What data/extract_*.py says that it wrote to `root`, if it did."""
-    try:
-        kind = json.loads((root / "extraction.json").read_bytes())["kind"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return kind if kind in _CALLED else None
-
-
-def assemble(root: Path, kind: Kind, folders: dict[str, Folder]) -> Index:
+def assemble(
+    root: Path, kind: Kind, folders: dict[str, Folder], frames_of: Callable[[str, Images], Frames] = Frames.of
+) -> Index:
     """The index of these folders, by their paths under `root`: which video and channel each sequence is."""
     videos: dict[str, dict[str, Frames]] = defaultdict(dict)
     problems: dict[str, str] = {}
@@ -207,13 +170,13 @@ def assemble(root: Path, kind: Kind, folders: dict[str, Folder]) -> Index:
             channel = in_u_or_v or images.channel
             if channel not in CHANNELS[kind]:
                 if not images.problem:
-                    videos[name].setdefault(channel, Frames(path, *images[:-1]))
+                    videos[name].setdefault(channel, frames_of(path, images))
             elif images.problem:
                 problems.setdefault(name, f"{path}: {images.problem}")
             elif channel in videos[name]:
                 problems[name] = f"{name} is in {videos[name][channel].folder} and in {path}; keep one of them"
             else:
-                videos[name][channel] = Frames(path, *images[:-1])
+                videos[name][channel] = frames_of(path, images)
     for name, channels in videos.items():
         if kind == "flow" and name not in problems and (problem := _uneven(channels.get("x"), channels.get("y"))):
             problems[name] = f"{name} {problem}; extract it again"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -76,13 +74,3 @@ def make_data(
     return Data(
         split, loader(training, settings.training, settings.batch_size, "training"), select, test, index.root
     )
-
-
-def extraction_settings(root: Path) -> dict[str, Any]:
-    """What the images under `root` were extracted with, if our extraction made them; else empty."""
-    try:
-        return json.loads((root / "extraction.json").read_text(encoding="utf-8"))["settings"]
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{root / 'extraction.json'} cannot be read ({error}); remove it or extract again") from None

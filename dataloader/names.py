@@ -27,7 +27,10 @@ UCF101_CLASSES: tuple[str, ...] = (  # in the order of classInd.txt
 )
 # fmt: on
 
-VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mpg", ".mpeg", ".mov", ".m4v")
+VIDEO_SUFFIXES = (
+    ".avi", ".mp4", ".mkv", ".webm", ".mpg", ".mpeg", ".mov", ".m4v",
+    ".wmv", ".flv", ".mts", ".m2ts", ".ts", ".3gp", ".ogv",
+)  # fmt: skip
 
 UCF_NAME = re.compile(r"v_(\w+)_g(\d\d)_c(\d\d)", re.IGNORECASE)
 

@@ -14,15 +14,14 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dataloader.folders import Folder, Images
-from dataloader.layouts import Frames, Index, Kind, assemble
+from dataloader.folders import Folder, Frames, Images
 from dataloader.sampling import consecutive_runs
 from utils import InputError
 
@@ -82,34 +81,26 @@ class Shard:
         self._file, self._table = file, np.asarray(table)  # a plain view: slices of a memmap cost 10 us
 
 
-@dataclass(frozen=True)
-class PackedFrames:
-    """One sequence of images in a shard: what layouts.Frames is for a folder."""
+@dataclass(frozen=True, slots=True)
+class PackedFrames(Frames):
+    """One sequence of images in a shard; `folder` and the names are those of the files that were packed."""
 
-    frames: Frames  # where the images were
     shard: Shard
     first: int  # row of the shard's table
 
-    @property
-    def folder(self) -> str:
-        """Of the files that were packed, relative to their root."""
-        return self.frames.folder
-
-    @property
-    def count(self) -> int:
-        """Number of images."""
-        return self.frames.count
-
     def read(self, root: str | Path, steps: Iterable[int]) -> Iterator[tuple[str, bytes]]:
         """A name for messages and the bytes of each image in `steps`, which count from 0 and rise."""
-        stem = f"{self.shard.path}:{self.frames.folder}/{self.frames.prefix}"
+        stem = f"{self.shard.path}:{self.folder}/{self.prefix}"
         for run in consecutive_runs(list(steps), READ_AT_ONCE):
             for step, data in zip(run, self.shard.read(self.first + run[0], len(run)), strict=True):
-                yield f"{stem}{self.frames.start + step:0{self.frames.digits}d}{self.frames.suffix}", data
+                yield f"{stem}{self.start + step:0{self.digits}d}{self.suffix}", data
 
 
-def index_pack(root: Path, kind: Kind) -> Index:
-    """What layouts.index_frames gives for a folder, for a pack. Raises InputError for a bad or another one."""
+def open_pack(root: Path, kind: str) -> tuple[dict[str, Folder], Callable[[str, Images], Frames]]:
+    """The folders that were packed, as folders.scan gives them, and what makes PackedFrames of a folder's images.
+
+    Raises InputError for a bad pack, or one of another kind ("rgb" or "flow").
+    """
     about = read_json(root / "pack.json")
     try:
         if about["format"] != FORMAT:
@@ -131,11 +122,11 @@ def index_pack(root: Path, kind: Kind) -> Index:
                 Images(sequence.prefix, sequence.digits, sequence.start, sequence.count, sequence.suffix)
             )
             first += sequence.count
-    index = assemble(root, kind, {folder: Folder((), tuple(found), ()) for folder, found in images.items()})
-    for channels in index.videos.values():
-        for channel, frames in channels.items():
-            channels[channel] = PackedFrames(frames, *places[frames.folder, frames.prefix])  # type: ignore[assignment]
-    return index
+
+    def frames_of(folder: str, found: Images) -> PackedFrames:
+        return PackedFrames(folder, *found[:-1], *places[folder, found.prefix])
+
+    return {folder: Folder((), tuple(found), ()) for folder, found in images.items()}, frames_of
 
 
 def sequences_of(path: Path) -> list[Frames]:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from dataloader.clips import Source
+from dataloader.folders import Frames
 from dataloader.images import decode_rgb
-from dataloader.layouts import Frames, Index, match
+from dataloader.layouts import Index, match
 from dataloader.splits import Video
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from report.metrics import softmax
 from utils import plural
 
 
@@ -23,9 +23,12 @@ class Answer:
     frames: int
     logits: dict[str, np.ndarray]  # stream -> (samples, classes), in time order
     times: dict[str, np.ndarray]  # stream -> (samples,) seconds: the middle of each clip
-    weights: Sequence[float]  # of the streams
+    weights: Sequence[float]  # of the streams in `logits`
+    unknown_below: float = 0.0  # probability that the fused first class must reach to be named
+    notes: Sequence[str] = ()  # what was left out, in words
+    behind: float | None = None  # of a camera: seconds from the window's end to its answer
 
-    def opinions(self) -> dict[str, np.ndarray]:
+    def probabilities(self) -> dict[str, np.ndarray]:
         """Probabilities (classes,): "fused", then each stream's own.
 
         As in fusion.py, fused is the weighted mean of the streams' mean logits.
@@ -43,13 +46,20 @@ class Answer:
             logits.append(np.stack([np.interp(times, own, column) for column in samples[place].T], 1))
         return times, softmax(np.average(logits, axis=0, weights=self.weights))
 
+    def verdict(self) -> str:
+        """The fused first class and its probability, or that it is too small to name one."""
+        fused = self.probabilities()["fused"]
+        if fused.max() < self.unknown_below:
+            return f"unknown (no class reaches {100 * self.unknown_below:g} %)"
+        return self.first_guess(fused)
+
     def first_guess(self, probabilities: np.ndarray) -> str:
         label = best(probabilities)[0]
         return f"{self.names[label]} {100 * probabilities[label]:.1f} %"
 
     def alone(self) -> dict[str, str]:
         """Each stream's own first guess; empty where there is one stream only."""
-        guesses = {name: self.first_guess(p) for name, p in self.opinions().items() if name != "fused"}
+        guesses = {name: self.first_guess(p) for name, p in self.probabilities().items() if name != "fused"}
         return guesses if len(guesses) > 1 else {}
 
 
@@ -60,36 +70,45 @@ def best(scores: np.ndarray, k: int = 5) -> list[int]:
 
 def as_table(video: str, answer: Answer) -> str:
     """The fused top 5 with each stream's probabilities of them, and the streams' own first guesses."""
-    opinions = answer.opinions()
-    columns = list(opinions) if len(opinions) > 2 else list(opinions)[1:]
+    shares = answer.probabilities()
+    columns = list(shares) if len(shares) > 2 else list(shares)[1:]
     lines = [
         f"{video}  ({plural(answer.frames, 'frame')}, {answer.end - answer.start:.1f} s)",
         "   " + "".join(f"{name:>10}" for name in columns),
     ]
-    for place, label in enumerate(best(opinions["fused"]), start=1):
-        figures = "".join(f"{100 * opinions[name][label]:8.1f} %" for name in columns)
+    for place, label in enumerate(best(shares["fused"]), start=1):
+        figures = "".join(f"{100 * shares[name][label]:8.1f} %" for name in columns)
         lines.append(f"  {place}{figures}  {answer.names[label]}")
+    if shares["fused"].max() < answer.unknown_below:
+        lines.append(f"   {answer.verdict()}")
     if alone := answer.alone():
         lines.append("   " + ", ".join(f"{name} alone: {guess}" for name, guess in alone.items()))
+    lines += [f"   {note}" for note in answer.notes]
     return "\n".join(lines)
 
 
 def as_line(answer: Answer) -> str:
-    """A rolling answer: seconds, the fused first guess, the streams' own."""
-    alone = ", ".join(f"{name} {guess}" for name, guess in answer.alone().items())
-    fused = answer.first_guess(answer.opinions()["fused"])
-    return f"{answer.start:7.1f} - {answer.end:5.1f} s   {fused}" + (f"   ({alone})" if alone else "")
+    """A rolling answer: seconds, the fused first guess, the streams' own, and how late a camera's is."""
+    beside = [f"{name} {guess}" for name, guess in answer.alone().items()] + list(answer.notes)
+    line = f"{answer.start:7.1f} - {answer.end:5.1f} s   {answer.verdict()}"
+    late = "" if answer.behind is None else f"   {answer.behind:.1f} s behind"
+    return line + (f"   ({', '.join(beside)})" if beside else "") + late
 
 
 def as_json(video: str, answer: Answer) -> str:
-    """One line: the top 5 of each opinion with probabilities, and each stream's mean logits by class."""
+    """One line: the class (null where unknown), each top 5 with probabilities, the streams' mean logits by class."""
+    fused = answer.probabilities()["fused"]
     result: dict[str, Any] = {
         "video": video,
         "start": round(answer.start, 3),
         "end": round(answer.end, 3),
         "frames": answer.frames,
+        "class": answer.names[best(fused, 1)[0]] if fused.max() >= answer.unknown_below else None,
+        "notes": list(answer.notes),
     }
-    for name, probabilities in answer.opinions().items():
+    if answer.behind is not None:
+        result["behind"] = round(answer.behind, 3)
+    for name, probabilities in answer.probabilities().items():
         top = [(answer.names[k], round(float(probabilities[k]), 6)) for k in best(probabilities)]
         result[name] = {"top5": [{"class": c, "probability": p} for c, p in top]}
         if name in answer.logits:
@@ -97,3 +116,8 @@ def as_json(video: str, answer: Answer) -> str:
             result[name]["samples"] = len(answer.logits[name])
             result[name]["logits"] = {c: round(float(v), 6) for c, v in zip(answer.names, means, strict=True)}
     return json.dumps(result, ensure_ascii=False)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities over the last axis, float64."""
+    return torch.from_numpy(np.asarray(logits, np.float64)).softmax(-1).numpy()

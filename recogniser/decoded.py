@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -52,11 +52,15 @@ class DecodedFrames:
         steps = self.preparation.clip_length
         return steps + 1 if self.preparation.modality == "flow" else (steps - 1) * self.rate + 1
 
+    def too_few(self, count: int) -> str:
+        """What is wrong with a video of `count` frames."""
+        network = f"the {self.preparation.modality} network"
+        return f"has {plural(count, 'frame')}, and one clip of {network} needs {self.fewest}"
+
     def starts(self, count: int) -> np.ndarray:
         """The frames at which the clips of a video of `count` frames begin, in time order. Shape (samples,)."""
         if count < self.fewest:
-            network = f"the {self.preparation.modality} network"
-            raise VideoError(f"has {plural(count, 'frame')}, and one clip of {network} needs {self.fewest}")
+            raise VideoError(self.too_few(count))
         return self.rate * test_starts(self._steps(count) - self.preparation.clip_length + 1, self.sampling.samples)
 
     def needed(self, count: int, first: int = 0) -> list[int]:
@@ -70,9 +74,30 @@ class DecodedFrames:
         `frames` maps a frame's number to RGB uint8 (height, width, 3), already scaled to `short_side`. Images
         before `first` are forgotten, later ones kept for the next call. Raises VideoError for too few frames.
         """
+        self._make(frames, first + self.starts(count), first)
+        return self._batch(first, self._steps(count), self.sampling)
+
+    def clip(self, frames: Mapping[int, np.ndarray], count: int, place: int, first: int = 0) -> Batch:
+        """The one at `place` among these clips, by itself: only its own images are made."""
+        start = first + int(self.starts(count)[place])
+        self._make(frames, np.array([start]), first)
+        return self._batch(start, self.preparation.clip_length, replace(self.sampling, samples=1))
+
+    def _batch(self, first: int, steps: int, sampling: TestSampling) -> Batch:
+        """Clips of the `steps` images from frame `first` on."""
+
+        def read(images: Mapping[int, np.ndarray], chosen: Sequence[int]) -> list[np.ndarray]:
+            return [images[first + step * self.rate] for step in chosen]
+
+        source = Source(Video(self.name, -1, self.name), self.images, steps, self.name)
+        return ClipDataset([source], read, self.preparation, sampling)[0, 0]
+
+    def _make(self, frames: Mapping[int, np.ndarray], starts: np.ndarray, first: int) -> None:
+        """Make the images of clips that begin at these frames, as far as they aren't there; forget those before."""
         for number in [number for number in self.images if number < first]:
             del self.images[number]
-        missing = [number for number in self._image_numbers(count, first) if number not in self.images]
+        steps = np.arange(self.preparation.clip_length) * self.rate
+        missing = [n for n in np.unique(starts[:, None] + steps).tolist() if n not in self.images]
         if self.preparation.modality == "flow":
             self.images.update(self._flows(frames, missing))
         else:
@@ -80,19 +105,9 @@ class DecodedFrames:
                 data = encode_jpeg(frames[number], self.quality)
                 self.images[number] = decode_rgb(data, self.name).transpose(2, 0, 1)
 
-        def read(images: Mapping[int, np.ndarray], steps: Sequence[int]) -> list[np.ndarray]:
-            return [images[first + step * self.rate] for step in steps]
-
-        source = Source(Video(self.name, -1, self.name), self.images, self._steps(count), self.name)
-        return ClipDataset([source], read, self.preparation, self.sampling)[0, 0]
-
     def _steps(self, count: int) -> int:
         """Images on disk of so many frames."""
         return count - 1 if self.preparation.modality == "flow" else -(-count // self.rate)
-
-    def _image_numbers(self, count: int, first: int) -> list[int]:
-        steps = np.arange(self.preparation.clip_length) * self.rate
-        return np.unique(first + self.starts(count)[:, None] + steps).tolist()
 
     def _flows(self, frames: Mapping[int, np.ndarray], pairs: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """(number of a pair's first frame, its flow as read from disk) for all `pairs`, which are sorted."""

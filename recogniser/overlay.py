@@ -1,15 +1,13 @@
 """An answer drawn over its video: the labels on the picture, below it a strip of the classes' scores over time.
 
-Only Pillow draws here; OpenCV is needed to write a film.
+Only Pillow draws here; recogniser/film.py writes films.
 """
 
 from __future__ import annotations
 
 import bisect
-import contextlib
 import itertools
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,10 +15,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data.videos import import_cv2, read_frames
+from data.videos import read_frames
 from recogniser.answers import Answer, best
+from recogniser.film import open_film
 from recogniser.windows import frame_rate
-from utils import InputError, atomic_path, check_writable
+from utils import atomic_path
 
 # Okabe and Ito's palette, its dark colours lightened for the dark panel: told apart with any colour vision.
 COLOURS = ("#f0a020", "#56b4e9", "#2fc79a", "#f0e442", "#d98bb9")
@@ -53,10 +52,11 @@ def save(target: Path, video: Path, answers: Sequence[Answer]) -> None:
     """Draw a video with its answer, or its windows' answers: as a film (.mp4), or six frames as a picture (.png)."""
     rate, end = frame_rate(video), answers[-1].end
     scores = scores_of(answers, (0.0, end))
+    whole = "whole video" if len(answers) == 1 else ""
     if target.suffix.lower() == ".mp4":
         middles = [(answer.start + answer.end) / 2 for answer in answers]
         changes = [(one + two) / 2 for one, two in itertools.pairwise(middles)]
-        captions = [caption_of(answer) for answer in answers]
+        captions = [caption_of(answer, of=whole) for answer in answers]
         with open_film(target, rate) as write:
             for number, frame in enumerate(read_frames(video)):
                 now = number / rate
@@ -65,9 +65,9 @@ def save(target: Path, video: Path, answers: Sequence[Answer]) -> None:
     chosen = np.linspace(0, max(0, round(end * rate) - 1), 6).round().astype(int).tolist()
     frames = {number: frame for number, frame in enumerate(read_frames(video)) if number in chosen}
     sheet = contact_sheet([frames[number] for number in chosen], [number / rate for number in chosen])
-    caption = caption_of(answers[0])
+    caption = caption_of(answers[0], of=whole)
     if len(answers) > 1:
-        mean = np.mean([answer.opinions()["fused"] for answer in answers], axis=0)
+        mean = np.mean([answer.probabilities()["fused"] for answer in answers], axis=0)
         caption = Caption(answers[0].first_guess(mean), [f"mean of {len(answers)} windows"])
     with atomic_path(target) as temporary:
         Image.fromarray(draw(sheet, caption, scores, unit=1.25)).save(temporary, "PNG")
@@ -76,7 +76,7 @@ def save(target: Path, video: Path, answers: Sequence[Answer]) -> None:
 class LiveFilm:
     """A camera's film: each frame with what was last said of it, and the scores of the last minute.
 
-    It begins with the first answer. `see` is called from the camera's thread, `hear` from another.
+    It begins with the first answer. `see` is called from the camera's thread, `add` from another.
     """
 
     def __init__(self, write: Callable[[np.ndarray], None], rate: float) -> None:
@@ -85,7 +85,7 @@ class LiveFilm:
         self.began: float | None = None
         self.written = 0
 
-    def hear(self, answer: Answer) -> None:
+    def add(self, answer: Answer) -> None:
         self.answers = [old for old in self.answers if old.end > answer.end - HISTORY] + [answer]
 
     def see(self, frame: np.ndarray, now: float) -> None:
@@ -93,21 +93,24 @@ class LiveFilm:
         if not answers:
             return
         scores = scores_of(answers, (max(0.0, now - HISTORY), now))
-        picture = draw(frame, caption_of(answers[-1]), scores, now)
+        late = f"{now - answers[-1].end:.1f} s behind"  # grows until the next answer comes
+        picture = draw(frame, caption_of(answers[-1], late), scores, now)
         self.began = now if self.began is None else self.began
         while self.written <= (now - self.began) * self.rate:  # cameras slow down in the dark, films don't
             self.write(picture)
             self.written += 1
 
 
-def caption_of(answer: Answer) -> Caption:
+def caption_of(answer: Answer, *more: str, of: str = "") -> Caption:
+    """The answer, what it is of (its seconds, unless said) and what each stream says."""
+    of = of or f"{answer.start:.1f} to {answer.end:.1f} s"
     details = [f"{name}: {guess}" for name, guess in answer.alone().items()]
-    return Caption(answer.first_guess(answer.opinions()["fused"]), details)
+    return Caption(answer.verdict(), [", ".join([of, *more]), *details])
 
 
 def scores_of(answers: Sequence[Answer], span: tuple[float, float]) -> Scores:
     """The best five classes over time: of one answer's samples, or of many windows, each at its middle."""
-    fused = np.stack([answer.opinions()["fused"] for answer in answers])
+    fused = np.stack([answer.probabilities()["fused"] for answer in answers])
     if len(answers) == 1:
         times, probabilities = answers[0].over_time()
     else:
@@ -170,7 +173,7 @@ def _draw_caption(canvas: Image.Image, caption: Caption, unit: float) -> None:
 
 
 def _draw_strip(scores: Scores, width: int, unit: float, now: float | None) -> Image.Image:
-    row, pad, head = 32 * unit, 10 * unit, 6 * unit
+    row, pad, head = 32 * unit, 10 * unit, 18 * unit
     floor = round(head + len(scores.names) * row)
     canvas = Image.new("RGB", (width, round((floor + 26 * unit) / 4) * 4), PANEL)
     pen = ImageDraw.Draw(canvas)
@@ -180,6 +183,7 @@ def _draw_strip(scores: Scores, width: int, unit: float, now: float | None) -> I
     begin, end = scores.span
     columns = np.arange(left, right + 1)
     seconds = begin + (columns - left) / (right - left) * (end - begin)
+    pen.text((width - pad, 3 * unit), "whole video" if now is None else "this moment", FAINT, small, anchor="ra")
     for place, name in enumerate(scores.names):
         colour = COLOURS[place % len(COLOURS)]
         base = round(head + (place + 1) * row)
@@ -228,30 +232,3 @@ def _mixed(colour: str, other: str, share: float) -> tuple[int, ...]:
 @lru_cache
 def _font(size: int):
     return ImageFont.load_default(size)
-
-
-@contextlib.contextmanager
-def open_film(target: Path, rate: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """Give a function that adds a picture, RGB uint8 (height, width, 3), to an MPEG-4 film at `target`.
-
-    All pictures have the first one's size. The film appears when the block ends well.
-    """
-    cv2 = import_cv2()
-    check_writable(target.parent)  # OpenCV does not say why it can't
-    writer = cv2.VideoWriter()
-    with atomic_path(target) as temporary:
-        path = temporary.with_suffix(".mp4")  # OpenCV chooses the container by the suffix
-
-        def write(picture: np.ndarray) -> None:
-            size = (picture.shape[1], picture.shape[0])
-            if not writer.isOpened() and not writer.open(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, size):
-                raise InputError(f"cannot write {target}: this OpenCV writes no MPEG-4; save a .png instead")
-            writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-
-        try:
-            yield write
-            writer.release()
-            os.replace(path, temporary)
-        finally:
-            writer.release()
-            path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from data.videos import import_cv2, read_frames, resize, resized
 from recogniser.decoded import DecodedFrames
 from utils import InputError
 
-Frames = Mapping[int, Mapping[int, np.ndarray]]  # short side -> number of a frame -> RGB uint8 (height, width, 3)
+FramesBySide = Mapping[int, Mapping[int, np.ndarray]]  # short side -> frame's number -> RGB uint8 (height, width, 3)
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Window:
     start: float
     end: float
     rate: float
-    frames: Frames  # at least those that the clips need
+    frames: FramesBySide  # at least those that the clips need
 
 
 def frame_rate(path: Path | str) -> float:
@@ -104,6 +104,7 @@ class Camera:
         self.changed = threading.Condition()  # guards the four below
         self.held: list[tuple[float, dict[int, np.ndarray]]] = []  # (second, short side -> frame)
         self.total = 0  # frames seen
+        self.begun = time.monotonic()
         self.ended = False
         self.error: BaseException | None = None
 
@@ -134,6 +135,10 @@ class Camera:
             thread.join()
             self.capture.release()
 
+    def now(self) -> float:
+        """Seconds since the first frame was asked for: what windows' times are counted in."""
+        return time.monotonic() - self.begun
+
     def _wait(self, due: int) -> tuple[list[tuple[float, dict[int, np.ndarray]]], int, bool]:
         """What is held after `due` frames, or at the end, or now and then before; frames seen; at the end?"""
         with self.changed:
@@ -148,15 +153,15 @@ class Camera:
 
     def _read(self, length: int, see: Callable[[np.ndarray, float], None] | None) -> None:
         cv2 = import_cv2()
-        begun = time.monotonic()
+        self.begun = time.monotonic()
         try:
             while not self.ended:
                 if self.paced:
-                    time.sleep(max(0.0, begun + self.total / self.rate - time.monotonic()))
+                    time.sleep(max(0.0, self.begun + self.total / self.rate - time.monotonic()))
                 ok, frame = self.capture.read()
                 if not ok:
                     break
-                now = time.monotonic() - begun
+                now = self.now()
                 picture = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
                 shrunk = {side: _shrunk(picture, side) for side in self.sides}
                 with self.changed:

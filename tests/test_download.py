@@ -302,7 +302,7 @@ def test_rgb_flow_and_lists_end_to_end(mirror, tmp_path):
         name for name in mirror.files if name != "UCF101.rar")  # no joined copy, nothing partial
     before, _, after = done.stdout.partition("rgb: 15 files")
     assert re.search(r"rgb +ucf101_jpegs_256\.zip: 3 parts, [\d.]+kB, of which [\d.]+kB to fetch; unpacked", before)
-    assert re.search(r"free.*\n(.*\n)*  disk +about .*\n  time +under a minute to fetch at .*B/s", before)
+    assert re.search(r"free.*\n(.*\n)*  disk +about ", before)
     assert "--rgb-dir" in after and "--flow-dir" in after and "--ucf-list" in after
     assert "the connection was cut; trying again" in done.stderr
     assert "Traceback" not in done.stderr
@@ -437,7 +437,6 @@ def test_it_says_what_it_takes_and_refuses_a_disk_that_is_too_small(mirror, tmp_
 
     monkeypatch.setattr(sys, "argv", words)
     usage = shutil.disk_usage(tmp_path)._replace(free=size * 2)
-    monkeypatch.setattr(download, "measure_unpacking", lambda folder: 1e6)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(InputError, match=r"getting rgb needs .* only .* are free: make room"):
         download.main()

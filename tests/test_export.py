@@ -1,4 +1,4 @@
-"""network.py --export: the file computes the network's logits for any number of clips, and says what they mean."""
+"""export.py: the file computes the network's logits for any number of clips, and says what they mean."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def check(logits: np.ndarray, network: torch.nn.Module, clips: torch.Tensor) -> 
 
 
 def test_pt2(checkpoint, network, clips, tmp_path, run):
-    said = run("network.py", "--resume", checkpoint, "--export", tmp_path / "m.pt2").stdout
+    said = run("export.py", checkpoint, tmp_path / "m.pt2").stdout
     assert "clips (N, 6, 64, 64) -> logits (N, 3)" in said and "checked: on 3 random clips" in said
     about = {"class_names.json": "", "preparation.json": ""}
     module = torch.export.load(tmp_path / "m.pt2", extra_files=about).module()
@@ -69,7 +69,7 @@ def test_onnx(checkpoint, network, clips, tmp_path, run):
         pytest.importorskip(package)
     import onnxruntime
 
-    said = run("network.py", "--resume", checkpoint, "--export", tmp_path / "m.onnx")
+    said = run("export.py", checkpoint, tmp_path / "m.onnx")
     assert "checked: on 3 random clips" in said.stdout and said.stderr == ""
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]  # weights included
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])

@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import platform
+import re
 import struct
 from fractions import Fraction
 from math import floor
@@ -30,7 +31,7 @@ from data.flow import (
     read_raft_weights,
     tvl1_flow,
 )
-from data.tvl1_backends import is_installed
+from data.tvl1.backends import is_installed
 from data.videos import VideoError, read_frames
 from utils import InputError
 
@@ -328,6 +329,8 @@ def test_tvl1_is_opencvs_whatever_computes_it(moving, run, tmp_path):
         path = without(missing, tmp_path / f"without {missing}")
         first = run(*command, PYTHONPATH=path)
         assert f"tvl1: {chosen}, " in first.stdout
+        assert re.search(r"tvl1: about \d+ \w+ for \d+ pairs of frames in 1 process; --method dis .* 1 s", first.stdout)
+        assert "\r" not in first.stderr
         found = flow_images(out)
         assert found.keys() == expected.keys()
         if platform.system() == "Linux" and platform.machine() == "x86_64":  # elsewhere compilers may round otherwise

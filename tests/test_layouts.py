@@ -212,8 +212,10 @@ def test_flow_in_u_and_v_is_no_rgb(tmp_path):
         make(tmp_path / channel / "v_Biking_g01_c01", *numbered("frame%06d.jpg", 1, 11))
     with pytest.raises(InputError, match="holds optical flow in u and v"):
         index_frames(tmp_path, "rgb")
-    (tmp_path / "extraction.json").write_text('{"kind": "depth"}')  # nothing of ours
     assert index_frames(tmp_path, "flow").names == ["Biking_g01_c01"]
+    (tmp_path / "extraction.json").write_text('{"kind": "depth"}')
+    with pytest.raises(InputError, match=r"extraction\.json cannot be read .*; remove it or extract again"):
+        index_frames(tmp_path, "flow")
 
 
 def test_a_folder_called_u_is_no_channel_where_the_names_tell_it(tmp_path):

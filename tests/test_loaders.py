@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dataloader import clips as c
-from dataloader import loaders
+from dataloader import extracted, loaders
 from dataloader.layouts import index_frames
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.transforms import default_preparation
@@ -88,11 +88,12 @@ def test_only_one_process_tells_of_the_group_rule(tiny, monkeypatch, capsys):
 
 
 def test_what_extraction_wrote_of_itself_is_read(tmp_path):
-    assert loaders.extraction_settings(tmp_path) == {}
+    assert extracted.extraction_settings(tmp_path) == {}
     path = tmp_path / "extraction.json"
-    path.write_text(json.dumps({"version": 1, "settings": {"method": "größer"}}, ensure_ascii=False), encoding="utf-8")
-    assert loaders.extraction_settings(tmp_path) == {"method": "größer"}
-    for content in (b'{"version": 1}', b"[]", b"{", b"\xff"):
+    content = {"kind": "flow", "version": 1, "settings": {"method": "größer"}}
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    assert extracted.extraction_settings(tmp_path) == {"method": "größer"}
+    for content in (b'{"version": 1}', b'{"kind": "depth", "version": 1, "settings": {}}', b"[]", b"{", b"\xff"):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"extraction.json cannot be read .*; remove it or extract again"):
-            loaders.extraction_settings(tmp_path)
+            extracted.extraction_settings(tmp_path)

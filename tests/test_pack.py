@@ -251,6 +251,6 @@ def test_long_and_foreign_names_keep_their_place(tmp_path, run):
     assert folder.names == pack.names and len(pack.names) == 2
     for name in folder.names:
         one, other = folder.videos[name]["rgb"], pack.videos[name]["rgb"]
-        assert dataclasses.asdict(one) == dataclasses.asdict(other.frames)
+        assert dataclasses.asdict(one).items() <= {k: getattr(other, k) for k in other.__dataclass_fields__}.items()
         bytes_read = [data for _, data in other.read(pack.root, [0, 2, 3])]
         assert bytes_read == [one.path(folder.root, i).read_bytes() for i in (0, 2, 3)]

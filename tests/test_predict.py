@@ -19,8 +19,10 @@ from video_files import FRAMES, make_video
 import predict
 from data.videos import VideoError, read_frames
 from dataloader.names import UCF101_CLASSES
+from recogniser import film, loading
 from recogniser.answers import Answer
 from recogniser.overlay import Caption, Scores, draw
+from recogniser.vote import is_decided, spread_order
 from utils import InputError
 
 # --- answers -------------------------------------------------------------------------------------------
@@ -33,7 +35,7 @@ def test_fused_is_the_softmax_of_the_weighted_mean_of_mean_logits():
     answer = Answer(list("abcdef"), 0.0, 4.0, 100, logits, times, [1.0, 3.0])
     mean = (logits["spatial"].mean(0) + 3 * logits["motion"].mean(0)) / 4
     expected = np.exp(mean) / np.exp(mean).sum()
-    np.testing.assert_allclose(answer.opinions()["fused"], expected, rtol=1e-5)
+    np.testing.assert_allclose(answer.probabilities()["fused"], expected, rtol=1e-5)
     when, over_time = answer.over_time()
     middle = (logits["spatial"][1] + 3 * logits["motion"][1]) / 4  # both streams have a clip at 1 s
     np.testing.assert_allclose(over_time[list(when).index(1.0)], np.exp(middle) / np.exp(middle).sum(), rtol=1e-5)
@@ -47,13 +49,13 @@ class FakeCheckpoint:
 def test_class_names_come_from_where_they_are_known(tmp_path, capsys):
     own = FakeCheckpoint("own.pth", 2, ["run", "walk"])
     foreign = FakeCheckpoint("foreign.pth", 2)
-    assert predict.choose_class_names([own, foreign], None) == ["run", "walk"]
-    assert predict.choose_class_names([FakeCheckpoint("original.pth", 101)], None) == list(UCF101_CLASSES)
-    assert predict.choose_class_names([foreign], None) == ["class 0", "class 1"]
+    assert loading.choose_class_names([own, foreign], None) == ["run", "walk"]
+    assert loading.choose_class_names([FakeCheckpoint("original.pth", 101)], None) == list(UCF101_CLASSES)
+    assert loading.choose_class_names([foreign], None) == ["class 0", "class 1"]
     assert "foreign.pth doesn't name its 2 classes" in capsys.readouterr().err
     for name in ("train", "test"):
         (tmp_path / f"{name}.txt").write_text(f"jump/{name}1.avi\nsit/{name}2.avi\n")
-    assert predict.choose_class_names([foreign], str(tmp_path)) == ["jump", "sit"]
+    assert loading.choose_class_names([foreign], str(tmp_path)) == ["jump", "sit"]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,33 @@ def test_class_names_come_from_where_they_are_known(tmp_path, capsys):
 )
 def test_streams_of_different_classes_are_refused(other, message):
     with pytest.raises(InputError, match=message):
-        predict.choose_class_names([FakeCheckpoint("a.pth", 2, ["run", "walk"]), other], None)
+        loading.choose_class_names([FakeCheckpoint("a.pth", 2, ["run", "walk"]), other], None)
+
+
+# --- the vote ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 19, 25])
+def test_the_first_clips_are_spread_over_the_video(count):
+    order = spread_order(count)
+    assert sorted(order) == list(range(count))
+    for first in (2, 4, 8):
+        if first <= count:  # no gap is much longer than an even spread's
+            gaps = np.diff([0, *sorted(order[:first]), count])
+            assert gaps.max() <= 2 * count / first + 1
+
+
+def test_a_vote_is_decided_by_the_error_of_its_mean():
+    """Four of 19 clips: the lead's standard error is s / 2 * sqrt(15 / 19), by the formula of finite samples."""
+    noise = np.array([1.0, -1, 1, -1])
+    error = noise.std(ddof=1) / 2 * np.sqrt(15 / 19)
+    for lead, decided in ((3.9 * error, False), (4.1 * error, True)):
+        logits = np.stack([lead + noise, np.zeros(4), np.full(4, -50.0)], 1)
+        assert is_decided([logits], [19], [1.0]) is decided
+        assert not is_decided([logits[:3]], [19], [1.0])  # three know too little
+        assert is_decided([logits], [4], [1.0])  # there are no more
+        two = [logits, np.zeros((4, 3))]  # a stream that doesn't care halves the lead and its error
+        assert is_decided(two, [19, 19], [1.0, 1.0]) is decided
 
 
 # --- drawing -------------------------------------------------------------------------------------------
@@ -197,6 +225,77 @@ def test_films_and_pictures(prepared, monkeypatch, tmp_path):
     assert [*read_frames(tmp_path / "camera.mp4")]
 
 
+def test_a_folder_of_films(prepared, monkeypatch, tmp_path, capsys):
+    """One for each video, at the videos' places; H.264 where PyAV writes it."""
+    av = pytest.importorskip("av")
+    assert call(monkeypatch, prepared / "videos/run", *flags_of(prepared), "--save", tmp_path / "films") == 0
+    films = sorted((tmp_path / "films").rglob("*.*"))
+    assert [path.name for path in films] == ["a.mp4", "b.mp4"]
+    assert f"written: {films[0]}" in capsys.readouterr().out
+    with av.open(str(films[0])) as opened:
+        stream = opened.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert len([*opened.decode(stream)]) == FRAMES and stream.average_rate == 25
+
+
+def test_without_pyav_the_film_is_opencvs(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    picture = np.full((96, 128, 3), (200, 40, 40), np.uint8)
+    with film.open_film(tmp_path / "a.mp4", 25) as write:
+        for _ in range(5):
+            write(picture)
+    found = [*read_frames(tmp_path / "a.mp4")]
+    assert len(found) == 5 and abs(found[2].astype(int) - picture).mean() < 8
+
+
+def test_a_video_shorter_than_a_stack_is_the_spatial_streams(prepared, monkeypatch, tmp_path, capsys):
+    short = make_video(tmp_path / "short.avi", 0, frames=4)
+    assert call(monkeypatch, short, *flags_of(prepared)) == 0
+    said = capsys.readouterr().out
+    note = "spatial stream alone: 4 frames are too few for the motion stream, which needs 5"
+    assert note in said and "motion alone" not in said
+    assert call(monkeypatch, short, *flags_of(prepared), "--json") == 0
+    both = json.loads(capsys.readouterr().out)
+    assert both["notes"] == [note] and "motion" not in both
+    call(monkeypatch, short, *flags_of(prepared)[:2], "--json")
+    assert json.loads(capsys.readouterr().out)["fused"] == both["fused"]
+
+
+def test_unknown_below_names_nothing(prepared, monkeypatch, capsys):
+    video = prepared / "videos/walk/b.avi"
+    call(monkeypatch, video, *flags_of(prepared), "--json", "--unknown-below", 1)
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["class"] is None and answer["fused"]["top5"][0]["probability"] < 1
+    call(monkeypatch, video, *flags_of(prepared), "--json", "--unknown-below", 0.5)  # of two classes one has that
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["class"] == answer["fused"]["top5"][0]["class"]
+    call(monkeypatch, video, *flags_of(prepared), "--sliding", 0.4, "--unknown-below", 1)
+    assert all("s   unknown (no class reaches 100 %)" in line for line in capsys.readouterr().out.splitlines())
+
+
+def test_a_camera_says_how_late_its_answers_are(prepared, monkeypatch, capsys):
+    video = prepared / "videos/walk/b.avi"
+    call(monkeypatch, "--camera", video, *flags_of(prepared), "--sliding", 0.4, "--json")
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert answers and all(0 <= one["behind"] < 60 for one in answers)
+    assert all(one["spatial"]["samples"] == 5 for one in answers)  # 19 in 0.4 s would be the same frames again
+
+
+def test_stop_early_computes_fewer_clips_and_answers_the_same(prepared, monkeypatch, capsys):
+    """Clips that are computed are those of the whole vote: with all of them the logits are the same."""
+    video = prepared / "videos/walk/b.avi"
+    answers = {}
+    for name, certainty in (("whole", None), ("early", 0.0), ("never", 1e9)):
+        if certainty is not None:
+            monkeypatch.setattr("recogniser.vote.CERTAINTY", certainty)
+        call(monkeypatch, video, *flags_of(prepared), "--json", *(["--stop-early"] if certainty is not None else []))
+        answers[name] = json.loads(capsys.readouterr().out)
+    assert [answers[name]["motion"]["samples"] for name in ("whole", "early", "never")] == [19, 4, 19]
+    assert answers["early"]["notes"] == ["decided after 4 of 19 clips"]
+    for stream in ("spatial", "motion"):
+        np.testing.assert_allclose(logits_of(answers["never"], stream), logits_of(answers["whole"], stream), atol=1e-4)
+
+
 def test_one_bad_video_among_several_costs_only_itself(prepared, monkeypatch, tmp_path, capsys):
     bad = tmp_path / "bad.avi"
     bad.write_bytes(b"no video")
@@ -212,12 +311,15 @@ def test_errors_are_plain(prepared, monkeypatch, tmp_path):
     (tmp_path / "bad.avi").write_bytes(b"no video")
     (tmp_path / "empty.avi").write_bytes(b"")
     short = make_video(tmp_path / "short.avi", 0, frames=4)
+    (tmp_path / "film.mp4").write_bytes(b"")
     spatial, motion = (path for _, path in networks(prepared))
     for words, message in {
         (tmp_path / "bad.avi", *flags): "bad.avi: cannot be opened: not a video",
         (tmp_path / "empty.avi", *flags): "the file is empty",
         (tmp_path / "absent.avi", *flags): "absent.avi does not exist",
-        (short, *flags): "short.avi: has 4 frames, and one clip of the flow network needs 5",
+        (short, *flags[2:]): "short.avi: has 4 frames, and one clip of the flow network needs 5",
+        (good, *flags, "--unknown-below", 50): "--unknown-below 50.0: give a probability from 0 to 1",
+        ("--camera", good, *flags, "--save", tmp_path): "a camera's film needs the name of a .mp4 file",
         (good,): "no network",
         tuple(flags): "either videos or a --camera",
         (good, "--motion", spatial): "of the spatial stream: give it to --spatial",
@@ -225,8 +327,10 @@ def test_errors_are_plain(prepared, monkeypatch, tmp_path):
         (good, "--spatial", tmp_path / "none.pth"): "none.pth",
         (good, *flags, "--sliding", 0.1): "2 frames at 25 per second, and one clip needs 5",
         (good, *flags, "--step", 1): "give --sliding",
-        (good, *flags, "--save", "out.gif"): "out.gif: give the name of a .mp4 or .png file",
-        (good, good, *flags, "--save", "out.png"): "draws one video, and there are 2",
+        (good, *flags, "--save", "out.gif"): "out.gif: give the name of a .mp4 or .png file, or a folder",
+        (good, prepared / "videos/run/b.avi", *flags, "--save", "out.png"): "draws one video, and there are 2",
+        (good, prepared / "videos/run/b.avi", *flags, "--save", tmp_path): "would both be drawn to",
+        (tmp_path / "film.mp4", *flags, "--save", tmp_path): "would write over",
         (good, *flags, "--views", 5): "--views 5 cuts corners",
         (good, *flags, "--weights", 0, 0): "two numbers",
         (good, *flags, "--flow-method", "raft", "--raft-weights", short): "no file of torchvision's RAFT weights",

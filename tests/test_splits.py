@@ -396,3 +396,50 @@ def test_make_split_bad_input(tmp_path, run):
     assert "no class folder" in run("data/make_split.py", videos, tmp_path / "o", code=2).stderr
     assert "nowhere" in run("data/make_split.py", tmp_path / "nowhere", tmp_path / "o", code=2).stderr
     assert not (tmp_path / "o").exists()
+
+
+def test_make_split_says_what_it_found(tmp_path, run):
+    videos = make_videos(tmp_path / "videos", {"run": 4, "sit": 3})
+    said = run("data/make_split.py", videos, tmp_path / "lists").stdout
+    assert "run: 4 videos" in said and "sit: 3 videos" in said
+    (videos / "walk").mkdir()
+    (videos / "walk" / "notes.txt").write_text("")
+    assert "class folder walk holds no video" in run("data/make_split.py", videos, tmp_path / "o", code=2).stderr
+
+
+def test_a_recording_that_is_all_of_a_class(tmp_path):
+    names = [f"Walk/v_Walk_g01_c{clip:02d}.avi" for clip in range(1, 6)] + ["Run/a.avi", "Run/b.avi"]
+    labels = {name: int(name.startswith("Walk")) for name in names}
+    groups = make_split.group_videos(labels, ["Run", "Walk"])
+    with pytest.raises(InputError, match=r"Walk has 5 videos, but they are of 1 recording \(01\), .* 2 are needed"):
+        make_split.holdout(groups, ["Run", "Walk"], 0.3, seed=0)
+
+
+def test_folders_train_and_test_are_no_classes(tmp_path, run):
+    videos = tmp_path / "videos"
+    make_videos(videos / "Train", {"run": 3, "sit": 2})
+    for name in ("run", "sit"):
+        (videos / "test" / name).mkdir(parents=True)
+        (videos / "test" / name / "other.wmv").write_bytes(b"")
+    assert "their split is taken" in run("data/make_split.py", videos, tmp_path / "lists").stdout
+    split = load_split(tmp_path / "lists", 1)
+    assert split.class_names == ["run", "sit"]
+    assert sorted(video.listed for video in split.test) == ["test/run/other.wmv", "test/sit/other.wmv"]
+    assert len(split.train) == 5 and all(video.listed.startswith("Train/") for video in split.train)
+    folds = run("data/make_split.py", videos, tmp_path / "o", "--folds", 2, code=2)
+    assert "already; leave --folds out" in folds.stderr
+    make_videos(videos / "val", {"run": 1})
+    with pytest.raises(InputError, match="Train and test and val, which are no classes"):
+        make_split.find_classes(videos)
+
+
+def test_copies_stay_together_and_are_named(tmp_path, run):
+    videos = make_videos(tmp_path / "videos", {"run": 0, "sit": 0})
+    contents = {"run/a": b"1", "run/b": b"1", "run/c": b"2", "sit/d": b"2", "sit/e": b"3", "run/f": b"4"}
+    for name, content in contents.items():
+        (videos / f"{name}.avi").write_bytes(content)
+    for seed in range(3):
+        done = run("data/make_split.py", videos, tmp_path / f"lists{seed}", "--seed", seed)
+        assert done.stderr == "warning: one file in several classes: run/c.avi, sit/d.avi\n"
+        train = (tmp_path / f"lists{seed}/train.txt").read_text()
+        assert ("run/a.avi" in train) == ("run/b.avi" in train)

@@ -1,4 +1,4 @@
-"""data/tvl1.py: against motions known by formula, against OpenCV's DualTVL1, against ground truth."""
+"""data/tvl1/tensor.py: against motions known by formula, against OpenCV's DualTVL1, against ground truth."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from data import tvl1
-from data.tvl1 import TVL1, tvl1_pairs
+from data.tvl1 import tensor as tvl1
+from data.tvl1.tensor import TVL1, tvl1_pairs
 from utils import InputError
 
 BACKENDS = [
@@ -26,7 +26,7 @@ BACKENDS = [
         "numba", marks=pytest.mark.skipif(not tvl1.is_installed("numba"), reason="numba or OpenCV isn't installed")
     ),
 ]
-# The binaries of OpenCV's wheels round as data/tvl1_cpu.py does on this platform; elsewhere compilers may fuse a
+# The binaries of OpenCV's wheels round as data/tvl1/cpu.py does on this platform; elsewhere compilers may fuse a
 # multiplication and an addition into one rounding.
 SAME_ROUNDING = platform.system() == "Linux" and platform.machine() == "x86_64"
 
@@ -332,19 +332,19 @@ def test_numba_needs_no_folder_to_keep_its_code_in():
     """Both the project and the user's cache folder may be read-only, as in a container."""
     if not tvl1.is_installed("numba"):
         pytest.skip("numba isn't installed")
-    root = Path(tvl1.__file__).parents[1]
+    root = Path(tvl1.__file__).parents[2]
     nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}  # and none is provided
-    subprocess.run([sys.executable, "-c", "import data.tvl1_cpu"], cwd=root, env=os.environ | nowhere, check=True)
+    subprocess.run([sys.executable, "-c", "import data.tvl1.cpu"], cwd=root, env=os.environ | nowhere, check=True)
 
 
 def test_runs_without_opencv_and_numba():
     code = (
         "import sys; sys.modules['cv2'] = sys.modules['numba'] = None\n"
-        "from data.tvl1 import moving_texture, suitable_backends, tvl1_pairs\n"
+        "from data.tvl1.tensor import moving_texture, suitable_backends, tvl1_pairs\n"
         "flow = tvl1_pairs(*moving_texture(1, 40, 50, motion=(2, -1)))\n"
         "print(*flow[0, :, 10:-10, 10:-10].mean((1, 2)).round().tolist(), *suitable_backends())\n"
     )
-    root = Path(tvl1.__file__).parents[1]
+    root = Path(tvl1.__file__).parents[2]
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert process.stdout.split() == ["2.0", "-1.0", "torch"]
 

@@ -1,9 +1,9 @@
 """TV-L1 for processors: one pair of frames, bit for bit OpenCV's DualTVL1, many times as fast.
 
-The method, its names and its equation numbers are those of data/tvl1.py. The image pyramid, the warp and the median
-filter are OpenCV's functions; the iterations, where OpenCV spends nearly all of its time, are compiled by numba from
-the code below. It is fast because an iteration goes over the image once, row by row, so that every plane comes
-through the cache once, not once per operation. It rounds as OpenCV does (the order of additions matters, so no
+The method, its names and its equation numbers are those of tensor.py beside this file. The image pyramid, the warp and
+the median filter are OpenCV's functions; the iterations, where OpenCV spends nearly all of its time, are compiled by
+numba from the code below. It is fast because an iteration goes over the image once, row by row, so that every plane
+comes through the cache once, not once per operation. It rounds as OpenCV does (the order of additions matters, so no
 `fastmath`), because the stopping rule makes large differences of the smallest ones. The compiled code is kept in
 `__pycache__` or in the user's cache folder: only the first run waits some seconds for the compiler.
 """
@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numba import njit
 
-from data.tvl1_backends import TVL1
+from data.tvl1 import TVL1
 
 FLOAT_EPSILON = np.finfo(np.float32).eps
 

@@ -2,7 +2,7 @@
 
 Zach, Pock, Bischof: A Duality Based Approach for Realtime TV-L1 Optical Flow, DAGM 2007; discretised as in Sanchez,
 Meinhardt-Llopis, Facciolo: TV-L1 Optical Flow Estimation, IPOL 2013. The names are theirs; the numbers are this
-file's, and data/tvl1_cpu.py's. The flow u = (u1, u2) from image I0 to image I1 makes small
+file's, and data/tvl1/cpu.py's. The flow u = (u1, u2) from image I0 to image I1 makes small
 
     |grad u1| + |grad u2| + lambda |rho(u)|, summed over the image, where around a known flow u0
 (1) rho(u) = I1(x + u0) + grad I1(x + u0) . (u - u0) - I0(x) = rho_c + grad I1w . u   is the residual.
@@ -34,7 +34,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.tvl1_backends import BACKENDS, OPENCV_DEFAULTS, OPENCVS, TVL1, is_installed, pair_method, suitable_backends
+from data.tvl1 import OPENCV_DEFAULTS, TVL1
+from data.tvl1.backends import BACKENDS, OPENCVS, is_installed, pair_method, suitable_backends
 from utils import InputError
 
 BYTES_PER_PIXEL = 4 * 80  # float32 planes of a pair on a GPU at the peak, in the median filter: counted, with a margin
@@ -46,7 +47,7 @@ def tvl1_pairs(first: Tensor, second: Tensor, parameters: TVL1 = OPENCV_DEFAULTS
 
     Returns float32 (B, 2, H, W) on the same device, in pixels, x then y. The stopping rule is kept for every pair by
     itself, so a pair's flow doesn't depend on the others in the batch. Backends: "torch" is this file, "compiled"
-    the same through torch.compile; "numba" (data/tvl1_cpu.py) and "opencv" (OpenCV's own) work on the CPU. None takes
+    the same through torch.compile; "numba" (data/tvl1/cpu.py) and "opencv" (OpenCV's own) work on the CPU. None takes
     the likeliest of suitable_backends; choose_backend measures. Raises ValueError for shapes that differ, sides under
     3 pixels or another backend.
     """

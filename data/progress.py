@@ -1,0 +1,56 @@
+"""How far a long job is: a bar on a terminal, in a log file a line a minute, without carriage returns."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tqdm import tqdm
+
+LINE_EVERY = 60.0  # seconds, in a log file
+
+
+class Progress(tqdm):
+    """tqdm on stderr, which in a log file writes whole lines: how much is done, how fast, how much time is left."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.in_log = not sys.stderr.isatty()
+        if self.in_log:
+            settings |= {"mininterval": LINE_EVERY, "maxinterval": LINE_EVERY, "delay": 0, "ascii": True}
+            settings["bar_format"] = "{desc}: {percentage:.0f} %, {elapsed} gone, {remaining} left{postfix}"
+        super().__init__(**{"dynamic_ncols": not self.in_log, **settings})
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        if file.isatty():
+            return tqdm.status_printer(file)
+
+        def line(text: str) -> None:
+            if text.strip():
+                print(text.strip(), file=file, flush=True)
+
+        return line
+
+    def clear(self, nolock: bool = False) -> None:
+        if not self.in_log:
+            super().clear(nolock)
+
+    def say(self, text: str) -> None:
+        """A line of its own, beside the bar."""
+        if self.in_log or self.disable:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self.write(text, file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """A length of time in rounded words: `40 s`, `12 min`, `3 h 20 min`, `4.6 days`."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min" if minutes < 600 else f"{round(minutes / 60)} h"
+    return f"{minutes / 60 / 24:.1f} days"

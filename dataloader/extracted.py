@@ -1,0 +1,93 @@
+"""extraction.json, which data/extract_*.py leave beside the images that they make: written and read here only.
+
+  {"kind": "rgb" or "flow", "version": 1, "settings": {"short_side": 256, "quality": 90, ...}}
+
+Settings are what changes the images' bytes; images of other projects have no such file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils import InputError
+
+FILE = "extraction.json"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How images were made."""
+
+    kind: str  # rgb or flow
+    settings: dict[str, Any]
+
+    def as_text(self) -> str:
+        content = {"kind": self.kind, "version": VERSION, "settings": self.settings}
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_extraction(root: Path) -> Extraction | None:
+    """How the images under `root` were made; None where no file says so. Raises InputError for a file that isn't whole.
+
+    A broken file isn't passed over: images would be taken for something that they aren't.
+    """
+    path = root / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        kind, version, settings = content["kind"], content["version"], content["settings"]
+        if kind not in ("rgb", "flow") or version != VERSION or not isinstance(settings, dict):
+            raise ValueError(f"kind {kind}, version {version}")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); remove it or extract again") from None
+    return Extraction(kind, settings)
+
+
+def extraction_settings(root: Path) -> dict[str, Any]:
+    """What the images under `root` were extracted with; empty where nothing says so. Raises InputError."""
+    made = read_extraction(root)
+    return made.settings if made else {}
+
+
+def claim(root: Path, scratch: Path, wanted: Extraction, overwrite: bool) -> None:
+    """Make `root` a folder of images made as `wanted`, by way of the folder `scratch` on the same disk.
+
+    Machines may start at the same moment: the first one's settings stand. Raises InputError where the folder holds
+    images made otherwise, unless `overwrite`; of the other kind, always.
+    """
+    path, temporary = root / FILE, scratch / FILE
+    temporary.write_text(wanted.as_text(), encoding="utf-8")
+    try:
+        os.link(temporary, path)  # unlike a rename, this never replaces what another machine just wrote
+    except OSError:
+        if not path.exists():  # a file system without hard links
+            os.replace(temporary, path)
+    try:
+        found = read_extraction(root)
+    except InputError:
+        if not overwrite:
+            raise
+        found = None
+    if found == wanted:
+        return
+    if found is not None and found.kind != wanted.kind:
+        raise InputError(f"{root} holds {found.kind}, not {wanted.kind}; choose another folder")
+    if overwrite:
+        os.replace(temporary, path)
+        return
+    was, now = found.settings if found else {}, wanted.settings
+    differences = [
+        f"{key} {was.get(key, 'not set')} there, {now.get(key, 'none')} asked"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key)
+    ]
+    raise InputError(
+        f"{root} was extracted with other settings ({'; '.join(differences)}); "
+        "choose another folder or the same settings, or --overwrite to redo it"
+    )
