@@ -16,14 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.extraction import (
-    Reporter,
-    add_arguments,
-    check_arguments,
-    extract_all,
-    open_output,
-    read_claim,
-)
+from data.extraction import Reporter, add_arguments, extract_all, open_output, read_claim
 from data.flow import (
     PLAIN_METHODS,
     download_raft_weights,
@@ -169,7 +162,6 @@ def choose_tvl1(device: str) -> str:
 
 def main() -> int:
     args = parse_arguments()
-    check_arguments(args)
     if not args.bound > 0:
         raise InputError(f"--bound {args.bound}: give pixels, more than 0")
     if args.visualize and args.visualize.suffix.lower() != ".png":

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from data.jobs import Report, run_jobs
 from data.videos import Video, VideoError
-from utils import InputError, atomic_path, plural
+from utils import InputError, atomic_path, bounded, plural
 
 SETTINGS = "extraction.json"
 
@@ -44,11 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
     images = parser.add_argument_group("images")
     images.add_argument(
-        "--short-side", type=int, default=256, metavar="PIXELS", help="scale the shorter side to this; 0 keeps the size"
-    )
-    images.add_argument("--quality", type=int, default=90, help="JPEG quality, 1 to 100")
+        "--short-side", type=bounded(int, 0), default=256, metavar="PIXELS",
+        help="scale the shorter side to this; 0 keeps the size",
+    )  # fmt: skip
+    images.add_argument("--quality", type=bounded(int, 1, 100), default=90, help="JPEG quality, 1 to 100")
     running = parser.add_argument_group("running")
-    running.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    running.add_argument("--workers", type=bounded(int, 1), metavar="N", help="processes (default: one per core)")
     running.add_argument(
         "--shard",
         type=parse_shard,
@@ -58,16 +59,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     )
     running.add_argument("--overwrite", action="store_true", help="redo what is done, with these settings")
     return images
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise InputError for a value that can't work."""
-    if not 1 <= args.quality <= 100:
-        raise InputError(f"--quality {args.quality}: give 1 to 100")
-    if args.short_side < 0:
-        raise InputError(f"--short-side {args.short_side}: give pixels, or 0 to keep the size")
-    if args.workers is not None and args.workers < 1:
-        raise InputError(f"--workers {args.workers}: give how many processes, 1 or more")
 
 
 def parse_shard(text: str) -> tuple[int, int]:
