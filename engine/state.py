@@ -148,6 +148,8 @@ class Training:
             self.ema.load_state_dict(state["ema"])
         if args.evaluate:
             return
+        if "optimizer" not in state:
+            raise InputError(f"{args.resume} holds weights alone: start from them with --weights, or test: --evaluate")
         rates = [group["lr"] for group in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(state["optimizer"])

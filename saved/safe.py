@@ -42,7 +42,7 @@ def load_pickle(path: str | os.PathLike) -> Any:
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict:
-    """Read what torch.save wrote: a dict of plain containers, strings, numbers and tensors on the CPU.
+    """Read what torch.save wrote, or a .safetensors file: a dict of plain data and tensors on the CPU.
 
     Zip files (PyTorch 1.6 and newer) and those before are read, Python 2's included. torch's own weights-only
     loader reads no Python 2 file with an optimizer, whose 64-bit ids are INT as text, and a key of nested tuples
@@ -50,6 +50,7 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
     Raises InputError for a file that is missing, damaged or wants anything else.
     """
     from saved import torchfile  # torch takes a second to import; who reads predictions needs none of it
+    from saved.safetensors_file import load_safetensors
 
     with _reading(path, "a checkpoint of weights and plain data") as file:
         head = file.read(512)
@@ -58,6 +59,8 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
             content = torchfile.load_zip(file)
         elif head[:1] == b"\x80":
             content = torchfile.load_legacy(file)
+        elif head[8:9] == b"{":
+            content = load_safetensors(path)
         else:
             raise Refused(_what_else(head))
         if not isinstance(content, dict):
