@@ -21,11 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.options import check_ranges
 from report.metrics import METRICS, bootstrap, interval, mcnemar, softmax
 from report.summary import describe, text
 from saved.predictions import TestSet, align, load_predictions
-from utils import ArgumentParser, InputError, accuracy, check_writable, plural, run_main, write_json
+from utils import ArgumentParser, InputError, accuracy, bounded, check_writable, plural, run_main, write_json
 
 CONFIDENCE = 0.6  # the common mean confidence; on UCF101's split 1, 0.5 to 0.7 give 90.64 to 90.75 % top-1
 SWEEP = np.round(np.arange(0, 3.001, 0.05), 2)  # one stream's weight, the others' being 1
@@ -255,7 +254,7 @@ def parse_args() -> argparse.Namespace:
     add = output.add_argument
     add("--output", type=Path, default=Path("record/fusion"), metavar="DIR", help="for results and report")
     add("--no-report", action="store_true", help="write results.json only")
-    add("--seed", type=int, default=0, help="of the bootstrap")
+    add("--seed", type=bounded(int, 0, 2**32 - 1), default=0, help="of the bootstrap")
     return parser.parse_args()
 
 
@@ -281,7 +280,6 @@ def load(args: argparse.Namespace, split: str | None) -> TestSet:
 
 def check(args: argparse.Namespace) -> None:
     """What argparse can't check by itself."""
-    check_ranges(args)
     if args.pickles and (args.spatial or args.motion):
         raise InputError("give either a list of predictions or --spatial and --motion, not both")
     if len(args.pickles) == 1:

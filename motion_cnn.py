@@ -21,7 +21,7 @@ from engine import options
 from engine.epoch import train_one_epoch
 from engine.state import Training, choose_preparation
 from network import build_model
-from utils import InputError, run_main, seed_everything, set_up_device
+from utils import InputError, bounded, run_main, seed_everything, set_up_device
 
 # Each recipe sets defaults; any flag given beside --recipe wins.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -45,11 +45,11 @@ def main() -> int:
                        help="rgbdiff: differences of consecutive RGB frames (TSN 3.2), which need no optical flow")
     group.add_argument("--flow-dir", metavar="DIR", default="data/flow", help="flow, in any layout of the README")
     group.add_argument("--rgb-dir", metavar="DIR", default="data/rgb", help="frames for rgbdiff, every one of them")
-    group.add_argument("--stack-length", type=int, default=None,
+    group.add_argument("--stack-length", type=bounded(int, 1), default=None,
                        help="flow pairs or differences per clip (default: 10 of flow, 5 of rgbdiff)")
     group.add_argument("--flow-mean", type=float, default=0.0, help="subtracted from x/255; .5 is no motion")
-    group.add_argument("--flow-std", type=float, default=1.0, help="then divided by this")
-    group.add_argument("--conv1-lr-factor", type=float, default=1.0, help="on the first convolution's lr")
+    group.add_argument("--flow-std", type=bounded(float, 1e-6), default=1.0, help="then divided by this")
+    group.add_argument("--conv1-lr-factor", type=bounded(float, 0), default=1.0, help="on the first convolution's lr")
     group.add_argument("--flow-order", choices=("original", "older", "oldest"), default="original",
                        help="channel order of the original repo's checkpoint: [f1..f9, f0], [f5..f9, f0..f4], [f0..f9]")
     args = options.parse(parser, RECIPES)
@@ -86,7 +86,7 @@ def main() -> int:
     # optimizer, and where its training stands
     training = Training(model, preparation, device, options.training_settings(args))
     if checkpoint is not None:
-        training.resume(checkpoint, classes, args.start_epoch)
+        training.resume(checkpoint, classes, args.start_epoch, trains=data.train is not None)
 
     # one test, or the loop over epochs
     run = options.make_run("motion", "opf", args, data)

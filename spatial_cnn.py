@@ -55,7 +55,7 @@ def main() -> int:
     # optimizer, and where its training stands
     training = Training(model, preparation, device, options.training_settings(args))
     if checkpoint is not None:
-        training.resume(checkpoint, classes, args.start_epoch)
+        training.resume(checkpoint, classes, args.start_epoch, trains=data.train is not None)
 
     # one test, or the loop over epochs
     run = options.make_run("spatial", "rgb", args, data)

@@ -8,7 +8,9 @@ import difflib
 import gc
 import hashlib
 import io
+import itertools
 import json
+import math
 import os
 import pickle
 import random
@@ -25,11 +27,6 @@ from typing import Any, NoReturn
 import numpy as np
 from tqdm import tqdm
 
-# Importing torch makes 200,000 objects that stay, and at Python's own threshold a collection looks through them again
-# and again. `run_main` puts it back.
-_THRESHOLD = gc.get_threshold()
-gc.set_threshold(100_000)
-
 
 class InputError(Exception):
     """Something the person at the keyboard can put right: one line with what, which file, what to do."""
@@ -41,8 +38,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     Only InputError is turned into a line; any other exception is a bug and keeps its traceback.
     """
     code = 0
-    gc.freeze()  # what the imports made is never garbage, and forked loader workers go on sharing its memory
-    gc.set_threshold(*_THRESHOLD)
+    gc.freeze()  # what imports made is never garbage; a collection in a forked loader worker would copy 90 MB of it
     try:
         code = main() or 0
     except InputError as error:
@@ -102,17 +98,43 @@ def plural(count: int, noun: str) -> str:
 # --- command lines -------------------------------------------------------------------------------------
 
 
-class ArgumentParser(argparse.ArgumentParser):
-    """A command line with help that fits the terminal, whose errors are InputErrors: one line, not all flags."""
+def bounded(kind: type[int] | type[float], low: float, high: float = math.inf) -> Callable[[str], Any]:
+    """A type for argparse: an int or float from `low` to `high`, both included."""
 
-    def __init__(self, description: str | None = None, **settings: Any) -> None:
-        super().__init__(description=description, formatter_class=HelpFormatter, **settings)
+    def parse(text: str) -> int | float:
+        value = kind(text)
+        if not low <= value <= high:  # NaN is in no range
+            span = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"must be {span}, not {text}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A command line whose help fits the terminal and shows every default, and whose errors are InputErrors.
+
+    Prose of the description is wrapped; indented lines, which are commands, are kept.
+    """
+
+    def __init__(self, description: str | None = None, epilog: str | None = None, **settings: Any) -> None:
+        width = min(110, shutil.get_terminal_size().columns)
+        super().__init__(
+            description=_fill(description or "", width),
+            epilog=_fill(epilog or "", width),
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+                prog, max_help_position=32 if width > 100 else 24, width=width
+            ),
+            **settings,
+        )
+        self.register("action", None, Store)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         namespace, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flag = unknown[0].partition("=")[0]
-            close = difflib.get_close_matches(flag, self._option_string_actions, 1, 0.75)
+            close = difflib.get_close_matches(flag, re.findall(r"--[\w-]+", self.format_help()), 1, 0.75)
             self.error(f"{flag}: no such flag" + (f", did you mean {close[0]}?" if close else ""))
         return namespace
 
@@ -120,25 +142,53 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message.removeprefix('argument ')}; `python {sys.argv[0]} -h` explains all flags")
 
 
-class HelpFormatter(argparse.HelpFormatter):
-    """Help as wide as the terminal, at most 110 columns, with every default shown.
+class _WithDefault(argparse.Action):
+    """Help that ends with the default, as it is when the help is printed: a recipe may have changed it."""
 
-    Prose is wrapped; indented lines, which are commands, are kept, and their comments go below where they must.
-    """
+    @property
+    def help(self) -> str | None:  # type: ignore[override]
+        default = self.default
+        # What None means is for the help itself to say.
+        if self._help is None or default in (None, [], (), argparse.SUPPRESS) or "default:" in self._help:
+            return self._help
+        if isinstance(default, bool):
+            default = "on" if default else "off"
+        shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
+        return f"{self._help} (default: {shown.replace('%', '%%')})"
 
-    def __init__(self, prog: str, **settings: Any) -> None:
-        width = min(110, shutil.get_terminal_size().columns)
-        super().__init__(prog, max_help_position=32 if width > 100 else 24, width=width, **settings)
+    @help.setter
+    def help(self, text: str | None) -> None:
+        self._help = text
 
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        filled: list[str] = []
-        prose: list[str] = []
-        for line in [*text.strip("\n").splitlines(), ""]:
-            if line and not line.startswith(" "):
-                prose.append(line)
-                continue
-            filled += textwrap.wrap(" ".join(prose), width)
-            prose.clear()
+
+class Store(_WithDefault):
+    """A flag or argument with a value: argparse's own default action."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        if self.metavar is None and self.choices is None:
+            self.metavar = {"int": "N", "float": "X"}.get(getattr(self.type, "__name__", ""))
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, values)
+
+
+class Switch(_WithDefault, argparse.BooleanOptionalAction):
+    """--flag and --no-flag."""
+
+    def __init__(self, *args: Any, help: str, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.help = help
+
+
+def _fill(text: str, width: int) -> str:
+    """Wrap paragraphs; a line that begins with a space stays, its comment below it where the width needs it."""
+    filled = []
+    for is_indented, lines in itertools.groupby(text.strip("\n").splitlines(), lambda line: line[:1] in ("", " ")):
+        if not is_indented:
+            filled += textwrap.wrap(" ".join(lines), width)
+            continue
+        for line in lines:
             command, _, comment = line.strip().partition("  ")
             if len(line) <= width:
                 filled.append(line)
@@ -146,28 +196,7 @@ class HelpFormatter(argparse.HelpFormatter):
                 margin = line[: -len(line.lstrip())]
                 below = margin + " " * 4
                 filled += [margin + command, *textwrap.wrap(below + comment.strip(), width, subsequent_indent=below)]
-        return "\n".join(filled[:-1])
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        text, default = action.help, action.default
-        if text is not None and isinstance(action, argparse.BooleanOptionalAction):
-            text = text.removesuffix(" (default: %(default)s)")  # Python 3.10's own, with True and False
-            return f"{text} (default: {'on' if default else 'off'})"
-        # A switch needs none, and what None means is for the help to say.
-        silent = default in (None, [], (), argparse.SUPPRESS) or isinstance(default, bool)
-        if text is None or silent or "default:" in text:
-            return text
-        shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else "%(default)s"
-        return f"{text} (default: {shown})"
-
-    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        return {int: "N", float: "X"}.get(action.type, action.dest.upper())  # type: ignore[call-overload]
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings or action.nargs == 0:
-            return super()._format_action_invocation(action)
-        value = self._format_args(action, self._get_default_metavar_for_optional(action))
-        return f"{', '.join(action.option_strings)} {value}"  # the value once, not after each name
+    return "\n".join(filled)
 
 
 # --- files ---------------------------------------------------------------------------------------------

@@ -17,13 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.extraction import (
-    Reporter,
-    add_arguments,
-    check_arguments,
-    extract_all,
-    open_output,
-)
+from data.extraction import Reporter, add_arguments, extract_all, open_output
 from data.flow import (
     PLAIN_METHODS,
     download_raft_weights,
@@ -211,7 +205,6 @@ def announce_time(videos: Sequence[VideoFile], backend: str, processes: int, sho
 
 def main() -> int:
     args = parse_arguments()
-    check_arguments(args)
     if not args.bound > 0:
         raise InputError(f"--bound {args.bound}: give pixels, more than 0")
     if args.visualize and args.visualize.suffix.lower() != ".png":

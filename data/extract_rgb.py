@@ -14,13 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.extraction import (
-    Reporter,
-    add_arguments,
-    check_arguments,
-    extract_all,
-    open_output,
-)
+from data.extraction import Reporter, add_arguments, extract_all, open_output
 from data.jobs import Report
 from data.videos import encode_jpeg, find_videos, import_cv2, read_frames
 from utils import ArgumentParser, InputError, cpu_count, run_main
@@ -51,7 +45,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
-    check_arguments(args)
     if args.sampling_rate < 1:
         raise InputError(f"--sampling-rate {args.sampling_rate}: give 1 (every frame) or more")
     import_cv2()

@@ -30,7 +30,7 @@ from data.jobs import Report, run_jobs
 from data.progress import Progress
 from data.videos import VideoError, VideoFile
 from dataloader.extracted import FILE, Extraction, claim
-from utils import InputError, atomic_path, plural
+from utils import InputError, atomic_path, bounded, plural
 
 # Writes the images of one video under a folder and says how many: (video, folder, report) -> images.
 # While at it, it reports ("claimed", images to expect) once and ("images", how many more) now and then.
@@ -43,11 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
     images = parser.add_argument_group("images")
     images.add_argument(
-        "--short-side", type=int, default=256, metavar="PIXELS", help="scale the shorter side to this; 0 keeps the size"
-    )
-    images.add_argument("--quality", type=int, default=90, help="JPEG quality, 1 to 100")
+        "--short-side", type=bounded(int, 0), default=256, metavar="PIXELS",
+        help="scale the shorter side to this; 0 keeps the size",
+    )  # fmt: skip
+    images.add_argument("--quality", type=bounded(int, 1, 100), default=90, help="JPEG quality, 1 to 100")
     running = parser.add_argument_group("running")
-    running.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    running.add_argument("--workers", type=bounded(int, 1), metavar="N", help="processes (default: one per core)")
     running.add_argument(
         "--shard",
         type=parse_shard,
@@ -57,16 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     )
     running.add_argument("--overwrite", action="store_true", help="redo what is done, with these settings")
     return images
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise InputError for a value that can't work."""
-    if not 1 <= args.quality <= 100:
-        raise InputError(f"--quality {args.quality}: give 1 to 100")
-    if args.short_side < 0:
-        raise InputError(f"--short-side {args.short_side}: give pixels, or 0 to keep the size")
-    if args.workers is not None and args.workers < 1:
-        raise InputError(f"--workers {args.workers}: give how many processes, 1 or more")
 
 
 def parse_shard(text: str) -> tuple[int, int]:

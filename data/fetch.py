@@ -74,7 +74,7 @@ class Client:
 
     def open(self, url: str, method: str = "GET", **headers: str) -> http.client.HTTPResponse:
         """Send one request and return the response (200, 206 or 416). Raises Transient, Missing or InputError."""
-        if urlsplit(url).scheme not in ("http", "https") or not url.isprintable() or " " in url:
+        if not is_web_address(url):
             raise InputError(f"{url!r} is no http or https address: check --ucf-url and --base-url")
         context = ssl.create_default_context()
         if not self.check_certificate:
@@ -83,7 +83,8 @@ class Client:
         headers = {"User-Agent": "two-stream", "Accept-Encoding": "identity"} | headers
         request = urllib.request.Request(url, headers=headers, method=method)
         try:
-            response = urllib.request.urlopen(request, timeout=self.timeout, context=context)
+            opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), WebRedirects)
+            response = opener.open(request, timeout=self.timeout)
         except urllib.error.HTTPError as error:
             if error.code == 416:
                 return error  # type: ignore[return-value]  # an HTTPError is a response as well
@@ -97,6 +98,8 @@ class Client:
                                  "without knowing who answers") from error
             nowhere = isinstance(reason, socket.gaierror) or getattr(reason, "errno", None) == errno.ENETUNREACH
             raise (Unreachable if nowhere else Transient)(words(reason)) from error
+        except ValueError as error:  # of a Location that is no address
+            raise bad_redirect(url, error) from error
         if response.headers.get_content_type() == "text/html":
             response.close()
             raise Missing(f"{url} answers with a web page, not the file: open it in a browser to see why")
@@ -123,9 +126,36 @@ class Client:
                 time.sleep(pause)
 
 
+class WebRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but only to http and https."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
+        if not is_web_address(newurl):
+            raise ValueError(f"{newurl} is no http or https address")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def is_web_address(url: str) -> bool:
+    try:
+        return urlsplit(url).scheme in ("http", "https") and url.isprintable() and " " not in url
+    except ValueError:
+        return False
+
+
+def bad_redirect(url: str, reason: object) -> InputError:
+    return InputError(f"{url} sends on to where no file can be ({words(reason)}): fetch it by hand into downloads/ "
+                      "inside --output and run this with --offline")
+
+
 def words(error: object) -> str:
-    """What went wrong, without the error's number."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    """What went wrong, without the error's number; what a server says of it, fit for one line of a terminal."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return "".join(letter if letter.isprintable() else " " for letter in text.partition("\n")[0][:200])
+
+
+def whole_number(text: str) -> int | None:
+    """A number in a header; None for anything else, such as \u00b2, which str.isdigit takes for a digit."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
 
 def refusal(url: str, error: urllib.error.HTTPError) -> Exception:
@@ -134,21 +164,22 @@ def refusal(url: str, error: urllib.error.HTTPError) -> Exception:
         return Missing(f"{url} is not there (HTTP {error.code}): look for it in a browser; if it has moved, give its "
                        "new folder with --ucf-url or --base-url")
     if error.code in (408, 429) or (error.code >= 500 and error.code != 501):
-        wait = error.headers.get("Retry-After", "")
-        return Transient(f"HTTP {error.code}", min(600.0, float(wait)) if wait.isdigit() else 0)
-    return InputError(f"{url} answers HTTP {error.code} {error.reason}: fetch it by hand into downloads/ inside "
+        return Transient(f"HTTP {error.code}", min(600, whole_number(error.headers.get("Retry-After", "")) or 0))
+    if 300 <= error.code < 400:  # in a circle
+        return bad_redirect(url, error.reason)
+    return InputError(f"{url} answers HTTP {error.code} {words(error.reason)}: fetch it by hand into downloads/ inside "
                       "--output and run this with --offline")
 
 
 def describe(url: str, response: http.client.HTTPResponse) -> Remote:
     """What a response tells of the whole file. Raises InputError if it does not tell the size."""
-    size = response.headers.get("Content-Length", "")
+    text = response.headers.get("Content-Length", "")
     if response.status == 206:
-        size = response.headers.get("Content-Range", "").rpartition("/")[2]
-    if not size.isdigit():
+        text = response.headers.get("Content-Range", "").rpartition("/")[2]
+    if (size := whole_number(text)) is None:
         raise InputError(f"the server does not tell the size of {url}: fetch it by hand into downloads/ inside "
                          "--output and run this with --offline")
-    return Remote(int(size), response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""))
+    return Remote(size, response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""))
 
 
 def look_up(client: Client, url: str) -> Remote:

@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 from data.jobs import Report, run_jobs
 from data.videos import import_cv2
-from utils import ArgumentParser, InputError, atomic_path, cpu_count, run_main, write_json
+from utils import ArgumentParser, InputError, atomic_path, bounded, cpu_count, run_main, write_json
 
 APPEARANCES = ("Dots", "Stripes", "Checks")
 MOTIONS = ("Rise", "Fall", "Spin")
@@ -281,17 +281,13 @@ def main() -> int:
     default = Path("data/demo")
     parser.add_argument("out", type=Path, nargs="?", default=default, metavar="OUT", help="folder to write to")
     parser.add_argument(
-        "--clips", type=int, default=3, metavar="N", help="per class and group; each class has 25 groups"
+        "--clips", type=bounded(int, 1, 99), default=3, help="per class and group; each class has 25 groups"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), default=0, help="of everything random")
     group = parser.add_argument_group("the whole job")
     group.add_argument("--run", action="store_true", help="also extract, train, test and fuse")
     group.add_argument("--record", type=Path, default=Path("record/demo"), metavar="DIR", help="what the streams write")
     args = parser.parse_args()
-    if not 1 <= args.clips <= 99:
-        raise InputError(f"--clips {args.clips}: give 1 to 99")
-    if not 0 <= args.seed < 2**32:  # numpy's
-        raise InputError(f"--seed {args.seed}: give a number from 0 to {2**32 - 1}")
     if args.run:
         return run_demo(args.out, args.record, args.seed, args.clips)
     render(args.out, args.seed, args.clips)

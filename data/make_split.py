@@ -23,19 +23,15 @@ import numpy as np
 
 from data.videos import find_videos
 from dataloader.names import first_few, group_of, video_key
-from utils import ArgumentParser, InputError, atomic_path, check_writable, plural, run_main
+from utils import ArgumentParser, InputError, atomic_path, bounded, check_writable, plural, run_main
 
 SIDES = {"train": "train", "training": "train", "test": "test", "testing": "test"}  # names of folders
 
 
 def main() -> int:
     args = parse_arguments()
-    if args.folds is not None and args.folds < 2:
-        raise InputError(f"--folds {args.folds}: give at least 2")
     if not 0 < args.test_fraction < 1:
         raise InputError(f"--test-fraction {args.test_fraction}: give a number between 0 and 1")
-    if not 0 <= args.seed < 2**32:  # numpy's
-        raise InputError(f"--seed {args.seed}: give a number from 0 to {2**32 - 1}")
     labels, class_names = find_classes(args.videos)
     for label, name in enumerate(class_names):
         print(f"  {name}: {plural(sum(of == label for of in labels.values()), 'video')}")
@@ -72,8 +68,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("out", type=Path, metavar="OUT", help="where to write the lists")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--test-fraction", type=float, default=0.3, metavar="F", help="part of each class that tests")
-    how.add_argument("--folds", type=int, metavar="K", help="K splits instead; each video tests in one of them")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffle")
+    how.add_argument("--folds", type=bounded(int, 2), metavar="K",
+                     help="K splits instead; each video tests in one of them")  # fmt: skip
+    parser.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), default=0, help="of the shuffle")
     return parser.parse_args()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,25 +14,13 @@ from dataloader.loaders import Data, DataSettings
 from engine.run import Run
 from engine.state import TrainingSettings
 from saved.checkpoints import Checkpoint, read_checkpoint
-from utils import ArgumentParser, InputError, world
+from utils import ArgumentParser, InputError, Switch, bounded, world
 
 # What a flag given on a resume does not have to repeat: everything that shapes the training, from the checkpoint.
 NOT_RESTORED = {
     "resume", "evaluate", "start_epoch", "output", "features", "rgb_dir", "flow_dir", "ucf_list", "workers",
     "device", "compile", "save_every_minutes", "allow_missing", "on_error", "weights", "flow_order",
 }  # fmt: skip
-
-
-# (lowest, highest) of numbers that would otherwise fail late, or quietly do nothing
-RANGES = {
-    **dict.fromkeys(("epochs", "batch_size", "accumulate", "segments", "size", "stack_length"), (1, math.inf)),
-    **dict.fromkeys(("test_samples", "eval_every"), (1, math.inf)),
-    **dict.fromkeys(("val_groups", "workers", "patience", "warmup_epochs", "start_epoch"), (0, math.inf)),
-    **dict.fromkeys(("weight_decay", "clip_grad", "save_every_minutes", "conv1_lr_factor", "lr"), (0, math.inf)),
-    **dict.fromkeys(("dropout", "label_smoothing", "ema", "momentum", "milestones"), (0, 1)),
-    "flow_std": (1e-6, math.inf),
-    "seed": (0, 2**32 - 1),  # numpy's
-}
 
 
 def stream_parser(stream: str, description: str) -> ArgumentParser:
@@ -47,13 +34,13 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     group.add_argument("--ucf-list", metavar="DIR", default="data/ucfTrainTestlist",
                        help="folder of split lists (UCF101's, HMDB51's or your own); 'none': by UCF101's group rule")
     group.add_argument("--split", default="1", metavar="N", help="number of the split")
-    group.add_argument("--val-groups", type=int, default=0, metavar="N",
+    group.add_argument("--val-groups", type=bounded(int, 0), default=0, metavar="N",
                        help="hold the last N groups of each class out of training and choose the model by them, "
                             "so that the test set only reports; 0: choose by the test set, as the original did")
     group.add_argument("--allow-missing", action="store_true", help="go on without listed videos that are not on disk")
     group.add_argument("--on-error", choices=("stop", "skip"), default="stop",
                        help="skip: train with another video in place of one that can't be read; list them at the end")
-    group.add_argument("--workers", type=int, default=None, metavar="N",
+    group.add_argument("--workers", type=bounded(int, 0), default=None, metavar="N",
                        help="loader processes (default: one per core, at most 16)")
 
     group = parser.add_argument_group("model")
@@ -61,49 +48,53 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     group.add_argument("--weights", default="imagenet", metavar="imagenet|none|NAME|PATH",
                        help="where training starts: torchvision's ImageNet weights, random, a torchvision set such as "
                             "IMAGENET1K_V2, or a local state_dict")
-    group.add_argument("--dropout", type=float, default=0.0, help="on the pooled features (TSN 3.2: .8 RGB, .7 flow)")
+    group.add_argument("--dropout", type=bounded(float, 0, 1), default=0.0,
+                       help="on the pooled features (TSN 3.2: .8 RGB, .7 flow)")
 
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=int, default=500, help="total number of epochs")
-    group.add_argument("--batch-size", "-b", type=int, default=25, help="videos per step, over all processes")
-    group.add_argument("--accumulate", type=int, default=1, metavar="K",
+    group.add_argument("--epochs", type=bounded(int, 1), default=500, help="total number of epochs")
+    group.add_argument("--batch-size", "-b", type=bounded(int, 1), default=25,
+                       help="videos per step, over all processes")
+    group.add_argument("--accumulate", type=bounded(int, 1), default=1, metavar="K",
                        help="do a batch in K parts, so that it fits the memory; the step stays that of the whole batch")
-    group.add_argument("--segments", type=int, default=3,
+    group.add_argument("--segments", type=bounded(int, 1), default=3,
                        help="random clips per video, one in each equal part, trained together (TSN 3.1)")
     group.add_argument("--consensus", choices=("mean", "sum"), default="mean",
                        help="of a video's clips before the loss: TSN's mean, or the original's sum")
-    group.add_argument("--lr", type=float, default=5e-4, help="learning rate")
-    group.add_argument("--momentum", type=float, default=0.9, help="of SGD")
-    group.add_argument("--weight-decay", type=float, default=0.0, help="not on biases and batch norm (TSN code: 5e-4)")
+    group.add_argument("--lr", type=bounded(float, 0), default=5e-4, help="learning rate")
+    group.add_argument("--momentum", type=bounded(float, 0, 1), default=0.9, help="of SGD")
+    group.add_argument("--weight-decay", type=bounded(float, 0), default=0.0,
+                       help="not on biases and batch norm (TSN code: 5e-4)")
     group.add_argument("--schedule", choices=("plateau", "step", "cosine"), default="plateau",
                        help="plateau: lr / 10 when the video-level test loss stalls; step: lr / 10 at --milestones")
-    group.add_argument("--patience", type=int, default=1, help="tests without progress before plateau acts")
-    group.add_argument("--milestones", type=float, nargs="*", default=[], metavar="F",
+    group.add_argument("--patience", type=bounded(int, 0), default=1, help="tests without progress before plateau acts")
+    group.add_argument("--milestones", type=bounded(float, 0, 1), nargs="*", default=[], metavar="F",
                        help="of --schedule step, as fractions of --epochs")
-    group.add_argument("--warmup-epochs", type=int, default=0, help="epochs of linear warm-up of lr (step and cosine)")
-    group.add_argument("--clip-grad", type=float, default=0.0, metavar="NORM",
+    group.add_argument("--warmup-epochs", type=bounded(int, 0), default=0,
+                       help="epochs of linear warm-up of lr (step and cosine)")
+    group.add_argument("--clip-grad", type=bounded(float, 0), default=0.0, metavar="NORM",
                        help="limit the gradient's norm; 0: off (TSN code: 40 RGB, 20 flow)")
-    group.add_argument("--partial-bn", action=argparse.BooleanOptionalAction, default=False,
+    group.add_argument("--partial-bn", action=Switch, default=False,
                        help="freeze every batch norm but the first (TSN 3.2)")
-    group.add_argument("--label-smoothing", type=float, default=0.0,
+    group.add_argument("--label-smoothing", type=bounded(float, 0, 1), default=0.0,
                        help="share of a label given to all classes (Szegedy et al. 2016, section 7)")
-    group.add_argument("--ema", type=float, default=0.0, metavar="DECAY",
+    group.add_argument("--ema", type=bounded(float, 0, 1), default=0.0, metavar="DECAY",
                        help="test an exponential moving average of the weights; 0: off, .999 is usual")
 
     group = parser.add_argument_group("augmentation")
-    group.add_argument("--size", type=int, default=224, help="side of the network's input, in pixels")
+    group.add_argument("--size", type=bounded(int, 1), default=224, help="side of the network's input, in pixels")
     group.add_argument("--crop", choices=("random", "multiscale"), default="random",
                        help="multiscale: corner crops of jittered scale (TSN 3.2), shared by all of a video's clips")
     group.add_argument("--crop-positions", type=int, choices=(5, 13), default=5, help="of --crop multiscale")
-    group.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="mirror half of the videos")
+    group.add_argument("--flip", action=Switch, default=True, help="mirror half of the videos")
 
     group = parser.add_argument_group("testing")
-    group.add_argument("--test-samples", type=int, default=19, help="clips per video, spread evenly")
+    group.add_argument("--test-samples", type=bounded(int, 1), default=19, help="clips per video, spread evenly")
     group.add_argument("--test-views", type=int, choices=(1, 5, 10), default=1,
                        help="crops per clip: centre; and corners; and their flips (TSN 4.2). Averaged before softmax")
     group.add_argument("--test-resize", choices=("squash", "center"), default="squash",
                        help="squash: the whole image, as the original; center: a square of 224/256 of the short side")
-    group.add_argument("--eval-every", type=int, default=1, metavar="N",
+    group.add_argument("--eval-every", type=bounded(int, 1), default=1, metavar="N",
                        help="test after every N-th epoch, and the last")
     group.add_argument("--features", metavar="OUT.npz", help="with a test, also write the pooled features")
 
@@ -112,12 +103,12 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
                        help="go on from a checkpoint (ours or another project's); without PATH: this --output's last; "
                             "'auto': its last if there is one, else from the start")
     group.add_argument("--evaluate", "-e", action="store_true", help="only test, then stop")
-    group.add_argument("--start-epoch", type=int, default=None, metavar="N",
+    group.add_argument("--start-epoch", type=bounded(int, 0), default=None, metavar="N",
                        help="number of the first epoch, from 0 (default: after the checkpoint's)")
     group.add_argument("--output", default=f"record/{stream}", metavar="DIR", help="checkpoints, predictions, records")
-    group.add_argument("--seed", type=int, default=0, help="of everything random")
+    group.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), default=0, help="of everything random")
     group.add_argument("--deterministic", action="store_true", help="reproducible CUDA kernels, slower (the CPU's are)")
-    group.add_argument("--save-every-minutes", type=float, default=0.0, metavar="M",
+    group.add_argument("--save-every-minutes", type=bounded(float, 0), default=0.0, metavar="M",
                        help="also save within an epoch; resuming there is exact, too")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     group.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto",
@@ -142,21 +133,10 @@ def parse(
     parser.set_defaults(**dict.fromkeys(vars(args), absent))
     args.given = {name for name, value in vars(parser.parse_args(argv)).items() if value is not absent}
     args.of_recipe = set(recipes[recipe])
-    check_ranges(args)
     if args.evaluate and not args.resume:
         raise InputError("--evaluate tests a trained network: name it with --resume PATH")
     args.resume = _find_checkpoint(args.resume, args.output)
     return args
-
-
-def check_ranges(args: argparse.Namespace) -> None:
-    """Raise InputError for a number outside RANGES; one that is not given may be None."""
-    for name, (low, high) in RANGES.items():
-        values = getattr(args, name, None)
-        for value in values if isinstance(values, list) else [values]:
-            if value is not None and not low <= value <= high:  # NaN is in no range
-                span = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-                raise InputError(f"--{name.replace('_', '-')} {value}: must be {span}")
 
 
 def open_checkpoint(args: argparse.Namespace, *modalities: str) -> Checkpoint | None:

@@ -86,8 +86,13 @@ class Training:
         self.sums = torch.zeros(4, dtype=exact, device=device)
         self.times = [0.0, 0.0]  # and its seconds in all, and waiting for data
 
-    def resume(self, checkpoint: Checkpoint, class_names: list[str], start_epoch: int | None = None) -> None:
-        """Go on where `checkpoint`, ours or another project's, left its training; `settings` win over what it did."""
+    def resume(
+        self, checkpoint: Checkpoint, class_names: list[str], start_epoch: int | None = None, trains: bool = True
+    ) -> None:
+        """Go on where `checkpoint`, ours or another project's, left its training; `settings` win over what it did.
+
+        A run that only tests, and not `trains`, takes the weights and the number of their epoch.
+        """
         problem = explain_mismatch(self.model, checkpoint.state_dict)
         if problem is None and checkpoint.class_names not in (None, class_names):
             its, ours = next((a, b) for a, b in zip(checkpoint.class_names, class_names, strict=True) if a != b)
@@ -98,7 +103,7 @@ class Training:
         if self.ema is not None:
             self.ema.module.load_state_dict(checkpoint.state_dict, strict=False)
         if checkpoint.source == "two-stream":
-            self._load_progress(checkpoint)
+            self._load_progress(checkpoint, trains)
         else:
             self.epoch, self.best_prec1 = checkpoint.epoch + 1, checkpoint.best_prec1
         if start_epoch is not None:
@@ -165,18 +170,24 @@ class Training:
             "times": list(self.times),
         }
 
-    def _load_progress(self, checkpoint: Checkpoint) -> None:
+    def _load_progress(self, checkpoint: Checkpoint, trains: bool) -> None:
         """The rest of our own checkpoint: what its optimizer, its plateau and its epoch in progress had come to."""
         state, settings = checkpoint.raw, self.settings
         self.epoch, self.batch = state["epoch"] + 1, state["batch"]
         self.best_prec1 = state["best_prec1"]
+        if self.ema is not None and state["ema"] is not None:
+            self.ema.load_state_dict(state["ema"])
+        if not trains:
+            return
+        if "optimizer" not in state:
+            raise InputError(
+                f"{checkpoint.path} holds weights alone: start from them with --weights, or test: --evaluate"
+            )
         if self.batch and settings.batch_size != state["args"]["batch_size"]:
             raise InputError(
                 f"{checkpoint.path} stands within an epoch, whose batches --batch-size {settings.batch_size} would cut "
                 "anew: finish this epoch first"
             )
-        if self.ema is not None and state["ema"] is not None:
-            self.ema.load_state_dict(state["ema"])
         fresh = [dict(group) for group in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(state["optimizer"])

@@ -1,15 +1,13 @@
-"""A machine that runs pickles of plain data: containers, strings, numbers and numpy arrays.
+"""Reads pickles of plain data: containers, strings, numbers and numpy arrays; nothing that a file says is run.
 
-A pickle is a program for a small stack machine, and some of its instructions call whatever the file names.
-Python's own machine can be narrowed (`find_class`), but then it still runs numpy's and torch's real
-constructors on arguments that the file chose, keeps a memo as large as the file says and hashes nested keys.
-So this is a machine of its own. It knows the instructions that data needs and no others, and the only
-functions that it can call are those in `names`, all of them written in this project.
+A pickle is a program, and some of its instructions call whatever the file names. Python's own unpickler runs it
+here, narrowed: the only functions that it can call are those in `names`, all of them written in this project.
 
-Time and memory stay in proportion to the file. A pickle runs at most MAX_INSTRUCTIONS; a declared length
+Time and memory stay in proportion to the file, too. A pickle runs at most MAX_INSTRUCTIONS; a declared length
 must be there in bytes; arrays, and the bytes that they are made of, hold at most twice what the file does; keys
 are strings and integers; and the finished object is walked once, so that lists which hold themselves, or each
-other 2**n times, are found.
+other 2**n times, are found. CPython's C unpickler can't be narrowed that far: it keeps a memo as large as the file
+says, and hashes nested keys. So this is a subclass of the same in Python, pickle._Unpickler.
 
 The instructions are described in CPython's Lib/pickletools.py.
 """
@@ -21,9 +19,8 @@ import pickle
 import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from mmap import mmap
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -58,42 +55,40 @@ class _Dtype:
     order: Any = "="  # "<", ">" or "="
 
 
-@dataclass
-class _Array:
-    """A numpy array in the making: asked for, remembered, then given its shape, dtype and bytes."""
+class Unpickler(pickle._Unpickler):
+    """Runs the next pickle of `file`, which is `size` bytes long; `names` is all that it may name.
 
-    made: np.ndarray | None = None
+    `refer` answers references to things outside the pickle. `leaves` are the types that it and `names` make and
+    that may stay in the result.
+    """
 
+    stack: list[Any]  # these four are the base's
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+    readline: Callable[[], bytes]
 
-@dataclass
-class Machine:
-    """Runs the pickle that starts at `position` of `data`; `names` is all that it may name."""
+    def __init__(
+        self,
+        file: BinaryIO | Any,
+        size: int,
+        names: dict[tuple[str, str], Name],
+        refer: Callable[[Any], Any] | None = None,
+        leaves: tuple[type, ...] = (),
+    ) -> None:
+        super().__init__(file, encoding="latin1")  # Python 2's strings, so that arrays' bytes survive
+        self.size, self.names, self.refer, self.leaves = size, names, refer, leaves
+        self.work = 0  # instructions run, and entries that one of them copied
+        self.copied = 0  # bytes of arrays and of re-encoded strings
+        self.dispatch = _Dispatch(self)  # type: ignore[assignment, misc]
 
-    data: bytes | mmap
-    names: dict[tuple[str, str], Name]
-    position: int = 0
-    refer: Callable[[Any], Any] | None = None  # answers references to things outside the pickle
-    leaves: tuple[type, ...] = ()  # what `names` and `refer` make that may stay in the result
-    work: int = 0  # instructions run, and entries that one of them copied
-    copied: int = 0  # bytes of arrays and of re-encoded strings
-    stack: list = field(default_factory=list)
-    marks: list[list] = field(default_factory=list)
-    memo: dict[int, Any] = field(default_factory=dict)
-
-    def run(self) -> Any:
-        while (code := self.take(1)) != pickle.STOP:
-            self.spend(1)
-            if code not in _INSTRUCTIONS:
-                what = f"its pickle has the instruction {show(code)}, which data does not need"
-                raise Refused("it is no pickle" if self.position == 1 else what)
-            _INSTRUCTIONS[code](self)
-        result = self.stack.pop()
+    def load(self) -> Any:
+        result = super().load()
         self.check(result)
         return result
 
     def check(self, result: Any) -> None:
         """Walk the finished object: known types, bounded depth and, repetitions counted, bounded size."""
-        budget, volume = 2 * self.work + 1000, 4 * len(self.data)
+        budget, volume = 2 * self.work + 1000, 4 * self.size
         unseen = [(result, 0)]
         while unseen:
             node, depth = unseen.pop()
@@ -103,38 +98,12 @@ class Machine:
                     raise Refused("it holds lists within lists without end")
                 children = node.values() if isinstance(node, dict) else node
                 unseen.extend((child, depth + 1) for child in children)
-            elif isinstance(node, (np.ndarray, np.generic)):
+            elif isinstance(node, (np.ndarray, np.generic)) and node.dtype != object:
                 volume -= node.nbytes
                 if volume < 0:
                     raise Refused("it repeats an array without end")
             elif not isinstance(node, (type(None), bool, int, float, str, bytes, bytearray, *self.leaves)):
                 raise Refused("it leaves an object half made")
-
-    # bytes
-
-    def take(self, count: int) -> bytes:
-        end = self.position + count
-        if not self.position <= end <= len(self.data):
-            raise Refused("it ends too early, or declares more than it holds")
-        chunk = self.data[self.position : end]
-        self.position = end
-        return chunk
-
-    def number(self, layout: str) -> Any:
-        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
-
-    def sized(self, layout: str) -> bytes:
-        return self.take(self.number(layout))
-
-    def line(self) -> bytes:
-        return self.take(self.data.find(b"\n", self.position) + 1 - self.position)[:-1]
-
-    def word(self) -> str:
-        """A line that is a number or a name; it is short, since long decimals take quadratic time to read."""
-        text = self.line()
-        if len(text) > 200:
-            raise Refused("its pickle has a number or a name of more than 200 characters")
-        return text.decode("ascii")
 
     def spend(self, work: int) -> None:
         self.work += work
@@ -143,57 +112,27 @@ class Machine:
 
     def copy(self, count: int) -> None:
         self.copied += count
-        if self.copied > 2 * len(self.data):  # protocols 0 to 2 spell an array's bytes as text: encoded, then copied
+        if self.copied > 2 * self.size:  # protocols 0 to 2 spell an array's bytes as text: encoded, then copied
             raise Refused("it describes more data than it holds")
 
-    # the stack
+    # instructions that take memory or time, or run code, at the file's word
 
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def mark(self) -> None:
-        self.marks.append(self.stack)
-        self.stack = []
-
-    def to_mark(self) -> list:
-        items, self.stack = self.stack, self.marks.pop()
-        return items
-
-    def last(self, count: int) -> list:
-        if len(self.stack) < count:
-            raise Refused("its pickle takes what is not there")
-        items = self.stack[-count:]
-        del self.stack[-count:]
-        return items
-
-    def top(self, kind: type) -> Any:
-        if not isinstance(self.stack[-1], kind):
-            raise Refused("its pickle fills something that is not there")
-        return self.stack[-1]
-
-    def new_set(self) -> None:
-        self.spend(2)  # an empty one is three times as large as the other containers
-        self.push(set())
-
-    def remember(self, index: int) -> None:
-        self.memo[index] = self.stack[-1]
-
-    def recall(self, index: int) -> None:
-        value = self.memo[index]
-        self.push(value.made if isinstance(value, _Array) and value.made is not None else value)
-
-    # what runs code in other machines
-
-    def name(self, module: Any, name: Any) -> None:
-        if type(module) is not str or type(name) is not str or (module, name) not in self.names:
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.names:
             raise Refused(f"it asks to run or make {show(module)}.{show(name)}")
-        self.push(self.names[module, name])
+        return self.names[module, name]
+
+    def persistent_load(self, reference: Any) -> Any:
+        if self.refer is None:
+            raise Refused("it refers to something outside itself")
+        return self.refer(reference)
 
     def call(self) -> None:
-        function, arguments = self.last(2)
+        arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, Name) or not callable(function.value) or type(arguments) is not tuple:
             raise Refused("its pickle calls something that is not a function")
-        self.push(function.value(self, *arguments))
+        self.spend(len(arguments))
+        self.append(function.value(self, *arguments))
 
     def build(self) -> None:
         """Complete what a call began: the byte order of a dtype, the content of an array."""
@@ -201,23 +140,76 @@ class Machine:
         target = self.stack[-1]
         if isinstance(target, _Dtype):
             target.order = state[1] if state[1] in ("<", ">") else "="
-        elif isinstance(target, _Array) and target.made is None:
+        elif isinstance(target, np.ndarray) and target.dtype == object:  # begun by _reconstruct
             _, shape, dtype, fortran, content = state
-            target.made = self.stack[-1] = _array(self, content, dtype, shape, "F" if fortran else "C")
+            made = _array(self, content, dtype, shape, "F" if fortran else "C")
+            done: Any = (1, made.shape, made.dtype, made.flags.fnc, made.tobytes("A"))
+            target.__setstate__(done)
         elif not isinstance(target, OrderedDict):  # whose state is a state_dict's _metadata: not needed
             raise Refused("its pickle fills something that is not there")
 
-    def look_up(self) -> None:
-        if self.refer is None:
-            raise Refused("it refers to something outside itself")
-        self.push(self.refer(self.stack.pop()))
+    def fill(self, items: list) -> None:
+        if not isinstance(self.stack[-1], dict) or len(items) % 2:
+            raise Refused("its pickle fills something that is not there, or has a key without a value")
+        self.stack[-1].update(zip(map(as_key, items[::2]), items[1::2], strict=True))
+
+    def new_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self.fill(items)
+
+    def extend(self, items: list) -> None:
+        if type(self.stack[-1]) is not list:
+            raise Refused("its pickle fills something that is not there")
+        self.stack[-1].extend(items)
+
+    def add_items(self) -> None:
+        items = self.pop_mark()
+        self.stack[-1].update(map(as_key, items))
+
+    def new_set(self) -> None:
+        self.spend(2)  # an empty one is three times as large as the other containers
+        self.append(set())
+
+    def read_float(self) -> None:
+        line = self.readline()
+        if len(line) > 200:
+            raise Refused("its pickle has a number of more than 200 characters")
+        self.append(float(line))
 
 
-def _fill(target: dict, items: list) -> dict:
-    if len(items) % 2:
-        raise Refused("its pickle has a key without a value")
-    target.update(zip(map(as_key, items[::2]), items[1::2], strict=True))
-    return target
+class _Dispatch:
+    """The unpickler's table of instructions, by their code: it counts them."""
+
+    def __init__(self, unpickler: Unpickler) -> None:
+        self.unpickler = unpickler
+
+    def __getitem__(self, code: int) -> Callable[[Unpickler], Any]:
+        self.unpickler.spend(1)
+        if code not in _INSTRUCTIONS:
+            raise Refused(f"its pickle has the instruction {show(bytes([code]))}, which data does not need")
+        return _INSTRUCTIONS[code]
+
+
+_INSTRUCTIONS: dict[int, Callable[[Any], Any]] = {
+    **pickle._Unpickler.dispatch,
+    pickle.REDUCE[0]: Unpickler.call,
+    pickle.BUILD[0]: Unpickler.build,
+    pickle.DICT[0]: Unpickler.new_dict,
+    pickle.SETITEM[0]: lambda self: (value := self.stack.pop(), key := self.stack.pop(), self.fill([key, value])),
+    pickle.SETITEMS[0]: lambda self: self.fill(self.pop_mark()),
+    pickle.APPEND[0]: lambda self: self.extend([self.stack.pop()]),
+    pickle.APPENDS[0]: lambda self: self.extend(self.pop_mark()),
+    pickle.EMPTY_SET[0]: Unpickler.new_set,
+    pickle.ADDITEMS[0]: Unpickler.add_items,
+    pickle.FLOAT[0]: Unpickler.read_float,
+    pickle.BYTEARRAY8[0]: lambda self: self.append(bytearray(self.read(struct.unpack("<Q", self.read(8))[0]))),
+}
+for _code in (
+    pickle.PERSID, pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4,
+    pickle.FROZENSET, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.LONG4,
+):  # fmt: skip
+    del _INSTRUCTIONS[_code[0]]
 
 
 def as_key(value: Any) -> str | bytes | int | bool | None:
@@ -230,89 +222,14 @@ def as_key(value: Any) -> str | bytes | int | bool | None:
     return value
 
 
-def _integer(text: str) -> int | bool:
-    return {"00": False, "01": True}[text] if text in ("00", "01") else int(text.removesuffix("L"))
-
-
-def _python2_string(text: bytes) -> str:
-    """A quoted string of protocol 0, as Python 2's repr wrote it, read as Latin-1."""
-    if len(text) < 2 or text[:1] not in (b"'", b'"') or text[-1:] != text[:1]:
-        raise Refused("its pickle has a string without quotes")
-    return text[1:-1].decode("unicode_escape")
-
-
-_INSTRUCTIONS: dict[bytes, Callable[[Machine], Any]] = {
-    pickle.PROTO: lambda m: m.take(1),
-    pickle.FRAME: lambda m: m.take(8),
-    # constants and numbers
-    pickle.NONE: lambda m: m.push(None),
-    pickle.NEWTRUE: lambda m: m.push(True),
-    pickle.NEWFALSE: lambda m: m.push(False),
-    pickle.INT: lambda m: m.push(_integer(m.word())),
-    pickle.LONG: lambda m: m.push(_integer(m.word())),
-    pickle.FLOAT: lambda m: m.push(float(m.word())),
-    pickle.BININT: lambda m: m.push(m.number("<i")),
-    pickle.BININT1: lambda m: m.push(m.number("<B")),
-    pickle.BININT2: lambda m: m.push(m.number("<H")),
-    pickle.BINFLOAT: lambda m: m.push(m.number(">d")),
-    pickle.LONG1: lambda m: m.push(int.from_bytes(m.sized("<B"), "little", signed=True)),
-    # strings; Python 2's are Latin-1 text, so that arrays' bytes survive
-    pickle.STRING: lambda m: m.push(_python2_string(m.line())),
-    pickle.BINSTRING: lambda m: m.push(m.sized("<i").decode("latin-1")),
-    pickle.SHORT_BINSTRING: lambda m: m.push(m.sized("<B").decode("latin-1")),
-    pickle.UNICODE: lambda m: m.push(m.line().decode("raw-unicode-escape")),
-    pickle.BINUNICODE: lambda m: m.push(m.sized("<I").decode("utf-8", "surrogatepass")),
-    pickle.SHORT_BINUNICODE: lambda m: m.push(m.sized("<B").decode("utf-8", "surrogatepass")),
-    pickle.BINUNICODE8: lambda m: m.push(m.sized("<Q").decode("utf-8", "surrogatepass")),
-    pickle.BINBYTES: lambda m: m.push(m.sized("<I")),
-    pickle.SHORT_BINBYTES: lambda m: m.push(m.sized("<B")),
-    pickle.BINBYTES8: lambda m: m.push(m.sized("<Q")),
-    pickle.BYTEARRAY8: lambda m: m.push(bytearray(m.sized("<Q"))),
-    # containers
-    pickle.MARK: lambda m: m.mark(),
-    pickle.POP: lambda m: m.stack.pop() if m.stack else m.to_mark(),
-    pickle.POP_MARK: lambda m: m.to_mark(),
-    pickle.DUP: lambda m: m.push(m.stack[-1]),
-    pickle.EMPTY_TUPLE: lambda m: m.push(()),
-    pickle.EMPTY_LIST: lambda m: m.push([]),
-    pickle.EMPTY_DICT: lambda m: m.push({}),
-    pickle.EMPTY_SET: lambda m: m.new_set(),
-    pickle.TUPLE: lambda m: m.push(tuple(m.to_mark())),
-    pickle.TUPLE1: lambda m: m.push(tuple(m.last(1))),
-    pickle.TUPLE2: lambda m: m.push(tuple(m.last(2))),
-    pickle.TUPLE3: lambda m: m.push(tuple(m.last(3))),
-    pickle.LIST: lambda m: m.push(m.to_mark()),
-    pickle.DICT: lambda m: m.push(_fill({}, m.to_mark())),
-    pickle.APPEND: lambda m: (item := m.last(1), m.top(list).extend(item)),
-    pickle.APPENDS: lambda m: (items := m.to_mark(), m.top(list).extend(items)),
-    pickle.SETITEM: lambda m: (items := m.last(2), _fill(m.top(dict), items)),
-    pickle.SETITEMS: lambda m: (items := m.to_mark(), _fill(m.top(dict), items)),
-    pickle.ADDITEMS: lambda m: (items := m.to_mark(), m.top(set).update(map(as_key, items))),
-    # memory for what comes again
-    pickle.PUT: lambda m: m.remember(int(m.word())),
-    pickle.BINPUT: lambda m: m.remember(m.number("<B")),
-    pickle.LONG_BINPUT: lambda m: m.remember(m.number("<I")),
-    pickle.MEMOIZE: lambda m: m.remember(len(m.memo)),
-    pickle.GET: lambda m: m.recall(int(m.word())),
-    pickle.BINGET: lambda m: m.recall(m.number("<B")),
-    pickle.LONG_BINGET: lambda m: m.recall(m.number("<I")),
-    # what runs code in other machines
-    pickle.GLOBAL: lambda m: m.name(m.word(), m.word()),
-    pickle.STACK_GLOBAL: lambda m: m.name(*m.last(2)),
-    pickle.REDUCE: lambda m: m.call(),
-    pickle.BUILD: lambda m: m.build(),
-    pickle.BINPERSID: lambda m: m.look_up(),
-}
-
-
-def _dtype(machine: Machine, code: str, *_: object) -> _Dtype:
+def _dtype(machine: Unpickler, code: str, *_: object) -> _Dtype:
     """numpy.dtype('f4', ...): numbers and booleans only, an object array could hold anything."""
     if code not in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"):
         raise Refused(f"it has a numpy array of type {show(code)}, which holds no plain numbers")
     return _Dtype(code)
 
 
-def _array(machine: Machine, content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> np.ndarray:
+def _array(machine: Unpickler, content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> np.ndarray:
     """An array of `shape` that owns its memory, if the bytes of `content` are exactly those it takes."""
     if isinstance(content, str):  # Python 2's bytes
         content = content.encode("latin-1")
@@ -333,11 +250,11 @@ def _array(machine: Machine, content: Any, dtype: Any, shape: Any, order: Any, a
     return array.transpose(axes)
 
 
-def _scalar(machine: Machine, dtype: Any, content: Any) -> Any:
+def _scalar(machine: Unpickler, dtype: Any, content: Any) -> Any:
     return _array(machine, content, dtype, (), "C")[()]
 
 
-def _encode(machine: Machine, text: Any, encoding: Any) -> bytes:
+def _encode(machine: Unpickler, text: Any, encoding: Any) -> bytes:
     """_codecs.encode(text, 'latin1'): how Python 3 writes bytes for protocol 2."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise Refused(f"it asks for {show(text)} in the encoding {show(encoding)}")
@@ -345,7 +262,7 @@ def _encode(machine: Machine, text: Any, encoding: Any) -> bytes:
     return text.encode("latin-1")
 
 
-def _ordered_dict(machine: Machine, items: Any = ()) -> OrderedDict:
+def _ordered_dict(machine: Unpickler, items: Any = ()) -> OrderedDict:
     """OrderedDict() of Python 3, OrderedDict([[key, value], ...]) of Python 2."""
     if type(items) not in (list, tuple) or any(type(item) not in (list, tuple) for item in items):
         raise Refused("its pickle has a dict that is not made of pairs")
@@ -353,7 +270,7 @@ def _ordered_dict(machine: Machine, items: Any = ()) -> OrderedDict:
     return OrderedDict((as_key(key), value) for key, value in items)
 
 
-def _counter(machine: Machine, counts: Any) -> Counter:
+def _counter(machine: Unpickler, counts: Any) -> Counter:
     """Counter({...}), such as the milestones of a MultiStepLR."""
     if type(counts) is not dict or any(type(count) is not int for count in counts.values()):
         raise Refused("its pickle has a Counter that does not count")
@@ -372,7 +289,7 @@ PLAIN_NAMES: dict[tuple[str, str], Name] = {
         (f"{package}.{module}", name): Name(function)
         for package in ("numpy.core", "numpy._core")  # before and since numpy 2
         for module, name, function in (
-            ("multiarray", "_reconstruct", lambda machine, *_: _Array()),
+            ("multiarray", "_reconstruct", lambda machine, *_: np.empty(0, object)),
             ("multiarray", "scalar", _scalar),
             ("numeric", "_frombuffer", _array),
         )

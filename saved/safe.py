@@ -1,11 +1,12 @@
 """The one place that reads pickles and checkpoints: bytes in, plain objects out, and nothing is ever run.
 
-`plainpickle` runs pickles of plain data on a machine that cannot call what a file names; `torchfile` teaches it
-the words for tensors, and reads both kinds of file that torch.save has written.
+`plainpickle` narrows Python's unpickler to plain data, so that it cannot call what a file names; `torchfile` teaches
+it the words for tensors, and reads both kinds of file that torch.save has written.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import struct
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from saved.plainpickle import PLAIN_NAMES, Machine, Refused
+from saved.plainpickle import PLAIN_NAMES, Refused, Unpickler
 from utils import InputError
 
 __all__ = ["load_checkpoint", "load_pickle"]
@@ -37,18 +38,19 @@ def load_pickle(path: str | os.PathLike) -> Any:
             raise Refused("it is a zip archive, as torch.save writes checkpoints")
         if data[:1] == b"<" or data.startswith(b"version https://git-lfs"):
             raise Refused(_what_else(data[:512]))
-        return Machine(data, PLAIN_NAMES).run()
+        return Unpickler(io.BytesIO(data), len(data), PLAIN_NAMES).load()
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict:
-    """Read what torch.save wrote: a dict of plain containers, strings, numbers and tensors on the CPU.
+    """Read what torch.save wrote, or a .safetensors file: a dict of plain data and tensors on the CPU.
 
-    Zip files (PyTorch 1.6 and newer) are read by torch's weights-only loader, once the machine has run their
-    pickle without data and has found every tensor to lie inside its record. Older files, those written under
-    Python 2 included, are read here: torch's loader refuses Python 2's 64-bit ids, which are INT as text.
+    Zip files (PyTorch 1.6 and newer) and those before are read, Python 2's included. torch's own weights-only
+    loader reads no Python 2 file with an optimizer, whose 64-bit ids are INT as text, and a key of nested tuples
+    keeps it busy for ever.
     Raises InputError for a file that is missing, damaged or wants anything else.
     """
     from saved import torchfile  # torch takes a second to import; who reads predictions needs none of it
+    from saved.safetensors_file import load_safetensors
 
     with _reading(path, "a checkpoint of weights and plain data") as file:
         head = file.read(512)
@@ -57,6 +59,8 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
             content = torchfile.load_zip(file)
         elif head[:1] == b"\x80":
             content = torchfile.load_legacy(file)
+        elif head[8:9] == b"{":
+            content = load_safetensors(path)
         else:
             raise Refused(_what_else(head))
         if not isinstance(content, dict):
@@ -68,8 +72,8 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
 def _reading(path: str | os.PathLike, wanted: str) -> Iterator[BinaryIO]:
     """Open `path`; turn whatever its content makes go wrong in the block into one line."""
     damage = (
-        IndexError, KeyError, TypeError, ValueError, OverflowError, EOFError, RuntimeError, AssertionError,
-        struct.error, zipfile.BadZipFile,
+        AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError, EOFError, RuntimeError,
+        pickle.UnpicklingError, struct.error, zipfile.BadZipFile,
     )  # fmt: skip
     try:
         with open(path, "rb") as file:
@@ -81,8 +85,6 @@ def _reading(path: str | os.PathLike, wanted: str) -> Iterator[BinaryIO]:
         reason = str(error)
     except MemoryError:
         reason = "it needs more memory than there is"
-    except pickle.UnpicklingError:
-        reason = "torch's weights-only loader refuses it"
     except damage as error:
         reason = f"it is damaged ({type(error).__name__}), get it again"
     except OSError as error:

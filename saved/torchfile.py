@@ -5,10 +5,10 @@ The formats are those of torch/serialization.py: `_save` writes zip files, `_leg
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import struct
-import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from saved.plainpickle import PLAIN_NAMES, Machine, Name, Refused, show
+from saved.plainpickle import PLAIN_NAMES, Name, Refused, Unpickler, show
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of a file of PyTorch before 1.6
 
 
 @dataclass(frozen=True)
 class _Storage:
-    """The flat memory that tensors are views of; on device meta where only sizes are checked."""
+    """The flat memory that tensors are views of."""
 
     values: torch.Tensor
 
 
-def _size(machine: Machine, sides: Any) -> torch.Size:
+def _size(machine: Unpickler, sides: Any) -> torch.Size:
     if type(sides) is not tuple or not all(type(side) is int and side.bit_length() < 63 for side in sides):
         raise Refused("it has a size that is not made of integers")
     machine.spend(len(sides))
@@ -38,7 +38,7 @@ def _size(machine: Machine, sides: Any) -> torch.Size:
 
 
 def _tensor(
-    machine: Machine, storage: Any, offset: Any, size: Any, stride: Any, *flags_and_hooks: object
+    machine: Unpickler, storage: Any, offset: Any, size: Any, stride: Any, *flags_and_hooks: object
 ) -> torch.Tensor:
     """A view of `storage` that lies inside it and has no more elements than it."""
     if not isinstance(storage, _Storage) or not len(size) == len(stride) <= 16:
@@ -52,7 +52,7 @@ def _tensor(
     return storage.values.as_strided(tuple(size), tuple(stride), storage.values.storage_offset() + offset)
 
 
-def _parameter(machine: Machine, tensor: Any, *flags_and_hooks: object) -> torch.Tensor:
+def _parameter(machine: Unpickler, tensor: Any, *flags_and_hooks: object) -> torch.Tensor:
     if type(tensor) is not torch.Tensor:
         raise Refused("it has a parameter without a tensor")
     return tensor
@@ -80,10 +80,8 @@ _NAMES: dict[tuple[str, str], Name] = {
 }
 
 
-def _run(data: bytes | mmap, position: int = 0, refer: Callable[[Any], _Storage] | None = None) -> tuple[Any, int]:
-    """The object of the pickle at `position`, and where the pickle ends."""
-    machine = Machine(data, _NAMES, position, refer, leaves=(torch.Tensor,))
-    return machine.run(), machine.position
+def _load(file: BinaryIO | mmap, size: int, refer: Callable[[Any], _Storage] | None = None) -> Any:
+    return Unpickler(file, size, _NAMES, refer, leaves=(torch.Tensor,)).load()
 
 
 def _storages(
@@ -113,26 +111,26 @@ def _storages(
 
 
 def load_zip(file: BinaryIO) -> Any:
-    """torch.load, once the checksums, the pickle and every size in it have been found good."""
+    """A folder of records: the pickle data.pkl, and data/KEY for each storage, the numbers and nothing else."""
     with zipfile.ZipFile(file) as archive:
         records = _records(archive, os.fstat(file.fileno()).st_size)
-        if "data.pkl" not in records:
+        if "data.pkl" not in records or "constants.pkl" in records:  # TorchScript's
             raise Refused("it is a zip archive, but not one of torch.save")
         if archive.testzip() is not None:
             raise Refused("its checksums do not match, so it was damaged on the way")
+        if "byteorder" in records and archive.read(records["byteorder"]) != b"little":
+            raise Refused("it comes from a big-endian machine")
+
+        def read(dtype: torch.dtype, key: str, count: int) -> torch.Tensor:
+            size = records[f"data/{key}"].file_size if f"data/{key}" in records else 0
+            if size != count * dtype.itemsize:
+                raise Refused(f"it declares {count} numbers where it has {size} bytes")
+            values = torch.empty(count, dtype=dtype)
+            values.view(torch.uint8).numpy()[:] = np.frombuffer(archive.read(records[f"data/{key}"]), np.uint8)
+            return values
+
         program = archive.read(records["data.pkl"])
-
-    def check_size(dtype: torch.dtype, key: str, count: int) -> torch.Tensor:
-        size = records[f"data/{key}"].file_size if f"data/{key}" in records else 0
-        if size != count * dtype.itemsize:
-            raise Refused(f"it declares {count} numbers where it has {size} bytes")
-        return torch.empty(count, dtype=dtype, device="meta")
-
-    _run(program, refer=_storages(check_size, {}))
-    file.seek(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about pickle protocols that torch.save does not use by itself
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return _load(io.BytesIO(program), len(program), _storages(read, {}))
 
 
 def _records(archive: zipfile.ZipFile, total: int) -> dict[str, zipfile.ZipInfo]:
@@ -173,15 +171,15 @@ def load_legacy(file: BinaryIO) -> Any:
                 raise Refused(f"it declares a storage of {count} numbers, more than it holds")
             return torch.empty(count, dtype=dtype)
 
-        magic, position = _run(data)
+        size = len(data)
+        magic = _load(data, size)
         if magic != MAGIC:
             raise Refused("it is a pickle, but not one of torch.save")
-        version, position = _run(data, position)
-        system, position = _run(data, position)
+        version, system = _load(data, size), _load(data, size)
         if version != VERSION or system["little_endian"] is not True:
             raise Refused("it comes from a big-endian machine or from another version of torch.save")
-        content, position = _run(data, position, _storages(allocate, found))
-        keys, position = _run(data, position)
+        content = _load(data, size, _storages(allocate, found))
+        keys, position = _load(data, size), data.tell()
         if sorted(keys) != sorted(found):
             raise Refused("its list of storages is not that of its tensors")
         for key in keys:

@@ -221,7 +221,7 @@ def test_flags(fails, tiny, tmp_path):
 )  # fmt: skip
 def test_numbers_out_of_range(fails, tiny, tmp_path, flag, value):
     line = fails("motion_cnn.py", "--flow-dir", tiny / "flow", *small(tmp_path), flag, value)
-    assert line.startswith(f"error: {flag} ") and "must be" in line
+    assert line.startswith(f"error: {flag}: must be ") and line.partition(";")[0].endswith(f", not {value}")
 
 
 def test_seeds_that_are_none(fails, tmp_path):

@@ -249,10 +249,47 @@ def test_a_missing_file_and_a_web_page_in_its_place_are_plain_errors(server, tmp
     assert contents(tmp_path) == {}
 
 
-@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://host/x", "host/x", "http://host/a b", "/etc/hostname"])
+@pytest.mark.parametrize("url", ["http://[::1", "file:///etc/hostname",
+                                 "ftp://host/x", "host/x", "http://host/a b", "/etc/hostname"])
 def test_only_http_addresses_are_opened(tmp_path, url):
     with pytest.raises(InputError, match="is no http or https address"):
         fetch(Client(retries=0), url, tmp_path / "file", progress=False)
+
+
+def raw_server(answer: bytes) -> str:
+    """Address of a server that gives every connection these bytes."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        while True:
+            connection = listener.accept()[0]
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(answer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [(b"HTTP/1.1 302 Found\r\nLocation: http://[::1\r\n\r\n", "sends on to where no file can be"),
+     (b"HTTP/1.1 302 Found\r\nLocation: ftp://127.0.0.1/file\r\n\r\n", "ftp://127.0.0.1/file is no http or https"),
+     (b"HTTP/1.1 302 Found\r\nLocation: file:///etc/hostname\r\n\r\n", "sends on to where no file can be"),
+     (b"HTTP/1.1 302 Found\r\nLocation: /file\r\n\r\n", "sends on to .* infinite loop"),
+     (b"HTTP/1.1 302 Found\r\n\r\n", "sends on to where no file can be"),
+     ("HTTP/1.1 200 OK\r\nContent-Length: ²\r\n\r\nabc".encode("latin-1"), "does not tell the size"),
+     (b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nabc", "does not tell the size"),
+     (b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nabc", "does not tell the size"),
+     ("HTTP/1.1 503 Busy\r\nRetry-After: ²\r\nContent-Length: 0\r\n\r\n".encode("latin-1"), "HTTP 503"),
+     (b"HTTP/1.1 401 No\x1b[31m\r\nContent-Length: 0\r\n\r\n", "answers HTTP 401 No "),
+     (b"\x1b[31mgarbage " + b"x" * 60_000 + b"\r\n\r\n", "failed 2 times in a row"),
+     (b"", "failed 2 times in a row")])
+def test_what_no_server_should_say_is_one_line(tmp_path, capsys, answer, message):
+    with pytest.raises(InputError, match=message) as caught:
+        fetch(Client(retries=1, retry_wait=0.0, timeout=5), raw_server(answer) + "/file", tmp_path / "file", False)
+    for text in (str(caught.value), capsys.readouterr().err.removesuffix("\n")):
+        assert (text.isprintable() or not text) and len(text) < 600
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl, which makes the certificate, is not installed")
@@ -418,7 +455,7 @@ def test_a_machine_without_a_network_is_told_so_at_once(tmp_path, monkeypatch, c
     def offline(*_, **__):
         raise urllib.error.URLError(socket.gaierror(-2, "Name or service not known"))
 
-    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", offline)
     monkeypatch.setattr(sys, "argv", ["download.py", "--dry-run", "--output", str(tmp_path)])
     with pytest.raises(InputError, match=r"cannot reach http.*/UCF101\.rar \(Name or service not known\): .*--offline"):
         download.main()

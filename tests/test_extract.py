@@ -396,8 +396,8 @@ def test_bad_input_is_one_line(script, videos, run, tmp_path):
         ([tmp_path / "empty", tmp_path / "out"], "empty holds no video"),
         ([tmp_path / "file", tmp_path / "out"], "file is a file"),
         ([videos, tmp_path / "file"], "file is a file"),
-        ([videos, tmp_path / "out", "--quality", "0"], "--quality 0"),
-        ([videos, tmp_path / "out", "--workers", "0"], "--workers 0"),
+        ([videos, tmp_path / "out", "--quality", "0"], "--quality: must be from 1 to 100, not 0"),
+        ([videos, tmp_path / "out", "--workers", "0"], "--workers: must be at least 1, not 0"),
     ):
         assert message in run(script, *arguments, code=2).stderr
     assert not (tmp_path / "out").exists()

@@ -1,5 +1,6 @@
 """The help of every script that a user runs."""
 
+import re
 import runpy
 import subprocess
 import sys
@@ -44,19 +45,25 @@ def test_every_script_is_here():
 
 
 def test_switches_commands_and_lists(monkeypatch, capsys):
-    from utils import ArgumentParser
+    from utils import ArgumentParser, Switch, bounded
 
     monkeypatch.setenv("COLUMNS", "80")
     prose = "Prose that is too long for one line of eighty columns is wrapped, wherever\nits own lines end."
     parser = ArgumentParser(f"{prose}\n\n  python x.py {'y' * 60}  a comment\n", prog="x.py")
     parser.add_argument("--levels", "-l", type=int, nargs="+", default=[1, 2], help="of something")
+    group = parser.add_argument_group("group")
+    group.add_argument("--share", type=bounded(float, 0, 1), help="part")
+    group.add_argument("--switch", action=Switch, default=True, help="so")
+    parser.set_defaults(share="50%", switch=False)  # as a recipe does
     parser.add_argument("--none", type=float, nargs="*", default=[], help="empty by default")
     with pytest.raises(SystemExit):
         parser.parse_args(["-h"])
     text = capsys.readouterr().out
     assert "wherever its\nown lines end.\n\n  python x.py " + "y" * 60 + "\n      a comment\n" in text
-    assert "--levels, -l N [N ...]" in " ".join(text.split()) and "of something (default: 1 2)" in text
-    assert "empty by default\n" in text
+    text = " ".join(text.split())
+    assert re.search(r"--levels(?: N \[N ...\])?, -l N \[N ...\] of something \(default: 1 2\)", text)  # Python < 3.13
+    assert "--share X part (default: 50%)" in text and "--switch, --no-switch so (default: off)" in text
+    assert "empty by default group:" in text
 
 
 @pytest.mark.parametrize(
