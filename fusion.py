@@ -16,13 +16,13 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from engine.options import check_ranges
 from report.metrics import METRICS, bootstrap, interval, mcnemar, softmax
+from report.outcome import Outcome, Sweep
 from report.summary import describe, text
 from saved.predictions import TestSet, align, load_predictions
 from utils import ArgumentParser, InputError, accuracy, check_writable, plural, run_main, write_json
@@ -78,18 +78,6 @@ def fuse(
     return np.average(scaled, axis=0, weights=weights)
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """Top-1 on the test set against one stream's weight, the others' being 1."""
-
-    stream: str
-    place: int  # of that stream among all
-    weights: np.ndarray  # (steps,)
-    top1: np.ndarray  # (steps,) in per cent
-    best: list[float]  # the best weights found, one per stream
-    scores: np.ndarray  # (videos, classes), fused by them
-
-
 def sweep_weights(test_set: TestSet) -> Sweep:
     """The best weight in hindsight, found on the test labels themselves.
 
@@ -111,17 +99,6 @@ def sweep_weights(test_set: TestSet) -> Sweep:
 
 
 # --- one test set, or several splits -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Everything found out about one test set."""
-
-    test_set: TestSet
-    fused: np.ndarray  # (videos, classes), the fusion asked for
-    sweep: Sweep
-    results: dict  # what results.json says
-    draws: dict[str, dict[str, np.ndarray]]  # row of the table -> metric -> bootstrap draws
 
 
 def evaluate(

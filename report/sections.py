@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 
 from report import curves, metrics, page, plots, summary, tables, thumbnails
+from report.outcome import Outcome
 from report.page import Page
 from utils import plural
-
-if TYPE_CHECKING:
-    from fusion import Outcome
 
 PAIRS = 20  # confused pairs that are drawn
 CARDS = 24  # videos that every stream got wrong and that are shown; the CSV has all
