@@ -26,6 +26,7 @@ from engine import options
 from engine.epoch import TestResult, test, train_one_epoch
 from engine.state import Training, amp_dtype
 from saved.checkpoints import read_checkpoint
+from saved.predictions import write_predictions
 from utils import (
     InputError,
     atomic_path,
@@ -35,7 +36,6 @@ from utils import (
     save_checkpoint,
     weights_hash,
     world,
-    write_predictions,
     write_record,
 )
 
