@@ -196,3 +196,27 @@ def test_a_results_json_without_learnt_weights_is_one_line(tmp_path: Path, text:
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(InputError, match="holds no learnt weights"):
         Learnt.from_results(tmp_path / "results.json")
+
+
+def test_predict_takes_the_weights_and_the_temperature(tmp_path: Path, monkeypatch) -> None:
+    predict = pytest.importorskip("predict")
+    from recogniser.answers import Answer
+
+    about = Learnt(["motion", "spatial"], [0.2, 0.8], 0.25, 9, 9, []).about()  # fused in another order than predict's
+    (tmp_path / "results.json").write_text(json.dumps({"learnt": about}))
+    weights, temperature = predict.learnt_fusion(str(tmp_path / "results.json"))
+    spatial, motion = np.random.default_rng(0).normal(0, 1, (2, 4, 3))
+    times = {"spatial": np.arange(4.0), "motion": np.arange(4.0)}
+    answer = Answer(list("abc"), 0, 4, 9, {"spatial": spatial, "motion": motion}, times, weights, temperature)
+    fused = softmax((0.8 * spatial.mean(0) + 0.2 * motion.mean(0)) / 0.25)
+    np.testing.assert_allclose(answer.opinions()["fused"], fused)
+    np.testing.assert_allclose(answer.over_time()[1], softmax((0.8 * spatial + 0.2 * motion) / 0.25, axis=1))
+
+    about["weights"] = {"iframe": 0.2, "mv": 0.8}
+    (tmp_path / "results.json").write_text(json.dumps({"learnt": about}))
+    with pytest.raises(InputError, match="weights of iframe and mv"):
+        predict.learnt_fusion(str(tmp_path / "results.json"))
+    for given in (["--spatial", "a"], ["--spatial", "a", "--motion", "b", "--weights", "1", "2"]):
+        monkeypatch.setattr("sys.argv", ["predict.py", "v.mp4", "--fusion", "results.json", *given])
+        with pytest.raises(InputError, match="--fusion brings"):
+            predict.parse_arguments()
