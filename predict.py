@@ -7,8 +7,8 @@
   python predict.py --camera 0 ...                        the same from a webcam; Ctrl-C ends it
 
 A video is decoded, scaled, JPEG-coded and sampled as the checkpoint's training and test data were, by the same
-code. Its top 5 are softmax(mean of the streams' mean logits). Of a video that is too short for a stack of flow the
-spatial stream alone answers.
+code. Its top 5 are softmax(mean of the streams' mean logits), weighted as --weights or --fusion say. Of a video that
+is too short for a stack of flow the spatial stream alone answers.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from recogniser.decoded import DecodedFrames
 from recogniser.loading import Wishes, load_streams
 from recogniser.streams import Recogniser
 from recogniser.windows import Camera, frame_rate, rolling_windows, whole_video
+from report.outcome import Learnt
 from saved.checkpoints import FLOW_ORDERS
 from utils import ArgumentParser, InputError, plural, run_main, set_up_device
 
@@ -39,8 +40,10 @@ def parse_arguments() -> argparse.Namespace:
     group = parser.add_argument_group("networks")
     group.add_argument("--spatial", metavar="PATH", help="checkpoint of the RGB stream, ours or another project's")
     group.add_argument("--motion", metavar="PATH", help="checkpoint of the motion stream; one of the two is enough")
-    group.add_argument("--weights", nargs=2, type=float, metavar=("W", "W"), default=(1.0, 1.0),
-                       help="of spatial and motion in the mean")
+    group.add_argument("--weights", nargs=2, type=float, metavar=("W", "W"),
+                       help="of spatial and motion in the mean (default: 1 1)")
+    group.add_argument("--fusion", metavar="PATH",
+                       help="results.json of fusion.py --learn: its weights, and the temperature that calibrates them")
     group.add_argument("--ucf-list", metavar="DIR",
                        help="split lists that name the classes of another project's checkpoint that is not of UCF101")
     group.add_argument("--flow-order", choices=tuple(FLOW_ORDERS), default="original",
@@ -97,6 +100,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError("--sliding and --step are seconds, more than 0")
     if args.samples is not None and args.samples < 1:
         raise InputError(f"--samples {args.samples}: must be at least 1")
+    if args.fusion and (args.weights or not (args.spatial and args.motion)):
+        raise InputError("--fusion brings the weights of two streams: give --spatial and --motion, and no --weights")
+    if args.weights is None:
+        args.weights = [1.0, 1.0]
     if not all(0 <= weight < float("inf") for weight in args.weights) or not sum(args.weights):
         raise InputError("--weights takes two numbers from 0 up that aren't both 0")
     if not 0 <= args.unknown_below <= 1:
@@ -107,6 +114,14 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise InputError(f"--save {args.save}: give the name of a {' or '.join(suffixes)} file, or a folder")
     elif args.save is not None and args.camera is not None:
         raise InputError(f"--save {args.save}: a camera's film needs the name of a .mp4 file")
+
+
+def learnt_fusion(path: str) -> tuple[dict[str, float], float]:
+    """(weights of spatial and motion, temperature of their mean) that fusion.py learnt."""
+    learnt = Learnt.from_results(path)
+    if set(learnt.streams) != {"spatial", "motion"}:
+        raise InputError(f"{path} holds weights of {' and '.join(learnt.streams)}; --fusion is of spatial and motion")
+    return dict(zip(learnt.streams, learnt.weights, strict=True)), learnt.temperature
 
 
 def is_folder(save: Path) -> bool:
@@ -208,8 +223,10 @@ def main() -> int:
     wishes = Wishes(args.samples, args.views, args.sliding, args.flow_method, args.raft_weights, args.ucf_list)
     paths = {"spatial": args.spatial, "motion": args.motion}
     streams, names = load_streams(paths, args.flow_order, wishes, amp_dtype(args.amp, device), device)
-    weights = dict(zip(paths, args.weights, strict=True))
-    recogniser = Recogniser(streams, names, weights, args.unknown_below, args.stop_early)
+    weights, temperature = dict(zip(paths, args.weights, strict=True)), 1.0
+    if args.fusion:
+        weights, temperature = learnt_fusion(args.fusion)
+    recogniser = Recogniser(streams, names, weights, args.unknown_below, args.stop_early, temperature)
     if args.camera is not None:
         watch_camera(args, recogniser)
     failed = 0

@@ -25,6 +25,7 @@ from dataloader.names import first_few
 from engine.epoch import TestResult, test
 from engine.state import Training
 from saved.checkpoints import read_checkpoint
+from saved.predictions import write_predictions
 from utils import (
     InputError,
     atomic_path,
@@ -34,7 +35,6 @@ from utils import (
     save_checkpoint,
     weights_hash,
     world,
-    write_predictions,
     write_record,
 )
 

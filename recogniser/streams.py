@@ -63,6 +63,7 @@ class Recogniser:
     weights: Mapping[str, float]  # of the streams
     unknown_below: float = 0.0  # probability that the first class must reach to be named
     stop_early: bool = False  # leave out clips that can hardly change the answer
+    temperature: float = 1.0  # of the weighted mean of the streams' logits
 
     def frames_of(self, video: str) -> list[DecodedFrames]:
         """The makers of each stream's clips of one video."""
@@ -98,8 +99,9 @@ class Recogniser:
             for (stream, one), own in zip(pairs, places, strict=True)
         }
         return Answer(
-            self.names, window.start, window.end, window.count, named, times, weights, self.unknown_below, tuple(notes)
-        )
+            self.names, window.start, window.end, window.count, named, times, weights,
+            self.temperature, self.unknown_below, tuple(notes),
+        )  # fmt: skip
 
 
 def _vote(

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 
 from report import curves, metrics, page, plots, summary, tables, thumbnails
+from report.outcome import Outcome
 from report.page import Page
 from utils import plural
-
-if TYPE_CHECKING:
-    from fusion import Outcome
 
 PAIRS = 20  # confused pairs that are drawn
 CARDS = 24  # videos that every stream got wrong and that are shown; the CSV has all
@@ -62,7 +59,7 @@ def write_overview(total: dict, output: Path, title: str) -> Path:
 def opening(results: dict) -> str:
     line = (
         f"{plural(results['videos'], 'test video')}, {results['classes']} classes. Top-1 accuracy in per cent, with "
-        "bootstrap 95 % intervals over videos."
+        f"bootstrap 95 % intervals over {results['resampled']['unit']}s."
     )
     return f'<p class="soft">{line}</p>\n{page.tiles(results)}'
 
@@ -93,23 +90,12 @@ def accuracy(built: Page, results: dict) -> None:
     built.paragraph(f"* {summary.TUNED_NOTE}.", soft=True)
     built.paragraph(
         "average: the plain mean of the streams' logits. std: each stream's logits divided by their standard "
-        "deviation first. confidence: divided by the temperature at which their mean confidence is the same. "
-        "None of the three uses a label."
+        "deviation over the test set first. Neither uses a label."
     )
     built.figure("accuracy", plots.accuracy(bars), "Top-1 accuracy of each stream and fusion")
-    if "mcnemar" in results:
-        test = results["mcnemar"]
-        verdict = "is more than chance explains" if test["p"] < 0.05 else "could be chance"
-        built.paragraph(
-            f"Fusion against {test['against']} alone: {plural(test['only_fusion_right'], 'video')} right only by "
-            f"fusion, {test['only_stream_right']:,} only by {test['against']}. The difference {verdict} (McNemar's "
-            f"exact test, p = {test['p']:.2g})."
-        )
-    built.paragraph(
-        "Intervals and test take the videos as independent. Clips cut from one recording are alike, so the true "
-        "uncertainty is larger.",
-        soft=True,
-    )
+    for line in (summary.learnt_note(results), summary.test_line(results), summary.uncertainty_note(results)):
+        if line:
+            built.paragraph(line[0].upper() + line[1:] + ".")
 
 
 def weight_sweep(built: Page, outcome: Outcome) -> None:

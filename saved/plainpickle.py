@@ -142,6 +142,9 @@ class Unpickler(pickle._Unpickler):
             target.order = state[1] if state[1] in ("<", ">") else "="
         elif isinstance(target, np.ndarray) and target.dtype == object:  # begun by _reconstruct
             _, shape, dtype, fortran, content = state
+            if isinstance(dtype, _Dtype) and dtype.code == "O":
+                self.stack[-1] = _objects(content, shape, fortran)
+                return
             made = _array(self, content, dtype, shape, "F" if fortran else "C")
             done: Any = (1, made.shape, made.dtype, made.flags.fnc, made.tobytes("A"))
             target.__setstate__(done)
@@ -223,7 +226,9 @@ def as_key(value: Any) -> str | bytes | int | bool | None:
 
 
 def _dtype(machine: Unpickler, code: str, *_: object) -> _Dtype:
-    """numpy.dtype('f4', ...): numbers and booleans only, an object array could hold anything."""
+    """numpy.dtype('f4', ...): numbers and booleans, and objects, whose arrays are read as the lists they are."""
+    if code in ("O", "O4", "O8"):
+        return _Dtype("O")
     if code not in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"):
         raise Refused(f"it has a numpy array of type {show(code)}, which holds no plain numbers")
     return _Dtype(code)
@@ -235,6 +240,8 @@ def _array(machine: Unpickler, content: Any, dtype: Any, shape: Any, order: Any,
         content = content.encode("latin-1")
     if type(content) not in (bytes, bytearray) or not isinstance(dtype, _Dtype) or type(shape) is not tuple:
         raise Refused("it has a numpy array without bytes, type or shape")
+    if dtype.code == "O":
+        raise Refused("it has a numpy array of objects in bytes")
     if len(shape) > 16 or not all(type(side) is int and 0 <= side < 1 << 31 for side in shape):
         raise Refused("it has a numpy array of an impossible shape")
     stored = np.dtype(dtype.code).newbyteorder(dtype.order)
@@ -248,6 +255,17 @@ def _array(machine: Unpickler, content: Any, dtype: Any, shape: Any, order: Any,
     if type(axes) is not tuple or not all(type(axis) is int for axis in axes):
         raise Refused("it has a numpy array with impossible axes")
     return array.transpose(axes)
+
+
+def _objects(content: Any, shape: Any, fortran: Any) -> list:
+    """The list that an array of objects was pickled as; one of two dimensions as a list of rows."""
+    if type(content) is not list or type(shape) is not tuple or not all(type(side) is int for side in shape):
+        raise Refused("it has a numpy array of objects without objects or shape")
+    if math.prod(shape) != len(content) or len(shape) > 2 or (len(shape) == 2 and fortran):
+        raise Refused(f"it has a numpy array of {len(content)} objects in the shape {shape}")
+    if len(shape) < 2:
+        return content
+    return [content[place : place + shape[1]] for place in range(0, len(content), shape[1] or 1)]
 
 
 def _scalar(machine: Unpickler, dtype: Any, content: Any) -> Any:

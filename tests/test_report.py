@@ -125,7 +125,7 @@ def test_the_page_shows_the_figures_of_results_json(small) -> None:
     root, *_ = small
     results = json.loads((root / "out/results.json").read_text())
     shown = Reader((root / "out/report.html").read_text(encoding="utf-8")).text
-    for row in ("spatial", "motion", "fusion", "std", "confidence", "best_weight"):
+    for row in ("spatial", "motion", "fusion", "std", "best_weight"):
         assert f"{results[row]['top1']:.2f}" in shown
     assert "hosen on the test labels" in shown
     assert "Training" in shown
