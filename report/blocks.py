@@ -43,7 +43,6 @@ class Table:
     main: int | None = None
     aside: int | None = None
     folded: str = ""
-    caption: str = ""
     kind: str = "table"
 
 

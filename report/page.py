@@ -8,10 +8,11 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+from matplotlib import rc_context
 
 from report import tables
 from report.blocks import Plot, Report, Section
-from report.plots import DARK, LIGHT, RC
+from report.plots import DARK, LIGHT
 from utils import atomic_path
 
 ZOOM = 118 / 72  # pixels on the page for a point of a figure
@@ -57,11 +58,9 @@ def files_of(section: Section) -> list[str]:
 
 def svg(plot: Plot) -> str:
     """A figure as an SVG document. Its text stays text: a browser finds a font for any script."""
-    from matplotlib import rc_context
-
     file = io.StringIO()
     # The salt names what the figure defines, so that two figures on one page don't share a name.
-    with rc_context({**RC, "svg.hashsalt": plot.name}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.name}):
         plot.figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     return file.getvalue()
 
@@ -73,11 +72,15 @@ def on_page(drawing: str, plot: Plot) -> Markup:
     drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)  # the same in every figure, and nothing refers to them
     for name, colour in LIGHT.items():
         drawing = drawing.replace(f": {colour}", f": var(--{name})")
-    drawing = drawing.replace("xlink:href", "href")
-    for anchor, title in plot.titles.items():
-        drawing = drawing.replace(f'<a href="{anchor}">', f'<a href="{anchor}"><title>{escape(title)}</title>')
+    drawing = re.sub(  # matplotlib's links open new windows, even within the page
+        r'<a xlink:href="([^"]+)"[^>]*>', lambda link: _link(link[1], plot.titles.get(link[1])), drawing
+    )
     found = re.search(r'<svg [^>]*?viewBox="0 0 ([\d.]+) ([\d.]+)"', drawing)
     assert found is not None
     width, height = (round(float(side) * ZOOM) for side in found.groups())
     start = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {found[1]} {found[2]}"'
     return Markup(start + drawing[drawing.index(">") :])
+
+
+def _link(target: str, title: str | None) -> str:
+    return f'<a href="{target}">' + (f"<title>{escape(title)}</title>" if title else "")

@@ -5,12 +5,14 @@ Figures are drawn in the light theme's colours, and the page replaces each by it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+
+from report import fonts
 
 # Of Okabe and Ito's palette: told apart with any colour vision. No two colours of LIGHT may be the same.
 LIGHT = {
@@ -26,8 +28,13 @@ DARK = {
     "other1": "#e08fbe", "other2": "#d8bd4a", "other3": "#8cc4ec", "other4": "#b695d4",
 }  # fmt: skip
 INK, GREY, LINE, PAPER = LIGHT["ink"], LIGHT["grey"], LIGHT["line"], LIGHT["paper"]
+RUNS = [LIGHT[name] for name in ("spatial", "motion", "fusion", "other1", "other2", "other4")]  # side by side
 WIDTH = 4.6  # inches; narrow, so that the text is still read on a phone
-RC = {"svg.fonttype": "none", "text.parse_math": False}  # a class's name may hold $
+
+
+def text_settings(names: Iterable[str]) -> dict:
+    """matplotlib's settings for figures with class names: plain text, even of $, in fonts that have the names."""
+    return {"svg.fonttype": "none", "text.parse_math": False, "font.family": fonts.families(names)}
 
 
 def hue(name: str, place: int) -> str:
@@ -80,7 +87,7 @@ def accuracy(rows: Sequence[tuple[str, str, float, Sequence[float] | None]], vid
     axes.set_ylim(len(rows) - 0.4, -0.6)
     ends = [end for *_, top1, spread in rows for end in (top1, *(spread or ()))]
     axes.set_xlim(span(min(ends), max(ends), videos))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("top-1, %", fontsize=9, color=INK)
     tidy(axes, "x")
     return drawn
@@ -154,7 +161,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str], anchors: Mapping[tuple[i
         if not wide:
             tone = PAPER if depth > 0.5 else INK
             words = str(matrix[row, column])
-            axes.text(column, row, words, ha="center", va="center", fontsize=8, color=tone, url=url, zorder=3)
+            axes.text(column, row, words, ha="center", va="center", fontsize=8, color=tone, zorder=3)
     return drawn
 
 
@@ -168,12 +175,12 @@ def agreement(rows: Sequence[tuple[str, int, int]]) -> Figure:
     axes.barh(place, right, color=LIGHT["fusion"], height=0.62, label="fusion right")
     axes.barh(place, total - right, left=right, color=LIGHT["wrong"], height=0.62, label="fusion wrong")
     for row, videos in enumerate(total):
-        words = f" {videos:,}" + (f" ({100 * right[row] / videos:.0f} %)" if videos else "")
-        axes.text(videos, row, words, va="center", fontsize=8.5, color=INK)
+        words = f"{videos:,}" + (f" ({100 * right[row] / videos:.0f} %)" if videos else "")
+        axes.annotate(words, (videos, row), (4, 0), textcoords="offset points", va="center", fontsize=8.5, color=INK)
     axes.set_yticks(place, [who for who, _, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1.35 * max(total))
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("videos (share that fusion gets right)", fontsize=9, color=INK)
     tidy(axes, "x")
     legend(drawn, 2)
@@ -221,7 +228,7 @@ def sweep(
         axes.axhline(level, color=GREY, linewidth=1.1, linestyle=(0, dashes), label=f"{name} {level:.2f}")
     ends = [*top1, *levels.values()]
     axes.set_ylim(span(min(ends), max(ends), videos))
-    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel(f"weight of {stream} (the rest: 1)", fontsize=9, color=INK)
     axes.set_ylabel("top-1, %", fontsize=9, color=INK)
     tidy(axes)

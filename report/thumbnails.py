@@ -60,7 +60,7 @@ def strip(root: Path, folder: str) -> str | None:
         pictures = [_thumbnail(files[i]) for i in chosen]
     except (OSError, ValueError, Image.DecompressionBombError):
         return None  # a folder or frame that is missing or broken costs the strip, not the report
-    joined = Image.new("RGB", (sum(p.width for p in pictures) + 2 * (len(pictures) - 1), HEIGHT), "white")
+    joined = Image.new("RGB", (sum(p.width for p in pictures) + 2 * (len(pictures) - 1), HEIGHT), "#808890")
     left = 0
     for picture in pictures:
         joined.paste(picture, (left, 0))
