@@ -1,13 +1,14 @@
 """Fuse the saved predictions of two or more streams: accuracies, intervals, results.json and a report.
 
     python fusion.py                                         # record/spatial and record/motion
-    python fusion.py --spatial A.pickle --motion B.pickle    # any two pickles, video or frame level
-    python fusion.py A.pickle B.pickle C.pickle              # any number of streams
+    python fusion.py --spatial A.pickle --motion B.pickle    # any two files, video or frame level
+    python fusion.py A.pickle B.npz C.csv                    # any number of streams, other programs' too
+    python fusion.py --learn VAL_SPATIAL VAL_MOTION          # weights learnt on held-out videos
     python fusion.py --splits 1 2 3                          # record/spatial_split1 ...: mean over splits
 
-The result is the plain average of the streams' logits, unless --normalize, --weights or --scores say
-otherwise. The two ways to normalise need no label. The best weight of the sweep is found with the test
-labels: it shows how much a weight could give, and is no result to quote.
+The result is the plain average of the streams' logits, unless --learn, --normalize, --weights or --scores say
+otherwise. --learn finds the weights on other videos, best those that --val-groups held out of both trainings. The
+best weight of the sweep is found with the test labels: it shows how much a weight could give, and is no result.
 """
 
 from __future__ import annotations
@@ -15,50 +16,31 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.special import log_softmax
 
 from engine.options import check_ranges
-from report.metrics import METRICS, bootstrap, interval, mcnemar, softmax
-from report.outcome import Outcome, Sweep
+from report.metrics import METRICS, bootstrap, group_numbers, interval, mcnemar, softmax
+from report.outcome import Learnt, Outcome, Sweep
 from report.summary import describe, text
-from saved.predictions import TestSet, align, load_predictions
+from saved.predictions import TestSet, align, check_same_classes, load_predictions
 from utils import ArgumentParser, InputError, accuracy, check_writable, plural, run_main, write_json
 
-CONFIDENCE = 0.6  # the common mean confidence; on UCF101's split 1, 0.5 to 0.7 give 90.64 to 90.75 % top-1
 SWEEP = np.round(np.arange(0, 3.001, 0.05), 2)  # one stream's weight, the others' being 1
 SPATIAL, MOTION = "record/spatial", "record/motion"
+EXAMPLE = {"spatial": "record/example/spatial", "motion": "record/example/motion"}  # what a fresh clone holds
+PULL = 10.0  # of learnt weights to equal shares, in nats: docs/results.md has what others give
 
 
 # --- fusing scores -------------------------------------------------------------------------------------
 
 
-def temperature(logits: np.ndarray, confidence: float = CONFIDENCE) -> float:
-    """The T at which the mean over videos of max softmax(logits / T) equals `confidence`.
-
-    logits (videos, classes). The mean falls steadily as T grows, so T is found by bisection of log T.
-    """
-    below_top = logits - logits.max(axis=1, keepdims=True)
-    low, high = math.log(logits.std()) - 10, math.log(logits.std()) + 10
-    for _ in range(50):
-        middle = (low + high) / 2
-        # The largest exponential is exp(0) = 1, so the largest probability is 1 / sum.
-        if (1 / np.exp(below_top / math.exp(middle)).sum(axis=1)).mean() > confidence:
-            low = middle
-        else:
-            high = middle
-    return math.exp((low + high) / 2)
-
-
 def scale(logits: np.ndarray, normalize: str) -> float:
-    """What a stream's logits are divided by before they are averaged; no label is used."""
-    if normalize == "std":
-        return float(logits.std())
-    if normalize == "confidence":
-        return temperature(logits)
-    return 1.0
+    """What a stream's logits are divided by before they are averaged; no label is used, but the whole test set."""
+    return float(logits.std()) if normalize == "std" else 1.0
 
 
 def fuse(
@@ -69,13 +51,51 @@ def fuse(
 ) -> np.ndarray:
     """The weighted mean of several streams' scores, (videos, classes).
 
-    streams: logits of shape (videos, classes), rows aligned. normalize "none", "std" or "confidence" divides
-    each stream by one number of its own; scores "softmax" averages probabilities instead of logits.
+    streams: logits of shape (videos, classes), rows aligned. normalize "none" or "std" divides each stream by one
+    number of its own; scores "softmax" averages probabilities instead of logits.
     """
     scaled = [logits / scale(logits, normalize) for logits in streams]
     if scores == "softmax":
         scaled = [softmax(logits) for logits in scaled]
     return np.average(scaled, axis=0, weights=weights)
+
+
+def learn_weights(streams: Sequence[np.ndarray], labels: np.ndarray, pull: float = PULL) -> tuple[np.ndarray, float]:
+    """(weights (streams,) of sum 1, temperature): softmax(sum of weight * logits / temperature) is likeliest.
+
+    streams: logits (videos, classes) of videos that took no part in training. Maximum likelihood of a softmax of few
+    parameters, convex: one weight from 0 up for each stream's logits in units of their standard deviation. The
+    penalty `pull` * sum of (share / mean share - 1)**2 draws the weights to equal ones in these units, from which
+    few videos can't take them far. Labels count 1 - 1 / (videos + 2) (Platt 1999), or videos that are all right
+    would make the temperature 0.
+    """
+    from scipy.optimize import minimize  # here: it takes a moment to import
+
+    scales = np.array([logits.std() for logits in streams])
+    inputs = np.stack([logits / by for logits, by in zip(streams, scales, strict=True)])  # (streams, videos, classes)
+    targets = np.full(inputs.shape[1:], 1 / (len(labels) + 2) / inputs.shape[2])
+    targets[np.arange(len(labels)), labels] += 1 - 1 / (len(labels) + 2)
+
+    def loss(shares: np.ndarray) -> tuple[float, np.ndarray]:
+        """Cross-entropy summed over the videos, in nats, and its gradient."""
+        log_p = log_softmax(np.tensordot(shares, inputs, 1), axis=1)
+        return -float((targets * log_p).sum()), np.tensordot(inputs, np.exp(log_p) - targets, 2)
+
+    def of_equal(share: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = loss(np.repeat(share, len(streams)))
+        return value, gradient.sum(keepdims=True)
+
+    def penalised(shares: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = loss(equal * shares)
+        off = shares - shares.mean()
+        return value + pull * float(off @ off), equal * gradient + 2 * pull * off
+
+    equal = minimize(of_equal, [1.0], jac=True, bounds=[(1e-3, None)], method="L-BFGS-B").x[0]
+    shares = minimize(
+        penalised, np.ones(len(streams)), jac=True, bounds=[(0, None)] * len(streams), method="L-BFGS-B"
+    ).x
+    weights = equal * shares / scales
+    return weights / weights.sum(), 1 / float(weights.sum())
 
 
 def sweep_weights(test_set: TestSet) -> Sweep:
@@ -107,43 +127,51 @@ def evaluate(
     normalize: str = "none",
     scores: str = "logits",
     seed: int | Sequence[int] = 0,
+    learnt: Learnt | None = None,
+    headline: bool = False,
 ) -> Outcome:
     """Accuracies of each stream, of the fusion asked for, and of the fixed comparisons beside it.
 
-    "average", "std" and "confidence" are always those of equally weighted logits; `seed` is the bootstrap's.
+    "average" and "std" are always those of equally weighted logits; `learnt` is shown beside them, or with `headline`
+    is itself the fusion asked for. `seed` is the bootstrap's.
     """
-    streams, labels = test_set.streams, test_set.labels
+    streams, labels, videos = test_set.streams, test_set.labels, test_set.videos
     logits = list(streams.values())
-    weights = weights or [1.0] * len(logits)
-    fused = fuse(logits, weights, normalize, scores)
-    rows = {
-        **streams,
-        "fusion": fused,
-        "average": fuse(logits),
-        "std": fuse(logits, normalize="std"),
-        "confidence": fuse(logits, normalize="confidence"),
-    }
-    found = {name: accuracy(row, labels) for name, row in rows.items()}
-    draws = {name: bootstrap(row, labels, seed) for name, row in rows.items()}
+    if learnt and headline:
+        weights, fused = learnt.weights, learnt.fuse(logits)
+    else:
+        weights = weights or [1.0] * len(logits)
+        fused = fuse(logits, weights, normalize, scores)
+    rows = {**streams, "fusion": fused, "average": fuse(logits), "std": fuse(logits, normalize="std")}
+    if learnt:
+        rows["learnt"] = learnt.fuse(logits)
+    groups = group_numbers(videos, labels)
+    found: dict[str, dict] = {name: accuracy(row, labels, videos) for name, row in rows.items()}
+    draws = {name: bootstrap(row, labels, groups, seed) for name, row in rows.items()}
     better = max(streams, key=lambda name: found[name]["top1"])
-    test = mcnemar(fused.argmax(axis=1) == labels, streams[better].argmax(axis=1) == labels)
+    test = mcnemar(fused.argmax(axis=1) == labels, streams[better].argmax(axis=1) == labels, groups)
     sweep = sweep_weights(test_set)
+    if learnt:
+        found["learnt"] = {**found["learnt"], **learnt.about()}
+    known = int(groups.max()) + 1 < len(videos)
     results = {
-        "videos": len(test_set.videos),
+        "videos": len(videos),
         **found,
         "best_weight": {**accuracy(sweep.scores, labels), "weights": sweep.best, "tuned_on": "test labels"},
         "interval_95": {
             name: {metric: interval(values) for metric, values in row.items()} for name, row in draws.items()
         },
+        "resampled": {"unit": "group" if known else "video", "count": int(groups.max()) + 1},
         "mcnemar": {
             "against": better,
             "only_fusion_right": test["only_first"],
             "only_stream_right": test["only_second"],
             "p": test["p"],
+            "over": "groups" if known else "videos",
         },
         "classes": len(test_set.class_names),
         "settings": {
-            "fusion": describe(normalize, weights, scores),
+            "fusion": "learnt" if learnt and headline else describe(normalize, weights, scores),
             "normalize": normalize,
             "weights": weights,
             "scores": scores,
@@ -165,18 +193,28 @@ def mean_over_splits(outcomes: dict[str, Outcome]) -> dict:
     first = next(iter(each.values()))
     if any(list(one["streams"]) != list(first["streams"]) for one in each.values()):
         raise InputError("the splits hold different streams; look at the paths and at predictions.json in them")
+    shared = [row for row in first["interval_95"] if all(row in one["interval_95"] for one in each.values())]
     means, intervals = {}, {}
-    for row in [*first["interval_95"], "best_weight"]:
+    for row in [*shared, "best_weight"]:
         means[row] = {m: float(np.mean([one[row][m] for one in each.values()])) for m in METRICS}
-    for row in first["interval_95"]:
+    for row in shared:
         draws = {m: np.mean([outcome.draws[row][m] for outcome in outcomes.values()], axis=0) for m in METRICS}
         intervals[row] = {m: interval(values) for m, values in draws.items()}
+    units = {one["resampled"]["unit"] for one in each.values()}
     return {
         "videos": sum(one["videos"] for one in each.values()),
         **means,
         "interval_95": intervals,
+        "resampled": {
+            "unit": units.pop() if len(units) == 1 else "group or video",
+            "count": sum(one["resampled"]["count"] for one in each.values()),
+        },
         "classes": first["classes"],
-        "settings": first["settings"],
+        "settings": {
+            key: value
+            for key, value in first["settings"].items()
+            if all(one["settings"][key] == value for one in each.values())
+        },
         "streams": {
             name: {"path": [one["streams"][name]["path"] for one in each.values()]} for name in first["streams"]
         },
@@ -195,11 +233,11 @@ def scale_warning(test_set: TestSet) -> str | None:
     spread = {name: float(logits.std()) for name, logits in streams.items()}
     quiet, loud = min(spread, key=spread.__getitem__), max(spread, key=spread.__getitem__)
     factor = spread[loud] / spread[quiet]
-    if factor < 5:  # about 3 is usual (PEERS.md), and 19 / 3 is the least where a sum meets a mean
+    if factor < 5:  # about 3 is usual (docs/results.md), and 19 / 3 is the least where a sum meets a mean
         return None
     return (
         f"warning: the logits of {loud} are {factor:.0f} times as large as those of {quiet} and decide a plain "
-        "average; is one file a sum over samples, the other a mean? --normalize std or confidence puts them level"
+        "average; is one file a sum over samples, the other a mean? --learn or --normalize std puts them level"
     )
 
 
@@ -209,7 +247,8 @@ def scale_warning(test_set: TestSet) -> str | None:
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(
         __doc__,
-        epilog="PATH is a pickle or a folder that holds one. With --splits, {} in it stands for the split.",
+        epilog="PATH is a prediction pickle, a folder that holds one, or a .npz, .npy or .csv file with names, labels "
+        "and scores. With --splits, {} in it stands for the split.",
     )
     inputs = parser.add_argument_group("predictions")
     add = inputs.add_argument
@@ -219,13 +258,19 @@ def parse_args() -> argparse.Namespace:
     add("--splits", nargs="+", metavar="N", help="fuse each of these splits, and report their mean")
     fusing = parser.add_argument_group("fusion")
     add = fusing.add_argument
+    add(
+        "--learn",
+        nargs="*",
+        metavar="PATH",
+        help="take the weights, and a temperature, that are likeliest on these predictions of other videos, one PATH "
+        "per stream (without PATH: the folder val beside each stream's predictions)",
+    )
     add("--weights", nargs="+", type=float, metavar="W", help="one per stream (default: 1 for each)")
     add(
         "--normalize",
-        choices=("none", "std", "confidence"),
+        choices=("none", "std"),
         default="none",
-        help="divide each stream's logits by nothing, by their standard deviation, or by the temperature at "
-        f"which its mean confidence is {CONFIDENCE}",
+        help="divide each stream's logits by nothing, or by their standard deviation over the whole test set",
     )
     add("--scores", choices=("logits", "softmax"), default="logits", help="what is averaged")
     output = parser.add_argument_group("output")
@@ -236,24 +281,70 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load(args: argparse.Namespace, split: str | None) -> TestSet:
-    """The streams that the flags name, lined up; `split` stands in for {} in their paths."""
-    default = "_split{}" if split else ""
-    named = {"spatial": args.spatial or SPATIAL + default, "motion": args.motion or MOTION + default}
-    paths = args.pickles or list(named.values())
-    if split:
-        for path in paths:
-            if "{}" not in path:
-                raise InputError(f"with --splits, {path} needs a {{}} where the split's number goes")
-        paths = [path.replace("{}", split) for path in paths]
-    predictions = [load_predictions(path) for path in paths]
-    if not args.pickles:
-        predictions = [one.as_stream(kind) for one, kind in zip(predictions, named, strict=True)]
-    for one in predictions:
+def paths_of(args: argparse.Namespace) -> dict[str, str]:
+    """The streams that the flags name, or the defaults; keys are spatial and motion, or just numbers."""
+    if args.pickles:
+        return {str(place): path for place, path in enumerate(args.pickles)}
+    default = "_split{}" if args.splits else ""
+    defaults = {"spatial": SPATIAL + default, "motion": MOTION + default}
+    asked = args.spatial or args.motion or args.splits
+    if not asked and not any(Path(path).exists() for path in defaults.values()) and Path(EXAMPLE["spatial"]).exists():
+        print(
+            f"neither {SPATIAL} nor {MOTION} is there yet: these are the demo's own predictions, of "
+            f"{EXAMPLE['spatial']} and {EXAMPLE['motion']}",
+            file=sys.stderr,
+        )
+        return EXAMPLE
+    return {"spatial": args.spatial or defaults["spatial"], "motion": args.motion or defaults["motion"]}
+
+
+def load(paths: Mapping[str, str], split: str | None) -> TestSet:
+    """The streams' predictions, lined up; `split` stands in for {} in their paths."""
+    predictions = []
+    for kind, path in paths.items():
+        if split and "{}" not in path:
+            raise InputError(f"with --splits, {path} needs a {{}} where the split's number goes")
+        one = load_predictions(path.replace("{}", split) if split else path)
         if split and str(one.meta.get("split", split)) != split:
-            wrong = one.meta["split"]
-            raise InputError(f"{one.path} was made on split {wrong}, not {split}; look at the path")
+            raise InputError(f"{one.path} was made on split {one.meta['split']}, not {split}; look at the path")
+        predictions.append(one if kind.isdecimal() else one.as_stream(kind))
     return align(predictions)
+
+
+def learn(args: argparse.Namespace, paths: Mapping[str, str], test_set: TestSet, split: str | None) -> Learnt | None:
+    """The weights learnt on --learn's predictions, or on those in the folders val beside the test's; None without."""
+    beside = [source.path.parent / "val" for source in test_set.sources.values()]
+    if args.learn is None and not (all(map(Path.is_dir, beside)) and len(set(beside)) == len(beside)):
+        return None
+    named = dict(zip(paths, args.learn or map(str, beside), strict=True))
+    try:
+        held_out = load(named, split if args.learn else None)
+        check_same_classes(next(iter(test_set.sources.values())), next(iter(held_out.sources.values())))
+        for (name, source), other in zip(test_set.sources.items(), held_out.sources.values(), strict=True):
+            if source.meta and other.meta and source.stream != other.stream:
+                raise InputError(
+                    f"{other.path} is of the {other.stream} stream, {source.path} of {name}; order them alike"
+                )
+        both = sorted(set(test_set.videos) & set(held_out.videos))
+        if both:
+            raise InputError(
+                f"{len(both):,} of the {plural(len(held_out.videos), 'video')} to learn from are tested, too "
+                f"({both[0]} ...); that would tune the weights on the test: give predictions of other videos"
+            )
+    except InputError as error:
+        if args.learn is not None:
+            raise
+        print(f"note: nothing is learnt from {beside[0]}: {error}", file=sys.stderr)
+        return None
+    weights, temperature = learn_weights(list(held_out.streams.values()), held_out.labels)
+    return Learnt(
+        streams=list(test_set.streams),
+        weights=weights.tolist(),
+        temperature=temperature,
+        videos=len(held_out.videos),
+        groups=int(group_numbers(held_out.videos, held_out.labels).max()) + 1,
+        paths=[str(source.path) for source in held_out.sources.values()],
+    )
 
 
 def check(args: argparse.Namespace) -> None:
@@ -268,21 +359,29 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"--weights gives {plural(len(weights), 'number')} for {streams} streams; give one for each")
     if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
         raise InputError("--weights takes numbers from 0 up, not all of them 0")
+    if args.learn is not None and (args.weights or args.normalize != "none" or args.scores != "logits"):
+        raise InputError("--learn finds the weights itself; leave out --weights, --normalize and --scores")
+    if args.learn and len(args.learn) != streams:
+        raise InputError(f"--learn names {plural(len(args.learn), 'path')} for {streams} streams; give one for each")
     if args.splits and len(set(args.splits)) < len(args.splits):
         raise InputError("--splits names a split twice; name each once")
 
 
 def fuse_test_set(args: argparse.Namespace, output: Path, split: str | None) -> Outcome:
     """Load, fuse, print and save one test set."""
-    test_set = load(args, split)
+    paths = paths_of(args)
+    test_set = load(paths, split)
+    learnt = learn(args, paths, test_set, split)
     check_writable(output)
     title = f"split {split}" if split else test_set.title
-    if args.normalize == "none" and (warning := scale_warning(test_set)):
+    if args.normalize == "none" and args.learn is None and (warning := scale_warning(test_set)):
         print(warning, file=sys.stderr)
     seed = [args.seed, args.splits.index(split)] if split else args.seed
-    outcome = evaluate(test_set, args.weights, args.normalize, args.scores, seed)
-    print(text(outcome.results, title))
+    outcome = evaluate(
+        test_set, args.weights, args.normalize, args.scores, seed, learnt, headline=args.learn is not None
+    )
     write_json(output / "results.json", outcome.results)
+    print(text(outcome.results, title))
     if not args.no_report and has_matplotlib():
         from report.sections import write_report
 
@@ -312,8 +411,8 @@ def main() -> None:
         print()
     total = mean_over_splits(outcomes)
     title = f"mean over splits {', '.join(args.splits)}"
-    print(text(total, title))
     write_json(args.output / "results.json", total)
+    print(text(total, title))
     if not args.no_report and has_matplotlib():
         from report.sections import write_overview
 

@@ -1,4 +1,4 @@
-"""What every script needs: plain words, flags, atomic files, metrics, records, checkpoints, predictions, seeds."""
+"""What every script needs: plain words, flags, atomic files, metrics, records, checkpoints, seeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import random
 import re
 import secrets
@@ -18,7 +17,8 @@ import shutil
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,12 +30,16 @@ _THRESHOLD = gc.get_threshold()
 gc.set_threshold(100_000)
 
 
+BEGAN = time.time()  # nearly when the process did, for what is said of its duration
+
+
 class InputError(Exception):
     """Something the person at the keyboard can put right: one line with what, which file, what to do."""
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run a script's `main` and exit: 0 or what it returns, 2 after an InputError, 130 after Ctrl-C.
+    """Run a script's `main` and exit: 0 or what it returns, 2 after an InputError, 130 after Ctrl-C,
+    141 where nobody reads on, as `| head` does.
 
     Only InputError is turned into a line; any other exception is a bug and keeps its traceback.
     """
@@ -44,6 +48,10 @@ def run_main(main: Callable[[], int | None]) -> None:
     gc.set_threshold(*_THRESHOLD)
     try:
         code = main() or 0
+        sys.stdout.flush()  # now, where a reader that has gone can still be answered
+    except BrokenPipeError:  # `... | head` has read enough
+        code = 141
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at Python's end
     except InputError as error:
         code = 2
         if first_to_report():
@@ -194,15 +202,42 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 # --- metrics -------------------------------------------------------------------------------------------
 
 
-def accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def check_finite(scores: np.ndarray, videos: Sequence[str] | None = None) -> None:
+    """Raise InputError for (videos, classes) scores that hold NaN or infinity, naming the first such video.
+
+    Neither can be ranked: every comparison with NaN is false, so a test of "is any class better?" calls it right.
+    """
+    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(bad):
+        first = videos[bad[0]] if videos is not None else f"video number {bad[0] + 1}"
+        raise InputError(
+            f"the scores of {first} are not finite, nor those of {len(bad) - 1:,} more of {len(scores):,} videos: the "
+            "network has most likely diverged; train again, or from an earlier checkpoint, with a lower --lr or with "
+            "--clip-grad, and with --amp off if it was fp16"
+        )
+
+
+def ranks(scores: np.ndarray, labels: np.ndarray, videos: Sequence[str] | None = None) -> np.ndarray:
+    """Place of the true class among (videos, classes) scores, (videos,) int: 0 is a correct first guess.
+
+    Between equal scores the lower class index counts as the higher guess, as in argmax, so that constant scores
+    earn no more than chance. What is not provably behind the true class counts as before it. Raises InputError for
+    scores that aren't finite, with the name that `videos` gives the row.
+    """
+    check_finite(scores, videos)
+    own = np.take_along_axis(scores, labels[:, None], 1)
+    later = np.arange(scores.shape[1]) > labels[:, None]
+    behind = (scores < own) | ((scores == own) & later)
+    return scores.shape[1] - 1 - behind.sum(1)
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray, videos: Sequence[str] | None = None) -> dict[str, float]:
     """Top-1, top-5 and mean-class accuracy in per cent of (videos, classes) scores against (videos,) labels.
 
-    Mean-class accuracy averages over the classes that have videos, as THUMOS and TSN report it. Between equal
-    scores the lower class index counts as the higher guess, as argmax has it.
+    Mean-class accuracy averages over the classes that have videos, as THUMOS and TSN report it. Ties, and scores
+    that aren't finite: see `ranks`.
     """
-    own = np.take_along_axis(logits, labels[:, None], 1)
-    earlier = np.arange(logits.shape[1]) < labels[:, None]
-    rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
+    rank = ranks(logits, labels, videos)
     per_class = [float((rank[labels == c] < 1).mean()) for c in np.unique(labels)]
     return {
         "top1": 100 * float((rank < 1).mean()),
@@ -211,11 +246,12 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     }
 
 
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean cross-entropy of (videos, classes) logits, in nats."""
-    high = logits.max(1, keepdims=True).astype(np.float64)
-    log_sum = np.log(np.exp(logits - high).sum(1)) + high[:, 0]
-    return float((log_sum - np.take_along_axis(logits, labels[:, None], 1)[:, 0]).mean())
+def cross_entropy(logits: np.ndarray, labels: np.ndarray, videos: Sequence[str] | None = None) -> float:
+    """Mean cross-entropy of (videos, classes) logits, in nats. Raises InputError for logits that aren't finite."""
+    from scipy.special import log_softmax  # here: scipy takes a moment to import
+
+    check_finite(logits, videos)
+    return -float(np.take_along_axis(log_softmax(logits.astype(np.float64), axis=1), labels[:, None], 1).mean())
 
 
 # --- records -------------------------------------------------------------------------------------------
@@ -239,25 +275,6 @@ def write_record(path: str | os.PathLike, row: Mapping[str, float]) -> None:
             raise InputError(f"{path} is no record of this program ({error}); move it away") from None
     with atomic_path(path) as temporary:
         pd.DataFrame(rows, columns=list(RECORD_COLUMNS)).astype({"Epoch": int}).to_csv(temporary, index=False)
-
-
-# --- predictions ---------------------------------------------------------------------------------------
-
-
-def write_predictions(
-    folder: str | os.PathLike, stream: str, frame_logits: Mapping[str, np.ndarray], about: Mapping[str, Any]
-) -> None:
-    """Write <stream>_frame_preds.pickle, <stream>_video_preds.pickle and predictions.json.
-
-    `frame_logits` maps a video to (samples, classes) float32 in time order; the video's prediction is their
-    mean. `about` is what fusion.py needs to know without a dataset: class_names, labels, protocol, ...
-    """
-    folder = Path(folder)
-    video_logits = {name: logits.mean(0, dtype=np.float64).astype(np.float32) for name, logits in frame_logits.items()}
-    for kind, predictions in (("frame", frame_logits), ("video", video_logits)):
-        with atomic_path(folder / f"{stream}_{kind}_preds.pickle") as temporary:
-            temporary.write_bytes(pickle.dumps(dict(predictions), protocol=4))
-    write_json(folder / "predictions.json", {"format": 1, "stream": stream, **about})
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------

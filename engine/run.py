@@ -26,6 +26,8 @@ from engine import options
 from engine.epoch import TestResult, test, train_one_epoch
 from engine.state import Training, amp_dtype
 from saved.checkpoints import read_checkpoint
+from saved.predictions import write_predictions
+from saved.provenance import provenance
 from utils import (
     InputError,
     atomic_path,
@@ -35,7 +37,6 @@ from utils import (
     save_checkpoint,
     weights_hash,
     world,
-    write_predictions,
     write_record,
 )
 
@@ -252,6 +253,8 @@ class Run:
             "labels": result.labels,
             "protocol": {"samples": args.test_samples, "views": args.test_views, **self.preparation.as_dict()},
             "checkpoint": {"name": name, "epoch": epoch, "weights_sha256": weights_hash(model.state_dict())},
+            "chosen_by": None if args.evaluate else "val" if args.val_groups else "test",
+            "made": provenance(options.as_dict(args)),
             "frames": {"root": str(root), "folders": {
                 s.video.name: os.path.relpath(s.folder, self.data.root) for s in loader.dataset.sources}},
         }  # fmt: skip

@@ -48,7 +48,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure, also written as <name>.svg. `least` is the width in pixels below which it scrolls sideways.
+    """A figure, also written as <name>.svg. Narrower than `least` pixels it scrolls sideways.
 
     `titles` says what the figure's links lead to: anchor -> the words shown above it.
     """

@@ -35,7 +35,7 @@ def find(folder: Path, name: str) -> Run:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; name record folders, such as record/spatial")
     folders = [folder, *sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))]
-    about = {}
+    about: dict[str, dict] = {}
     for one in folders:
         meta = read_json(one / "predictions.json")
         if isinstance(stream := meta.get("stream"), str):
@@ -65,10 +65,11 @@ def rows(runs: list[Run]) -> list[list[str]]:
     for run in runs:
         for stream, phases in run.streams.items():
             epochs = max(len(table) for table in phases.values())
-            top1 = phases["test"]["Prec@1"].dropna() if "test" in phases else []
-            loss = phases["train"]["Loss"].dropna() if "train" in phases else []
-            best = [f"{top1.max():.2f}", f"{top1.idxmax():g}", f"{top1.iloc[-1]:.2f}"] if len(top1) else ["", "", ""]
-            last_loss = f"{loss.iloc[-1]:.4f}" if len(loss) else ""
+            best, last_loss = ["", "", ""], ""
+            if "test" in phases and len(top1 := phases["test"]["Prec@1"].dropna()):
+                best = [f"{top1.max():.2f}", f"{top1.idxmax():g}", f"{top1.iloc[-1]:.2f}"]
+            if "train" in phases and len(loss := phases["train"]["Loss"].dropna()):
+                last_loss = f"{loss.iloc[-1]:.4f}"
             seconds = made(run, stream).get("seconds")
             time = duration(seconds) if isinstance(seconds, (int, float)) else ""
             found.append([run.name, stream, f"{epochs}", *best, last_loss, time])
@@ -133,11 +134,10 @@ def write_page(runs: list[Run], output: Path, table: list[list[str]], differing:
         sections.append(
             Section("Settings that differ", [Table(["stream", "setting", *names], differing, words=2 + len(names))])
         )
-    commands = [
-        (f"{run.name}, {stream}", words) for run in runs for stream in run.about if (words := in_words(made(run, stream)))
-    ]
+    commands = [(f"{run.name}, {stream}", in_words(made(run, stream))) for run in runs for stream in run.about]
+    known = [line for line in commands if line[1]]
     title = f"Runs: {', '.join(names)}"
-    report = Report(title, "", sections, made=[*commands, ("this page", in_words(provenance({})))])
+    report = Report(title, "", sections, made=[*known, ("this page", in_words(provenance({})))])
     return page.write(report, output / "compare.html")
 
 

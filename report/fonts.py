@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import unicodedata
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -37,9 +37,10 @@ def families(texts: Iterable[str]) -> list[str]:
     from matplotlib.font_manager import fontManager, get_font
 
     found = ["DejaVu Sans"]
-    for path in {font_file(needed(text)) for text in texts} - {None, _shipped()}:
-        fontManager.addfont(path)
-        found.append(get_font(path).family_name)
+    for path in {font_file(needed(text)) for text in texts} - {_shipped()}:
+        if path is not None:
+            fontManager.addfont(path)
+            found.append(get_font(path).family_name)
     return found
 
 
@@ -61,7 +62,7 @@ def font_file(wanted: frozenset[str]) -> Path | None:
     return max([shipped, *_installed()], key=merit)
 
 
-@lru_cache(maxsize=None)
+@cache
 def characters(path: Path | None) -> frozenset[str]:
     """The characters in a font file (in a collection's first font); for None those in Pillow's own font."""
     if path is None:
@@ -74,7 +75,7 @@ def characters(path: Path | None) -> frozenset[str]:
         return frozenset()  # nothing that can be read as a font
 
 
-@lru_cache(maxsize=1)
+@cache
 def _shipped() -> Path | None:
     if find_spec("matplotlib") is None:
         return None
@@ -83,7 +84,7 @@ def _shipped() -> Path | None:
     return Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 
 
-@lru_cache(maxsize=1)
+@cache
 def _installed() -> list[Path]:
     """The system's fonts that scale: pictures of letters, as in fonts of emoji, come in one size."""
     from matplotlib.font_manager import findSystemFonts
@@ -96,7 +97,7 @@ def _opened(path: Path | None, size: int) -> ImageFont.FreeTypeFont | ImageFont.
     return ImageFont.load_default(size) if path is None else ImageFont.truetype(str(path), size)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _say_missing(script: str) -> None:
     print(
         f"note: no font here has all {script} characters of the class names, so they are drawn as ?; "

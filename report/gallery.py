@@ -56,7 +56,7 @@ def build(outcome: Outcome, chances: dict[str, np.ndarray]) -> tuple[Gallery, in
                     (anchor(label, guess), names[guess], [video(row) for row in mine if guesses[row] == guess])
                     for guess in kinds[np.argsort(-counts, kind="stable")]
                 ],
-                right=[(test_set.videos[row], remark(row)) for row in right],
+                right=[(test_set.videos[row], remark(row)) for row in right.tolist()],
                 right_anchor=anchor(label, label),
             )
         )

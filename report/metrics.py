@@ -1,33 +1,22 @@
 """How far to trust an accuracy: intervals, a paired test, calibration, classes one by one.
 
-Everything here works on scores of shape (videos, classes) and labels of shape (videos,); NumPy only,
-no file is read or written. Accuracies are in per cent, probabilities in 0..1.
+Everything here works on scores of shape (videos, classes) and labels of shape (videos,); no file is read or
+written. Accuracies are in per cent, probabilities in 0..1. Ranks, and the accuracies made of them, are utils.py's.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import special
+
+from dataloader.names import group_of
+from utils import check_finite, ranks
 
 METRICS = ("top1", "top5", "mean_class")
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities along the last axis; same shape, float."""
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
-
-
-def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Place of the true class among the scores, (videos,) int: 0 is a correct first guess.
-
-    Among equal scores the lower class index comes first, as in argmax, so that constant scores earn no
-    more than chance.
-    """
-    true = scores[np.arange(len(labels)), labels][:, None]
-    earlier = np.arange(scores.shape[1])[None, :] < labels[:, None]
-    return ((scores > true) | ((scores == true) & earlier)).sum(axis=1)
+softmax = functools.partial(special.softmax, axis=-1)  # probabilities of logits (..., classes)
 
 
 def per_class(correct: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -37,28 +26,42 @@ def per_class(correct: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarr
         return 100 * np.bincount(labels, weights=correct, minlength=classes) / videos
 
 
-def bootstrap(
-    scores: np.ndarray, labels: np.ndarray, seed: int | Sequence[int], draws: int = 10_000
-) -> dict[str, np.ndarray]:
-    """The three accuracies (those of utils.accuracy) of `draws` resamples of the videos: {metric: (draws,)}, per cent.
+def group_numbers(videos: Sequence[str], labels: np.ndarray) -> np.ndarray:
+    """(videos,) int: which recording of its class each video was cut from, by its name.
 
-    All three depend on a resample only through how many videos of each class came out top-1, top-5 or
-    worse. Those counts are multinomial, so they are drawn directly: the same distribution as drawing
-    videos with replacement (Efron 1979), without the (draws, videos) table.
+    Clips of one recording are alike, so they are right or wrong together: intervals and tests resample recordings.
+    Videos whose names tell none are each by themselves, and then these are the numbers 0 to videos - 1.
     """
-    classes = scores.shape[1]
-    outcome = np.digitize(ranks(scores, labels), [1, 5])  # 0: top-1, 1: in the top 5, 2: below
-    cells = np.bincount(labels * 3 + outcome, minlength=classes * 3)
-    occupied = np.flatnonzero(cells)
-    counts = np.zeros((draws, classes * 3), dtype=np.int32)
-    share = cells[occupied] / len(labels)
-    counts[:, occupied] = np.random.default_rng(seed).multinomial(len(labels), share, size=draws)
-    counts = counts.reshape(draws, classes, 3)
-    first, five, videos = counts[:, :, 0], counts[:, :, :2].sum(axis=2), counts.sum(axis=2)
-    recall = np.divide(first, videos, out=np.full(first.shape, np.nan), where=videos > 0)
+    keys = [f"{label}/{group_of(video)}" for video, label in zip(videos, labels, strict=True)]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys])
+
+
+def bootstrap(
+    scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int | Sequence[int], draws: int = 10_000
+) -> dict[str, np.ndarray]:
+    """The three accuracies (those of utils.accuracy) of `draws` resamples of the groups: {metric: (draws,)}, per cent.
+
+    groups (videos,) int: those of `group_numbers`, each of one class; resampled whole, with replacement (the cluster
+    bootstrap: Davison and Hinkley 1997, section 3.8). A resample's accuracies depend on its groups through their
+    class and their counts only, so groups alike in these are counted, and the counts drawn: they are multinomial.
+    """
+    place = ranks(scores, labels)
+    count = np.bincount(groups)
+    of_group = np.empty((len(count), 4), dtype=np.int64)
+    of_group[groups, 0] = labels
+    of_group[:, 1] = np.bincount(groups, weights=place < 1)
+    of_group[:, 2] = np.bincount(groups, weights=place < 5)
+    of_group[:, 3] = count
+    kinds, repeats = np.unique(of_group, axis=0, return_counts=True)  # in the order of their class
+    drawn = np.random.default_rng(seed).multinomial(len(count), repeats / len(count), size=draws)  # (draws, kinds)
+    label, first, five, videos = kinds.T
+    starts = np.flatnonzero(np.diff(label, prepend=-1))
+    right, all_ = (np.add.reduceat(drawn * number, starts, axis=1) for number in (first, videos))  # (draws, classes)
+    recall = np.divide(right, all_, out=np.full(right.shape, np.nan), where=all_ > 0)
     return {
-        "top1": 100 * first.sum(axis=1) / len(labels),
-        "top5": 100 * five.sum(axis=1) / len(labels),
+        "top1": 100 * (drawn @ first) / (drawn @ videos),
+        "top5": 100 * (drawn @ five) / (drawn @ videos),
         "mean_class": 100 * np.nanmean(recall, axis=1),
     }
 
@@ -68,18 +71,27 @@ def interval(draws: np.ndarray) -> list[float]:
     return [float(bound) for bound in np.percentile(draws, [2.5, 97.5])]
 
 
-def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict[str, float]:
-    """McNemar's exact test on two (videos,) bool arrays: do two classifiers differ beyond chance?
+def mcnemar(first_right: np.ndarray, second_right: np.ndarray, groups: np.ndarray) -> dict[str, float]:
+    """Do two classifiers differ beyond chance? (videos,) bool each; the exact permutation test over groups.
 
-    Under the null hypothesis each video that only one of them gets right falls to either with probability
-    one half, so the two-sided p is twice the binomial tail (Dietterich 1998, section 2.1, in its exact form).
+    Under the null hypothesis the two could be exchanged in any group, so a group's difference in right videos has
+    either sign with probability one half. p is the share of all 2**groups signs for which the sum is at least as
+    far from 0 as it is (Good 2005, section 3.2), got by convolution. Where each video is a group of its own, this is
+    McNemar's exact test (Dietterich 1998, section 2.1); over groups it is that test's form for clustered pairs.
     """
-    from scipy.special import bdtr  # here: scipy takes a moment to import and only this needs it
-
-    only_first = int((first_right & ~second_right).sum())
-    only_second = int((second_right & ~first_right).sum())
-    tail = bdtr(min(only_first, only_second), only_first + only_second, 0.5)
-    return {"only_first": only_first, "only_second": only_second, "p": min(1.0, 2 * float(tail))}
+    difference = first_right.astype(int) - second_right.astype(int)
+    per_group = np.bincount(groups, weights=difference).astype(int)
+    chance = np.ones(1)  # of each sum, from -total to total in steps of 2
+    for size in np.abs(per_group[per_group != 0]):
+        padding = np.zeros(size)
+        chance = (np.concatenate([chance, padding]) + np.concatenate([padding, chance])) / 2
+    total = len(chance) - 1
+    sums = 2 * np.arange(total + 1) - total
+    return {
+        "only_first": int((difference > 0).sum()),
+        "only_second": int((difference < 0).sum()),
+        "p": min(1.0, float(chance[np.abs(sums) >= abs(per_group.sum())].sum())),
+    }
 
 
 def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> dict:
@@ -88,6 +100,7 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     Guo et al. 2017, section 2. Returns arrays of shape (bins,): `count`, `confidence` and `correct` (0..1,
     NaN in an empty bin), and `ece` in 0..1.
     """
+    check_finite(probabilities)
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)

@@ -78,8 +78,8 @@ def on_page(drawing: str, plot: Plot) -> Markup:
     found = re.search(r'<svg [^>]*?viewBox="0 0 ([\d.]+) ([\d.]+)"', drawing)
     assert found is not None
     width, height = (round(float(side) * ZOOM) for side in found.groups())
-    start = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {found[1]} {found[2]}"'
-    return Markup(start + drawing[drawing.index(">") :])
+    size = f'width="{width}" height="{height}" viewBox="0 0 {found[1]} {found[2]}"'
+    return Markup(f'<svg xmlns="http://www.w3.org/2000/svg" {size}' + drawing[drawing.index(">") :])
 
 
 def _link(target: str, title: str | None) -> str:

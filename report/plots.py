@@ -56,7 +56,7 @@ def tidy(axes, grid: str = "both") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(LINE)
-    axes.tick_params(colors=INK, length=0, labelsize=9)
+    axes.tick_params(which="both", colors=INK, length=0, labelsize=9)
     axes.set_axisbelow(True)
     axes.grid(axis=grid, color=LINE, linewidth=0.6)
 

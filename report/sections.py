@@ -59,7 +59,11 @@ def overview(total: dict, title: str, made: dict) -> Report:
     """The report on the mean over several splits, with links to each split's own."""
     columns = [(label, key) for label, key in summary.rows(total) if key != "best_weight"]
     rows = [
-        [Link(split, f"split{split}/report.html"), f"{one['videos']:,}", *(f"{one[key]['top1']:.2f}" for _, key in columns)]
+        [
+            Link(split, f"split{split}/report.html"),
+            f"{one['videos']:,}",
+            *(f"{one[key]['top1']:.2f}" for _, key in columns),
+        ]
         for split, one in total["splits"].items()
     ]
     each = Section(
@@ -84,7 +88,7 @@ def overview(total: dict, title: str, made: dict) -> Report:
 def opening(results: dict) -> str:
     return (
         f"{plural(results['videos'], 'test video')}, {results['classes']} classes. Top-1 accuracy in per cent, with "
-        "bootstrap 95 % intervals over videos."
+        f"bootstrap 95 % intervals over {results['resampled']['unit']}s."
     )
 
 
@@ -159,29 +163,14 @@ def accuracy(results: dict) -> Section:
         Table(["", first, "95 % interval", *others], cells, main=len(streams), aside=len(streams) + 1),
         Text(f"* {summary.TUNED_NOTE}.", soft=True),
         Text(
-            "Below fusion stand other ways to fuse, for comparison. average: the plain mean of the streams' logits. std: "
-            "each stream's logits divided by their standard deviation first. confidence: divided by the temperature at "
-            "which their mean confidence is the same. None of the three uses a label."
+            "Below fusion stand other ways to fuse, for comparison. average: the plain mean of the streams' logits. "
+            "std: each stream's logits divided by their standard deviation over the test set first. Neither uses a "
+            "label."
         ),
         Plot("accuracy", plots.accuracy(dots, results["videos"]), "Top-1 accuracy with its interval, row by row"),
     ]
-    if "mcnemar" in results:
-        test = results["mcnemar"]
-        verdict = "is more than chance explains" if test["p"] < 0.05 else "could be chance"
-        blocks.append(
-            Text(
-                f"Fusion against {test['against']} alone: {plural(test['only_fusion_right'], 'video')} right only by "
-                f"fusion, {test['only_stream_right']:,} only by {test['against']}. The difference {verdict} (McNemar's "
-                f"exact test, p = {test['p']:.2g})."
-            )
-        )
-    blocks.append(
-        Text(
-            "Intervals and test take the videos as independent. Clips cut from one recording are alike, so the true "
-            "uncertainty is larger.",
-            soft=True,
-        )
-    )
+    notes = (summary.learnt_note(results), summary.test_line(results), summary.uncertainty_note(results))
+    blocks += [Text(line[0].upper() + line[1:] + ".") for line in notes if line]
     return Section("Accuracy", blocks)
 
 
@@ -224,9 +213,9 @@ def per_class(outcome: Outcome) -> Section:
         "Class by class",
         [
             Text(
-                f"Sorted by what fusion gains over {better}, the better stream: a gain in {plural(up, 'class')}, a loss "
-                f"in {down}. The mean of the gains, {found['gain'].mean():+.2f}, is the gain in mean-class accuracy. A "
-                "class's name leads to its videos."
+                f"Sorted by what fusion gains over {better}, the better stream: a gain in {plural(up, 'class')}, a "
+                f"loss in {down}. The mean of the gains, {found['gain'].mean():+.2f}, is the gain in mean-class accuracy. "
+                "A class's name leads to its videos."
             ),
             Plot(
                 "per_class",
@@ -251,7 +240,11 @@ def confusion(outcome: Outcome) -> Section:
             Text(f"Fusion gets {plural(pairs['videos'].sum(), 'video')} wrong. {part}, each leading to its videos:")
         )
         rows = [
-            [Link(f"{row.true} → {row.guessed}", f"#{gallery.anchor(row.label, row.guess)}"), row.videos, f"{row.share:.0f} %"]
+            [
+                Link(f"{row.true} → {row.guessed}", f"#{gallery.anchor(row.label, row.guess)}"),
+                row.videos,
+                f"{row.share:.0f} %",
+            ]
             for row in pairs.head(PAIRS).itertuples()
         ]
         blocks.append(Table(["true class → guess", "videos", "of the class"], rows))
@@ -274,7 +267,7 @@ def confusion(outcome: Outcome) -> Section:
         words = f"{names[label]} → {names[guess]}" if label != guess else f"{names[label]}, right"
         titles[target] = f"{words}: {plural(int(shown[row, column]), 'video')}, {share:.0f} %"
     drawn = plots.confusion(shown, [names[i] for i in used], anchors, wide)
-    blocks.append(Plot("confusion", drawn, "Confusion matrix of fusion", 1150 if wide else 0, titles))
+    blocks.append(Plot("confusion", drawn, "Confusion matrix of fusion", 1150 if wide else 42 * len(used), titles))
     matrix = pd.DataFrame(counts, columns=names)
     matrix.insert(0, "true class", names, allow_duplicates=True)
     csvs = {"confusion": matrix, "confused_pairs": pairs.drop(columns=["label", "guess"])}
@@ -294,8 +287,8 @@ def agreement(outcome: Outcome) -> Section:
     blocks: list = [
         Text(
             f"The streams disagree on {apart.sum():,} of {apart.size:,} videos. On {contested.sum():,} of these at "
-            f"least one is right, and fusion is right on {fused_right[contested].sum():,}. An oracle that always picked "
-            f"a right stream would reach {100 * some_right.mean():.2f} % top-1."
+            f"least one is right, and fusion is right on {fused_right[contested].sum():,}. An oracle that always "
+            f"picked a right stream would reach {100 * some_right.mean():.2f} % top-1."
         ),
         Plot("agreement", plots.agreement(counts), "Which streams are right, and how often fusion is"),
     ]
@@ -341,8 +334,8 @@ def calibration(outcome: Outcome, chances: dict[str, np.ndarray]) -> Section:
             Plot("calibration", plots.calibration(found), "Reliability diagrams"),
             Text(
                 "How often the first guess is right, against the probability that softmax gives it. On the dashed line "
-                "the two are equal; a bar below it is too sure of itself, one above it not sure enough. The grey line is "
-                f"the share of the videos. ECE is the mean distance from the dashed line over the videos (Guo et al. "
+                "the two are equal; a bar below it is too sure of itself, one above it not sure enough. The grey line "
+                "is the share of the videos. ECE is the mean distance from the dashed line over the videos (Guo et al. "
                 f"2017, {bins} bins). It judges the scale of the logits, not their order: dividing them by a number "
                 "changes how sure they are and no guess.",
                 soft=True,
@@ -375,15 +368,19 @@ def mistakes(outcome: Outcome, chances: dict[str, np.ndarray]) -> Section:
         everybody = "both streams" if len(test_set.streams) == 2 else "all streams"
         blocks.append(
             Text(
-                f"Fusion gets {plural(len(wrong), 'video')} wrong; in {none_right:,} of them {everybody} are wrong, too. "
-                "Those that fusion is surest about:"
+                f"Fusion gets {plural(len(wrong), 'video')} wrong; in {none_right:,} of them {everybody} are wrong, "
+                "too. Those that fusion is surest about:"
             )
         )
         rows = [
-            [Link(row["video"], f"#v{place}"), row["class"], row["fusion guess"], f"{100 * row['fusion p(guess)']:.0f} %"]
+            [
+                Link(row["video"], f"#v{place}"),
+                f"{row['class']} → {row['fusion guess']}",
+                f"{100 * row['fusion p(guess)']:.0f} %",
+            ]
             for place, row in wrong.head(LISTED).to_dict("index").items()
         ]
-        blocks.append(Table(["video", "class", "guess", "sure"], rows, words=3))
+        blocks.append(Table(["video", "true class → guess", "sure"], rows, words=2))
     else:
         blocks.append(Text("There are none: fusion gets every video right."))
     blocks.append(
@@ -403,7 +400,7 @@ def training_curves(outcome: Outcome) -> Section | None:
     streams = curves.find_records(folders)
     if not streams:
         return None
-    blocks = [
+    blocks: list = [
         Text("From the records beside the predictions, a row per epoch."),
         *curves.plots_of({"": streams}),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from utils import plural
 
-FIXED = ("average", "std", "confidence")  # the fusions that stand in every table, whatever was asked for
+FIXED = ("average", "std")  # the fusions that stand in every table, whatever was asked for
 TUNED_NOTE = "chosen on the test labels themselves: what a weight could give at most, not a result"
 
 
@@ -24,22 +24,62 @@ def ratio(weights: list[float]) -> str:
     return " : ".join(f"{weight:g}" for weight in weights)
 
 
+def learnt_label(results: dict) -> str:
+    weights = results["learnt"].get("weights")  # a mean over splits has none
+    return f"learnt {' : '.join(f'{weight:.2f}' for weight in weights.values())}" if weights else "learnt"
+
+
+def learnt_note(results: dict) -> str:
+    """How the learnt weights came about; empty where there are none."""
+    on = results.get("learnt", {}).get("learnt_on")
+    if not on:
+        return ""
+    groups = f" in {plural(on['groups'], 'group')}" if on["groups"] < on["videos"] else ""
+    asked = results["settings"]["fusion"] == "learnt"
+    return (
+        f"learnt: maximum likelihood on {plural(on['videos'], 'other video')}{groups}, temperature "
+        f"{results['learnt']['temperature']:.3g}{'' if asked else '; --learn makes it the headline'}"
+    )
+
+
+def uncertainty_note(results: dict) -> str:
+    """What intervals and test resample."""
+    unit, count = results["resampled"]["unit"], results["resampled"]["count"]
+    if unit == "video":
+        return "intervals and test take videos as independent: their names tell no groups"
+    return f"intervals and test are over {plural(count, unit)} of videos, since clips of one recording are alike"
+
+
+def test_line(results: dict) -> str:
+    """The paired test of fusion against the better stream, in one sentence; empty for a mean over splits."""
+    if "mcnemar" not in results:
+        return ""
+    test = results["mcnemar"]
+    name = "McNemar's exact test" if test["over"] == "videos" else "permutation test over groups"
+    return (
+        f"fusion against {test['against']} alone: {plural(test['only_fusion_right'], 'video')} right only by fusion, "
+        f"{test['only_stream_right']:,} only by {test['against']}; {name}, p = {test['p']:.2g}"
+    )
+
+
 def rows(results: dict) -> list[tuple[str, str]]:
     """(label, key in results) of each row: the streams, the fusion asked for, what it is compared with."""
     asked = results["settings"]["fusion"]
     compared = [(name, name) for name in FIXED if name != asked]
+    if "learnt" in results and asked != "learnt":
+        compared.append((learnt_label(results), "learnt"))
     weights = results["best_weight"].get("weights")  # a mean over splits has none
     tuned = f"best weight {ratio(weights)} *" if weights else "best weight *"
     return [
         *((name, name) for name in results["streams"]),
-        (f"fusion: {asked}", "fusion"),
+        (f"fusion: {learnt_label(results) if asked == 'learnt' else asked}", "fusion"),
         *compared,
         (tuned, "best_weight"),
     ]
 
 
 def text(results: dict, title: str) -> str:
-    """The table with a headline above it and McNemar's test below."""
+    """The table with a headline above it, and below how it was tested."""
     lines = [f"{title}: {plural(results['videos'], 'video')}, {results['classes']} classes, accuracy in %"]
     if len(results["streams"]) > 2:
         lines += [f"{name}: {about['path']}" for name, about in results["streams"].items()]
@@ -54,10 +94,5 @@ def text(results: dict, title: str) -> str:
         top1, top5, mean_class = found["top1"], found["top5"], found["mean_class"]
         lines.append(f"{label:{width}}  {top1:6.2f}   {spread:15}  {top5:6.2f}   {mean_class:10.2f}")
     lines.append(f"* {TUNED_NOTE}")
-    if "mcnemar" in results:
-        test = results["mcnemar"]
-        lines.append(
-            f"McNemar's exact test against {test['against']} alone: {plural(test['only_fusion_right'], 'video')} right "
-            f"only by fusion, {test['only_stream_right']:,} only by {test['against']}, p = {test['p']:.2g}"
-        )
+    lines += [line for line in (learnt_note(results), test_line(results), uncertainty_note(results)) if line]
     return "\n".join(lines)

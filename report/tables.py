@@ -40,7 +40,10 @@ def confusion(guesses: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarr
 
 
 def confused_pairs(matrix: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
-    """Every mistake that happens, most frequent first: true, guessed, videos, share (% of the true class), label, guess."""
+    """Every mistake that happens, most frequent first: true, guessed, videos, share (% of the true class).
+
+    The columns label and guess are the two classes' indices.
+    """
     mistakes = matrix * (1 - np.eye(len(matrix), dtype=int))
     true, guessed = np.nonzero(mistakes)
     videos = mistakes[true, guessed]

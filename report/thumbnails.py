@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,9 @@ MOST = 600  # strips on one page, which they make 6 MB large
 
 
 def strips(sources: Mapping[str, Predictions], videos: Sequence[str]) -> dict[str, str]:
-    """Strips of the first MOST of `videos`: video's key -> JPEG data URI, those whose RGB frames aren't on disk left out.
+    """Strips of the first MOST of `videos` whose RGB frames are on disk: video's key -> JPEG data URI.
 
-    Where they lie is what predictions.json of a spatial stream says.
+    Where the frames lie is what predictions.json of a spatial stream says.
     """
     for source in sources.values():
         frames = source.meta.get("frames")
@@ -31,7 +32,7 @@ def strips(sources: Mapping[str, Predictions], videos: Sequence[str]) -> dict[st
             if isinstance(root, str) and isinstance(folders, dict):
                 known = [video for video in videos if video in folders][:MOST]
                 with ThreadPoolExecutor() as pool:
-                    made = pool.map(lambda video: strip(Path(root), str(folders[video])), known)
+                    made = pool.map(strip, repeat(Path(root)), [str(folders[video]) for video in known])
                     return {video: one for video, one in zip(known, made, strict=True) if one}
     return {}
 

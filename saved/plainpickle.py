@@ -62,7 +62,7 @@ class _Dtype:
 class _Array:
     """A numpy array in the making: asked for, remembered, then given its shape, dtype and bytes."""
 
-    made: np.ndarray | None = None
+    made: np.ndarray | list | None = None
 
 
 @dataclass
@@ -203,7 +203,9 @@ class Machine:
             target.order = state[1] if state[1] in ("<", ">") else "="
         elif isinstance(target, _Array) and target.made is None:
             _, shape, dtype, fortran, content = state
-            target.made = self.stack[-1] = _array(self, content, dtype, shape, "F" if fortran else "C")
+            order = "F" if fortran else "C"
+            made = _objects(content, shape, order) if dtype == _OBJECTS else _array(self, content, dtype, shape, order)
+            target.made = self.stack[-1] = made
         elif not isinstance(target, OrderedDict):  # whose state is a state_dict's _metadata: not needed
             raise Refused("its pickle fills something that is not there")
 
@@ -306,7 +308,9 @@ _INSTRUCTIONS: dict[bytes, Callable[[Machine], Any]] = {
 
 
 def _dtype(machine: Machine, code: str, *_: object) -> _Dtype:
-    """numpy.dtype('f4', ...): numbers and booleans only, an object array could hold anything."""
+    """numpy.dtype('f4', ...): numbers and booleans, and objects, whose arrays are read as the lists they are."""
+    if code in ("O", "O4", "O8"):
+        return _Dtype("O")
     if code not in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"):
         raise Refused(f"it has a numpy array of type {show(code)}, which holds no plain numbers")
     return _Dtype(code)
@@ -331,6 +335,20 @@ def _array(machine: Machine, content: Any, dtype: Any, shape: Any, order: Any, a
     if type(axes) is not tuple or not all(type(axis) is int for axis in axes):
         raise Refused("it has a numpy array with impossible axes")
     return array.transpose(axes)
+
+
+_OBJECTS = _Dtype("O")
+
+
+def _objects(content: Any, shape: Any, order: str) -> list:
+    """The list that an array of objects was pickled as; one of two dimensions as a list of rows."""
+    if type(content) is not list or type(shape) is not tuple or not all(type(side) is int for side in shape):
+        raise Refused("it has a numpy array of objects without objects or shape")
+    if math.prod(shape) != len(content) or len(shape) > 2 or (len(shape) == 2 and order == "F"):
+        raise Refused(f"it has a numpy array of {len(content)} objects in the shape {shape}")
+    if len(shape) < 2:
+        return content
+    return [content[place : place + shape[1]] for place in range(0, len(content), shape[1] or 1)]
 
 
 def _scalar(machine: Machine, dtype: Any, content: Any) -> Any:

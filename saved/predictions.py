@@ -1,33 +1,45 @@
-"""Saved predictions: read one stream's pickle with its labels, and line several streams up video by video."""
+"""Saved predictions: write and read one stream's with its labels, and line several streams up video by video."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
+import os
+import pickle
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dataloader.names import UCF101_CLASSES, first_few, ucf_parts
 from saved.safe import load_pickle
-from utils import InputError
+from saved.scores import SUFFIXES, read_scores
+from utils import InputError, atomic_path, write_json
 
 KINDS = {"spatial": "spatial", "rgb": "spatial", "motion": "motion", "flow": "motion", "opf": "motion"}
+TAKEN = {  # what results.json calls something else; a stream's accuracies stand beside these
+    "videos", "fusion", "average", "std", "learnt", "best_weight", "interval_95", "resampled", "mcnemar", "classes",
+    "settings", "streams", "splits",
+}  # fmt: skip
+LEAST, MOST = 1e-30, 1e30  # of scores
 DATASETS = {"ucf101": "UCF101", "hmdb51": "HMDB51", "own": "own dataset"}
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """One stream's scores for a test set, as one pickle holds them."""
+    """One stream's scores for a test set, as one file holds them."""
 
     path: Path
-    stream: str  # "spatial", "motion", or else the file's name
+    stream: str  # its name: what predictions.json says, else what the file's name does
     logits: dict[str, np.ndarray]  # video -> (classes,) or (samples, classes)
     labels: dict[str, int]
-    class_names: list[str]
+    class_names: list[str]  # in label order, empty where nothing names them
     meta: dict = field(default_factory=dict)  # predictions.json, empty where there is none
+
+    @property
+    def classes(self) -> int:
+        return next(iter(self.logits.values())).shape[-1]
 
     @property
     def level(self) -> str:
@@ -41,8 +53,8 @@ class Predictions:
         return {"path": str(self.path), "level": self.level, **known}
 
     def as_stream(self, kind: str) -> Predictions:
-        """The same under the name `kind`; an InputError where predictions.json says it is another stream."""
-        if self.meta and self.stream != kind:
+        """The same under the name `kind`; an InputError where predictions.json says it is the other stream."""
+        if self.meta and KINDS.get(self.stream.lower(), kind) != kind:
             raise InputError(f"--{kind} {self.path} holds the {self.stream} stream; look at the path")
         return replace(self, stream=kind)
 
@@ -82,34 +94,38 @@ class TestSet:
 
 
 def load_predictions(path: str | Path) -> Predictions:
-    """Read a prediction pickle, or the one in a record folder, with its videos' labels.
+    """Read a prediction pickle, or the one in a record folder, with its videos' labels; or .npz, .npy or .csv.
 
-    Labels and class names come from predictions.json beside the pickle. Without it (other people's
-    pickles) names must be UCF101's, and the classes are UCF101's in classInd's order. Videos are keyed in
-    the class list's spelling: v_HandStandPushups_g01_c01.avi becomes HandstandPushups_g01_c01.
+    Labels and class names come from predictions.json beside the file. Without it (other people's) they come from the
+    file itself (scores.read_scores), or names must be UCF101's, and the classes are UCF101's in classInd's order.
+    Videos are keyed in the class list's spelling: v_HandStandPushups_g01_c01.avi becomes HandstandPushups_g01_c01.
 
     Raises InputError for a file that is missing, unsafe, empty or not a dict of score arrays, for scores
     that aren't finite or have another length than the class list, and for videos without a label.
     """
     path = _find(Path(path))
-    content = load_pickle(path)
+    if path.suffix.lower() in SUFFIXES:
+        read = read_scores(path)
+        content, labels, named = read.scores, read.labels, read.class_names
+    else:
+        content, labels, named = load_pickle(path), None, None
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} is not a prediction file: expected a dict of videos, found {_name(content)}")
-    meta = _read_json(path.parent / "predictions.json")
-    class_names = list(meta["class_names"]) if meta else list(UCF101_CLASSES)
+    meta = _read_json(path.parent / "predictions.json") if labels is None else {}
+    class_names = meta.get("class_names") or named or list(UCF101_CLASSES)
     spelling = {name.casefold(): name for name in class_names}
+    own_classes = labels is not None and named is None  # as many as there are scores, without names
     logits: dict[str, np.ndarray] = {}
     for name, scores in content.items():
-        _check_scores(scores, path, name, len(class_names), bool(meta))
+        _check_scores(scores, path, name, None if own_classes else len(class_names), bool(meta or named))
         video = canonical(name, spelling)
         if video in logits:
             raise InputError(f"{path} holds {video} twice, in two spellings; remove one")
         logits[video] = scores
     _check_whole(logits, path)
-    if meta:
-        known = {canonical(name, spelling): label for name, label in meta["labels"].items()}
-    else:
-        known = _ucf101_labels(logits)
+    if labels is None:
+        labels = meta["labels"] if meta else _ucf101_labels(logits)
+    known = {canonical(name, spelling): label for name, label in labels.items()}
     unknown = sorted(set(logits) - set(known))
     if unknown and meta:
         raise InputError(f"predictions.json beside {path} has no {first_few(unknown)}; test that stream again")
@@ -118,18 +134,36 @@ def load_predictions(path: str | Path) -> Predictions:
             f"{path} has no predictions.json beside it, nor UCF101's names of videos: {first_few(unknown)}; "
             "put the file that was written with it there"
         )
-    return Predictions(path, _stream(path, meta), logits, {v: known[v] for v in logits}, class_names, meta)
+    stream = _stream(path, meta)
+    found = Predictions(path, stream, logits, {v: known[v] for v in logits}, list(class_names), meta)
+    return _check_own_labels(replace(found, class_names=named or [])) if own_classes or named else found
+
+
+def write_predictions(
+    folder: str | os.PathLike, stream: str, frame_logits: Mapping[str, np.ndarray], about: Mapping[str, Any]
+) -> None:
+    """Write <stream>_frame_preds.pickle, <stream>_video_preds.pickle and predictions.json.
+
+    `frame_logits` maps a video to (samples, classes) float32 in time order; the video's prediction is their
+    mean. `about` is what fusion.py needs to know without a dataset: class_names, labels, protocol, ...
+    """
+    folder = Path(folder)
+    video_logits = {name: logits.mean(0, dtype=np.float64).astype(np.float32) for name, logits in frame_logits.items()}
+    for kind, predictions in (("frame", frame_logits), ("video", video_logits)):
+        with atomic_path(folder / f"{stream}_{kind}_preds.pickle") as temporary:
+            temporary.write_bytes(pickle.dumps(dict(predictions), protocol=4))
+    write_json(folder / "predictions.json", {"format": 1, "stream": stream, **about})
 
 
 def align(predictions: Sequence[Predictions]) -> TestSet:
     """Line several streams up: the same videos, labels and classes, in one order.
 
-    Streams of one kind are numbered ("spatial 1", "spatial 2"). Raises InputError where two streams differ in
+    Streams of one name are numbered ("spatial 1", "spatial 2"). Raises InputError where two streams differ in
     classes, split, a label or their videos, which it names (the first few and the count).
     """
-    first = predictions[0]
-    for other in predictions[1:]:
-        _check_same_classes(first, other)
+    first = next((one for one in predictions if one.class_names), predictions[0])
+    for other in predictions:
+        check_same_classes(first, other)
         _check_same_videos(first, other)
     videos = sorted(first.logits)
     names = [one.stream for one in predictions]
@@ -140,7 +174,7 @@ def align(predictions: Sequence[Predictions]) -> TestSet:
     return TestSet(
         videos=videos,
         labels=np.array([first.labels[video] for video in videos]),
-        class_names=first.class_names,
+        class_names=first.class_names or [f"class {number}" for number in range(first.classes)],
         streams={name: one.matrix(videos) for name, one in zip(numbered, predictions, strict=True)},
         sources=dict(zip(numbered, predictions, strict=True)),
     )
@@ -168,7 +202,7 @@ def _find(path: Path) -> Path:
                 return found[0]
     elif path.is_file():
         return path
-    raise InputError(f"no predictions at {path}; test that stream first (--resume PATH --evaluate), or give a pickle")
+    raise InputError(f"no predictions at {path}; test that stream first (--resume PATH --evaluate), or give a file")
 
 
 def _ucf101_labels(videos: Sequence[str] | dict[str, np.ndarray]) -> dict[str, int]:
@@ -178,8 +212,8 @@ def _ucf101_labels(videos: Sequence[str] | dict[str, np.ndarray]) -> dict[str, i
     return {video: order[name] for video, name in classes.items() if name in order}
 
 
-def _check_scores(scores: object, path: Path, video: object, classes: int, listed: bool) -> None:
-    """One video's entry: a name with a finite array of one or two dimensions, as long as the class list."""
+def _check_scores(scores: object, path: Path, video: object, classes: int | None, listed: bool) -> None:
+    """One video's entry: a name with a finite array of one or two dimensions, as long as the class list if one is."""
     if not isinstance(video, str):
         raise InputError(f"{path} is not a prediction file: a key is {_name(video)}, not a video's name")
     if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiu" or scores.ndim not in (1, 2):
@@ -188,8 +222,8 @@ def _check_scores(scores: object, path: Path, video: object, classes: int, liste
         raise InputError(f"{path}: {video} holds no scores; test that stream again")
     if not np.isfinite(scores).all():
         raise InputError(f"{path}: the scores of {video} are not finite (NaN or infinity); test that stream again")
-    if scores.shape[-1] != classes:
-        source = "predictions.json names" if listed else "UCF101 has"
+    if classes is not None and scores.shape[-1] != classes:
+        source = "its list of classes names" if listed else "UCF101 has"
         remedy = "test that stream again" if listed else "other data need the predictions.json of their test beside it"
         raise InputError(f"{path}: {video} has scores of {scores.shape[-1]} classes, but {source} {classes}; {remedy}")
 
@@ -197,20 +231,50 @@ def _check_scores(scores: object, path: Path, video: object, classes: int, liste
 def _check_whole(logits: dict[str, np.ndarray], path: Path) -> None:
     if len({scores.ndim for scores in logits.values()}) > 1:
         raise InputError(f"{path} mixes video-level and frame-level scores; keep one kind in a file")
-    if next(iter(logits.values())).shape[-1] == 1:
+    lengths = sorted({scores.shape[-1] for scores in logits.values()})
+    if len(lengths) > 1:
+        raise InputError(f"{path} has scores of {lengths[0]} and of {lengths[-1]} classes; keep one kind in a file")
+    if lengths[0] == 1:
         raise InputError(f"{path} is of one class, so there is nothing to tell apart; fuse streams of two or more")
     low = min(float(scores.min()) for scores in logits.values())
     high = max(float(scores.max()) for scores in logits.values())
     if low == high:
         raise InputError(f"{path}: every score is {low:g}, which predicts nothing; test that stream again")
+    if high - low < LEAST or max(-low, high) > MOST:  # whose squares, in a standard deviation, leave float64's range
+        video = max(logits, key=lambda name: float(np.abs(logits[name]).max()))
+        raise InputError(
+            f"{path}: scores from {low:g} to {high:g}, the largest of {video}, are no network's; logits lie between "
+            f"{LEAST:g} and {MOST:g}: divide them all by one number, or test that stream again"
+        )
 
 
-def _check_same_classes(first: Predictions, other: Predictions) -> None:
+def _check_own_labels(found: Predictions) -> Predictions:
+    """The predictions of a file that brings its labels: they are classes', and UCF101's where the names are."""
+    wrong = next((video for video, label in found.labels.items() if not 0 <= label < found.classes), None)
+    if wrong is not None:
+        raise InputError(
+            f"{found.path} labels {wrong} {found.labels[wrong]}, and has scores of {found.classes} classes; "
+            "labels count from 0"
+        )
+    if found.class_names or found.classes != len(UCF101_CLASSES):
+        return found
+    ucf101 = _ucf101_labels(found.logits)
+    differing = sorted(video for video, label in ucf101.items() if found.labels[video] != label)
+    if differing:
+        raise InputError(
+            f"{found.path} has another order of classes than UCF101's classInd, or labels differently: "
+            f"{first_few(differing)}; add class_names to it, in its order"
+        )
+    return replace(found, class_names=list(UCF101_CLASSES)) if len(ucf101) == len(found.logits) else found
+
+
+def check_same_classes(first: Predictions, other: Predictions) -> None:
+    """Raise InputError for two streams' predictions of other classes, or of other splits."""
     here, there = first.class_names, other.class_names
-    if here != there:
-        both = f"{first.path} and {other.path} differ in their classes"
-        if len(here) != len(there):
-            raise InputError(f"{both} ({len(here)} and {len(there)}); fuse streams of one dataset")
+    both = f"{first.path} and {other.path} differ in their classes"
+    if first.classes != other.classes:
+        raise InputError(f"{both} ({first.classes} and {other.classes}); fuse streams of one dataset")
+    if there and here != there:
         place = next(i for i in range(len(here)) if here[i] != there[i])
         raise InputError(f"{both} (number {place + 1}: {here[place]}, {there[place]}); fuse streams of one dataset")
     splits = [str(one.meta["split"]) for one in (first, other) if "split" in one.meta]
@@ -254,12 +318,12 @@ def _read_json(path: Path) -> dict:
 
 
 def _stream(path: Path, meta: dict) -> str:
-    """The kind of stream: what predictions.json says, else what one word of the file's name says."""
-    if meta.get("stream") in KINDS.values():
-        return meta["stream"]
-    words = re.split(r"[\W_]+", path.stem.lower())
-    kinds = {KINDS[word] for word in words if word in KINDS}
-    return kinds.pop() if len(kinds) == 1 else path.name
+    """The stream's name: what predictions.json says, else the file's, where rgb and flow mean spatial and motion."""
+    said = meta.get("stream")
+    if not isinstance(said, str) or not said.isprintable() or not 0 < len(said) <= 40:
+        stem = path.stem.removesuffix("_preds").removesuffix("_video").removesuffix("_frame")
+        said = KINDS.get(stem.lower(), stem)
+    return f"{said} stream" if said in TAKEN else said
 
 
 def _name(thing: object) -> str:

@@ -1,4 +1,4 @@
-"""How a result came about, as predictions.json and reports keep it: the command, when, how long, with which versions."""
+"""How a result came about, as predictions.json and reports keep it: command, settings, time, versions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-_BEGAN = time.time()  # the process's start, but for the first imports
+from utils import BEGAN
+
 PACKAGES = ("torch", "torchvision", "numpy")
 
 
@@ -26,7 +27,7 @@ def provenance(settings: Mapping[str, Any]) -> dict[str, Any]:
         "command": shlex.join(["python", *sys.argv]),
         "settings": dict(settings),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "seconds": round(time.time() - _BEGAN, 1),
+        "seconds": round(time.time() - BEGAN, 1),
         "versions": versions,
         "system": f"{platform.system()} {platform.machine()}",
     }

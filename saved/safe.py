@@ -6,6 +6,8 @@ the words for tensors, and reads both kinds of file that torch.save has written.
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import pickle
 import struct
@@ -14,10 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from saved.plainpickle import PLAIN_NAMES, Machine, Refused
 from utils import InputError
 
-__all__ = ["load_checkpoint", "load_pickle"]
+__all__ = ["load_arrays", "load_checkpoint", "load_pickle"]
 
 MAX_PICKLE_BYTES = 1 << 30  # 25 samples x 10 views of UCF101's test set take 382 MB
 
@@ -38,6 +42,40 @@ def load_pickle(path: str | os.PathLike) -> Any:
         if data[:1] == b"<" or data.startswith(b"version https://git-lfs"):
             raise Refused(_what_else(data[:512]))
         return Machine(data, PLAIN_NAMES).run()
+
+
+def load_arrays(path: str | os.PathLike) -> Any:
+    """Read a .npy file, or a .npz file as a dict of its arrays: of numbers, strings or named fields of these.
+
+    An array of objects is read as `load_pickle` reads a pickle, and returned as the list that it holds; of two
+    dimensions, as a list of lists. Raises InputError for a file that is missing, damaged, too large or wants more.
+    """
+    with _reading(path, "a file of numpy arrays") as file:
+        if not zipfile.is_zipfile(file):
+            file.seek(0)
+            if os.fstat(file.fileno()).st_size > MAX_PICKLE_BYTES:
+                raise Refused(f"it is larger than {MAX_PICKLE_BYTES >> 20} MB")
+            return _load_array(file.read())
+        with zipfile.ZipFile(file) as archive:
+            members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+            if sum(member.file_size for member in members) > MAX_PICKLE_BYTES:
+                raise Refused(f"it unpacks to more than {MAX_PICKLE_BYTES >> 20} MB")
+            return {member.filename.removesuffix(".npy"): _load_array(archive.read(member)) for member in members}
+
+
+def _load_array(data: bytes) -> Any:
+    file = io.BytesIO(data)
+    if data[:6] != b"\x93NUMPY":
+        raise Refused(_what_else(data[:512]).replace("torch.save", "numpy.save"))
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    if dtype.kind == "O":
+        return Machine(data[file.tell() :], PLAIN_NAMES).run()
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize > len(data):
+        raise Refused("it declares more than it holds")
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict:

@@ -1,0 +1,164 @@
+"""Scores that other people's programs saved: .npz, .npy and .csv, with the videos' names and labels in them.
+
+The arrays, columns or keys of a file are known by the names that are usual (ROLES). `.npz` is what
+numpy.savez(scores=..., labels=..., names=...) writes, CoViAR's and dmc-net's tests among others; `.npy` holds a
+structured array, or a dict of either kind; `.csv` has a first line with the columns' names, the classes' among them.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataloader.names import UCF101_CLASSES, without_suffix
+from saved.safe import load_arrays
+from utils import InputError, plural
+
+SUFFIXES = (".npz", ".npy", ".csv")
+ROLES = {
+    "scores": ("scores", "score", "logits", "predictions", "preds", "pred", "outputs", "output", "probs"),
+    "names": ("names", "name", "videos", "video", "keys", "paths", "path", "files", "file", "filename", "id"),
+    "labels": ("labels", "label", "targets", "target", "gt", "y", "y_true", "class", "class_id"),
+    "class_names": ("class_names", "classes", "classnames"),
+}
+_NUMBERED = re.compile(r"(?:class|score|logit|prob|c|s|p)?[ _]?(\d+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a file says of itself; what it doesn't say is None."""
+
+    scores: dict[str, np.ndarray]  # video -> (classes,) or (samples, classes)
+    labels: dict[str, int] | None
+    class_names: list[str] | None
+
+
+def read_scores(path: Path) -> Scores:
+    """Read a .npz, .npy or .csv file, running nothing in it. Raises InputError for one without names or scores."""
+    content = _read_csv(path) if path.suffix.lower() == ".csv" else load_arrays(path)
+    if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
+        content = content[0]  # numpy.save of a dict
+    elif isinstance(content, np.ndarray) and content.dtype.names:
+        content = {name: content[name] for name in content.dtype.names}
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds scores without names; save them with numpy.savez(scores=, names=, labels=)")
+    columns = _columns(content)
+    if "scores" not in columns and not (columns and path.suffix.lower() == ".npz"):
+        return Scores(content, None, None)  # video -> scores, as in a prediction pickle
+    for role in ("scores", "names"):
+        if role not in columns:
+            found = ", ".join(str(key) for key in list(content)[:8])
+            raise InputError(
+                f"{path} has no {role} among its arrays ({found}); call them {' or '.join(ROLES[role][:3])}"
+            )
+    rows, seconds = _rows(columns["scores"], path)
+    names = [_tidy(name) for name in _texts(columns["names"], path, "names")]
+    labels = columns.get("labels", seconds)
+    for what, values in (("names", names), ("labels", labels)):
+        if values is not None and len(values) != len(rows):
+            raise InputError(f"{path} has {len(values):,} {what} for scores of {plural(len(rows), 'video')}")
+    if len(set(names)) < len(names):
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise InputError(f"{path} holds {twice} twice; remove one")
+    class_names = _texts(columns["class_names"], path, "class names") if "class_names" in columns else None
+    numbers = None if labels is None else _label_numbers(labels, class_names, path)
+    return Scores(
+        dict(zip(names, rows, strict=True)),
+        None if numbers is None else dict(zip(names, numbers, strict=True)),
+        class_names,
+    )
+
+
+def _columns(content: dict) -> dict[str, Any]:
+    """The values by their role, the first usual name of each."""
+    lower = {key.lower(): value for key, value in content.items() if isinstance(key, str)}
+    return {
+        role: lower[next(name for name in usual if name in lower)]
+        for role, usual in ROLES.items()
+        if any(name in lower for name in usual)
+    }
+
+
+def _rows(scores: Any, path: Path) -> tuple[list[np.ndarray], list | None]:
+    """Each video's scores, and the second of each where they come as pairs (scores, label), as TSN saves them."""
+    pairs = isinstance(scores, list) and all(isinstance(row, (list, tuple)) and len(row) == 2 for row in scores)
+    pairs = pairs and all(isinstance(row[0], np.ndarray) and np.ndim(row[1]) == 0 for row in scores)
+    seconds = [row[1] for row in scores] if pairs else None
+    rows: list[np.ndarray] = []
+    for row in (row[0] for row in scores) if pairs else scores:
+        try:
+            row = np.asarray(row)
+        except ValueError:  # a list of unequal lists
+            row = np.array("")
+        if row.dtype.kind not in "fiu" or not row.ndim:
+            raise InputError(f"{path} has no numbers for scores of video number {len(rows) + 1}")
+        samples = row.reshape(-1, row.shape[-1]) if row.size else row
+        rows.append(samples[0] if len(samples) == 1 else samples)
+    return rows, seconds
+
+
+def _texts(values: Any, path: Path, what: str) -> list[str]:
+    texts = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in list(values)]
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{path}: its {what} are no text")
+    return [str(text) for text in texts]
+
+
+def _tidy(name: str) -> str:
+    """A path as a video's key: the class's folder and the name, without suffix and what lies before."""
+    return "/".join(without_suffix(name).split("/")[-2:])
+
+
+def _label_numbers(labels: Sequence[Any], class_names: Sequence[str] | None, path: Path) -> list[int]:
+    """Labels as numbers from 0, given as such or as classes' names."""
+    values = [value.item() if isinstance(value, np.generic) else value for value in labels]
+    if all(isinstance(value, (str, bytes)) for value in values):
+        order = {name.casefold(): place for place, name in enumerate(class_names or UCF101_CLASSES)}
+        texts = _texts(values, path, "labels")
+        if all(text.isdecimal() for text in texts):
+            return [int(text[:9]) for text in texts]
+        unknown = sorted({text for text in texts if text.casefold() not in order})
+        if unknown:
+            raise InputError(f"{path} labels videos {unknown[0]}, and has no class_names with it; add them, in order")
+        return [order[text.casefold()] for text in texts]
+    if not all(isinstance(value, (int, float)) and value == int(value) for value in values if value == value):
+        raise InputError(f"{path}: its labels are neither whole numbers nor classes' names")
+    return [int(value) if value == value else -1 for value in values]
+
+
+def _read_csv(path: Path) -> dict[str, Any]:
+    """The columns of a table: names, labels, and all others, which are the classes' scores."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            head, *lines = [line for line in csv.reader(file) if line]
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} is no table with a first line of columns' names ({error})") from None
+    usual = {name: role for role in ("names", "labels") for name in ROLES[role]}
+    roles = [usual.get(cell.strip().lower()) for cell in head]
+    roles = [role if role not in roles[:place] else None for place, role in enumerate(roles)]  # a class may be "file"
+    if "names" not in roles:
+        raise InputError(
+            f"{path}: no column of its first line is called video; name the columns video,label,<class>,..."
+        )
+    found: dict[str, Any] = {"scores": []}
+    for number, line in enumerate(lines, 2):
+        if len(line) != len(head):
+            raise InputError(f"{path} line {number} has {len(line)} cells, the first line {len(head)}; correct it")
+        for cell, role in zip(line, roles, strict=True):
+            if role:
+                found.setdefault(role, []).append(cell.strip())
+        try:
+            row = [float(cell) for cell, role in zip(line, roles, strict=True) if role is None]
+        except ValueError as error:
+            raise InputError(f"{path} line {number}: {error}; correct it") from None
+        found["scores"].append(np.array(row))
+    classes = [cell.strip() for cell, role in zip(head, roles, strict=True) if role is None]
+    if not all(_NUMBERED.fullmatch(name) for name in classes):
+        found["class_names"] = classes
+    return found
