@@ -159,7 +159,12 @@ def main() -> None:
     except ImportError:
         print("no page: its plots need matplotlib; pip install matplotlib and run this again")
         return
-    print(f"\nwritten: {write_page(runs, args.output, table, differing)}")
+    from matplotlib import rc_context
+
+    from report.plots import text_settings
+
+    with rc_context(text_settings(run.name for run in runs)):
+        print(f"\nwritten: {write_page(runs, args.output, table, differing)}")
 
 
 if __name__ == "__main__":

@@ -154,12 +154,12 @@ def confusion(matrix: np.ndarray, names: Sequence[str], anchors: Mapping[tuple[i
     axes.hlines(between, -0.5, count - 0.5, color=LINE, linewidth=0.3)
     axes.vlines(between, -0.5, count - 0.5, color=LINE, linewidth=0.3)
     for row, column in zip(*np.nonzero(matrix), strict=True):
-        depth = share[row, column] ** 0.5
+        depth = 0.2 + 0.8 * share[row, column] ** 0.5
         url = anchors.get((row, column))
         corner = (column - 0.5, row - 0.5)
         axes.add_patch(Rectangle(corner, 1, 1, facecolor=LIGHT["heat"], alpha=depth, linewidth=0, zorder=2, url=url))
         if not wide:
-            tone = PAPER if depth > 0.5 else INK
+            tone = PAPER if depth > 0.6 else INK
             words = str(matrix[row, column])
             axes.text(column, row, words, ha="center", va="center", fontsize=8, color=tone, zorder=3)
     return drawn

@@ -214,8 +214,8 @@ def per_class(outcome: Outcome) -> Section:
         [
             Text(
                 f"Sorted by what fusion gains over {better}, the better stream: a gain in {plural(up, 'class')}, a "
-                f"loss in {down}. The mean of the gains, {found['gain'].mean():+.2f}, is the gain in mean-class accuracy. "
-                "A class's name leads to its videos."
+                f"loss in {down}. The mean of the gains, {found['gain'].mean():+.2f}, is the gain in mean-class "
+                "accuracy. A class's name leads to its videos."
             ),
             Plot(
                 "per_class",
@@ -254,7 +254,7 @@ def confusion(outcome: Outcome) -> Section:
     wide = len(used) > WIDE
     unused = plural(len(names) - len(used), "class")
     rest = "" if len(used) == len(names) else f" Left out: {unused} without a video or guess."
-    hint = " It scrolls sideways on a narrow screen." if wide else ""
+    hint = " It scrolls sideways on a narrow screen." if len(used) > 8 else ""
     blocks.append(
         Text(f"The matrix: each row is a true class and adds up to 100 %. A cell leads to its videos.{rest}{hint}")
     )
