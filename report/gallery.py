@@ -8,7 +8,7 @@ from report import thumbnails
 from report.blocks import Gallery, Mistakes, Video
 from report.outcome import Outcome
 
-BEST = 3  # guesses shown of each stream
+BEST = 3  # guesses shown of each stream, beside the true class
 
 
 def anchor(label: int, guess: int | None = None) -> str:
@@ -30,12 +30,15 @@ def build(outcome: Outcome, chances: dict[str, np.ndarray]) -> tuple[Gallery, in
     frames = thumbnails.strips(test_set.sources, [test_set.videos[row] for row in wrong])
 
     def video(row: int) -> Video:
-        best = {
-            name: [(names[guess], values[row, guess]) for guess in np.argsort(-values[row], kind="stable")[:BEST]]
-            for name, values in chances.items()
-        }
+        best = {name: guesses_of(values[row], labels[row]) for name, values in chances.items()}
         name = test_set.videos[row]
         return Video(f"v{row}", name, best, frames.get(name))
+
+    def guesses_of(values: np.ndarray, own: int) -> list[tuple[str, float]]:
+        """The best guesses, those of less than half a per cent left out, and the true class, however small."""
+        first, *others = np.argsort(-values, kind="stable")[:BEST].tolist()
+        shown = [first, *(guess for guess in others if values[guess] >= 0.005 or guess == own)]
+        return [(names[guess], values[guess]) for guess in dict.fromkeys([*shown, int(own)])]
 
     def remark(row: int) -> str:
         """Which streams are wrong where fusion is right."""

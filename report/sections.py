@@ -350,8 +350,10 @@ def sureness(name: str, values: np.ndarray, labels: np.ndarray, spread: list[flo
     confidence = 100 * float(values.max(axis=1).mean())
     right = 100 * float((values.argmax(axis=1) == labels).mean())
     said = f"gives its first guesses {confidence:.0f} % on average and gets {right:.0f} % right"
+    if abs(confidence - right) < 3:
+        return f"{name} {said}: as sure as it should be."
     if spread[0] <= confidence <= spread[1]:
-        return f"{name} {said}: about as sure as it should be."
+        return f"{name} {said}, on too few videos to tell whether that is too much or too little."
     return f"{name} {said}: {'too sure of itself' if confidence > right else 'not sure enough (underconfident)'}."
 
 
@@ -385,7 +387,7 @@ def mistakes(outcome: Outcome, chances: dict[str, np.ndarray]) -> Section:
         blocks.append(Text("There are none: fusion gets every video right."))
     blocks.append(
         Text(
-            "By class, the most mistakes first. Each video with its frames, where they are on disk, and the three best "
+            "By class, the most mistakes first. Each video with its frames, where they are on disk, and the best "
             "guesses of every stream with their probabilities; bold is the true class."
         )
     )

@@ -207,7 +207,7 @@ def test_how_the_epoch_was_chosen_stands_at_the_top(small, tmp_path: Path, run) 
 def test_calibration_says_what_this_run_shows() -> None:
     labels = np.zeros(100, dtype=int)
     labels[:50] = 1  # a stream that always says class 0 is right half the time
-    for sure, verdict in ((0.99, "too sure"), (0.5, "as sure as it should be")):
+    for sure, verdict in ((0.99, "too sure"), (0.51, "as sure as it should be"), (0.58, "too few videos")):
         values = np.tile([sure, 1 - sure], (100, 1))
         assert verdict in sections.sureness("spatial", values, labels, [40.0, 60.0])
     values = np.eye(2)[labels] * 0.2 + 0.4  # always right, at 60 %
