@@ -6,7 +6,7 @@
   python predict.py --camera 0 ...                        the same from a webcam; Ctrl-C ends it
 
 A video is decoded, scaled, JPEG-coded and sampled as the checkpoint's training and test data were, by the same
-code. Its top 5 are softmax(mean of the streams' mean logits).
+code. Its top 5 are softmax(mean of the streams' mean logits), weighted as --weights or --fusion say.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from network import InferenceNet, trained_model
 from recogniser.answers import Answer, as_json, as_line, as_table
 from recogniser.decoded import PAIRS_AT_ONCE, DecodedFrames, Flow
 from recogniser.windows import Camera, Window, frame_rate, rolling_windows, whole_video
+from report.outcome import Learnt
 from saved.checkpoints import FLOW_ORDERS, Checkpoint, read_checkpoint
 from utils import ArgumentParser, InputError, cpu_count, plural, run_main, set_up_device
 
@@ -48,6 +49,8 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--motion", metavar="PATH", help="checkpoint of the motion stream; one of the two is enough")
     group.add_argument("--weights", nargs=2, type=float, metavar=("W", "W"),
                        help="of spatial and motion in the mean (default: 1 1)")
+    group.add_argument("--fusion", metavar="PATH",
+                       help="results.json of fusion.py --learn: its weights, and the temperature that calibrates them")
     group.add_argument("--ucf-list", metavar="DIR",
                        help="split lists that name the classes of another project's checkpoint that is not of UCF101")
     group.add_argument("--flow-order", choices=tuple(FLOW_ORDERS), default="original",
@@ -96,6 +99,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError("--sliding and --step are seconds, more than 0")
     if args.samples is not None and args.samples < 1:
         raise InputError(f"--samples {args.samples}: must be at least 1")
+    if args.fusion and (args.weights or not (args.spatial and args.motion)):
+        raise InputError("--fusion brings the weights of two streams: give --spatial and --motion, and no --weights")
     if args.weights is None:
         args.weights = [1.0, 1.0]
     if not all(0 <= weight < float("inf") for weight in args.weights) or not sum(args.weights):
@@ -154,8 +159,19 @@ def load_streams(args: argparse.Namespace, device: torch.device) -> Recogniser:
         flow = choose_flow(args, preparation, device) if preparation.modality == "flow" else None
         net = InferenceNet(trained_model(checkpoint), preparation, amp_dtype(args.amp, device)).to(device)
         streams.append(Stream(name, net, preparation, sampling, flow, device))
-    weights = args.weights if len(streams) == 2 else [1.0]
-    return Recogniser(streams, names, weights)
+    weights, temperature = (args.weights if len(streams) == 2 else [1.0]), 1.0
+    if args.fusion:
+        weights, temperature = learnt_fusion(args.fusion)
+    return Recogniser(streams, names, weights, temperature)
+
+
+def learnt_fusion(path: str) -> tuple[list[float], float]:
+    """(weights of spatial and motion, temperature) that fusion.py learnt."""
+    learnt = Learnt.from_results(path)
+    weights = dict(zip(learnt.streams, learnt.weights, strict=True))
+    if set(weights) != {"spatial", "motion"}:
+        raise InputError(f"{path} holds weights of {' and '.join(weights)}; --fusion is of spatial and motion")
+    return [weights["spatial"], weights["motion"]], learnt.temperature
 
 
 def choose_class_names(checkpoints: Sequence[Checkpoint], lists: str | None) -> list[str]:
@@ -224,6 +240,7 @@ class Recogniser:
     streams: list[Stream]
     names: list[str]  # of the classes, in label order
     weights: list[float]  # of the streams
+    temperature: float = 1.0  # of the weighted mean
 
     def follow(self, video: str) -> list[DecodedFrames]:
         """The makers of each stream's clips of one video."""
@@ -237,7 +254,7 @@ class Recogniser:
             logits[stream.name] = stream.logits(batch)
             middles = follower.starts(window.count) + follower.fewest / 2
             times[stream.name] = window.start + middles / window.rate
-        return Answer(self.names, window.start, window.end, window.count, logits, times, self.weights)
+        return Answer(self.names, window.start, window.end, window.count, logits, times, self.weights, self.temperature)
 
 
 def answers_to_video(path: Path, recogniser: Recogniser, sliding: float | None, step: float) -> Iterator[Answer]:

@@ -24,6 +24,7 @@ class Answer:
     logits: dict[str, np.ndarray]  # stream -> (samples, classes), in time order
     times: dict[str, np.ndarray]  # stream -> (samples,) seconds: the middle of each clip
     weights: Sequence[float]  # of the streams
+    temperature: float = 1.0  # of the weighted mean: fusion.py's learnt one calibrates it
 
     def opinions(self) -> dict[str, np.ndarray]:
         """Probabilities (classes,): "fused", then each stream's own.
@@ -31,7 +32,7 @@ class Answer:
         As in fusion.py, fused is the weighted mean of the streams' mean logits.
         """
         means = {stream: logits.mean(0, dtype=np.float64) for stream, logits in self.logits.items()}
-        fused = np.average(list(means.values()), axis=0, weights=self.weights)
+        fused = np.average(list(means.values()), axis=0, weights=self.weights) / self.temperature
         return {"fused": softmax(fused)} | {stream: softmax(mean) for stream, mean in means.items()}
 
     def over_time(self) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +42,7 @@ class Answer:
         for stream, samples in self.logits.items():
             own, place = np.unique(self.times[stream], return_index=True)
             logits.append(np.stack([np.interp(times, own, column) for column in samples[place].T], 1))
-        return times, softmax(np.average(logits, axis=0, weights=self.weights))
+        return times, softmax(np.average(logits, axis=0, weights=self.weights) / self.temperature)
 
     def first_guess(self, probabilities: np.ndarray) -> str:
         label = best(probabilities)[0]

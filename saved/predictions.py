@@ -23,7 +23,7 @@ TAKEN = {  # what results.json calls something else; a stream's accuracies stand
     "settings", "streams", "splits",
 }  # fmt: skip
 LEAST, MOST = 1e-30, 1e30  # of scores
-DATASETS = {"ucf101": "UCF101", "hmdb51": "HMDB51", "own": "own dataset"}
+DATASETS = {"ucf101": "UCF101", "hmdb51": "HMDB51", "own": "own dataset", "demo": "the demo set"}
 
 
 @dataclass(frozen=True)

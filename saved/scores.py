@@ -139,6 +139,8 @@ def _read_csv(path: Path) -> dict[str, Any]:
             head, *lines = [line for line in csv.reader(file) if line]
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{path} is no table with a first line of columns' names ({error})") from None
+    if not lines:
+        raise InputError(f"{path} has a first line and no other; write a line per video")
     usual = {name: role for role in ("names", "labels") for name in ROLES[role]}
     roles = [usual.get(cell.strip().lower()) for cell in head]
     roles = [role if role not in roles[:place] else None for place, role in enumerate(roles)]  # a class may be "file"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import pickle
@@ -13,9 +14,10 @@ from prediction_files import make_streams, top1, write
 from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
-from fusion import evaluate, fuse, mean_over_splits, sweep_weights, temperature
-from report.metrics import bootstrap, calibration, mcnemar, ranks
+from fusion import evaluate, fuse, mean_over_splits, sweep_weights
+from report.metrics import bootstrap, calibration, group_numbers, mcnemar
 from saved.predictions import align, load_predictions
+from utils import InputError, accuracy, cross_entropy, ranks
 
 # --- real predictions ----------------------------------------------------------------------------------
 
@@ -30,7 +32,6 @@ def test_real_predictions_give_the_known_figures(shared: Path, run, tmp_path: Pa
     assert results["videos"] == 3783
     found = {name: round(results[name]["top1"], 2) for name in ("spatial", "motion", "fusion", "average", "std")}
     assert found == {"spatial": 81.89, "motion": 80.65, "fusion": 88.95, "average": 88.95, "std": 90.51}
-    assert 90.6 <= results["confidence"]["top1"] <= 90.8
     assert round(results["best_weight"]["top1"], 2) == 90.64
     assert results["best_weight"]["tuned_on"] == "test labels"
     for shown in ("81.89", "80.65", "88.95", "90.51", "90.64"):
@@ -56,6 +57,9 @@ def test_real_predictions_give_the_known_figures(shared: Path, run, tmp_path: Pa
     assert results["mcnemar"]["against"] == "spatial"
     assert results["mcnemar"]["only_fusion_right"] == int((both & ~right[0]).sum())
     assert results["mcnemar"]["only_stream_right"] == int((right[0] & ~both).sum())
+    # split 1's test videos are of seven groups in each of 101 classes, and clips of a group are alike
+    assert results["resampled"] == {"unit": "group", "count": 707} and results["mcnemar"]["over"] == "groups"
+    assert results["interval_95"]["fusion"]["top1"] == pytest.approx([86.99, 90.81], abs=0.1)
 
 
 # --- the formulas --------------------------------------------------------------------------------------
@@ -71,20 +75,10 @@ def test_fuse_is_the_weighted_mean_of_what_each_flag_says() -> None:
     np.testing.assert_allclose(fuse([a, b], scores="softmax"), (softmax(a, axis=1) + softmax(b, axis=1)) / 2)
 
 
-@pytest.mark.parametrize("wanted", [0.5, 0.6, 0.7])
-def test_temperature_gives_the_mean_confidence_asked_for(wanted: float) -> None:
-    logits = np.random.default_rng(1).normal(0, 50, (300, 11))
-    found = softmax(logits / temperature(logits, wanted), axis=1).max(axis=1).mean()
-    assert found == pytest.approx(wanted, abs=1e-6)
-    matched = fuse([logits, logits * 19], normalize="confidence") * 2  # both streams at the same confidence
-    assert softmax(matched / 2, axis=1).max(axis=1).mean() == pytest.approx(0.6, abs=1e-6)
-
-
-@pytest.mark.parametrize("normalize", ["std", "confidence"])
-def test_normalised_fusion_ignores_a_streams_scale(normalize: str) -> None:
+def test_std_ignores_a_streams_scale() -> None:
     rng = np.random.default_rng(2)
     a, b = rng.normal(0, 1, (50, 7)), rng.normal(0, 3, (50, 7))
-    np.testing.assert_allclose(fuse([a, b], normalize=normalize), fuse([19 * a, b], normalize=normalize), rtol=1e-6)
+    np.testing.assert_allclose(fuse([a, b], normalize="std"), fuse([19 * a, b], normalize="std"), rtol=1e-6)
 
 
 def test_best_weight_is_that_of_a_brute_force_search(records: Path) -> None:
@@ -134,14 +128,13 @@ def test_results_hold_the_fixed_comparisons_whatever_was_asked_for(records: Path
     outcome = evaluate(test_set, [1.0, 0.25], "std", "softmax", seed=3)
     results = outcome.results
     asked = softmax(a / a.std(), axis=1) + 0.25 * softmax(b / b.std(), axis=1)
-    by_temperature = a / temperature(a, 0.6) + b / temperature(b, 0.6)
     for row, scores in {
         "spatial": a, "motion": b, "fusion": asked, "average": a + b, "std": a / a.std() + b / b.std(),
-        "confidence": by_temperature, "best_weight": outcome.sweep.scores,
+        "best_weight": outcome.sweep.scores,
     }.items():  # fmt: skip
         assert results[row]["top1"] == pytest.approx(top1(scores, labels)), row
     for row, scores in {"motion": b, "fusion": asked}.items():
-        draws = bootstrap(scores, labels, 3)["top1"]
+        draws = bootstrap(scores, labels, np.arange(len(labels)), 3)["top1"]  # names that tell no groups
         assert results["interval_95"][row]["top1"] == pytest.approx(list(np.percentile(draws, [2.5, 97.5])))
     better = a if top1(a, labels) >= top1(b, labels) else b
     ours, theirs = asked.argmax(1) == labels, better.argmax(1) == labels
@@ -168,7 +161,7 @@ def test_a_mean_over_splits_is_the_mean_of_each_figure(tmp_path: Path) -> None:
         outcomes[split] = evaluate(align(streams), seed=[0, int(split)])
     results = mean_over_splits(outcomes)
     one, two = (outcome.results for outcome in outcomes.values())
-    for row in ("spatial", "motion", "fusion", "average", "std", "confidence", "best_weight"):
+    for row in ("spatial", "motion", "fusion", "average", "std", "best_weight"):
         for metric in ("top1", "top5", "mean_class"):
             assert results[row][metric] == pytest.approx((one[row][metric] + two[row][metric]) / 2)
     draws = [outcome.draws["fusion"]["top1"] for outcome in outcomes.values()]
@@ -184,23 +177,54 @@ def test_mcnemar_is_the_exact_binomial_test() -> None:
     first = np.array([True] * 9 + [False] * 2 + [True] * 30)
     second = np.array([False] * 9 + [True] * 2 + [True] * 30)
     expected = 2 * sum(math.comb(11, k) for k in range(3)) / 2**11
-    assert mcnemar(first, second) == {"only_first": 9, "only_second": 2, "p": pytest.approx(expected)}
-    assert mcnemar(first, first)["p"] == 1
+    each = np.arange(41)
+    assert mcnemar(first, second, each) == {"only_first": 9, "only_second": 2, "p": pytest.approx(expected)}
+    assert mcnemar(first, first, each)["p"] == 1
 
 
-def test_bootstrap_spreads_as_resampled_videos_do() -> None:
+def test_over_groups_mcnemar_is_the_permutation_test_of_all_signs() -> None:
+    rng = np.random.default_rng(8)
+    first, second = rng.random(60) < 0.8, rng.random(60) < 0.6
+    groups = rng.integers(0, 10, 60)
+    difference = [
+        int((first & ~second)[groups == g].sum()) - int((second & ~first)[groups == g].sum()) for g in range(10)
+    ]
+    sums = [
+        abs(sum(s * d for s, d in zip(signs, difference, strict=True)))
+        for signs in itertools.product((-1, 1), repeat=10)
+    ]
+    expected = np.mean([total >= abs(sum(difference)) for total in sums])
+    assert 0.001 < expected < 0.5
+    assert mcnemar(first, second, groups)["p"] == pytest.approx(expected)
+
+
+def test_groups_are_read_from_names() -> None:
+    ucf101 = ["Archery_g01_c01", "Archery_g01_c02", "Archery_g02_c01", "YoYo_g01_c01"]
+    assert group_numbers(ucf101, np.array([2, 2, 2, 100])).tolist() == [0, 0, 1, 2]  # a group is of its class
+    hmdb51 = ["cartwheel/A_film_cartwheel_f_cm_np1_le_med_0", "cartwheel/A_film_cartwheel_f_cm_np1_ri_med_1"]
+    assert group_numbers([*hmdb51, "dive/A_film_dive_f_0"], np.array([0, 0, 1])).tolist() == [0, 0, 1]
+    assert group_numbers(["a/1", "a/2", "b/1"], np.array([0, 0, 1])).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_bootstrap_spreads_as_resampled_videos_or_groups_do(grouped: bool) -> None:
     rng = np.random.default_rng(5)
-    labels = rng.integers(0, 8, 150)
+    labels = np.sort(rng.integers(0, 8, 150))
     scores = rng.normal(0, 1, (150, 8)) + 1.5 * np.eye(8)[labels]
-    found = bootstrap(scores, labels, seed=1, draws=4000)
-    again = bootstrap(scores, labels, seed=1, draws=4000)
+    groups = np.arange(150)
+    if grouped:  # about six videos of a class each, which come out much alike
+        groups = np.unique(np.stack([labels, np.arange(150) % 3]), axis=1, return_inverse=True)[1].ravel()
+        scores += rng.normal(0, 1.5, (24, 8))[groups]
+    found = bootstrap(scores, labels, groups, seed=1, draws=4000)
+    again = bootstrap(scores, labels, groups, seed=1, draws=4000)
     np.testing.assert_array_equal(found["top1"], again["top1"])
     guess = scores.argmax(axis=1)
     order = np.argsort(-scores, axis=1)
     place = np.array([list(row).index(label) for row, label in zip(order, labels, strict=True)])
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
     naive: dict[str, list[float]] = {"top1": [], "top5": [], "mean_class": []}
     for _ in range(4000):
-        drawn = rng.integers(0, 150, 150)
+        drawn = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
         naive["top1"].append(100 * np.mean(guess[drawn] == labels[drawn]))
         naive["top5"].append(100 * np.mean(place[drawn] < 5))
         classes = [np.mean(guess[drawn][labels[drawn] == c] == c) for c in set(labels[drawn].tolist())]
@@ -213,6 +237,22 @@ def test_bootstrap_spreads_as_resampled_videos_do() -> None:
 def test_ranks_count_ties_against_the_later_class() -> None:
     scores = np.array([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.0, 2.0, 1.0]])
     assert ranks(scores, np.array([0, 2, 2])).tolist() == [0, 2, 1]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_an_error_with_the_videos_name(bad: float) -> None:
+    """Ranked by > and ==, a network of NaNs would be right on everything."""
+    scores = np.random.default_rng(0).normal(0, 1, (4, 3))
+    scores[2:, 1] = bad
+    labels, videos = np.array([0, 1, 1, 2]), ["a", "b", "c", "d"]
+    for metric in (accuracy, cross_entropy, ranks):
+        with pytest.raises(InputError, match="scores of c are not finite, nor those of 1 more.*--lr"):
+            metric(scores, labels, videos)
+        with pytest.raises(InputError, match="video number 3"):
+            metric(scores, labels)
+    for found in (lambda: calibration(scores, labels), lambda: bootstrap(scores, labels, np.arange(4), 0)):
+        with pytest.raises(InputError, match="video number 3"):
+            found()
 
 
 def test_expected_calibration_error_of_a_hand_made_case() -> None:

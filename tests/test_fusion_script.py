@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,28 @@ def test_two_streams_that_say_how_they_were_made_need_no_warning(records: Path) 
     assert scale_warning(align([load_predictions(records / name) for name in ("known", "unknown")]))
 
 
+def test_a_stream_goes_by_the_name_that_its_predictions_say(tmp_path: Path) -> None:
+    spatial, _, labels = make_streams()
+    for said in ("iframe", "gen_flow", "flow"):
+        assert (
+            load_predictions(write(tmp_path / said, "x", spatial, labels) and rename(tmp_path / said, said)).stream
+            == said
+        )
+    unsaid = {"gen_flow_video_preds.pickle": "gen_flow", "rgb.pickle": "spatial", "flow.pickle": "motion"}
+    for file, stream in unsaid.items():
+        path = write(tmp_path / "unsaid", "x", {"YoYo_g01_c01": np.arange(101, dtype="f4")})
+        assert load_predictions(path.rename(path.with_name(file))).stream == stream
+    for bad in ("fusion", "\x1b[31m", "", 3):  # taken by results.json; for a terminal; none
+        stream = load_predictions(rename(tmp_path / "iframe", bad)).stream
+        assert stream not in ("fusion", "", 3) and stream.isprintable()
+
+
+def rename(folder: Path, stream: object) -> Path:
+    path = folder / "predictions.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "stream": stream}))
+    return folder
+
+
 # --- the script ----------------------------------------------------------------------------------------
 
 
@@ -104,8 +127,13 @@ def test_two_streams_that_say_how_they_were_made_need_no_warning(records: Path) 
         ("--weights 0 0", "not all of them 0"),
         ("--seed -1", "must be from 0 to"),
         ("--splits 1 2 1", "names a split twice"),
+        ("--learn a b --weights 1 2", "finds the weights itself"),
+        ("--learn --normalize std", "finds the weights itself"),
+        ("a b c --learn d e", "2 paths for 3 streams"),
         ("", None),
         ("a b", None),
+        ("a b --learn", None),
+        ("a b c --learn d e f --splits 1 2", None),
         ("a b c --weights 0 0 0.5 --seed 0", None),
         ("--spatial a --motion b --weights 1 0 --splits 1 2", None),
     ],
@@ -136,7 +164,10 @@ def test_a_sum_beside_a_mean_is_warned_of_until_it_is_levelled(tmp_path: Path, m
 def test_paths_of_streams_and_splits(records: Path, monkeypatch) -> None:
     def load(split: str | None, *arguments: object) -> list[str]:
         monkeypatch.setattr(sys, "argv", ["fusion.py", *map(str, arguments)])
-        return [str(one.path.parent) for one in fusion.load(fusion.parse_args(), split).sources.values()]
+        args = fusion.parse_args()
+        args.splits = [split] if split else None
+        paths = fusion.paths_of(args)
+        return [str(one.path.parent) for one in fusion.load(paths, split).sources.values()]
 
     spatial, motion, labels = make_streams()
     for folder in ("record/spatial", "record/spatial_split7"):
@@ -229,6 +260,31 @@ def test_the_default_paths_of_splits_are_beside_record(tmp_path: Path, run) -> N
     assert "split" not in error
 
 
+def test_a_reader_that_has_read_enough_is_no_error(records: Path) -> None:
+    """`fusion.py | head -1`: no traceback, all is written."""
+    command = [sys.executable, str(ROOT / "fusion.py"), *map(str, flags(records)), "--no-report"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # before anything is printed, as `| true` does
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+    assert json.loads((records / "out/results.json").read_text())["videos"] == 40
+
+
+def test_a_fresh_clone_shows_the_demos_predictions_until_there_are_others(records: Path, run) -> None:
+    """Without flags and without a training; what lies in record/example is in the repository."""
+    shutil.copytree(ROOT / "record/example", records / "record/example")
+    before = {path: path.read_bytes() for path in (records / "record").rglob("*") if path.is_file()}
+    process = run("fusion.py", "--no-report", cwd=records)
+    assert "demo" in process.stderr and process.stderr.count("\n") == 1 and "demo" in process.stdout
+    results = json.loads((records / "record/fusion/results.json").read_text())
+    assert results["videos"] == 189 and results["fusion"]["top1"] > 90 > 50 > results["spatial"]["top1"]
+    for stream in ("spatial", "motion"):
+        shutil.copytree(records / stream, records / "record" / stream)
+    process = run("fusion.py", "--no-report", cwd=records)
+    assert "demo" not in process.stderr + process.stdout and "40 videos" in process.stdout
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
 def test_works_without_torch_opencv_or_matplotlib(records: Path, run) -> None:
     blocked = records / "blocked"
     for module in ("torch", "cv2", "matplotlib"):
@@ -282,6 +338,9 @@ def test_videos_of_one_stream_only_are_named(records: Path, run) -> None:
         ({"a": np.float32([1, 2])}, ["a", "2 classes", "3"]),
         ({"a": np.zeros((2, 2, 3), np.float32)}, ["a", "(2, 2, 3)"]),
         ({"a": np.zeros((0, 3), np.float32)}, ["a", "no scores"]),
+        ({"a": np.array([1e200, 0, 0]), "b": np.array([0.0, 1, 2])}, ["of a", "1e+200", "divide"]),
+        ({"a": np.array([0.0, 1, 2]), "b": np.array([0, 1.7e308, -1.7e308])}, ["of b", "1.7e+308"]),
+        ({"a": np.array([1e-300, 0, 0]), "b": np.array([0, 1e-300, 0])}, ["1e-300"]),
         ({"a": "text"}, ["a", "str"]),
         ({3: np.float32([1, 2, 3])}, ["name"]),
         ({"a": np.float32([1, 2, 3]), "b": np.float32([[1, 2, 3]])}, ["mixes"]),

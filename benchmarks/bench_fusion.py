@@ -1,0 +1,126 @@
+"""Ways to fuse, on real scores: each divided by a number of its own, weights learnt on other videos, best in hindsight.
+
+  python benchmarks/bench_fusion.py ../shared/data/dmcnet_ucf101
+
+FOLDER holds split<N>/<stream>/ with predictions. Every pair of streams and all together are fused on each split. The
+weights are learnt on the odd groups and applied to the even ones, and the other way round, so that each video is
+tested once by weights that it took no part in. Then the same from fewer videos, and with other --pull.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import brentq
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from dataloader.names import group_of
+from fusion import PULL, fuse, learn_weights
+from report.metrics import calibration, softmax
+from saved.predictions import TestSet, align, load_predictions
+from utils import ArgumentParser, accuracy, run_main
+
+DRAWS = 3  # of few videos
+
+
+def confidence_matched(streams: Sequence[np.ndarray], confidence: float = 0.6) -> np.ndarray:
+    """Each stream divided by the temperature at which its mean largest probability is `confidence`."""
+    found = []
+    for logits in streams:
+        inverse = brentq(lambda t, z=logits: softmax(z * np.exp(t)).max(1).mean() - confidence, -12, 12)  # type: ignore
+        found.append(logits * np.exp(inverse))
+    return fuse(found)
+
+
+def top1(scores: np.ndarray, labels: np.ndarray) -> float:
+    return accuracy(scores, labels)["top1"]
+
+
+def best_in_hindsight(streams: Sequence[np.ndarray], labels: np.ndarray) -> float:
+    """The best top-1 of weights searched on the test labels: each stream's in turn, until none helps."""
+    inputs = [logits / logits.std() for logits in streams]
+    weights, best = np.ones(len(streams)), 0.0
+    while True:
+        before = best
+        for place in range(len(streams) if len(streams) > 2 else 1):
+            rest = sum(w * x for i, (w, x) in enumerate(zip(weights, inputs, strict=True)) if i != place)
+            for weight in np.geomspace(0.05, 20, 121):
+                found = top1(rest + weight * inputs[place], labels)
+                if found > best:
+                    best, weights[place] = found, weight
+        if best == before:
+            return best
+
+
+def learnt(test: TestSet, odd: np.ndarray, videos: int | None, pull: float, seed: int) -> np.ndarray:
+    """Fused logits / temperature of all videos, by weights learnt on (`videos` of) the other half."""
+    streams, rng = list(test.streams.values()), np.random.default_rng(seed)
+    fused = np.empty_like(streams[0])
+    for half in (odd, ~odd):
+        places = np.flatnonzero(half)
+        if videos:
+            places = rng.choice(places, videos, replace=False)
+        weights, temperature = learn_weights([z[places] for z in streams], test.labels[places], pull)
+        fused[~half] = fuse([z[~half] for z in streams], list(weights)) / temperature
+    return fused
+
+
+def main() -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    folder = parser.parse_args().folder
+    rows: dict[str, list[tuple[str, dict[str, float]]]] = {}
+    few: dict[tuple[int | None, float], list[float]] = {}
+    errors = []
+    for split in sorted(folder.glob("split*")):
+        read = [load_predictions(path) for path in sorted(split.iterdir())]
+        for chosen in [*itertools.combinations(read, 2), tuple(read)]:
+            test = align(chosen)
+            streams, labels = list(test.streams.values()), test.labels
+            odd = np.array([int(group_of(video)) % 2 == 1 for video in test.videos])
+            average = fuse(streams)
+            fused = learnt(test, odd, None, PULL, 0)
+            found = {
+                "average": top1(average, labels),
+                "std": top1(fuse(streams, normalize="std"), labels),
+                "confidence": top1(confidence_matched(streams), labels),
+                "learnt": top1(fused, labels),
+                "best": best_in_hindsight(streams, labels),
+            }
+            name = " + ".join(one.stream for one in chosen) if len(chosen) == 2 else "all"
+            rows.setdefault(name, []).append((split.name, found))
+            errors.append([calibration(softmax(z), labels)["ece"] for z in (average, fused)])
+            for videos, pull in [
+                *itertools.product((20, 60, 200, 700), (PULL,)),
+                *((None, p) for p in (0, 3, 30, 100)),
+            ]:
+                for seed in range(DRAWS if videos else 1):
+                    gain = top1(learnt(test, odd, videos, pull, seed), labels) - found["average"]
+                    few.setdefault((videos, pull), []).append(gain)
+            print(split.name, name, *(f"{key} {value:.2f}" for key, value in found.items()), flush=True)
+    ways = list(rows["all"][0][1])
+    print(f"\n| mean of the splits | {' | '.join(ways)} |")
+    for name, sets in rows.items():
+        print(f"| {name} | {' | '.join(f'{np.mean([found[way] for _, found in sets]):.2f}' for way in ways)} |")
+    everything = [found for sets in rows.values() for _, found in sets]
+    print(f"| mean | {' | '.join(f'{np.mean([found[way] for found in everything]):.2f}' for way in ways)} |\n")
+    for way in ways[1:]:
+        gains = np.array([found[way] - found["average"] for found in everything])
+        print(
+            f"{way}: {gains.mean():+.2f} over the average, worst {gains.min():+.2f}, best {gains.max():+.2f}, "
+            f"at or above it on {(gains >= 0).sum()} of {len(gains)} sets"
+        )
+    for (videos, pull), values in few.items():
+        print(f"learnt on {videos or 'half'} videos, pull {pull:g}: {np.mean(values):+.2f}, worst {min(values):+.2f}")
+    plain, calibrated = np.mean(errors, axis=0)
+    print(f"expected calibration error, mean: average {plain:.3f}, learnt {calibrated:.3f}")
+
+
+if __name__ == "__main__":
+    run_main(main)

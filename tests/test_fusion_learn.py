@@ -1,0 +1,222 @@
+"""Weights learnt on held-out videos: what is learnt, that it wins where it was not tuned, and how a user gets it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prediction_files import CLASSES, write
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+
+from dataloader.names import ucf_parts
+from fusion import learn_weights
+from report.outcome import Learnt
+from saved.predictions import load_predictions
+from utils import InputError
+
+
+def make(videos: int, seed: int = 0, sizes: tuple[float, ...] = (1, 3), noise: tuple[float, ...] = (0.5, 1.0)):
+    """([logits (videos, 5)] per stream, labels): stream k is size k times (one-hot + noise k)."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 5, videos)
+    return [s * (np.eye(5)[labels] + rng.normal(0, n, (videos, 5))) for s, n in zip(sizes, noise, strict=True)], labels
+
+
+# --- what is learnt ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("videos", [15, 400])
+def test_the_weights_are_those_of_the_penalised_likelihood(videos: int) -> None:
+    """The docstring's formula, minimised by a method without gradients."""
+    streams, labels = make(videos, 3, (1, 3, 0.2), (0.5, 1.0, 0.8))
+    inputs = [logits / logits.std() for logits in streams]
+    right = np.full((videos, 5), 1 / (videos + 2) / 5)
+    right[np.arange(videos), labels] += 1 - 1 / (videos + 2)
+
+    def cost(shares):
+        return -(right * log_softmax(sum(s * x for s, x in zip(shares, inputs, strict=True)), axis=1)).sum()
+
+    equal = minimize(lambda c: cost([c[0]] * 3), [1.0], method="Nelder-Mead", options={"xatol": 1e-6}).x[0]
+    found = minimize(
+        lambda v: cost(equal * v) + 10 * ((v - v.mean()) ** 2).sum(), [1.0, 1, 1], method="Nelder-Mead",
+        options={"xatol": 1e-6, "fatol": 1e-9, "maxiter": 4000},
+    ).x  # fmt: skip
+    expected = equal * found / np.array([logits.std() for logits in streams])
+    weights, temperature = learn_weights(streams, labels)
+    np.testing.assert_allclose(weights / temperature, expected, rtol=1e-3)
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_a_streams_scale_does_not_matter() -> None:
+    streams, labels = make(200)
+    weights, temperature = learn_weights(streams, labels)
+    louder, other = learn_weights([19 * streams[0], streams[1]], labels)
+    np.testing.assert_allclose(louder / other * [19, 1], weights / temperature, rtol=1e-4)
+
+
+def test_noise_gets_no_weight_where_there_are_videos_to_tell_and_half_where_there_are_few() -> None:
+    rng = np.random.default_rng(4)
+    streams, labels = make(2000, sizes=(1,), noise=(0.5,))
+    weights, _ = learn_weights([*streams, rng.normal(0, streams[0].std(), (2000, 5))], labels)
+    assert weights[1] < 0.03
+    weights, _ = learn_weights([streams[0][:4], rng.normal(0, streams[0].std(), (4, 5))], labels[:4])
+    assert 0.3 < weights[1] < 0.5
+
+
+@pytest.mark.parametrize("videos", [1, 30])
+def test_videos_that_are_all_right_leave_the_temperature_finite(videos: int) -> None:
+    labels = np.arange(videos) % 5
+    weights, temperature = learn_weights([9 * np.eye(5)[labels], np.eye(5)[labels]], labels)
+    assert 0 < temperature < np.inf and np.isfinite(weights).all()
+    assert softmax((9 * weights[0] + weights[1]) * np.eye(5)[0] / temperature)[0] < 0.999
+
+
+def test_the_temperature_calibrates_on_other_videos() -> None:
+    (streams, labels), (tests, truth) = make(1500, 1), make(4000, 2)
+    weights, temperature = learn_weights(streams, labels)
+    found = softmax(sum(w * logits for w, logits in zip(weights, tests, strict=True)) / temperature, axis=1)
+    assert found.max(1).mean() == pytest.approx((found.argmax(1) == truth).mean(), abs=0.02)
+
+
+def test_learnt_on_half_of_the_groups_it_wins_on_the_other_half_of_real_scores(shared: Path) -> None:
+    """Five networks' real scores of UCF101's split 1: +2.3 points over the average, measured; docs/results.md."""
+    root = shared / "data/dmcnet_ucf101/split1"
+    if not root.is_dir():
+        pytest.skip(f"no {root}")
+    read = [load_predictions(root / name) for name in ("iframe", "flow", "mv", "residual", "gen_flow")]
+    videos = sorted(read[0].logits)
+    labels = np.array([read[0].labels[video] for video in videos])
+    half = np.array([int(ucf_parts(video)[1]) % 2 == 0 for video in videos])
+    streams = [one.matrix(videos) for one in read]
+    for learn, test in ((half, ~half), (~half, half)):
+        weights, _ = learn_weights([logits[learn] for logits in streams], labels[learn])
+        fused = sum(w * logits[test] for w, logits in zip(weights, streams, strict=True))
+        average = sum(logits[test] for logits in streams)
+        gain = np.mean(fused.argmax(1) == labels[test]) - np.mean(average.argmax(1) == labels[test])
+        assert gain > 0.01
+
+
+# --- as a user gets it ---------------------------------------------------------------------------------
+
+
+def make_record(root: Path, split: str = "1", seed: int = 5) -> None:
+    """spatial/ and motion/ of 60 test videos, each with val/ of 90 others; motion is three times as loud, and worse."""
+    for subset, count, prefix in (("test", 60, "t"), ("val", 90, "v")):
+        rng = np.random.default_rng(seed + count)
+        keys = [f"{CLASSES[i % 3]}/{prefix}{i:03d}" for i in range(count)]
+        labels = {key: i % 3 for i, key in enumerate(keys)}
+        for stream, size, noise in (("spatial", 1, 0.5), ("motion", 3, 0.9)):
+            rows = {k: (size * (np.eye(3)[v] + rng.normal(0, noise, 3))).astype("f4") for k, v in labels.items()}
+            folder = root / stream if subset == "test" else root / stream / "val"
+            write(folder, stream, rows, labels, subset=subset, split=split)
+
+
+def flags(root: Path, *more: object) -> list[object]:
+    paths = ("--spatial", root / "spatial", "--motion", root / "motion", "--output", root / "out", "--no-report")
+    return ["fusion.py", *paths, *more]
+
+
+def results_of(root: Path) -> dict:
+    return json.loads((root / "out/results.json").read_text())
+
+
+def test_held_out_predictions_beside_the_tests_are_shown_and_make_the_headline_when_asked(tmp_path: Path, run) -> None:
+    make_record(tmp_path)
+    said = run(*flags(tmp_path)).stdout
+    results = results_of(tmp_path)
+    assert results["settings"]["fusion"] == "average" and results["fusion"] == results["average"]
+    streams = [load_predictions(tmp_path / name / "val") for name in ("spatial", "motion")]
+    videos = sorted(streams[0].logits)
+    truth = np.array([streams[0].labels[video] for video in videos])
+    weights, temperature = learn_weights([one.matrix(videos) for one in streams], truth)
+    assert results["learnt"]["weights"] == pytest.approx(dict(zip(("spatial", "motion"), weights, strict=True)))
+    assert results["learnt"]["temperature"] == pytest.approx(temperature)
+    paths = [str(tmp_path / name / f"val/{name}_video_preds.pickle") for name in ("spatial", "motion")]
+    assert results["learnt"]["learnt_on"] == {"videos": 90, "groups": 90, "paths": paths}
+    tests = [load_predictions(tmp_path / name) for name in ("spatial", "motion")]
+    names = sorted(tests[0].logits)
+    fused = sum(w * one.matrix(names) for w, one in zip(weights, tests, strict=True))
+    expected = 100 * np.mean(fused.argmax(1) == [tests[0].labels[name] for name in names])
+    assert results["learnt"]["top1"] == pytest.approx(expected)
+    assert "90 other videos" in said and f"learnt {weights[0]:.2f} : {weights[1]:.2f}" in said
+
+    asked = run(*flags(tmp_path, "--learn")).stdout  # the same, as the headline
+    assert results_of(tmp_path)["fusion"]["top1"] == pytest.approx(expected)
+    assert results_of(tmp_path)["settings"]["weights"] == pytest.approx(weights.tolist())
+    assert f"fusion: learnt {weights[0]:.2f} : {weights[1]:.2f}" in asked
+    paths = [tmp_path / name / "val" for name in ("spatial", "motion")]
+    assert run(*flags(tmp_path, "--learn", *paths)).stdout == asked
+
+    learnt = Learnt.from_results(tmp_path / "out/results.json")
+    assert learnt.streams == ["spatial", "motion"] and learnt.weights == pytest.approx(weights.tolist())
+
+
+def test_what_can_not_be_learnt_from_is_one_line(tmp_path: Path, run) -> None:
+    make_record(tmp_path)
+    spatial, motion = tmp_path / "spatial", tmp_path / "motion"
+    for paths, words in (
+        ((spatial, motion), "60 of the 60 videos to learn from are tested, too"),
+        ((motion / "val", spatial / "val"), "holds the motion stream"),
+        ((spatial / "val",), "1 path for 2 streams"),
+        ((spatial / "val", tmp_path / "nothing"), "no predictions at"),
+    ):
+        error = run(*flags(tmp_path, "--learn", *paths), code=2).stderr
+        assert words in error and error.count("\n") == 1
+    error = run("fusion.py", spatial, motion, "--learn", motion / "val", spatial / "val", code=2).stderr
+    assert "order them alike" in error and error.count("\n") == 1
+    write(spatial / "val", "spatial", {"a": np.float32([1, 2])}, {"a": 0})  # not asked for: a note, and no more
+    process = run(*flags(tmp_path))
+    assert process.stderr.startswith("note: nothing is learnt") and process.stderr.count("\n") == 1
+    assert "learnt" not in results_of(tmp_path)
+
+
+def test_each_split_learns_its_own_weights(tmp_path: Path, run) -> None:
+    for split in ("1", "2"):
+        make_record(tmp_path / split, split, seed=int(split))
+    paths = ("--spatial", tmp_path / "{}/spatial", "--motion", tmp_path / "{}/motion", "--output", tmp_path / "out")
+    for learn in ((), (tmp_path / "{}/spatial/val", tmp_path / "{}/motion/val")):
+        run("fusion.py", *paths, "--splits", 1, 2, "--no-report", "--learn", *learn)
+        results = results_of(tmp_path)
+        one, two = results["splits"]["1"], results["splits"]["2"]
+        assert one["learnt"]["weights"] != two["learnt"]["weights"]
+        assert results["fusion"]["top1"] == pytest.approx((one["learnt"]["top1"] + two["learnt"]["top1"]) / 2)
+        assert results["settings"]["fusion"] == "learnt" and "weights" not in results["settings"]
+
+
+NEGATIVE = {"weights": {"a": -1}, "temperature": 1, "learnt_on": {"videos": 1, "groups": 1, "paths": []}}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"learnt": {"weights": {"spatial": "x"}}}', json.dumps({"learnt": NEGATIVE})]
+)
+def test_a_results_json_without_learnt_weights_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(InputError, match="holds no learnt weights"):
+        Learnt.from_results(tmp_path / "results.json")
+
+
+def test_predict_takes_the_weights_and_the_temperature(tmp_path: Path, monkeypatch) -> None:
+    predict = pytest.importorskip("predict")
+    from recogniser.answers import Answer
+
+    about = Learnt(["motion", "spatial"], [0.2, 0.8], 0.25, 9, 9, []).about()  # fused in another order than predict's
+    (tmp_path / "results.json").write_text(json.dumps({"learnt": about}))
+    weights, temperature = predict.learnt_fusion(str(tmp_path / "results.json"))
+    spatial, motion = np.random.default_rng(0).normal(0, 1, (2, 4, 3))
+    times = {"spatial": np.arange(4.0), "motion": np.arange(4.0)}
+    answer = Answer(list("abc"), 0, 4, 9, {"spatial": spatial, "motion": motion}, times, weights, temperature)
+    fused = softmax((0.8 * spatial.mean(0) + 0.2 * motion.mean(0)) / 0.25)
+    np.testing.assert_allclose(answer.opinions()["fused"], fused)
+    np.testing.assert_allclose(answer.over_time()[1], softmax((0.8 * spatial + 0.2 * motion) / 0.25, axis=1))
+
+    about["weights"] = {"iframe": 0.2, "mv": 0.8}
+    (tmp_path / "results.json").write_text(json.dumps({"learnt": about}))
+    with pytest.raises(InputError, match="weights of iframe and mv"):
+        predict.learnt_fusion(str(tmp_path / "results.json"))
+    for given in (["--spatial", "a"], ["--spatial", "a", "--motion", "b", "--weights", "1", "2"]):
+        monkeypatch.setattr("sys.argv", ["predict.py", "v.mp4", "--fusion", "results.json", *given])
+        with pytest.raises(InputError, match="--fusion brings"):
+            predict.parse_arguments()
