@@ -7,6 +7,7 @@ import json
 import math
 import pickle
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -360,6 +361,25 @@ def test_a_strip_is_refused_outside_its_root_and_for_broken_frames(tmp_path: Pat
     assert thumbnails.strip(root, "good").startswith("data:image/jpeg;base64,")
     for folder in ("../outside", str(outside), "cut", "missing", "\0"):
         assert thumbnails.strip(root, folder) is None
+
+
+def test_frames_in_a_pack_give_the_same_strips(small, tmp_path: Path, run) -> None:
+    root, *_ = small
+    fuse(run, root, "--output", tmp_path / "folder")
+    run("data/pack.py", root / "rgb", tmp_path / "rgb.pack")
+    for stream in ("spatial", "motion"):
+        shutil.copytree(root / stream, tmp_path / stream)
+    path = tmp_path / "spatial/predictions.json"
+    about = json.loads(path.read_text())
+    about["frames"]["root"] = str(tmp_path / "rgb.pack")
+    path.write_text(json.dumps(about))
+    fuse(run, tmp_path)
+    before, after = (
+        re.findall(r"data:image/jpeg[^>]*>", (folder / "report.html").read_text(encoding="utf-8"))
+        for folder in (tmp_path / "folder", tmp_path / "out")
+    )
+    assert before
+    assert before == after
 
 
 # --- training curves -----------------------------------------------------------------------------------
