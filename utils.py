@@ -19,12 +19,15 @@ import shutil
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 from tqdm import tqdm
+
+BEGAN = time.time()  # nearly when the process did, for what is said of its duration
 
 
 class InputError(Exception):

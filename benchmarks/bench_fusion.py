@@ -105,9 +105,9 @@ def main() -> None:
             print(split.name, name, *(f"{key} {value:.2f}" for key, value in found.items()), flush=True)
     ways = list(next(iter(rows.values()))[0][1])
     print(f"\n| mean of the splits | {' | '.join(ways)} |")
-    for name, sets in rows.items():
-        print(f"| {name} | {' | '.join(f'{np.mean([found[way] for _, found in sets]):.2f}' for way in ways)} |")
-    everything = [found for sets in rows.values() for _, found in sets]
+    for name, splits in rows.items():
+        print(f"| {name} | {' | '.join(f'{np.mean([found[way] for _, found in splits]):.2f}' for way in ways)} |")
+    everything = [found for splits in rows.values() for _, found in splits]
     print(f"| mean | {' | '.join(f'{np.mean([found[way] for found in everything]):.2f}' for way in ways)} |\n")
     for way in ways[1:]:
         gains = np.array([found[way] - found["average"] for found in everything])

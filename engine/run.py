@@ -26,6 +26,7 @@ from engine.epoch import TestResult, test
 from engine.state import Training
 from saved.checkpoints import read_checkpoint
 from saved.predictions import write_predictions
+from saved.provenance import provenance
 from utils import (
     InputError,
     atomic_path,
@@ -270,6 +271,8 @@ class Run:
             "labels": result.labels,
             "protocol": {"samples": sampling.samples, "views": sampling.views, **training.preparation.as_dict()},
             "checkpoint": {"name": name, "epoch": epoch, "weights_sha256": weights_hash(weights)},
+            "chosen_by": None if self.data.train is None else "val" if self.val_groups else "test",
+            "made": provenance(self.flags),
             "frames": {"root": str(root), "folders": {
                 s.video.name: os.path.relpath(s.folder, self.data.root) for s in loader.dataset.sources}},
         }  # fmt: skip

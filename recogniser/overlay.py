@@ -9,16 +9,16 @@ import bisect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from data.videos import read_frames
 from recogniser.answers import Answer, best
 from recogniser.film import open_film
 from recogniser.windows import frame_rate
+from report import fonts
 from utils import atomic_path
 
 # Okabe and Ito's palette, its dark colours lightened for the dark panel: told apart with any colour vision.
@@ -150,7 +150,7 @@ def contact_sheet(frames: Sequence[np.ndarray], times: Sequence[float]) -> np.nd
     for place, (frame, time) in enumerate(zip(frames, times, strict=True)):
         left, top = place % 3 * (width + gap), place // 3 * (height + gap)
         joined.paste(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC), (left, top))
-        corner, text, font = (left + width - 10, top + height - 10), f"{time:.1f} s", _font(18)
+        corner, text, font = (left + width - 10, top + height - 10), f"{time:.1f} s", fonts.font("0123456789. s", 18)
         x0, y0, x1, y1 = pen.textbbox(corner, text, font, anchor="rs")
         pen.rectangle((x0 - 5, y0 - 5, x1 + 5, y1 + 5), fill=SHADE)
         pen.text(corner, text, INK, font, anchor="rs")
@@ -159,17 +159,20 @@ def contact_sheet(frames: Sequence[np.ndarray], times: Sequence[float]) -> np.nd
 
 def _draw_caption(canvas: Image.Image, caption: Caption, unit: float) -> None:
     pen = ImageDraw.Draw(canvas, "RGBA")
-    lines = [(caption.headline, _font(round(26 * unit)), INK)]
-    lines += [(detail, _font(round(15 * unit)), "#d5dae0") for detail in caption.details]
+    lines = [(caption.headline, round(26 * unit), INK)]
+    lines += [(detail, round(15 * unit), "#d5dae0") for detail in caption.details]
+    texts = [fonts.drawable(text) for text, *_ in lines]
+    drawn_in = [fonts.font(text, size) for text, (_, size, _) in zip(texts, lines, strict=True)]
     pad, gap = round(10 * unit), round(6 * unit)
-    heights = [font.getbbox("Ag")[3] for _, font, _ in lines]
-    width = max(pen.textlength(text, font) for text, font, _ in lines) + 2 * pad
-    height = sum(heights) + gap * (len(lines) - 1) + 2 * pad
+    width = max(map(pen.textlength, texts, drawn_in)) + 2 * pad
+    # Lines are as high as their size says: fonts of some scripts are twice as high, for marks that few names have.
+    height = sum(size for _, size, _ in lines) + gap * (len(lines) - 1) + 2 * pad
     pen.rounded_rectangle((pad, pad, pad + width, pad + height), round(6 * unit), fill=SHADE)
-    top = 2 * pad
-    for (text, font, colour), line_height in zip(lines, heights, strict=True):
-        pen.text((2 * pad, top), text, colour, font)
-        top += line_height + gap
+    base = 2 * pad
+    for text, font, (_, size, colour) in zip(texts, drawn_in, lines, strict=True):
+        base += size
+        pen.text((2 * pad, base - size // 6), text, colour, font, anchor="ls")
+        base += gap
 
 
 def _draw_strip(scores: Scores, width: int, unit: float, now: float | None) -> Image.Image:
@@ -177,14 +180,16 @@ def _draw_strip(scores: Scores, width: int, unit: float, now: float | None) -> I
     floor = round(head + len(scores.names) * row)
     canvas = Image.new("RGB", (width, round((floor + 26 * unit) / 4) * 4), PANEL)
     pen = ImageDraw.Draw(canvas)
-    font, small = _font(round(14 * unit)), _font(round(12 * unit))
-    names_end = min(max(pen.textlength(name, font) for name in scores.names), width * 0.3)
+    font, small = (fonts.font("0123456789 %s", round(size * unit)) for size in (14, 12))
+    names = [fonts.drawable(name) for name in scores.names]
+    named = [fonts.font(name, round(14 * unit)) for name in names]
+    names_end = min(max(map(pen.textlength, names, named)), width * 0.3)
     left, right = round(2 * pad + names_end), round(width - 2 * pad - pen.textlength("100 %", font))
     begin, end = scores.span
     columns = np.arange(left, right + 1)
     seconds = begin + (columns - left) / (right - left) * (end - begin)
     pen.text((width - pad, 3 * unit), "whole video" if now is None else "this moment", FAINT, small, anchor="ra")
-    for place, name in enumerate(scores.names):
+    for place, name in enumerate(names):
         colour = COLOURS[place % len(COLOURS)]
         base = round(head + (place + 1) * row)
         values = np.interp(seconds, scores.times, scores.probabilities[:, place])
@@ -197,7 +202,7 @@ def _draw_strip(scores: Scores, width: int, unit: float, now: float | None) -> I
         if now is not None:
             value = float(np.interp(now, scores.times, scores.probabilities[:, place]))
         middle = base - row / 2 + 2 * unit
-        pen.text((pad, middle), _shortened(name, font, names_end), INK, font, anchor="lm")
+        pen.text((pad, middle), _shortened(name, named[place], names_end), INK, named[place], anchor="lm")
         pen.text((width - pad, middle), f"{100 * value:.0f} %", colour, font, anchor="rm")
     for second in _ticks(begin, end):
         x = left + (second - begin) / (end - begin) * (right - left)
@@ -227,8 +232,3 @@ def _shortened(text: str, font, width: float) -> str:
 def _mixed(colour: str, other: str, share: float) -> tuple[int, ...]:
     one, two = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in (colour, other))
     return tuple(int(value) for value in np.round(one * share + two * (1 - share)))
-
-
-@lru_cache
-def _font(size: int):
-    return ImageFont.load_default(size)

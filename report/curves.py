@@ -1,4 +1,4 @@
-"""Training curves from the records of a run: `python -m report.curves record/spatial record/motion`.
+"""Training curves from the records of runs, for the report on a fusion and for compare.py.
 
 A record folder holds rgb_train.csv and rgb_test.csv (spatial) or opf_train.csv and opf_test.csv (motion),
 with one row per epoch. The original's records, which have the same columns, are read as well.
@@ -6,18 +6,20 @@ with one row per epoch. The original's records, which have the same columns, are
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from utils import ArgumentParser, InputError, plural, run_main
+from report import plots
+from report.blocks import Plot
+from utils import InputError
 
 PREFIXES = {"rgb": "spatial", "opf": "motion"}
 PANELS = {"Loss": "loss", "Prec@1": "top-1, %", "lr": "learning rate"}
+Phases = dict[str, pd.DataFrame]  # "train" and "test" -> a row per epoch
 
 
 def read_record(path: Path) -> pd.DataFrame:
@@ -31,9 +33,9 @@ def read_record(path: Path) -> pd.DataFrame:
     return numbers.set_index(epochs).groupby(level=0).last()
 
 
-def find_records(folders: Sequence[Path]) -> dict[str, dict[str, pd.DataFrame]]:
-    """The records in `folders`: stream's name -> {"train": table, "test": table}, empty ones left out."""
-    found: dict[str, dict[str, pd.DataFrame]] = {}
+def find_records(folders: Iterable[Path]) -> dict[str, Phases]:
+    """The records in `folders`: stream's name -> phases, empty ones left out."""
+    found: dict[str, Phases] = {}
     for folder in dict.fromkeys(folders):
         for prefix, stream in PREFIXES.items():
             phases = {}
@@ -46,59 +48,45 @@ def find_records(folders: Sequence[Path]) -> dict[str, dict[str, pd.DataFrame]]:
     return found
 
 
-def draw(records: dict[str, dict[str, pd.DataFrame]]):
-    """A matplotlib Figure: a row per stream with loss, top-1 and learning rate over epochs."""
-    from matplotlib.ticker import MaxNLocator
+def plots_of(runs: Mapping[str, Mapping[str, Phases]]) -> list[Plot]:
+    """A plot per stream. runs: run's name -> stream -> phases; of a single run its name isn't shown."""
+    streams = dict.fromkeys(stream for found in runs.values() for stream in found)
+    made = []
+    for stream in streams:
+        drawn = draw(stream, {run: found[stream] for run, found in runs.items() if stream in found}, len(runs) > 1)
+        name = "curves_" + "".join(c if c.isalnum() else "_" for c in stream)
+        made.append(Plot(name, drawn, f"Training curves of the {stream} stream"))
+    return made
 
-    from report.plots import INK, OTHERS, figure, tidy
 
-    drawn = figure(7.2, 2.1 * len(records) + 0.3)
-    grid = drawn.subplots(len(records), len(PANELS), squeeze=False)
-    for row, (stream, phases) in zip(grid, records.items(), strict=True):
-        for axes, (column, label) in zip(row, PANELS.items(), strict=True):
-            for place, (phase, table) in enumerate(phases.items()):
+def draw(stream: str, runs: Mapping[str, Phases], named: bool) -> Figure:
+    """Loss, top-1 and learning rate over epochs, one below the other; training dashed, test in full."""
+    drawn = plots.figure(plots.WIDTH, 5.2)
+    panels = drawn.subplots(len(PANELS), sharex=True)
+    for axes, (column, label) in zip(panels, PANELS.items(), strict=True):
+        for place, (run, phases) in enumerate(runs.items()):
+            tone = plots.RUNS[place % len(plots.RUNS)] if named else plots.colour(stream, place)
+            for phase, table in phases.items():
                 values = table[column].dropna()
                 if column == "lr" and phase == "test" and "train" in phases:
-                    continue
-                mark = "o" if len(values) < 30 else None
-                axes.plot(values.index, values, color=OTHERS[place], marker=mark, markersize=3, label=phase)
-            if column == "lr" and axes.lines and min(axes.lines[0].get_ydata(), default=0) > 0:
-                axes.set_yscale("log")
-            axes.set_title(f"{stream}: {label}", fontsize=9, color=INK)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            tidy(axes)
-        row[0].legend(frameon=False, fontsize=8)
-    drawn.supxlabel("epoch", fontsize=9, color=INK)
+                    continue  # the same once more
+                style = "--" if phase == "train" and column != "lr" else "-"
+                words = run if named else phase
+                shown = column == "Prec@1" and (phase == "test" or not named or len(phases) == 1)
+                axes.plot(
+                    values.index, values, style, color=tone, linewidth=1.1 if phase == "train" else 1.8,
+                    marker="o" if len(values) < 30 else None, markersize=3, label=words if shown else None,
+                )  # fmt: skip
+        if column == "Prec@1":
+            axes.set_ylim(-2, 102)
+        if column == "lr" and axes.lines and min(min(line.get_ydata(), default=0) for line in axes.lines) > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylabel(label, fontsize=9, color=plots.INK)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        plots.tidy(axes)
+    panels[0].set_title(stream, fontsize=10, color=plots.INK)
+    panels[-1].set_xlabel("epoch", fontsize=9, color=plots.INK)
+    plots.legend(drawn, 1 if named else 2)
     return drawn
-
-
-def main() -> None:
-    parser = ArgumentParser(__doc__.split("\n\n")[0])
-    parser.add_argument(
-        "folders",
-        nargs="*",
-        type=Path,
-        default=[Path("record/spatial"), Path("record/motion")],
-        metavar="FOLDER",
-        help="record folders",
-    )
-    parser.add_argument("--output", type=Path, default=Path("record/curves.png"), metavar="PNG", help="file to write")
-    args = parser.parse_args()
-    records = find_records(args.folders)
-    if not records:
-        places = ", ".join(str(folder) for folder in args.folders)
-        raise InputError(
-            f"no rgb_train.csv, rgb_test.csv, opf_train.csv or opf_test.csv in {places}; train a stream first"
-        )
-    try:
-        from report.plots import save
-    except ImportError as error:
-        raise InputError("curves need matplotlib; install it with pip install matplotlib") from error
-    save(draw(records), args.output)
-    for stream, phases in records.items():
-        print(f"{stream}: " + ", ".join(f"{plural(len(table), 'epoch')} of {phase}" for phase, table in phases.items()))
-    print(f"written: {args.output}")
-
-
-if __name__ == "__main__":
-    run_main(main)

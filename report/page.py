@@ -1,118 +1,86 @@
-"""report.html: what a fusion found, on one self-contained page, with the PNGs and CSVs that it shows."""
+"""A report as one HTML page that needs nothing but itself, and its figures and tables as files beside it."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping, Sequence
-from html import escape
+import io
+import re
 from pathlib import Path
 
-import pandas as pd
-from matplotlib.figure import Figure
-from PIL import Image
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib import rc_context
 
-from report import plots, tables
+from report import tables
+from report.blocks import Plot, Report, Section
+from report.plots import DARK, LIGHT
 from utils import atomic_path
 
-ZOOM = 118  # pixels on the page for an inch of a figure
+ZOOM = 118 / 72  # pixels on the page for a point of a figure
 
 
-class Page:
-    """A page that grows section by section, and the folder where its files lie."""
-
-    def __init__(self, output: Path):
-        self.output = output
-        self.sections: list[tuple[str, list[str]]] = []  # (heading, pieces of HTML)
-
-    def section(self, heading: str) -> None:
-        self.sections.append((heading, []))
-
-    def add(self, html: str) -> None:
-        self.sections[-1][1].append(html)
-
-    def paragraph(self, text: str, soft: bool = False) -> None:
-        self.add(f"<p{' class=soft' if soft else ''}>{escape(text)}</p>")
-
-    def figure(self, name: str, drawn: Figure, alt: str, least: int | None = None) -> None:
-        """Save a figure as PNG and embed it; one with a least width in pixels scrolls sideways on a phone."""
-        path = self.output / f"{name}.png"
-        plots.save(drawn, path)
-        data = base64.b64encode(path.read_bytes()).decode()
-        with Image.open(path) as image:
-            width, height = (round(side * ZOOM / plots.DPI) for side in image.size)
-        style = f' class="heat" style="--least:{least}px"' if least else ""
-        size = f'width="{width}" height="{height}" alt="{escape(alt)}"'
-        self.add(f'<figure{style}><img src="data:image/png;base64,{data}" {size}></figure>')
-
-    def csv(self, name: str, table: pd.DataFrame) -> None:
-        tables.write(table, self.output / f"{name}.csv")
-
-    def files(self, *names: str) -> None:
-        links = ", ".join(f'<a href="{name}">{name}</a>' for name in names)
-        self.add(f'<p class="soft">Beside this page: {links}</p>')
-
-    def write(self, title: str, opening: str, closing: str) -> Path:
-        """Write report.html: title, the HTML `opening`, links to the sections, the sections, `closing`."""
-        style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
-        links, body = "", ""
-        for place, (heading, pieces) in enumerate(self.sections):
-            links += f'<a href="#s{place}">{escape(heading)}</a>\n'
-            body += f'<h2 id="s{place}">{escape(heading)}</h2>\n' + "\n".join(pieces) + "\n"
-        html = (
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-            f"<h1>{escape(title)}</h1>\n{opening}\n<nav>\n{links}</nav>\n{body}<footer>{closing}</footer>\n"
-            "</main>\n</body>\n</html>\n"
-        )
-        path = self.output / "report.html"
-        with atomic_path(path) as temporary:
-            temporary.write_text(html, encoding="utf-8")
-        return path
+def write(report: Report, path: Path) -> Path:
+    """Write the page at `path`, and every section's figures (.svg) and tables (.csv) into its folder."""
+    drawings = {}
+    for section in report.sections:
+        for block in section.blocks:
+            if isinstance(block, Plot):
+                drawings[block.name] = svg(block)
+                with atomic_path(path.parent / f"{block.name}.svg") as temporary:
+                    temporary.write_text(drawings[block.name], encoding="utf-8")
+        for name, table in section.tables.items():
+            tables.write(table, path.parent / f"{name}.csv")
+    inline = {
+        block.name: on_page(drawings[block.name], block)
+        for section in report.sections
+        for block in section.blocks
+        if isinstance(block, Plot)
+    }
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("page.html").render(
+        report=report, drawings=inline, files=files_of, light=LIGHT, dark=DARK
+    )
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]], main: int | None = None) -> str:
-    """An HTML table of escaped cells, text to the left in the first column, numbers to the right in the others.
-
-    `main` is the row to stress.
-    """
-
-    def cells(tag: str, values: Sequence[object]) -> str:
-        sides = [""] + [" class=n"] * (len(values) - 1)
-        return "".join(f"<{tag}{side}>{escape(str(v))}</{tag}>" for v, side in zip(values, sides, strict=True))
-
-    body = ""
-    for place, row in enumerate(rows):
-        body += f"<tr{' class=main' if place == main else ''}>{cells('td', row)}</tr>\n"
-    head = f"<tr>{cells('th', columns)}</tr>"
-    return f'<div class="wide"><table>\n<thead>{head}</thead>\n<tbody>\n{body}</tbody>\n</table></div>'
+def files_of(section: Section) -> list[str]:
+    """The names of the files beside the page that hold what a section shows."""
+    figures = [f"{block.name}.svg" for block in section.blocks if isinstance(block, Plot)]
+    return figures + [f"{name}.csv" for name in section.tables]
 
 
-def tiles(results: Mapping) -> str:
-    """The main figures in large type: each stream's top-1 and fusion's, with their intervals."""
-    html = ""
-    for place, name in enumerate([*results["streams"], "fusion"]):
-        low, high = results["interval_95"][name]["top1"]
-        html += (
-            f'<div class="tile" style="--hue:{plots.colour(name, place)}"><span>{escape(name)}</span>'
-            f"<b>{results[name]['top1']:.2f}</b><span>{low:.1f} – {high:.1f}</span></div>\n"
-        )
-    return f'<div class="tiles">\n{html}</div>'
+def svg(plot: Plot) -> str:
+    """A figure as an SVG document. Its text stays text: a browser finds a font for any script."""
+    file = io.StringIO()
+    # The salt names what the figure defines, so that two figures on one page don't share a name.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.name}):
+        plot.figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    return file.getvalue()
 
 
-def card(video: str, true: str, strip: str | None, guesses: Mapping[str, Sequence[tuple[str, float]]]) -> str:
-    """One video: its true class, a strip of frames if there is one, and the best guesses of each stream.
+def on_page(drawing: str, plot: Plot) -> Markup:
+    """A figure's SVG as a part of the page: its colours follow the page's theme, its links say where they lead."""
+    drawing = drawing[drawing.index("<svg") :]
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+    drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)  # the same in every figure, and nothing refers to them
+    for name, colour in LIGHT.items():
+        drawing = drawing.replace(f": {colour}", f": var(--{name})")
+    drawing = re.sub(  # matplotlib's links open new windows, even within the page
+        r'<a xlink:href="([^"]+)"[^>]*>', lambda link: _link(link[1], plot.titles.get(link[1])), drawing
+    )
+    found = re.search(r'<svg [^>]*?viewBox="0 0 ([\d.]+) ([\d.]+)"', drawing)
+    assert found is not None
+    width, height = (round(float(side) * ZOOM) for side in found.groups())
+    size = f'width="{width}" height="{height}" viewBox="0 0 {found[1]} {found[2]}"'
+    return Markup(f'<svg xmlns="http://www.w3.org/2000/svg" {size}' + drawing[drawing.index(">") :])
 
-    guesses: name -> (class, probability), best first.
-    """
-    picture = f'<img src="{strip}" alt="frames of {escape(video)}">' if strip else ""
-    lines = ""
-    for name, best in guesses.items():
-        items = [
-            f"<span>{'<b>' if guess == true else ''}{escape(guess)}{'</b>' if guess == true else ''}"
-            f" <i>{100 * chance:.0f} %</i></span>"
-            for guess, chance in best
-        ]
-        lines += f"<tr><th>{escape(name)}</th><td>{' '.join(items)}</td></tr>\n"
-    heading = f'<h3>{escape(true)}</h3><p class="soft">{escape(video)}</p>'
-    return f'<div class="card">{picture}{heading}<table>{lines}</table></div>\n'
+
+def _link(target: str, title: str | None) -> str:
+    return f'<a href="{target}">' + (f"<title>{escape(title)}</title>" if title else "")

@@ -1,115 +1,195 @@
-"""The report's sections: what a fusion found, told in the order in which one asks."""
+"""The report's sections: what a fusion found, told in the order in which one asks, as the data of blocks.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from html import escape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 
-from report import curves, metrics, page, plots, summary, tables, thumbnails
+from report import curves, gallery, metrics, page, plots, summary, tables
+from report.blocks import Link, Plot, Report, Section, Table, Text, Tile
 from report.outcome import Outcome
-from report.page import Page
+from saved.provenance import in_words, provenance
 from utils import plural
 
-PAIRS = 20  # confused pairs that are drawn
-CARDS = 24  # videos that every stream got wrong and that are shown; the CSV has all
-LISTED = 10  # classes listed where one stream beats the other most
+PAIRS = 20  # kinds of mistake that are listed; the CSV has all
+LISTED = 10  # classes listed where one stream beats the other most, and the surest mistakes
 WIDE = 25  # classes from which a confusion matrix needs more than the page's width
+FEW_CLASSES = 5  # up to these, the top 5 are all there are
 
 
 def write_report(outcome: Outcome, output: Path, title: str) -> Path:
-    """Write report.html and the PNGs and CSVs that it shows into `output`; returns the page's path."""
-    results = outcome.results
-    built = Page(output)
-    with rc_context({"text.parse_math": False}):  # a class's name may hold $
-        accuracy(built, results)
-        weight_sweep(built, outcome)
-        per_class(built, outcome)
-        confusion(built, outcome)
-        agreement(built, outcome)
-        calibration(built, outcome)
-        wrong_videos(built, outcome)
-    training_curves(built, outcome)
-    return built.write(
-        f"Two-stream fusion: {title}", opening(results), "<br>\n".join(escape(one) for one in sources(outcome))
-    )
+    """Write report.html with the files that it shows into `output`; returns the page's path."""
+    with rc_context(plots.text_settings(outcome.test_set.class_names)):
+        return page.write(fusion_report(outcome, title, provenance({})), output / "report.html")
 
 
 def write_overview(total: dict, output: Path, title: str) -> Path:
-    """Write report.html for the mean over several splits, with links to each split's own report."""
-    built = Page(output)
-    accuracy(built, total)
-    built.section("Split by split")
+    """The same for the mean over several splits."""
+    return page.write(overview(total, title, provenance({})), output / "report.html")
+
+
+def fusion_report(outcome: Outcome, title: str, made: dict) -> Report:
+    """The report on one test set; `made` is what saved.provenance says of this fusion."""
+    results = outcome.results
+    chances = probabilities(outcome)
+    sections = [
+        accuracy(results),
+        weight_sweep(outcome),
+        per_class(outcome),
+        confusion(outcome),
+        agreement(outcome),
+        calibration(outcome, chances),
+        mistakes(outcome, chances),
+        training_curves(outcome),
+    ]
+    return Report(
+        title=f"Two-stream fusion: {title}",
+        summary=opening(results),
+        tiles=tiles(results),
+        notes=[selection(outcome)],
+        sections=[section for section in sections if section is not None],
+        made=[*sources(outcome), ("fusion", in_words(made)), ("settings", settings(results))],
+    )
+
+
+def overview(total: dict, title: str, made: dict) -> Report:
+    """The report on the mean over several splits, with links to each split's own."""
     columns = [(label, key) for label, key in summary.rows(total) if key != "best_weight"]
     rows = [
-        [split, f"{one['videos']:,}", *(f"{one[key]['top1']:.2f}" for _, key in columns)]
+        [
+            Link(split, f"split{split}/report.html"),
+            f"{one['videos']:,}",
+            *(f"{one[key]['top1']:.2f}" for _, key in columns),
+        ]
         for split, one in total["splits"].items()
     ]
-    built.paragraph("Top-1 accuracy in per cent.")
-    built.add(page.table(["split", "videos", *(label for label, _ in columns)], rows))
-    links = ", ".join(f'<a href="split{escape(s)}/report.html">split {escape(s)}</a>' for s in total["splits"])
-    built.add(f"<p>Each split's report: {links}</p>")
-    return built.write(f"Two-stream fusion: {title}", opening(total), "")
+    each = Section(
+        "Split by split",
+        [
+            Text("Top-1 accuracy in per cent. A split's number leads to its own report."),
+            Table(["split", "videos", *(label for label, _ in columns)], rows),
+        ],
+    )
+    return Report(
+        title=f"Two-stream fusion: {title}",
+        summary=opening(total),
+        tiles=tiles(total),
+        sections=[accuracy(total), each],
+        made=[("fusion", in_words(made)), ("settings", settings(total))],
+    )
+
+
+# --- the opening and the end ---------------------------------------------------------------------------
 
 
 def opening(results: dict) -> str:
-    line = (
+    return (
         f"{plural(results['videos'], 'test video')}, {results['classes']} classes. Top-1 accuracy in per cent, with "
         f"bootstrap 95 % intervals over {results['resampled']['unit']}s."
     )
-    return f'<p class="soft">{line}</p>\n{page.tiles(results)}'
 
 
-def sources(outcome: Outcome) -> list[str]:
-    """Where each stream's predictions came from, a line each."""
+def tiles(results: dict) -> list[Tile]:
+    """The main figures in large type: each stream's top-1 and fusion's, with their intervals."""
+    made = []
+    for place, name in enumerate([*results["streams"], "fusion"]):
+        low, high = results["interval_95"][name]["top1"]
+        made.append(Tile(name, f"{results[name]['top1']:.2f}", f"{low:.1f} – {high:.1f}", plots.hue(name, place)))
+    return made
+
+
+def selection(outcome: Outcome) -> str:
+    """How the networks' epochs were chosen, which decides what the accuracies are worth."""
+    chosen = {name: source.meta.get("chosen_by") for name, source in outcome.test_set.sources.items()}
+    by_test = [name for name, how in chosen.items() if how == "test"]
+    by_val = [name for name, how in chosen.items() if how == "val"]
+    unknown = [name for name, how in chosen.items() if how not in ("test", "val")]
+    words = []
+    if by_test:
+        words.append(
+            f"The epoch of {' and '.join(by_test)} was chosen by the accuracy on these same test videos, as in the "
+            "original work: its figures here are somewhat too high. --val-groups chooses without the test set."
+        )
+    if by_val:
+        words.append(f"The epoch of {' and '.join(by_val)} was chosen on videos held out of training, not on these.")
+    if unknown:
+        words.append(
+            f"How the epoch of {' and '.join(unknown)} was chosen is not recorded. The original training chooses it by "
+            "the accuracy on the test videos themselves, which makes such figures somewhat too high."
+        )
+    return " ".join(words)
+
+
+def sources(outcome: Outcome) -> list[tuple[str, str]]:
+    """Where each stream's predictions came from."""
     lines = []
     for name, source in outcome.test_set.sources.items():
-        line = f"{name}: {source.path}, {source.level}-level logits"
+        line = f"{source.path}, {source.level}-level logits"
         checkpoint = source.meta.get("checkpoint")
         if isinstance(checkpoint, dict):
-            line += f", checkpoint {checkpoint.get('name')}, epoch {checkpoint.get('epoch')}"
-        lines.append(line)
+            line += f"; checkpoint {checkpoint.get('name')}, epoch {checkpoint.get('epoch')}"
+        if isinstance(protocol := source.meta.get("protocol"), dict):
+            line += "; " + ", ".join(f"{key} {value}" for key, value in protocol.items())
+        lines.append((name, line))
+        if made := in_words(source.meta.get("made")):
+            lines.append((f"{name}'s run", made))
     return lines
 
 
-def accuracy(built: Page, results: dict) -> None:
+def settings(results: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in results["settings"].items())
+
+
+# --- sections ------------------------------------------------------------------------------------------
+
+
+def accuracy(results: dict) -> Section:
     streams = list(results["streams"])
-    cells, bars = [], []
+    metrics_shown = {"top1": "top-1", "top5": "top-5", "mean_class": "mean class"}
+    if results["classes"] <= FEW_CLASSES:
+        del metrics_shown["top5"]
+    cells, dots = [], []
     for place, (label, key) in enumerate(summary.rows(results)):
         found, spread = results[key], results["interval_95"].get(key, {}).get("top1")
-        words = f"{spread[0]:.1f} – {spread[1]:.1f}" if spread else ""
-        cells.append([label, f"{found['top1']:.2f}", words, f"{found['top5']:.2f}", f"{found['mean_class']:.2f}"])
-        hue = plots.colour(key, place) if key in streams or key == "fusion" else plots.GREY
-        bars.append((label, hue, found["top1"], spread))
-    built.section("Accuracy")
-    built.add(page.table(["", "top-1", "95 % interval", "top-5", "mean class"], cells, main=len(streams)))
-    built.paragraph(f"* {summary.TUNED_NOTE}.", soft=True)
-    built.paragraph(
-        "average: the plain mean of the streams' logits. std: each stream's logits divided by their standard "
-        "deviation over the test set first. Neither uses a label."
-    )
-    built.figure("accuracy", plots.accuracy(bars), "Top-1 accuracy of each stream and fusion")
-    for line in (summary.learnt_note(results), summary.test_line(results), summary.uncertainty_note(results)):
-        if line:
-            built.paragraph(line[0].upper() + line[1:] + ".")
+        values = [f"{found[metric]:.2f}" for metric in metrics_shown]
+        cells.append([label, values[0], f"{spread[0]:.1f} – {spread[1]:.1f}" if spread else "", *values[1:]])
+        tone = plots.colour(key, place) if key in streams or key == "fusion" else plots.GREY
+        dots.append((label, tone, found["top1"], spread))
+    first, *others = metrics_shown.values()
+    blocks: list = [
+        Table(["", first, "95 % interval", *others], cells, main=len(streams), aside=len(streams) + 1),
+        Text(f"* {summary.TUNED_NOTE}.", soft=True),
+        Text(
+            "Below fusion stand other ways to fuse, for comparison. average: the plain mean of the streams' logits. "
+            "std: each stream's logits divided by their standard deviation over the test set first. Neither uses a "
+            "label."
+        ),
+        Plot("accuracy", plots.accuracy(dots, results["videos"]), "Top-1 accuracy with its interval, row by row"),
+    ]
+    notes = (summary.learnt_note(results), summary.test_line(results), summary.uncertainty_note(results))
+    blocks += [Text(line[0].upper() + line[1:] + ".") for line in notes if line]
+    return Section("Accuracy", blocks)
 
 
-def weight_sweep(built: Page, outcome: Outcome) -> None:
+def weight_sweep(outcome: Outcome) -> Section:
     sweep, results = outcome.sweep, outcome.results
-    built.section("Weight sweep")
-    built.paragraph(
-        f"Top-1 against the weight of {sweep.stream}. The curve needs the test labels, so its highest point is "
-        "tuned on the test set; the dashed lines are not."
-    )
     levels = {name: results[name]["top1"] for name in summary.FIXED}
-    drawn = plots.sweep(sweep.stream, sweep.weights, sweep.top1, sweep.best[sweep.place], levels)
-    built.figure("weights", drawn, "Top-1 against weight")
-    built.csv("weights", pd.DataFrame({f"weight of {sweep.stream}": sweep.weights, "top1": sweep.top1}))
-    built.files("weights.png", "weights.csv")
+    best = sweep.best[sweep.place]
+    drawn = plots.sweep(sweep.stream, sweep.weights, sweep.top1, best, levels, results["videos"])
+    return Section(
+        "Weight sweep",
+        [
+            Text(
+                f"Top-1 against the weight of {sweep.stream}. The curve needs the test labels, so its highest point is "
+                "tuned on the test set; the dashed lines are not."
+            ),
+            Plot("weights", drawn, "Top-1 against weight"),
+        ],
+        {"weights": pd.DataFrame({f"weight of {sweep.stream}": sweep.weights, "top1": sweep.top1})},
+    )
 
 
 def class_table(outcome: Outcome) -> pd.DataFrame:
@@ -118,100 +198,119 @@ def class_table(outcome: Outcome) -> pd.DataFrame:
     return tables.per_class(scores, test_set.labels, test_set.class_names, outcome.results["mcnemar"]["against"])
 
 
-def per_class(built: Page, outcome: Outcome) -> None:
+def per_class(outcome: Outcome) -> Section:
     better = outcome.results["mcnemar"]["against"]
     found = class_table(outcome)
     columns = [*outcome.test_set.streams, "fusion"]
     up, down = int((found["gain"] > 0).sum()), int((found["gain"] < 0).sum())
-    built.section("Class by class")
-    built.paragraph(
-        f"Sorted by what fusion gains over {better}, the better stream: a gain in {plural(up, 'class')}, a loss in "
-        f"{down}. The mean of the gains, {found['gain'].mean():+.2f}, is the gain in mean-class accuracy."
-    )
+    anchors = ["#" + gallery.anchor(label) for label in found["label"]]
     accuracies = {name: found[name].to_numpy() for name in columns}
-    drawn = plots.per_class(found["class"].tolist(), accuracies, found["gain"].to_numpy())
-    built.figure("per_class", drawn, "Accuracy in each class, by stream and fusion")
     rows = [
-        [row["class"], row["videos"], *(f"{row[name]:.1f}" for name in columns), f"{row['gain']:+.1f}"]
-        for row in found.to_dict("records")
+        [Link(row["class"], anchor), row["videos"], *(f"{row[name]:.1f}" for name in columns), f"{row['gain']:+.1f}"]
+        for row, anchor in zip(found.to_dict("records"), anchors, strict=True)
     ]
-    numbers = page.table(["class", "videos", *columns, "gain"], rows)
-    built.add(f"<details><summary>The same as numbers</summary>{numbers}</details>")
-    built.csv("per_class", found)
-    built.files("per_class.png", "per_class.csv")
+    return Section(
+        "Class by class",
+        [
+            Text(
+                f"Sorted by what fusion gains over {better}, the better stream: a gain in {plural(up, 'class')}, a "
+                f"loss in {down}. The mean of the gains, {found['gain'].mean():+.2f}, is the gain in mean-class "
+                "accuracy. A class's name leads to its videos."
+            ),
+            Plot(
+                "per_class",
+                plots.per_class(found["class"].tolist(), accuracies, found["gain"].to_numpy(), anchors),
+                "Accuracy in each class, by stream and fusion",
+            ),
+            Table(["class", "videos", *columns, "gain"], rows, folded="The same as numbers"),
+        ],
+        {"per_class": found.drop(columns="label")},
+    )
 
 
-def confusion(built: Page, outcome: Outcome) -> None:
+def confusion(outcome: Outcome) -> Section:
     test_set = outcome.test_set
     names = test_set.class_names
     counts = tables.confusion(outcome.fused.argmax(axis=1), test_set.labels, len(names))
     pairs = tables.confused_pairs(counts, names)
-    built.section("What is confused")
+    blocks: list = []
     if len(pairs):
-        part = f"the {PAIRS} most frequent of {len(pairs)} kinds" if len(pairs) > PAIRS else "all kinds"
-        built.paragraph(
-            f"Fusion gets {plural(pairs['videos'].sum(), 'video')} wrong. Drawn: {part} of mistake, true class → guess."
+        part = f"The {PAIRS} most frequent of {len(pairs)} kinds of mistake" if len(pairs) > PAIRS else "The mistakes"
+        blocks.append(
+            Text(f"Fusion gets {plural(pairs['videos'].sum(), 'video')} wrong. {part}, each leading to its videos:")
         )
-        drawn = plots.confused_pairs(list(pairs.head(PAIRS).itertuples(index=False, name=None)))
-        built.figure("confused_pairs", drawn, "The most frequent mistakes")
+        rows = [
+            [
+                Link(f"{row.true} → {row.guessed}", f"#{gallery.anchor(row.label, row.guess)}"),
+                row.videos,
+                f"{row.share:.0f} %",
+            ]
+            for row in pairs.head(PAIRS).itertuples()
+        ]
+        blocks.append(Table(["true class → guess", "videos", "of the class"], rows))
     else:
-        built.paragraph("Fusion makes no mistake.")
+        blocks.append(Text("Fusion makes no mistake."))
     used = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
     wide = len(used) > WIDE
     unused = plural(len(names) - len(used), "class")
     rest = "" if len(used) == len(names) else f" Left out: {unused} without a video or guess."
-    hint = " It scrolls sideways on a narrow screen." if wide else ""
-    built.paragraph(f"The matrix: each row is a true class and adds up to 100 %.{rest}{hint}")
-    drawn = plots.confusion(counts[np.ix_(used, used)], [names[i] for i in used], wide)
-    built.figure("confusion", drawn, "Confusion matrix of fusion", least=1150 if wide else None)
+    hint = " It scrolls sideways on a narrow screen." if len(used) > 8 else ""
+    blocks.append(
+        Text(f"The matrix: each row is a true class and adds up to 100 %. A cell leads to its videos.{rest}{hint}")
+    )
+    shown = counts[np.ix_(used, used)]
+    anchors, titles = {}, {}
+    for row, column in zip(*np.nonzero(shown), strict=True):
+        label, guess = used[row], used[column]
+        anchors[row, column] = target = f"#{gallery.anchor(label, guess)}"
+        share = 100 * shown[row, column] / counts[label].sum()
+        words = f"{names[label]} → {names[guess]}" if label != guess else f"{names[label]}, right"
+        titles[target] = f"{words}: {plural(int(shown[row, column]), 'video')}, {share:.0f} %"
+    drawn = plots.confusion(shown, [names[i] for i in used], anchors, wide)
+    blocks.append(Plot("confusion", drawn, "Confusion matrix of fusion", 1150 if wide else 42 * len(used), titles))
     matrix = pd.DataFrame(counts, columns=names)
     matrix.insert(0, "true class", names, allow_duplicates=True)
-    built.csv("confusion", matrix)
-    built.csv("confused_pairs", pairs)
-    built.files("confusion.png", "confusion.csv", "confused_pairs.csv")
+    csvs = {"confusion": matrix, "confused_pairs": pairs.drop(columns=["label", "guess"])}
+    return Section("What is confused", blocks, csvs)
 
 
-def agreement(built: Page, outcome: Outcome) -> None:
+def agreement(outcome: Outcome) -> Section:
     test_set = outcome.test_set
     fused_right = outcome.fused.argmax(axis=1) == test_set.labels
     guesses = np.stack([logits.argmax(axis=1) for logits in test_set.streams.values()])  # (streams, videos)
     apart = (guesses != guesses[0]).any(axis=0)
     some_right = (guesses == test_set.labels).any(axis=0)
     contested = apart & some_right
-    built.section("Where the streams disagree")
-    built.paragraph(
-        f"The streams disagree on {apart.sum():,} of {apart.size:,} videos. On {contested.sum():,} of these at "
-        f"least one is right, and fusion is right on {fused_right[contested].sum():,}. An oracle that always picked "
-        f"a right stream would reach {100 * some_right.mean():.2f} % top-1."
-    )
     found = tables.agreement(dict(zip(test_set.streams, guesses, strict=True)), fused_right, test_set.labels)
     shown = found.nlargest(10, "videos", keep="first") if len(found) > 10 else found
     counts = list(shown[["who", "videos", "fusion_right"]].itertuples(index=False, name=None))
-    built.figure("agreement", plots.agreement(counts), "Which streams are right")
-    rows = [
-        [who, f"{videos:,}", f"{right:,}", f"{100 * right / videos:.1f} %" if videos else ""]
-        for who, videos, right in counts
+    blocks: list = [
+        Text(
+            f"The streams disagree on {apart.sum():,} of {apart.size:,} videos. On {contested.sum():,} of these at "
+            f"least one is right, and fusion is right on {fused_right[contested].sum():,}. An oracle that always "
+            f"picked a right stream would reach {100 * some_right.mean():.2f} % top-1."
+        ),
+        Plot("agreement", plots.agreement(counts), "Which streams are right, and how often fusion is"),
     ]
-    built.add(page.table(["", "videos", "fusion right", "share"], rows))
     if len(test_set.streams) == 2:
         one, other = test_set.streams
-        halves = stronger(outcome, one, other) + stronger(outcome, other, one)
-        built.add(f'<div class="pair">{halves}</div>')
-    built.csv("agreement", found)
-    built.files("agreement.png", "agreement.csv")
+        blocks += [*stronger(outcome, one, other), *stronger(outcome, other, one)]
+    return Section("Where the streams disagree", blocks, {"agreement": found})
 
 
-def stronger(outcome: Outcome, one: str, other: str) -> str:
-    """The classes in which stream `one` beats stream `other` most, as HTML; empty if there are none."""
+def stronger(outcome: Outcome, one: str, other: str) -> list[Text | Table]:
+    """The classes in which stream `one` beats stream `other` most; nothing if there are none."""
     found = class_table(outcome)
     lead = (found[one] - found[other]).sort_values(ascending=False, kind="stable")
     best = found.loc[lead[lead > 0].head(LISTED).index]
     if best.empty:
-        return ""
+        return []
     columns = [one, other, "fusion"]
-    rows = [[row["class"], *(f"{row[name]:.1f}" for name in columns)] for row in best.to_dict("records")]
-    heading = f"<p>Where {escape(one)} sees most that {escape(other)} misses:</p>"
-    return f"<div>{heading}{page.table(['class', *columns], rows)}</div>"
+    rows = [
+        [Link(row["class"], f"#{gallery.anchor(row['label'])}"), *(f"{row[name]:.1f}" for name in columns)]
+        for row in best.to_dict("records")
+    ]
+    return [Text(f"Where {one} sees most that {other} misses:"), Table(["class", *columns], rows)]
 
 
 def probabilities(outcome: Outcome) -> dict[str, np.ndarray]:
@@ -221,71 +320,90 @@ def probabilities(outcome: Outcome) -> dict[str, np.ndarray]:
     return {**found, "fusion": outcome.fused if averaged else metrics.softmax(outcome.fused)}
 
 
-def calibration(built: Page, outcome: Outcome) -> None:
+def calibration(outcome: Outcome, chances: dict[str, np.ndarray]) -> Section:
     labels = outcome.test_set.labels
-    found = {name: metrics.calibration(values, labels) for name, values in probabilities(outcome).items()}
-    built.section("Calibration")
-    built.paragraph(
-        "How often the first guess is right, against the probability that softmax gives it. On the dashed line the "
-        "two are equal; below it the stream is too sure of itself. The grey line is the share of the videos. ECE is "
-        "the mean distance from the dashed line over the videos (Guo et al. 2017, 15 bins)."
+    bins = min(15, max(5, len(labels) // 20))  # Guo et al. have 15, for thousands of images
+    found = {name: metrics.calibration(values, labels, bins) for name, values in chances.items()}
+    verdicts = " ".join(
+        sureness(name, values, labels, outcome.results["interval_95"][name]["top1"]) for name, values in chances.items()
     )
-    built.figure("calibration", plots.calibration(found), "Reliability diagrams")
-    built.paragraph(
-        "This judges the scale of the logits, not their order: a sum of 19 logits is far too sure of itself, and "
-        "logits divided by anything are as sure as the divisor makes them.",
-        soft=True,
+    return Section(
+        "Calibration",
+        [
+            Text(verdicts),
+            Plot("calibration", plots.calibration(found), "Reliability diagrams"),
+            Text(
+                "How often the first guess is right, against the probability that softmax gives it. On the dashed line "
+                "the two are equal; a bar below it is too sure of itself, one above it not sure enough. The grey line "
+                "is the share of the videos. ECE is the mean distance from the dashed line over the videos (Guo et al. "
+                f"2017, {bins} bins). It judges the scale of the logits, not their order: dividing them by a number "
+                "changes how sure they are and no guess.",
+                soft=True,
+            ),
+        ],
+        {"calibration": tables.calibration(found)},
     )
-    built.csv("calibration", tables.calibration(found))
-    built.files("calibration.png", "calibration.csv")
 
 
-def wrong_videos(built: Page, outcome: Outcome) -> None:
+def sureness(name: str, values: np.ndarray, labels: np.ndarray, spread: list[float]) -> str:
+    """What one stream's mean confidence is worth, in a sentence; `spread` is the interval of its top-1, per cent."""
+    confidence = 100 * float(values.max(axis=1).mean())
+    right = 100 * float((values.argmax(axis=1) == labels).mean())
+    said = f"gives its first guesses {confidence:.0f} % on average and gets {right:.0f} % right"
+    if abs(confidence - right) < 3:
+        return f"{name} {said}: as sure as it should be."
+    if spread[0] <= confidence <= spread[1]:
+        return f"{name} {said}, on too few videos to tell whether that is too much or too little."
+    return f"{name} {said}: {'too sure of itself' if confidence > right else 'not sure enough (underconfident)'}."
+
+
+def mistakes(outcome: Outcome, chances: dict[str, np.ndarray]) -> Section:
     test_set = outcome.test_set
-    names = test_set.class_names
-    chances = probabilities(outcome)
-    found = tables.videos(test_set.videos, test_set.labels, names, chances)
-    missed = found[found["streams_right"] == 0]
-    missed = missed.sort_values(["fusion p(guess)", "video"], ascending=[False, True], kind="stable")
-    everybody = "both streams" if len(test_set.streams) == 2 else "all streams"
-    built.section(f"Videos that {everybody} got wrong")
-    if len(missed):
-        part = f", {CARDS} of them here" if len(missed) > CARDS else ""
-        built.paragraph(
-            f"{plural(len(missed), 'video')}{part}, those first that fusion is surest about. Below each, the three "
-            "best guesses and their probabilities; bold is the true class."
+    found = tables.videos(test_set.videos, test_set.labels, test_set.class_names, chances)
+    guesses = outcome.fused.argmax(axis=1)
+    wrong = found[guesses != test_set.labels].sort_values(
+        ["fusion p(guess)", "video"], ascending=[False, True], kind="stable"
+    )
+    blocks: list = []
+    if len(wrong):
+        none_right = int((wrong["streams_right"] == 0).sum())
+        everybody = "both streams" if len(test_set.streams) == 2 else "all streams"
+        blocks.append(
+            Text(
+                f"Fusion gets {plural(len(wrong), 'video')} wrong; in {none_right:,} of them {everybody} are wrong, "
+                "too. Those that fusion is surest about:"
+            )
         )
+        rows = [
+            [
+                Link(row["video"], f"#v{place}"),
+                f"{row['class']} → {row['fusion guess']}",
+                f"{100 * row['fusion p(guess)']:.0f} %",
+            ]
+            for place, row in wrong.head(LISTED).to_dict("index").items()
+        ]
+        blocks.append(Table(["video", "true class → guess", "sure"], rows, words=2))
     else:
-        built.paragraph("There are none.")
-    strip = strip_maker(outcome)
-    cards = ""
-    for row in missed.index[:CARDS]:
-        best = {
-            name: [(names[guess], values[row, guess]) for guess in np.argsort(-values[row], kind="stable")[:3]]
-            for name, values in chances.items()
-        }
-        video = test_set.videos[row]
-        cards += page.card(video, names[test_set.labels[row]], strip(video), best)
-    built.add(f'<div class="cards">\n{cards}</div>')
-    built.csv("videos", found)
-    built.files("videos.csv")
+        blocks.append(Text("There are none: fusion gets every video right."))
+    blocks.append(
+        Text(
+            "By class, the most mistakes first. Each video with its frames, where they are on disk, and the best "
+            "guesses of every stream with their probabilities; bold is the true class."
+        )
+    )
+    shown, without = gallery.build(outcome, chances)
+    if without:
+        blocks.append(Text(f"Without frames here: {plural(without, 'video')}.", soft=True))
+    return Section("Every mistake", [*blocks, shown], {"videos": found})
 
 
-def strip_maker(outcome: Outcome) -> Callable[[str], str | None]:
-    """A function from a video's key to a strip of its RGB frames, None for what isn't on disk."""
-    for source in outcome.test_set.sources.values():
-        frames = source.meta.get("frames")
-        if source.meta.get("stream") == "spatial" and isinstance(frames, dict):
-            root, folders = frames.get("root"), frames.get("folders")
-            if isinstance(root, str) and isinstance(folders, dict):
-                return lambda video: thumbnails.strip(Path(root), str(folders.get(video, ".")))
-    return lambda video: None
-
-
-def training_curves(built: Page, outcome: Outcome) -> None:
-    records = curves.find_records([source.path.parent for source in outcome.test_set.sources.values()])
-    if records:
-        built.section("Training")
-        built.paragraph("From the records beside the predictions, a row per epoch.")
-        built.figure("curves", curves.draw(records), "Training curves", least=640)
-        built.files("curves.png")
+def training_curves(outcome: Outcome) -> Section | None:
+    folders = [source.path.parent for source in outcome.test_set.sources.values()]
+    streams = curves.find_records(folders)
+    if not streams:
+        return None
+    blocks: list = [
+        Text("From the records beside the predictions, a row per epoch."),
+        *curves.plots_of({"": streams}),
+    ]
+    return Section("Training", blocks)

@@ -20,13 +20,13 @@ def write(table: pd.DataFrame, path: Path, **options) -> None:
 def per_class(
     scores: Mapping[str, np.ndarray], labels: np.ndarray, class_names: Sequence[str], better: str
 ) -> pd.DataFrame:
-    """A row per class that has videos, best gain first: class, videos, top-1 in % of each of `scores`, gain.
+    """A row per class that has videos, best gain first: label, class, videos, top-1 in % of each of `scores`, gain.
 
     scores: name -> (videos, classes), "fusion" among them. gain is fusion minus `better`, the stream that is
     best over all videos, so that the mean of the column is the gain in mean-class accuracy.
     """
     count = len(class_names)
-    table = pd.DataFrame({"class": class_names, "videos": np.bincount(labels, minlength=count)})
+    table = pd.DataFrame({"label": range(count), "class": class_names, "videos": np.bincount(labels, minlength=count)})
     for name, values in scores.items():
         table[name] = metrics.per_class(values.argmax(axis=1) == labels, labels, count)
     table["gain"] = table["fusion"] - table[better]
@@ -40,13 +40,17 @@ def confusion(guesses: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarr
 
 
 def confused_pairs(matrix: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
-    """Every mistake that happens, most frequent first: true, guessed, videos, share (% of the true class)."""
+    """Every mistake that happens, most frequent first: true, guessed, videos, share (% of the true class).
+
+    The columns label and guess are the two classes' indices.
+    """
     mistakes = matrix * (1 - np.eye(len(matrix), dtype=int))
     true, guessed = np.nonzero(mistakes)
     videos = mistakes[true, guessed]
     names = np.array(class_names, dtype=object)
     share = 100 * videos / np.maximum(matrix.sum(axis=1)[true], 1)
-    table = pd.DataFrame({"true": names[true], "guessed": names[guessed], "videos": videos, "share": share})
+    columns = {"true": names[true], "guessed": names[guessed], "videos": videos, "share": share}
+    table = pd.DataFrame({**columns, "label": true, "guess": guessed})
     return table.sort_values(
         ["videos", "share", "true", "guessed"], ascending=[False, False, True, True], ignore_index=True
     )
