@@ -20,11 +20,12 @@ NOT_RESTORED = {
 
 # (lowest, highest) of numbers that would otherwise fail late, or quietly do nothing
 RANGES = {
-    **dict.fromkeys(("epochs", "batch_size", "accumulate", "segments", "size", "stack_length"), (1, math.inf)),
+    **dict.fromkeys(("epochs", "batch_size", "accumulate", "segments", "stack_length"), (1, math.inf)),
     **dict.fromkeys(("test_samples", "eval_every"), (1, math.inf)),
     **dict.fromkeys(("val_groups", "workers", "patience", "warmup_epochs", "start_epoch"), (0, math.inf)),
     **dict.fromkeys(("weight_decay", "clip_grad", "save_every_minutes", "conv1_lr_factor", "lr"), (0, math.inf)),
     **dict.fromkeys(("dropout", "label_smoothing", "ema", "momentum", "milestones"), (0, 1)),
+    "size": (1, 4096),  # pixels; beyond, one batch is more than memory holds
     "flow_std": (1e-6, math.inf),
     "seed": (0, 2**32 - 1),  # numpy's
 }

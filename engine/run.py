@@ -24,6 +24,7 @@ from dataloader.names import first_few
 from dataloader.transforms import Preparation
 from engine import options
 from engine.epoch import TestResult, test, train_one_epoch
+from engine.owner import owned
 from engine.state import Training, amp_dtype
 from saved.checkpoints import read_checkpoint
 from utils import (
@@ -32,6 +33,7 @@ from utils import (
     check_output,
     check_writable,
     plural,
+    printable,
     save_checkpoint,
     weights_hash,
     world,
@@ -65,14 +67,19 @@ class Run:
 
     def fit(self, training: Training) -> int:
         """Train to --epochs, testing as asked, and leave the best epoch's predictions. Returns the exit code."""
+        with owned(self.output):
+            return self._fit(training)
+
+    def _fit(self, training: Training) -> int:
         args = self.args
         model = training.for_training(args, self.device)
         size = sum(tensor.nbytes for tensor in training.model.state_dict().values())
         if self.leads:  # weights, momentum and average, in two checkpoints and a temporary one
-            check_output(self.output, 3 * (3 if training.ema else 2) * size)
-            self._check_features()
             own = [(self.output / name).resolve() for name in ("checkpoint.pth.tar", "model_best.pth.tar")]
-            if args.resume is None or Path(args.resume).resolve() not in own:
+            goes_on = args.resume is not None and Path(args.resume).resolve() in own
+            check_output(self.output, 3 * (3 if training.ema else 2) * size, replaced=own if goes_on else ())
+            self._check_features()
+            if not goes_on:
                 self._set_aside()
         self.say(self._headline())
         if untrained := self._untrained():
@@ -101,11 +108,15 @@ class Run:
         if self.problems:
             self.say(f"replaced {plural(len(self.problems), 'video')} that could not be read:")
             for name, reason in sorted(self.problems.items()):
-                self.say(f"  {name}: {reason}")
+                self.say(printable(f"  {name}: {reason}"))
         return 0
 
     def evaluate(self, training: Training) -> int:
         """Test on the test videos, write both prediction files, and say the result. Returns the exit code."""
+        with owned(self.output):
+            return self._evaluate(training)
+
+    def _evaluate(self, training: Training) -> int:
         if self.leads:
             check_output(self.output, 0)
             self._check_features()

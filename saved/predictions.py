@@ -12,7 +12,7 @@ import numpy as np
 
 from dataloader.names import UCF101_CLASSES, first_few, ucf_parts
 from saved.safe import load_pickle
-from utils import InputError
+from utils import InputError, printable
 
 KINDS = {"spatial": "spatial", "rgb": "spatial", "motion": "motion", "flow": "motion", "opf": "motion"}
 DATASETS = {"ucf101": "UCF101", "hmdb51": "HMDB51", "own": "own dataset"}
@@ -96,7 +96,7 @@ def load_predictions(path: str | Path) -> Predictions:
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} is not a prediction file: expected a dict of videos, found {_name(content)}")
     meta = _read_json(path.parent / "predictions.json")
-    class_names = list(meta["class_names"]) if meta else list(UCF101_CLASSES)
+    class_names = list(map(printable, meta["class_names"])) if meta else list(UCF101_CLASSES)
     spelling = {name.casefold(): name for name in class_names}
     logits: dict[str, np.ndarray] = {}
     for name, scores in content.items():
