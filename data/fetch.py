@@ -74,7 +74,7 @@ class Client:
 
     def open(self, url: str, method: str = "GET", **headers: str) -> http.client.HTTPResponse:
         """Send one request and return the response (200, 206 or 416). Raises Transient, Missing or InputError."""
-        if urlsplit(url).scheme not in ("http", "https") or not url.isprintable() or " " in url:
+        if not is_web_address(url):
             raise InputError(f"{url!r} is no http or https address: check --ucf-url and --base-url")
         context = ssl.create_default_context()
         if not self.check_certificate:
@@ -83,13 +83,14 @@ class Client:
         headers = {"User-Agent": "two-stream", "Accept-Encoding": "identity"} | headers
         request = urllib.request.Request(url, headers=headers, method=method)
         try:
-            response = urllib.request.urlopen(request, timeout=self.timeout, context=context)
+            opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), Redirects)
+            response = opener.open(request, timeout=self.timeout)
         except urllib.error.HTTPError as error:
             if error.code == 416:
                 return error  # type: ignore[return-value]  # an HTTPError is a response as well
             error.close()
             raise refusal(url, error) from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a header that is no text
             reason = getattr(error, "reason", error)
             if isinstance(reason, ssl.SSLCertVerificationError):
                 raise InputError(f"cannot verify the certificate of {url} ({reason.verify_message}): update this "
@@ -123,6 +124,30 @@ class Client:
                 time.sleep(pause)
 
 
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https alone; urllib's own goes to ftp, too."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[override]
+        if not is_web_address(newurl):
+            raise InputError(f"{req.full_url} leads to {newurl[:200]!r}, which is no http or https address: "
+                             "fetch the file by hand into downloads/ inside --output and run this with --offline")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def is_web_address(url: str) -> bool:
+    """Whether `url` is an http or https address that can be asked for."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and parts.port != 0 and url.isprintable() and " " not in url
+    except ValueError:
+        return False
+
+
+def count_in(header: str) -> int | None:
+    """The number that a header is; None for anything else, and for what no file or wait can have."""
+    return int(header) if header.isascii() and header.isdigit() and len(header) < 16 else None
+
+
 def words(error: object) -> str:
     """What went wrong, without the error's number."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -134,8 +159,8 @@ def refusal(url: str, error: urllib.error.HTTPError) -> Exception:
         return Missing(f"{url} is not there (HTTP {error.code}): look for it in a browser; if it has moved, give its "
                        "new folder with --ucf-url or --base-url")
     if error.code in (408, 429) or (error.code >= 500 and error.code != 501):
-        wait = error.headers.get("Retry-After", "")
-        return Transient(f"HTTP {error.code}", min(600.0, float(wait)) if wait.isdigit() else 0)
+        wait = count_in(error.headers.get("Retry-After", ""))
+        return Transient(f"HTTP {error.code}", min(600.0, wait or 0))
     return InputError(f"{url} answers HTTP {error.code} {error.reason}: fetch it by hand into downloads/ inside "
                       "--output and run this with --offline")
 
@@ -145,10 +170,11 @@ def describe(url: str, response: http.client.HTTPResponse) -> Remote:
     size = response.headers.get("Content-Length", "")
     if response.status == 206:
         size = response.headers.get("Content-Range", "").rpartition("/")[2]
-    if not size.isdigit():
+    known = count_in(size)
+    if known is None:
         raise InputError(f"the server does not tell the size of {url}: fetch it by hand into downloads/ inside "
                          "--output and run this with --offline")
-    return Remote(int(size), response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""))
+    return Remote(known, response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""))
 
 
 def look_up(client: Client, url: str) -> Remote:
