@@ -88,7 +88,7 @@ class Training:
             make_scheduler(args, optimizer),
             torch.amp.GradScaler(device.type, enabled=amp_dtype(args.amp, device) == torch.float16),
             make_ema(model, args.ema),
-            sums=torch.zeros(4, device=device),
+            sums=torch.zeros(4, device=device, dtype=torch.float32 if device.type == "mps" else torch.float64),
         )
         if checkpoint is not None:
             if checkpoint.source == "two-stream":
@@ -164,7 +164,7 @@ class Training:
                 group["lr"] = rate
         self.scaler.load_state_dict(state["scaler"])
         if world()[0] == 0:  # one process goes on with what all had summed up
-            self.sums = state["sums"].to(self.sums.device)
+            self.sums = state["sums"].to(self.sums)
         self.times = list(state["times"])
 
     def next_epoch(self) -> None:
