@@ -238,19 +238,24 @@ def open_film(target: Path, rate: float) -> Iterator[Callable[[np.ndarray], None
     """
     cv2 = import_cv2()
     check_writable(target.parent)  # OpenCV does not say why it can't
-    writer = cv2.VideoWriter()
+    writer, written = cv2.VideoWriter(), 0
     with atomic_path(target) as temporary:
         path = temporary.with_suffix(".mp4")  # OpenCV chooses the container by the suffix
 
         def write(picture: np.ndarray) -> None:
             size = (picture.shape[1], picture.shape[0])
+            nonlocal written
             if not writer.isOpened() and not writer.open(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, size):
+                path.write_bytes(bytes(1 << 16))  # a full disk says so here
                 raise InputError(f"cannot write {target}: this OpenCV writes no MPEG-4; save a .png instead")
             writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            written += 1
 
         try:
             yield write
             writer.release()
+            if round(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT)) != written:
+                raise InputError(f"cannot write {target}: the film came out cut off, most likely for lack of disk")
             os.replace(path, temporary)
         finally:
             writer.release()
