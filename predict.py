@@ -30,7 +30,7 @@ from recogniser.streams import Recogniser
 from recogniser.windows import Camera, frame_rate, rolling_windows, whole_video
 from report.outcome import Learnt
 from saved.checkpoints import FLOW_ORDERS
-from utils import ArgumentParser, InputError, plural, run_main, set_up_device
+from utils import ArgumentParser, InputError, plural, printable, run_main, set_up_device
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -179,15 +179,15 @@ def watch_camera(args: argparse.Namespace, recogniser: Recogniser) -> None:
 
 def show(video: str, answer: Answer, args: argparse.Namespace) -> None:
     text = as_json(video, answer) if args.json else as_line(answer) if args.sliding else as_table(video, answer)
-    print(text, flush=True)
+    print("\n".join(map(printable, text.split("\n"))), flush=True)
 
 
 def list_videos(named: Sequence[str]) -> dict[Path, Path]:
     """The files named, and all videos in the folders named, each with its place in a folder of films."""
     videos: dict[Path, Path] = {}
     for path in map(Path, named):
-        if not path.exists():
-            raise InputError(f"{path} does not exist; give a video file or a folder of videos")
+        if not (path.is_file() or path.is_dir()):
+            raise InputError(f"{path} is no file or folder; give a video file or a folder of videos")
         if path.is_dir():
             videos |= {video.path: Path(video.name).with_suffix(".mp4") for video in find_videos(path)}
         else:
@@ -232,7 +232,7 @@ def main() -> int:
     failed = 0
     for video in videos:
         if args.sliding and len(videos) > 1 and not args.json:
-            print(video)
+            print(printable(str(video)))
         try:
             answers = []
             for answer in answers_to_video(video, recogniser, args.sliding, args.step):
@@ -248,7 +248,7 @@ def main() -> int:
         except VideoError as error:
             if len(videos) == 1:
                 raise InputError(f"{video}: {error}") from None
-            print(f"error: {video}: {error}", file=sys.stderr)
+            print(printable(f"error: {video}: {error}"), file=sys.stderr)
             failed += 1
     if failed:
         print(f"{failed} of {len(videos)} videos failed", file=sys.stderr)

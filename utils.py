@@ -20,7 +20,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,7 +38,8 @@ def run_main(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit: 0 or what it returns, 2 after an InputError, 130 after Ctrl-C,
     141 where nobody reads on, as `| head` does.
 
-    Only InputError is turned into a line; any other exception is a bug and keeps its traceback.
+    InputError and what `plain_cause` knows are turned into a line; any other exception is a bug and keeps its
+    traceback.
     """
     code = 0
     gc.freeze()  # what imports made is never garbage; a collection in a forked loader worker would copy 90 MB of it
@@ -48,10 +49,13 @@ def run_main(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # `... | head` has read enough
         code = 141
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at Python's end
-    except InputError as error:
+    except (InputError, RuntimeError, MemoryError) as error:
         code = 2
+        cause = str(error) if isinstance(error, InputError) else plain_cause(error)
+        if cause is None:
+            raise
         if first_to_report():
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(cause)}", file=sys.stderr)
     except KeyboardInterrupt:
         code = 130
         if first_to_report():
@@ -94,6 +98,48 @@ def duration(seconds: float) -> str:
         return f"{minutes} min"
     hours = minutes // 60
     return f"{hours} h {minutes % 60:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def plain_cause(error: Exception) -> str | None:
+    """What befell a run from outside, in a line, where an exception tells of that; None for any other.
+
+    torch raises the death of a loader process from a signal handler, wherever the main process happens to be.
+    """
+    first = next(iter(str(error).splitlines()), "")
+    if "DataLoader worker (pid" in first:
+        return (
+            "a loader process died, most likely killed for lack of memory (or of /dev/shm in a container): use fewer "
+            f"--workers or a smaller --batch-size, and go on with --resume ({first.strip()})"
+        )
+    if world()[1] > 1 and any(words in str(error) for words in PEER_GONE):
+        return f"another process of this run has ended, see its own words; go on with --resume ({first[:200]})"
+    if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+        return f"not enough memory: use a smaller --batch-size or --size, or --accumulate 4 ({first[:200]})"
+    return None
+
+
+# What gloo and NCCL say in the processes that remain, and torch and numpy where memory ends.
+PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate")
+
+# Control characters (a terminal acts on them), line separators, overrides of the writing direction, and the halves of
+# characters that stand for bytes that are not UTF-8.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """One line that is safe to show: a name that holds what a terminal would act on shows its escape, `\\x1b`."""
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def csv_text(value: Any) -> Any:
+    """A CSV's cell: text that a spreadsheet would take for a formula gets a `'` in front (OWASP, CSV injection).
+
+    Numbers stay as they are.
+    """
+    if not isinstance(value, str):
+        return value
+    return printable(f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value)
 
 
 def plural(count: int, noun: str) -> str:
@@ -243,18 +289,36 @@ def check_writable(folder: str | os.PathLike) -> None:
         raise InputError(f"cannot write to a folder {folder}: {error.strerror or error}; choose another") from None
 
 
-def check_output(folder: str | os.PathLike, needed: int) -> None:
-    """check_writable, and are `needed` bytes free? Sweeps up what killed runs left in `folder`, half-written."""
+def check_output(folder: str | os.PathLike, needed: int, replaced: Iterable[str | os.PathLike] = ()) -> None:
+    """check_writable, and are `needed` bytes free, less what the files to be `replaced` take already?
+
+    Sweeps up what killed runs left in `folder`, half-written; call it where `folder` is owned (engine/owner.py).
+    """
     folder = Path(folder)
     check_writable(folder)
     for leaving in folder.glob(".*.tmp"):
-        if re.fullmatch(r"\..+\.\d+-[0-9a-f]{8}\.tmp", leaving.name):  # atomic_path's
+        writer = re.fullmatch(r"\..+\.(\d+)-[0-9a-f]{8}\.tmp", leaving.name)  # atomic_path's
+        if writer and (int(writer[1]) == os.getpid() or not is_alive(int(writer[1]))):
             leaving.unlink(missing_ok=True)
+    needed -= sum(Path(path).stat().st_size for path in replaced if Path(path).is_file())
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
             f"{folder} has {free / 1e9:.2f} GB free, a run needs {needed / 1e9:.2f}: free some, or --output elsewhere"
         )
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this number runs on this machine; True where that can't be asked."""
+    if os.name == "nt":  # there os.kill ends it
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

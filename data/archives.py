@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import io
+import lzma
 import os
 import shutil
 import stat
@@ -27,7 +28,8 @@ from utils import InputError, plural
 CHUNK = 1 << 20  # bytes read or written at once
 BLOCK = 4096  # bytes that file systems hand out at once: the least a small file takes
 # What zipfile raises for an archive that is damaged, cut, encrypted (RuntimeError) or of an unknown kind.
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error)
+DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, MemoryError, EOFError, RuntimeError,
+          ValueError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def zip_entries(archive: zipfile.ZipFile, title: str, target: Path) -> list[zipf
 
     Raises InputError for an unsafe name, a link or device, or more data than the disk of `target` can take.
     """
-    entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+    entries = [entry for entry in archive.infolist() if not entry.filename.endswith("/")]  # is_dir() fails on ""
     entries.sort(key=lambda entry: entry.header_offset)
     needed = 0
     for entry in entries:
@@ -227,6 +229,10 @@ def write_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) ->
         if not has_size(temporary, entry.file_size):
             raise zipfile.BadZipFile(f"shorter than the {entry.file_size} bytes declared")
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None:  # bz2's word for damage
+            raise zipfile.BadZipFile(str(error)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

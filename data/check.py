@@ -27,7 +27,17 @@ from dataloader.images import decode_gray, decode_rgb
 from dataloader.layouts import Index, find, index_frames, locate
 from dataloader.names import Video, first_few, ucf_parts
 from dataloader.splits import Split, load_split
-from utils import ArgumentParser, InputError, atomic_path, check_writable, cpu_count, plural, run_main
+from utils import (
+    ArgumentParser,
+    InputError,
+    atomic_path,
+    check_writable,
+    cpu_count,
+    csv_text,
+    plural,
+    printable,
+    run_main,
+)
 
 MINIMUM_FRAMES = 11  # one motion clip: 10 flow pairs
 KINDS = ("missing", "sequence", "u/v", "length", "short", "images")
@@ -60,7 +70,7 @@ def main() -> int:
     for kind in KINDS:
         of_kind = [problem for problem in problems if problem.kind == kind]
         for problem in of_kind if args.all else of_kind[:SHOWN]:
-            print(f"{kind}: {problem.text}")
+            print(printable(f"{kind}: {problem.text}"))
         if len(of_kind) > SHOWN and not args.all:
             print(f"{kind}: ... and {len(of_kind) - SHOWN} more (--all shows them, --csv FILE writes them)")
     for line in lines:
@@ -281,7 +291,8 @@ def write_csv(path: Path, split: Split, problems: Iterable[Problem]) -> None:
         writer = csv.writer(file)
         writer.writerow(["video", "class", "problem", "text"])
         for problem in problems:
-            writer.writerow([problem.video.listed, split.class_names[problem.video.label], problem.kind, problem.text])
+            cells = (problem.video.listed, split.class_names[problem.video.label], problem.kind, problem.text)
+            writer.writerow(map(csv_text, cells))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ from data.jobs import Report, run_jobs
 from data.progress import Progress
 from data.videos import VideoError, VideoFile
 from dataloader.extracted import FILE, Extraction, claim
-from utils import InputError, atomic_path, bounded, plural
+from utils import InputError, atomic_path, bounded, csv_text, plural, printable
+
+LONGEST_NAME = 255  # bytes of a file's name, on every file system in use
 
 # Writes the images of one video under a folder and says how many: (video, folder, report) -> images.
 # While at it, it reports ("claimed", images to expect) once and ("images", how many more) now and then.
@@ -116,7 +118,7 @@ class Output:
         self._state(".failed", video).unlink(missing_ok=True)
 
     def fail(self, video: VideoFile, reason: str) -> None:
-        self._write_state(".failed", video, {"video": video.name, "reason": reason})
+        self._write_state(".failed", video, {"video": printable(video.name), "reason": printable(reason)})
 
     def write_failed_csv(self, videos: Sequence[VideoFile]) -> None:
         """Write failed.csv from the failures of all shards; no file where there is none.
@@ -131,7 +133,7 @@ class Output:
                     atomic_path(self.root / "failed.csv") as path,
                     open(path, "w", newline="", encoding="utf-8") as file,
                 ):
-                    csv.writer(file).writerows([("video", "reason"), *rows])
+                    csv.writer(file).writerows(map(csv_text, row) for row in [("video", "reason"), *rows])
             else:
                 (self.root / "failed.csv").unlink(missing_ok=True)
             written = rows
@@ -154,7 +156,8 @@ class Output:
         os.replace(temporary, path)
 
     def _state(self, kind: str, video: VideoFile) -> Path:
-        return self.root / kind / f"{video.folder}.json"
+        name = video.folder if _bad_name(video) is None else hashlib.sha256(os.fsencode(video.folder)).hexdigest()
+        return self.root / kind / f"{name}.json"
 
 
 @contextlib.contextmanager
@@ -221,6 +224,17 @@ def _json(content: dict) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
+def _bad_name(video: VideoFile) -> str | None:
+    """Why a video can't be called what it is called; None for a name that lists and file systems can hold."""
+    try:
+        longest = max(len(part.encode()) for part in video.folder.split("/"))
+    except UnicodeEncodeError:
+        return "its name is not UTF-8, which no list can hold: rename it"
+    if longest + len(".json") > LONGEST_NAME:
+        return f"its name is too long ({longest} bytes without suffix): rename it to {LONGEST_NAME - 5} at most"
+    return None
+
+
 def extract_one(output: Output, write: Writer, video: VideoFile, report: Report) -> str | None:
     """Extract one video, in a worker process. Returns None when done, else the reason why it failed.
 
@@ -230,6 +244,8 @@ def extract_one(output: Output, write: Writer, video: VideoFile, report: Report)
         return None  # another run on the same folder was faster
     attempt = output.run / uuid.uuid4().hex
     try:
+        if bad_name := _bad_name(video):
+            raise VideoError(bad_name)
         output.discard(video)
         for part in output.parts:
             (attempt / part).mkdir(parents=True)
@@ -301,7 +317,7 @@ def extract_all(
     if failed:
         print(f"failed: {plural(len(failed), 'video')}, listed in {output.root / 'failed.csv'}:", file=sys.stderr)
         for name, reason in list(failed.items())[:20]:
-            print(f"  {name}: {reason}", file=sys.stderr)
+            print(f"  {printable(name)}: {printable(reason)}", file=sys.stderr)
         if len(failed) > 20:
             print(f"  ... and {len(failed) - 20} more", file=sys.stderr)
     return 1 if failed else 0

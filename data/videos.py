@@ -151,6 +151,8 @@ def read_frames(
     and at the end when the file stopped well before the end that its own header gives (cut off or damaged).
     """
     cv2 = import_cv2()
+    if path.exists() and not path.is_file():  # opening a pipe waits for somebody to write to it
+        raise VideoError("is no file but a folder, a pipe or a device")
     capture = cv2.VideoCapture(str(path))
     try:
         if not capture.isOpened():

@@ -5,6 +5,7 @@ disk -> decode (each image of a video once) -> crop -> resize -> Batch of uint8 
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from dataloader.transforms import (
     stack_resized,
     test_boxes,
 )
-from utils import InputError, cpu_count, plural, world
+from utils import InputError, cpu_count, plain_cause, plural, world
 
 # (where a video's images lie, time steps from 0) -> for each step uint8 (planes, height, width): RGB, or x and y
 ReadSteps = Callable[[Any, Sequence[int]], Iterable[np.ndarray]]
@@ -83,6 +84,7 @@ class Batch(NamedTuple):
 
 
 SENT_AS_ARRAYS = ("labels", "clips", "flip")
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 PREFETCHED = 2  # batches that each worker makes ahead
 
 
@@ -309,19 +311,19 @@ class Loader:
         """
         self.batches.epoch, self.batches.first_batch = epoch, first_batch
         try:
-            for number, batch in enumerate(self._loader, first_batch):
+            with _signals_held():
+                batches = iter(self._loader)
+            for number, batch in enumerate(batches, first_batch):
                 if batch.error is not None:
                     raise InputError(batch.error)
                 self.problems.update(batch.problems)
                 tensors = {name: torch.as_tensor(getattr(batch, name)) for name in SENT_AS_ARRAYS}
                 yield batch._replace(**tensors, of_all=self.batches.size(number))
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            cause = plain_cause(error)
+            if cause is None:
                 raise
-            raise InputError(
-                "a loader process died, most likely killed for lack of memory (or of /dev/shm in a container): "
-                f"use fewer --workers or a smaller --batch-size ({str(error).splitlines()[0]})"
-            ) from None
+            raise InputError(cause) from None
 
 
 def make_loader(dataset: ClipDataset, batch_size: int, workers: int | None, device: torch.device) -> Loader:
@@ -331,7 +333,24 @@ def make_loader(dataset: ClipDataset, batch_size: int, workers: int | None, devi
     return Loader(dataset, batch_size, shuffle, workers, pin_memory=device.type == "cuda")
 
 
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait while workers start: one that does not yet ignore them would die of them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(_: int) -> None:
-    # One decoding thread per worker: the workers are the parallelism. Ctrl-C is the main process' to handle.
+    # One decoding thread per worker: the workers are the parallelism. Ctrl-C and SIGTERM, which reach a whole group
+    # of processes, are the main process' to handle.
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)

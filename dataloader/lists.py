@@ -127,6 +127,8 @@ def _role(file: Path) -> str | None:
 
 
 def _once(video: Video, where: str, seen: dict[str, str]) -> None:
+    if video.name.endswith("/"):
+        raise InputError(f"{where}: `{video.listed}` names no video; correct the line")
     if seen.setdefault(video.name.casefold(), where) != where:
         raise InputError(
             f"{where}: {video.listed} is {video.name} again, after {seen[video.name.casefold()]}; "
@@ -157,7 +159,8 @@ def _read_classes(file: Path) -> tuple[list[str], int]:
     numbered = [match for text in lines if (match := re.fullmatch(r"(\d+)[\s,]+(\S.*)", text))]
     first = 0
     if len(numbered) == len(lines):
-        by_number = {int(match[1]): match[2] for match in numbered}
+        wheres = [where for where, _ in read]
+        by_number = {_number(match[1], where): match[2] for where, match in zip(wheres, numbered, strict=True)}
         first = min(by_number)
         if sorted(by_number) != list(range(first, first + len(lines))) or first > 1:
             raise InputError(f"{file}: the classes must be numbered 1, 2, 3, ... with no gap and no repeat")
@@ -169,6 +172,12 @@ def _read_classes(file: Path) -> tuple[list[str], int]:
     if repeated:
         raise InputError(f"{file}: the class {repeated[0]} occurs twice; delete one of the two lines")
     return lines, first
+
+
+def _number(digits: str, where: str) -> int:
+    if len(digits.strip()) > 9:  # beyond some thousands of digits Python refuses, too
+        raise InputError(f"{where}: {digits.strip()[:9]}... is too high a number; correct the line")
+    return int(digits)
 
 
 def _read_list(files: list[Path]) -> list[_Line]:
@@ -192,7 +201,7 @@ def _parse_list(file: Path) -> list[_Line]:
             raise InputError(
                 f"{where}: expected {_FORMS[form]} as in the other lines, found `{text}`; correct the line"
             )
-        lines.append(_Line(where, path.replace("\\", "/"), int(numbers[-1]) if form else None))
+        lines.append(_Line(where, path.replace("\\", "/"), _number(numbers[-1], where) if form else None))
     return lines
 
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from utils import printable
+
 # fmt: off
 UCF101_CLASSES: tuple[str, ...] = (  # in the order of classInd.txt
     "ApplyEyeMakeup", "ApplyLipstick", "Archery", "BabyCrawling", "BalanceBeam", "BandMarching",
@@ -90,6 +92,6 @@ def group_of(name: str) -> str:
 
 def first_few(names: Iterable[str], limit: int = 3) -> str:
     """The first few of many names, for an error's line: `a, b, c and 7 more`."""
-    names = list(names)
+    names = list(map(printable, names))
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -116,7 +116,9 @@ def train_step(training: Training, batch: Batch) -> Tensor:
             training.scaler.scale(loss * weight).backward()
         with torch.no_grad():
             rank = ranks(scores, target)
-            counts = torch.stack((loss, (rank < 1).sum(), (rank < 5).sum(), loss.new_full((), high - low)))
+            # A multiple of 2**-30, so that float64 adds it up exactly, whoever adds which part first.
+            exact = (loss.to(training.sums.dtype) * 2**30).round() / 2**30
+            counts = torch.stack((exact, (rank < 1).sum(), (rank < 5).sum(), exact.new_full((), high - low)))
             training.sums += counts * bool(batch.counted)
             total += loss
     if settings.clip_grad:

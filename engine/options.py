@@ -82,7 +82,7 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
                        help="test an exponential moving average of the weights; 0: off, .999 is usual")
 
     group = parser.add_argument_group("augmentation")
-    group.add_argument("--size", type=bounded(int, 1), default=224, help="side of the network's input, in pixels")
+    group.add_argument("--size", type=bounded(int, 1, 4096), default=224, help="side of the network's input, in pixels")
     group.add_argument("--crop", choices=("random", "multiscale"), default="random",
                        help="multiscale: corner crops of jittered scale (TSN 3.2), shared by all of a video's clips")
     group.add_argument("--crop-positions", type=int, choices=(5, 13), default=5, help="of --crop multiscale")

@@ -23,6 +23,7 @@ from dataloader.clips import Loader, TestSampling
 from dataloader.loaders import Data
 from dataloader.names import first_few
 from engine.epoch import TestResult, test
+from engine.owner import owned
 from engine.state import Training
 from saved.checkpoints import read_checkpoint
 from saved.predictions import write_predictions
@@ -33,6 +34,7 @@ from utils import (
     check_output,
     check_writable,
     plural,
+    printable,
     save_checkpoint,
     weights_hash,
     world,
@@ -75,17 +77,37 @@ class Run:
 
     @contextlib.contextmanager
     def training(self, training: Training) -> Iterator[None]:
-        """Around the loop over epochs: looks whether it can be written, and keeps what another training left.
+        """Around the loop over epochs: one owner of the folder, which keeps what another training left in it.
 
         Ctrl-C or SIGTERM ends the block after the batch, saved; `exit_code` then says so.
         """
+        with owned(self.output):
+            self._begin(training)
+            with self._signals():
+                try:
+                    yield
+                except _Stopped:
+                    # not its path: without --output, data and lists given again, that would go on elsewhere
+                    self.say(
+                        f"stopped by {signal.Signals(self.signal).name}; nothing is lost, all is in "
+                        f"{self.output / 'checkpoint.pth.tar'}. Go on with the same command and --resume"
+                    )
+                    return
+            assert self.data.train is not None
+            if problems := self.data.train.problems:
+                self.say(f"replaced {plural(len(problems), 'video')} that could not be read:")
+                for name, reason in sorted(problems.items()):
+                    self.say(printable(f"  {name}: {reason}"))
+
+    def _begin(self, training: Training) -> None:
         state = training.model.state_dict()
         if self.leads:  # weights, momentum and average, in two checkpoints and a temporary one
-            copies = 3 if training.ema else 2
-            check_output(self.output, 3 * copies * sum(tensor.nbytes for tensor in state.values()))
-            self._check_features()
+            size = 3 * (3 if training.ema else 2) * sum(tensor.nbytes for tensor in state.values())
             own = [(self.output / name).resolve() for name in ("checkpoint.pth.tar", "model_best.pth.tar")]
-            if self.resume is None or self.resume.resolve() not in own:
+            goes_on = self.resume is not None and self.resume.resolve() in own
+            check_output(self.output, size, replaced=own if goes_on else ())
+            self._check_features()
+            if not goes_on:
                 self._set_aside()
         self.say(self._headline(training))
         if untrained := self._untrained():
@@ -97,21 +119,6 @@ class Run:
             self.say("model_best is chosen by the test set, as the original's was; --val-groups 3 chooses without it")
         if training.epoch >= training.settings.epochs:
             self.say(f"nothing is left of --epochs {training.settings.epochs}; a higher number trains further")
-        with self._signals():
-            try:
-                yield
-            except _Stopped:
-                # not its path: without --output, data and lists given again, that would go on elsewhere
-                self.say(
-                    f"stopped by {signal.Signals(self.signal).name}; nothing is lost, all is in "
-                    f"{self.output / 'checkpoint.pth.tar'}. Go on with the same command and --resume"
-                )
-                return
-        assert self.data.train is not None
-        if problems := self.data.train.problems:
-            self.say(f"replaced {plural(len(problems), 'video')} that could not be read:")
-            for name, reason in sorted(problems.items()):
-                self.say(f"  {name}: {reason}")
 
     @property
     def exit_code(self) -> int:
@@ -163,11 +170,11 @@ class Run:
     def evaluate(self, training: Training) -> int:
         """Test on the test videos, write both prediction files, and say the result. Returns the exit code."""
         assert self.resume is not None
-        if self.leads:
-            check_output(self.output, 0)
-            self._check_features()
-        self.say(self._headline(training))
-        with self._signals():
+        with owned(self.output), self._signals():
+            if self.leads:
+                check_output(self.output, 0)
+                self._check_features()
+            self.say(self._headline(training))
             try:
                 result = self._final_test(training, training.epoch - 1, self.resume.name)
             except _Stopped:

@@ -62,12 +62,14 @@ def _pyav(path: Path, rate: float) -> Iterator[Write]:
 @contextlib.contextmanager
 def _opencv(path: Path, rate: float, target: Path) -> Iterator[Write]:
     cv2 = import_cv2()
-    writer = cv2.VideoWriter()
+    writer, written = cv2.VideoWriter(), 0
 
     def write(picture: np.ndarray) -> None:
+        nonlocal written
         size = (picture.shape[1], picture.shape[0])
         if not writer.isOpened() and not writer.open(str(path), cv2.VideoWriter_fourcc(*"avc1"), rate, size):
             if not writer.open(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, size):
+                path.write_bytes(bytes(1 << 16))  # a full disk says so here
                 raise InputError(f"cannot write {target}: this OpenCV writes no MPEG-4; save a .png instead")
             print(
                 "note: this OpenCV writes no H.264, so the film is MPEG-4, which players show and browsers don't; "
@@ -75,8 +77,12 @@ def _opencv(path: Path, rate: float, target: Path) -> Iterator[Write]:
                 file=sys.stderr,
             )
         writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        written += 1
 
     try:
         yield write
+        writer.release()
+        if round(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT)) != written:
+            raise InputError(f"cannot write {target}: the film came out cut off, most likely for lack of disk")
     finally:
         writer.release()

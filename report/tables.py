@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from report import metrics
-from utils import atomic_path
+from utils import atomic_path, csv_text
 
 
 def write(table: pd.DataFrame, path: Path, **options) -> None:
+    table = table.rename(columns=csv_text).map(csv_text)
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.4f", lineterminator="\n", **options)
 

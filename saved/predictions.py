@@ -15,7 +15,7 @@ import numpy as np
 from dataloader.names import UCF101_CLASSES, first_few, ucf_parts
 from saved.safe import load_pickle
 from saved.scores import SUFFIXES, read_scores
-from utils import InputError, atomic_path, mean_logits, write_json
+from utils import InputError, atomic_path, mean_logits, printable, write_json
 
 KINDS = {"spatial": "spatial", "rgb": "spatial", "motion": "motion", "flow": "motion", "opf": "motion"}
 TAKEN = {  # what results.json calls something else; a stream's accuracies stand beside these
@@ -112,7 +112,7 @@ def load_predictions(path: str | Path) -> Predictions:
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} is not a prediction file: expected a dict of videos, found {_name(content)}")
     meta = _read_json(path.parent / "predictions.json") if labels is None else {}
-    class_names = meta.get("class_names") or named or list(UCF101_CLASSES)
+    class_names = list(map(printable, meta.get("class_names") or named or UCF101_CLASSES))
     spelling = {name.casefold(): name for name in class_names}
     own_classes = labels is not None and named is None  # as many as there are scores, without names
     logits: dict[str, np.ndarray] = {}

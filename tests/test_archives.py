@@ -187,6 +187,46 @@ def test_damage_is_found_and_the_part_named(tmp_path):
     assert all(wanted[name] == body for name, body in contents(tmp_path).items() if name in wanted)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_anywhere_in_a_compressed_entry_is_told_plainly(tmp_path, method):
+    content, refused = b"some text that repeats, " * 40, 0
+    good = make_zip(tmp_path / "a.zip", {"a/b.jpg": content}, method)
+    (tmp_path / "out").mkdir()
+    first = 30 + len("a/b.jpg")  # after the local header
+    size = zipfile.ZipFile(tmp_path / "a.zip").infolist()[0].compress_size
+    for place in range(first, first + size):
+        bad = bytearray(good)
+        bad[place] ^= 0xFF
+        (tmp_path / "a.zip").write_bytes(bad)
+        try:
+            archives.unpack_zip([tmp_path / "a.zip"], tmp_path / "out", progress=False)
+        except InputError as error:
+            refused += 1
+            assert "damaged" in str(error) and not contents(tmp_path / "out")
+        else:  # a byte that says nothing, such as LZMA's version
+            assert contents(tmp_path / "out") == {"a/b.jpg": content}
+            (tmp_path / "out/a/b.jpg").unlink()
+    assert refused > 0.8 * size
+
+
+def test_an_entry_without_a_name_refuses_the_whole_archive(tmp_path):
+    named = make_zip(tmp_path / "a.zip", {"a/b.jpg": b"x", "!": b"y"})  # zipfile refuses to write an empty name
+    unnamed = re.sub(rb"(PK\x03\x04.{22})\x01\x00(..)!", rb"\1\0\0\2", named, flags=re.DOTALL)
+    unnamed = re.sub(rb"(PK\x01\x02.{24})\x01\x00(.{16})!", rb"\1\0\0\2", unnamed, flags=re.DOTALL)
+    end = unnamed.index(b"PK\x05\x06")
+    size, start = end - unnamed.index(b"PK\x01\x02"), unnamed.index(b"PK\x01\x02")
+    unnamed = unnamed[: end + 12] + struct.pack("<II", size, start) + unnamed[end + 20 :]
+    (tmp_path / "a.zip").write_bytes(unnamed)
+    (tmp_path / "out").mkdir()
+    assert zipfile.ZipFile(tmp_path / "a.zip").namelist() == ["a/b.jpg", ""]
+    with pytest.raises(InputError, match="unsafe name ''"):
+        archives.unpack_zip([tmp_path / "a.zip"], tmp_path / "out", progress=False)
+    (tmp_path / "a.rar").write_bytes(make_rar({"a/b.jpg": b"x", "": b"y"}))
+    with pytest.raises(InputError, match="a.rar"):
+        archives.unpack_rar(tmp_path / "a.rar", tmp_path / "out", progress=False)
+    assert not contents(tmp_path / "out")
+
+
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_a_missing_part_is_a_plain_error(tmp_path, missing):
     make_zip(tmp_path / "a.zip", FILES)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SMALL
@@ -228,6 +229,16 @@ def test_seeds_that_are_none(fails, tmp_path):
     assert "--seed -1" in fails("fusion.py", "--seed", -1)
     assert "--seed -1" in fails("data/make_split.py", tmp_path, tmp_path / "lists", "--seed", -1)
     assert f"--seed {2**32}" in fails("data/make_demo.py", tmp_path, "--seed", 2**32)  # more than numpy's take
+
+
+def test_more_than_memory_holds(fails, works, tiny, tmp_path, monkeypatch):
+    """A size that no memory holds is out of range; what an allocation says is told as that, not as a bug."""
+    arguments = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path))
+    assert "--size 100000000: must be from 1 to 4096" in fails(*arguments, "--size", 100_000_000)
+    for said in (lambda: torch.empty(2**60), lambda: np.empty(2**55)):
+        monkeypatch.setattr("engine.epoch.train_step", lambda *_, said=said: said())
+        line = fails(*arguments)
+        assert "not enough memory" in line and "--batch-size" in line
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has a Metal GPU")

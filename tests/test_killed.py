@@ -1,0 +1,111 @@
+"""Signals to all processes of a run, and processes killed one by one: saved, or one line; never a traceback.
+
+The kill test of a whole evening is `-m slow`: chains of SIGKILLs at random moments end with the bits of a run that
+nobody touched.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, SMALL
+from test_resume import assert_same_runs
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are of Unix")
+
+# Runs a script that does something to its processes in its N-th training step, in the middle of Python code.
+STRIKER = f"""
+import multiprocessing, os, runpy, signal, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from engine import epoch
+what, count, step = sys.argv[1], int(sys.argv[2]), epoch.train_step
+
+def train_step(*args, **kwargs):
+    global count
+    count -= 1
+    if count == 0:
+        if what == "group":
+            os.killpg(os.getpgrp(), signal.SIGTERM)
+        else:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        for _ in range(100):
+            time.sleep(0.01)
+    return step(*args, **kwargs)
+
+epoch.train_step = train_step
+sys.argv = sys.argv[3:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def flags(tiny):
+    return ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *SMALL, "--batch-size", 2, "--epochs", 2, "--ema", 0.9,
+            "--workers", 2, "--seed", 5)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def untouched(flags, run, tmp_path_factory):
+    output = tmp_path_factory.mktemp("untouched")
+    run(*flags, "--output", output)
+    return output
+
+
+def start(*command):
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_sigterm_to_the_whole_group_saves(flags, untouched, run, tmp_path):
+    """As `timeout`, schedulers and service managers send it: the workers leave it to the main process."""
+    process = start("-c", STRIKER, "group", 2, ROOT / flags[0], *flags[1:], "--output", tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "Traceback" not in err and "killed by signal" not in err and "stopped by SIGTERM; nothing is lost" in out
+    assert torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["batch"] == 2
+    run(*flags, "--output", tmp_path, "--resume")
+    assert_same_runs(untouched, tmp_path)
+
+
+def test_a_killed_loader_process_is_one_line(flags, untouched, run, tmp_path):
+    """As the out-of-memory killer does it, while the main process computes: the last checkpoint is as it was."""
+    command = (ROOT / flags[0], *flags[1:], "--save-every-minutes", 1e-6, "--output", tmp_path)
+    process = start("-c", STRIKER, "worker", 3, *command)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2 and "Traceback" not in err, err
+    assert err.count("error: ") == 1 and "a loader process died" in err and "--resume" in err
+    assert torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["batch"] == 2
+    run(*flags, "--output", tmp_path, "--resume")
+    assert_same_runs(untouched, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chain", range(int(os.environ.get("CHAINS", 3))))
+def test_sigkill_at_random_moments_again_and_again(flags, untouched, run, tmp_path, chain):
+    """One training, killed by SIGKILL, group and all, after random times until it has come to its end."""
+    command = (ROOT / flags[0], *flags[1:], "--save-every-minutes", 1e-6, "--output", tmp_path, "--resume", "auto")
+    draw, kills, begin = random.Random(chain), 0, time.monotonic()
+    start(*command).communicate()  # how long a whole run takes here
+    longest = 1.2 * (time.monotonic() - begin)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    for _ in range(8):
+        process = start(*command)
+        try:
+            process.communicate(timeout=longest * draw.random())
+            break  # it was faster
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            kills += 1
+    run(*flags, "--output", tmp_path, "--resume", "auto")
+    print(f"chain {chain}: {kills} kills")
+    assert kills
+    assert_same_runs(untouched, tmp_path)
