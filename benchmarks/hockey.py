@@ -27,7 +27,7 @@ from utils import ArgumentParser, atomic_path, run_main
 
 # What the size of the task and of the machine ask for, in both recipes alike; everything else is the recipe's own.
 BATCH = 16
-COMMON = ["--arch", "resnet50", "--size", "96", "--batch-size", str(BATCH), "--test-views", "1", "--test-samples", "5"]
+COMMON = ["--arch", "resnet50", "--batch-size", str(BATCH), "--test-views", "1", "--test-samples", "5"]
 # The recipes' rates of learning, scaled to this batch (Goyal et al. 2017, section 2.1): at the rates for 64 and 128
 # videos a motion network does not learn here from batches of 16.
 RATES = {
@@ -58,6 +58,15 @@ INGREDIENTS = {
     },
 }
 
+# What the motion stream sees of an image in training and in a test. Extract flow with a short side of 8/7 of --size,
+# as UCF101's 256 is of 224: random crops are then as large a part of the image as they are there.
+CROPS = {
+    "random crops, test to match": ["--crop", "random", "--test-resize", "crop"],
+    "squash, no flip": ["--crop", "squash", "--no-flip", "--test-resize", "squash"],
+    "random crops, squashed test": ["--crop", "random", "--test-resize", "squash"],
+    "squash": ["--crop", "squash", "--test-resize", "squash"],
+}
+
 
 def main() -> None:
     parser = ArgumentParser(__doc__)
@@ -65,12 +74,14 @@ def main() -> None:
     parser.add_argument("flow", help="optical flow")
     parser.add_argument("lists", help="split lists of data/make_split.py")
     parser.add_argument("--weights", required=True, help="ImageNet weights of ResNet-50")
+    parser.add_argument("--size", type=int, default=96, help="of the networks' input, in pixels")
     parser.add_argument("--epochs", type=int, nargs=2, default=(3, 10), metavar=("SPATIAL", "MOTION"),
                         help="of every run; the flow's network starts further from what it has to know")
-    parser.add_argument("--parts", choices=("recipes", "ingredients"), nargs="+", default=["recipes", "ingredients"],
+    parser.add_argument("--parts", choices=("recipes", "ingredients", "crops"), nargs="+",
+                        default=["recipes", "ingredients"],
                         help="what to measure; give each of two processes its part and its own --output")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
-                        help="of the recipes; ingredients use the first")
+                        help="of the recipes and the crops; ingredients use the first")
     parser.add_argument("--output", type=Path, default=ROOT / "record/hockey", help="runs and results.csv")
     args = parser.parse_args()
 
@@ -80,6 +91,10 @@ def main() -> None:
                 for stream in ("motion", "spatial"):
                     train(args, stream, recipe, f"{recipe}-{seed}", [], seed)
                 fuse(args, f"{recipe}-{seed}", seed)
+    if "crops" in args.parts:
+        for seed in args.seeds:
+            for name, flags in CROPS.items():
+                train(args, "motion", "baseline", f"{name}, {seed}", flags, seed)
     if "ingredients" in args.parts:
         differences = ["--input", "rgbdiff", "--rgb-dir", args.rgb]
         train(args, "motion", "tsn", "tsn, rgbdiff", differences, args.seeds[0])
@@ -99,7 +114,7 @@ def train(args: argparse.Namespace, stream: str, recipe: str, name: str, flags: 
     output = args.output / f"{name}-{stream}".replace(" ", "_").replace(",", "")
     folder = ["--rgb-dir", args.rgb] if stream == "spatial" else ["--flow-dir", args.flow]
     command = [sys.executable, str(ROOT / f"{stream}_cnn.py"), *folder, "--ucf-list", args.lists,
-               "--weights", args.weights, *COMMON, "--recipe", recipe, "--lr", f"{RATES[stream, recipe]:g}",
+               "--weights", args.weights, "--size", str(args.size), *COMMON, "--recipe", recipe, "--lr", f"{RATES[stream, recipe]:g}",
                "--epochs", str(epochs), "--eval-every", str(1 if recipe == "baseline" else epochs), "--seed", str(seed),
                "--output", str(output), "--resume", "auto", *flags]  # fmt: skip
     start = time.time()

@@ -49,7 +49,7 @@ class TrainSampling:
     """One random clip in each segment; a random crop and flip that all of a video's clips share."""
 
     segments: int = 3
-    crop: str = "random"  # random | multiscale
+    crop: str = "random"  # random | multiscale | squash: the whole image
     crop_positions: int = 5
     scales: Sequence[float] = TSN_SCALES
     flip: bool = True
@@ -183,7 +183,9 @@ class ClipDataset(Dataset):
     def _boxes(self, height: int, width: int, rng: np.random.Generator) -> list[Box]:
         sampling = self.sampling
         if isinstance(sampling, TestSampling):
-            return test_boxes(height, width, self.preparation.test_resize, sampling.views)
+            return test_boxes(height, width, self.preparation.test_resize, sampling.views, self.preparation.size)
+        if sampling.crop == "squash":
+            return [Box(0, 0, height, width)]
         if sampling.crop == "random":
             return [random_crop(height, width, self.preparation.size, rng)]
         return [multiscale_crop(height, width, rng, sampling.scales, sampling.crop_positions)]

@@ -84,8 +84,9 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
 
     group = parser.add_argument_group("augmentation")
     group.add_argument("--size", type=int, default=224, help="side of the network's input, in pixels")
-    group.add_argument("--crop", choices=("random", "multiscale"), default="random",
-                       help="multiscale: corner crops of jittered scale (TSN 3.2), shared by all of a video's clips")
+    group.add_argument("--crop", choices=("random", "multiscale", "squash"), default="random",
+                       help="random: --size pixels of the image on disk; multiscale: corner crops of jittered scale "
+                            "(TSN 3.2); squash: all of the image, its aspect changed. Shared by all of a video's clips")
     group.add_argument("--crop-positions", type=int, choices=(5, 13), default=5, help="of --crop multiscale")
     group.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="mirror half of the videos")
 
@@ -93,8 +94,9 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     group.add_argument("--test-samples", type=int, default=19, help="clips per video, spread evenly")
     group.add_argument("--test-views", type=int, choices=(1, 5, 10), default=1,
                        help="crops per clip: centre; and corners; and their flips (TSN 4.2). Averaged before softmax")
-    group.add_argument("--test-resize", choices=("squash", "center"), default="squash",
-                       help="squash: the whole image, as the original; center: a square of 224/256 of the short side")
+    group.add_argument("--test-resize", choices=("squash", "center", "crop"), default="squash",
+                       help="squash: the whole image, as the original; center: a square of 224/256 of the short side; "
+                            "crop: of --size pixels, as large as random crops are")
     group.add_argument("--eval-every", type=int, default=1, metavar="N",
                        help="test after every N-th epoch, and the last")
     group.add_argument("--features", metavar="OUT.npz", help="with a test, also write the pooled features")
