@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from data.flow import PLAIN_METHODS, download_raft_weights, raft_flow, read_raft_weights, tvl1_flow
 from data.videos import VideoError, find_videos, import_cv2
-from dataloader.clips import Batch, TestSampling, clips_of
+from dataloader.clips import Batch, TestSampling, clips_of, each_once
 from dataloader.names import UCF101_CLASSES
 from dataloader.splits import load_split
 from dataloader.transforms import Preparation
@@ -123,13 +123,14 @@ class Stream:
     @torch.inference_mode()
     def logits(self, batch: Batch) -> np.ndarray:
         """(samples, classes) float32 of one video's clips, averaged over views. Equal clips are computed once."""
-        different, place = torch.cat([batch.clips, batch.flip[:, None]], 1).unique(dim=0, return_inverse=True)
-        parts = different.split(256 if self.device.type == "cuda" else 8)
+        batch = each_once(batch)
+        size = 256 if self.device.type == "cuda" else 8
+        parts = list(zip(batch.clips.split(size), batch.flip.split(size), strict=True))
         outputs = []
-        for part in tqdm(parts, desc=f"{self.name} network", leave=False, delay=1, disable=None):
-            clips = batch._replace(clips=part[:, :-1], flip=part[:, -1].bool())
+        for rows, flip in tqdm(parts, desc=f"{self.name} network", leave=False, delay=1, disable=None):
+            clips = batch._replace(clips=rows, flip=flip)
             outputs.append(self.net(clips_of(clips, self.preparation.modality, self.device))[0].cpu())
-        logits = torch.cat(outputs)[place]
+        logits = torch.cat(outputs)[batch.place]
         return logits.unflatten(0, (self.sampling.views, self.sampling.samples)).mean(0).numpy()
 
 
@@ -148,7 +149,8 @@ def load_streams(args: argparse.Namespace, device: torch.device) -> Recogniser:
     for name, checkpoint in checkpoints.items():
         preparation = Preparation.from_dict(checkpoint.preparation)
         samples = args.samples or checkpoint.args.get("test_samples", 19)
-        sampling = TestSampling(samples, args.views or checkpoint.args.get("test_views", 1))
+        views, starts = args.views or checkpoint.args.get("test_views", 1), checkpoint.args.get("test_starts", "spread")
+        sampling = TestSampling(samples, views, starts)
         if sampling.views > 1 and preparation.test_resize == "squash":
             raise InputError(f"--views {sampling.views} cuts corners, but {checkpoint.path} was tested on whole images")
         flow = choose_flow(args, preparation, device) if preparation.modality == "flow" else None

@@ -48,7 +48,8 @@ def main() -> int:
 
     # model
     weights = args.weights if checkpoint is None else "none"
-    model = build_model(args.arch, preparation.channels, len(data.split.class_names), weights, args.dropout)
+    classes = len(data.split.class_names)
+    model = build_model(args.arch, preparation.channels, classes, weights, args.dropout, args.fc_std)
 
     # optimizer
     training = Training.start(model, data.split.class_names, args, device, checkpoint)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dataloader.clips import ClipDataset, Loader, ReadSteps, Source, TestSampling, TrainSampling, make_loader
 from dataloader.layouts import Index
 from dataloader.splits import Split, Video, hold_out_groups, load_split
 from dataloader.transforms import Preparation
-from utils import InputError, world
+from utils import InputError, plural, world
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,14 @@ def make_data(
         dataset = ClipDataset(sources, read, preparation, sampling, seed=args.seed, skip_errors=skip)
         return make_loader(dataset, batch, args.workers, device)
 
-    testing = TestSampling(args.test_samples, args.test_views)
+    every = 1
+    if preparation.modality == "rgb":  # the others need every frame
+        every = extraction_settings(index.root).get("sampling_rate") or 1
+    testing = TestSampling(args.test_samples, args.test_views, args.test_starts, every)
     test_batch = max(1, (256 if device.type == "cuda" else 32) // testing.clips)  # videos
     test = loader(split.test, testing, test_batch, "test")
+    if world()[0] == 0:
+        say_repeated(test.dataset, index.root)
     if args.evaluate:
         return Data(split, None, test, test, index.root)
     training, select = split.train, test
@@ -58,6 +64,26 @@ def make_data(
         select = loader(validation, testing, test_batch, "validation")
     sampling = TrainSampling(args.segments, args.crop, args.crop_positions, flip=args.flip)
     return Data(split, loader(training, sampling, args.batch_size, "training"), select, test, index.root)
+
+
+def say_repeated(dataset: ClipDataset, root: Path) -> None:
+    """Say where most test videos have fewer different clips than samples, and what to extract for more."""
+    sampling, sources = dataset.sampling, dataset.sources
+    assert isinstance(sampling, TestSampling)
+    counts = [len(np.unique(sampling.starts_in(source.count, dataset.preparation))) for source in sources]
+    repeating = [count for count in counts if count < sampling.samples]
+    if 2 * len(repeating) <= len(sources):
+        return
+    more = ""
+    if sampling.every > 1:
+        more = (
+            f"; {root} holds every {sampling.every}th frame, the original and TSN read every one "
+            "(data/extract_rgb.py --sampling-rate 1)"
+        )
+    print(
+        f"note: {len(repeating)} of {plural(len(sources), 'test video')} repeat some of their {sampling.samples} "
+        f"samples, with {min(repeating)} different ones at least{more}"
+    )
 
 
 def list_folder(args: Any) -> Path | None:

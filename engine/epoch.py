@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from dataloader.clips import Batch, Loader, TestSampling, clips_of, sent_ahead
+from dataloader.clips import Batch, Loader, TestSampling, clips_of, each_once, sent_ahead
 from dataloader.transforms import Preparation, to_input
 from engine.state import Training, amp_dtype
 from network import InferenceNet, freeze_batchnorm
@@ -193,12 +193,13 @@ def test(
     waited = 0.0
     correct = seen = 0
     with progress_bar(len(loader.dataset), "test", "video") as bar:
-        for batch in sent_ahead(loader.epoch(0), device):
+        for batch in sent_ahead(map(each_once, loader.epoch(0)), device):
             waited += time.perf_counter() - asked
             if batch.counted:
                 outputs = net(clips_of(batch, preparation.modality, device))
                 shape = (len(batch.names), sampling.views, sampling.samples)
-                clip_logits, clip_features = (output.unflatten(0, shape).mean(1).cpu().numpy() for output in outputs)
+                outputs = (output[batch.place].unflatten(0, shape).mean(1) for output in outputs)
+                clip_logits, clip_features = (output.cpu().numpy() for output in outputs)
                 logits.update(zip(batch.names, clip_logits, strict=True))
                 if args.features:
                     features.update(zip(batch.names, clip_features, strict=True))

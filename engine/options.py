@@ -24,7 +24,7 @@ RANGES = {
     **dict.fromkeys(("test_samples", "eval_every"), (1, math.inf)),
     **dict.fromkeys(("val_groups", "workers", "patience", "warmup_epochs", "start_epoch"), (0, math.inf)),
     **dict.fromkeys(("weight_decay", "clip_grad", "save_every_minutes", "conv1_lr_factor", "lr"), (0, math.inf)),
-    **dict.fromkeys(("dropout", "label_smoothing", "ema", "momentum", "milestones"), (0, 1)),
+    **dict.fromkeys(("fc_std", "dropout", "label_smoothing", "ema", "momentum", "milestones"), (0, 1)),
     "flow_std": (1e-6, math.inf),
     "seed": (0, 2**32 - 1),  # numpy's
 }
@@ -54,7 +54,9 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     group.add_argument("--arch", default="resnet101", help="any ResNet, ResNeXt or Wide ResNet of torchvision")
     group.add_argument("--weights", default="imagenet", metavar="imagenet|none|NAME|PATH",
                        help="where training starts: torchvision's ImageNet weights, random, a torchvision set such as "
-                            "IMAGENET1K_V2, or a local state_dict")
+                            "IMAGENET1K_V2, or any project's checkpoint")
+    group.add_argument("--fc-std", type=float, default=0.0, metavar="STD",
+                       help="the last layer starts normally distributed (TSN code: .001); 0: as torch starts it")
     group.add_argument("--dropout", type=float, default=0.0, help="on the pooled features (TSN 3.2: .8 RGB, .7 flow)")
 
     group = parser.add_argument_group("training")
@@ -92,6 +94,9 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
 
     group = parser.add_argument_group("testing")
     group.add_argument("--test-samples", type=int, default=19, help="clips per video, spread evenly")
+    group.add_argument("--test-starts", choices=("spread", "original", "tsn"), default="spread",
+                       help="where clips begin: from a video's start to its end; or as the original had them, which "
+                            "leaves the end out; or TSN. A checkpoint of theirs sets it (docs/differences.md)")
     group.add_argument("--test-views", type=int, choices=(1, 5, 10), default=1,
                        help="crops per clip: centre; and corners; and their flips (TSN 4.2). Averaged before softmax")
     group.add_argument("--test-resize", choices=("squash", "center", "crop"), default="squash",

@@ -250,7 +250,8 @@ class Run:
         about = {
             "dataset": split.dataset, "split": split.number, "subset": subset, "class_names": list(split.class_names),
             "labels": result.labels,
-            "protocol": {"samples": args.test_samples, "views": args.test_views, **self.preparation.as_dict()},
+            "protocol": {"samples": args.test_samples, "views": args.test_views, "starts": args.test_starts,
+                         **self.preparation.as_dict()},
             "checkpoint": {"name": name, "epoch": epoch, "weights_sha256": weights_hash(model.state_dict())},
             "frames": {"root": str(root), "folders": {
                 s.video.name: os.path.relpath(s.folder, self.data.root) for s in loader.dataset.sources}},

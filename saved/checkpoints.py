@@ -68,10 +68,7 @@ class Checkpoint:
     @property
     def tested_state(self) -> dict[str, Tensor]:
         """The weights that a test uses: the moving average, where the training kept one."""
-        average = self.raw.get("ema") if self.source == "two-stream" else None
-        if average is None:
-            return self.state_dict
-        return {name.removeprefix("module."): value for name, value in average.items() if name != "n_averaged"}
+        return (_average(self.raw) if self.source == "two-stream" else None) or self.state_dict
 
 
 def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str = "original") -> Checkpoint:
@@ -110,9 +107,15 @@ def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str =
     )  # fmt: skip
 
 
-def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The weights of any project's checkpoint, in torchvision's names and float32, to start a training from."""
-    return _read_weights(load_checkpoint(path), path, "original")[1]
+def read_state_dict(path: str | os.PathLike, flow_order: str = "original") -> dict[str, Tensor]:
+    """The weights of any project's checkpoint, in torchvision's names and float32, to start a training from.
+
+    Of a training of ours that kept a moving average it is the average, which its tests used. `flow_order`: as in
+    `read_checkpoint`.
+    """
+    content = load_checkpoint(path)
+    source, state = _read_weights(content, path, flow_order)
+    return (_average(content) if source == "two-stream" else None) or state
 
 
 def guess_arch(state: Mapping[str, Tensor]) -> str | None:
@@ -152,6 +155,14 @@ def _read_weights(content: dict, path: str | os.PathLike, flow_order: str) -> tu
     return source, weights
 
 
+def _average(content: dict) -> dict[str, Tensor] | None:
+    """The moving average in a checkpoint of ours, in torchvision's names; None where the training kept none."""
+    average = content.get("ema")
+    if average is None:
+        return None
+    return {name.removeprefix("module."): value for name, value in average.items() if name != "n_averaged"}
+
+
 def _preparation(source: str, in_channels: int) -> Preparation:
     """How `source` prepared the input of a network with this many input channels."""
     if in_channels == 3:
@@ -166,8 +177,11 @@ def _preparation(source: str, in_channels: int) -> Preparation:
 
 def _protocol(source: str) -> dict[str, Any]:
     """The flags of a test as the authors of `source` did it."""
-    samples_and_views = {"original": (19, 1), "two-stream-pytorch": (25, 10), "tsn-pytorch": (25, 10)}
-    return dict(zip(("test_samples", "test_views"), samples_and_views.get(source, ()), strict=False))
+    names = ("test_samples", "test_views", "test_starts")
+    theirs = {
+        "original": (19, 1, "original"), "two-stream-pytorch": (25, 10, "spread"), "tsn-pytorch": (25, 10, "tsn"),
+    }  # fmt: skip
+    return dict(zip(names, theirs.get(source, ()), strict=False))
 
 
 def _learning_rate(content: dict) -> dict[str, Any]:

@@ -20,7 +20,8 @@ CPU = torch.device("cpu")
 def make_data(tiny, device=CPU, index=None, **given):
     """spatial_cnn.py's loaders on the tiny videos: groups 1 and 2 of each class test, 8 and 22 train."""
     usual = {"ucf_list": "none", "given": {"ucf_list"}, "split": "1", "allow_missing": False, "on_error": "stop",
-             "seed": 5, "workers": 0, "test_samples": 6, "test_views": 5, "evaluate": False, "val_groups": 0,
+             "seed": 5, "workers": 0, "test_samples": 6, "test_views": 5, "test_starts": "spread",
+             "evaluate": False, "val_groups": 0,
              "segments": 2, "crop": "multiscale", "crop_positions": 13, "flip": False, "batch_size": 4}  # fmt: skip
     index = index or index_frames(tiny / "rgb", "rgb")
     args = SimpleNamespace(**{**usual, **given})
@@ -53,6 +54,23 @@ def test_held_out_groups_select_and_do_not_train(tiny):
 def test_a_test_alone_needs_no_training_videos(tiny):
     data = make_data(tiny, evaluate=True, val_groups=9)
     assert data.train is None and data.select is data.test and len(data.test.dataset) == 6
+
+
+def test_repeated_samples_are_told_once_with_what_to_extract(tiny, tmp_path, capsys):
+    """The tiny test videos have 13, 14, 16, 17, 19 and 20 frames."""
+    make_data(tiny, test_samples=12)
+    assert "repeat" not in capsys.readouterr().out
+    make_data(tiny, test_samples=19)
+    assert told(capsys) == "note: 4 of 6 test videos repeat some of their 19 samples, with 13 different ones at least\n"
+    shutil.copytree(tiny / "rgb", tmp_path / "rgb")
+    (tmp_path / "rgb/extraction.json").write_text(json.dumps({"settings": {"sampling_rate": 10}}))
+    data = make_data(tiny, index=index_frames(tmp_path / "rgb", "rgb"), test_samples=19)
+    assert "every 10th frame" in (line := told(capsys)) and "--sampling-rate 1" in line
+    assert data.test.dataset.sampling.every == 10
+
+
+def told(capsys):
+    return "".join(line for line in capsys.readouterr().out.splitlines(True) if "repeat" in line)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
