@@ -14,8 +14,10 @@ import torch
 from dataloader.clips import ClipDataset, Loader, ReadSteps, Source, TestSampling, TrainSampling, make_loader
 from dataloader.layouts import Index
 from dataloader.splits import Split, Video, hold_out_groups, load_split
-from dataloader.transforms import Preparation
+from dataloader.transforms import TSN_SCALES, Preparation
 from utils import InputError, plural, world
+
+FEWEST_CHOOSERS = 100  # videos: .5 / sqrt(100) is a standard error of 5 points of accuracy
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,22 @@ def make_data(
     if args.val_groups:
         training, validation = hold_out_groups(split.train, args.val_groups)
         select = loader(validation, testing, test_batch, "validation")
-    sampling = TrainSampling(args.segments, args.crop, args.crop_positions, flip=args.flip)
+        if world()[0] == 0:
+            say_choosers(select.dataset)
+    scales = TSN_SCALES if preparation.modality == "rgb" else TSN_SCALES[:3]  # as in TSN's code
+    sampling = TrainSampling(args.segments, args.crop, args.crop_positions, scales, args.flip)
     return Data(split, loader(training, sampling, args.batch_size, "training"), select, test, index.root)
+
+
+def say_choosers(dataset: ClipDataset) -> None:
+    """Warn where too few videos choose the model, by how far chance moves their accuracy."""
+    videos = len(dataset.sources)
+    if videos < FEWEST_CHOOSERS:
+        print(
+            f"warning: --val-groups holds {plural(videos, 'video')} out to choose the model by, too few to tell epochs "
+            f"apart that differ by less than {50 / videos**0.5:.0f} points (a standard error at 50 %); from "
+            f"{FEWEST_CHOOSERS} on it is 5: a larger --val-groups holds out more"
+        )
 
 
 def say_repeated(dataset: ClipDataset, root: Path) -> None:

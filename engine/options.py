@@ -42,8 +42,9 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
                        help="folder of split lists (UCF101's, HMDB51's or your own); 'none': by UCF101's group rule")
     group.add_argument("--split", default="1", metavar="N", help="number of the split")
     group.add_argument("--val-groups", type=int, default=0, metavar="N",
-                       help="hold the last N groups of each class out of training and choose the model by them, "
-                            "so that the test set only reports; 0: choose by the test set, as the original did")
+                       help="hold the last N groups of each class out of training and choose the model by them, so "
+                            "that the test set only reports; of videos whose names tell no groups, N/18 of each "
+                            "class; 0: choose by the test set, as the original did")
     group.add_argument("--allow-missing", action="store_true", help="go on without listed videos that are not on disk")
     group.add_argument("--on-error", choices=("stop", "skip"), default="stop",
                        help="skip: train with another video in place of one that can't be read; list them at the end")
@@ -129,12 +130,16 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
 def parse(
     parser: ArgumentParser, recipes: Mapping[str, Mapping[str, Any]], argv: Sequence[str] | None = None
 ) -> argparse.Namespace:
-    """Read the command line. The recipe sets defaults, flags win; `args.given` names the flags that were given."""
+    """Read the command line. The recipe sets defaults, flags win; `args.given` names the flags that were given.
+
+    A recipe "NAME INPUT" is taken in place of NAME for that --input.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     first = ArgumentParser(add_help=False)
-    first.add_argument("--recipe", choices=tuple(recipes), default="baseline")
-    recipe = first.parse_known_args(argv)[0].recipe
-    parser.set_defaults(**recipes[recipe])
+    first.add_argument("--recipe", choices=("baseline", "tsn"), default="baseline")
+    first.add_argument("--input", default="")
+    named = first.parse_known_args(argv)[0]
+    parser.set_defaults(**recipes.get(f"{named.recipe} {named.input}", recipes[named.recipe]))
     args = parser.parse_args(argv)
     # A second reading, with a default that nobody can give, tells what was given from what was not.
     absent = object()

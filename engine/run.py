@@ -79,7 +79,7 @@ class Run:
             names = self.data.split.class_names
             self.say(f"note: no training video in {len(untrained)} of {len(names)} classes: {first_few(untrained)}")
         if args.val_groups:
-            self.say(f"model_best is chosen by {plural(args.val_groups, 'group')} of each class, held out of training")
+            self.say(f"model_best is chosen by {plural(len(self.data.select.dataset), 'video')} held out of training")
         else:
             self.say("model_best is chosen by the test set, as the original's was; --val-groups 3 chooses without it")
         if training.epoch >= args.epochs:

@@ -17,14 +17,17 @@ from utils import InputError
 CPU = torch.device("cpu")
 
 
-def make_data(tiny, device=CPU, index=None, **given):
-    """spatial_cnn.py's loaders on the tiny videos: groups 1 and 2 of each class test, 8 and 22 train."""
-    usual = {"ucf_list": "none", "given": {"ucf_list"}, "split": "1", "allow_missing": False, "on_error": "stop",
+def usual_flags():
+    return {"ucf_list": "none", "given": {"ucf_list"}, "split": "1", "allow_missing": False, "on_error": "stop",
              "seed": 5, "workers": 0, "test_samples": 6, "test_views": 5, "test_starts": "spread",
              "evaluate": False, "val_groups": 0,
              "segments": 2, "crop": "multiscale", "crop_positions": 13, "flip": False, "batch_size": 4}  # fmt: skip
+
+
+def make_data(tiny, device=CPU, index=None, **given):
+    """spatial_cnn.py's loaders on the tiny videos: groups 1 and 2 of each class test, 8 and 22 train."""
     index = index or index_frames(tiny / "rgb", "rgb")
-    args = SimpleNamespace(**{**usual, **given})
+    args = SimpleNamespace(**{**usual_flags(), **given})
     preparation = default_preparation("rgb", 48, "squash")
     return loaders.make_data(args, index, ReadFrame(index.root), spatial_sources, preparation, device)
 
@@ -49,6 +52,24 @@ def test_held_out_groups_select_and_do_not_train(tiny):
     assert groups == {"g08": data.train, "g22": data.select} and groups_of(data.test) == ["g01"] * 3 + ["g02"] * 3
     assert data.select.dataset.sampling == data.test.dataset.sampling
     assert data.select.batch_size == data.test.batch_size
+
+
+def test_too_few_videos_to_choose_by_are_told(tiny, capsys, monkeypatch):
+    make_data(tiny, val_groups=1)
+    text = capsys.readouterr().out
+    assert "warning: --val-groups holds 3 videos out" in text and "29 points" in text  # 50 % +- .5 / sqrt(3)
+    monkeypatch.setattr(loaders, "FEWEST_CHOOSERS", 3)
+    make_data(tiny, val_groups=1)
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_flow_and_differences_are_cropped_at_tsns_three_scales(tiny):
+    assert make_data(tiny).train.dataset.sampling.scales == (1, 0.875, 0.75, 0.66)
+    index = index_frames(tiny / "rgb", "rgb")
+    args = SimpleNamespace(**usual_flags())
+    preparation = default_preparation("rgbdiff", 48, "squash", 5)
+    data = loaders.make_data(args, index, ReadFrame(index.root), spatial_sources, preparation, CPU)
+    assert data.train.dataset.sampling.scales == (1, 0.875, 0.75)
 
 
 def test_a_test_alone_needs_no_training_videos(tiny):
