@@ -146,7 +146,8 @@ def load_streams(args: argparse.Namespace, device: torch.device) -> Recogniser:
             raise InputError(f"--{name} {path} is a network of the {belongs} stream: give it to --{belongs}")
     names = choose_class_names(list(checkpoints.values()), args.ucf_list)
     streams = []
-    for name, checkpoint in checkpoints.items():
+    for name, theirs in checkpoints.items():
+        checkpoint = theirs.in_order_of(names)
         preparation = Preparation.from_dict(checkpoint.preparation)
         samples = args.samples or checkpoint.args.get("test_samples", 19)
         views, starts = args.views or checkpoint.args.get("test_views", 1), checkpoint.args.get("test_starts", "spread")

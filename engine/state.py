@@ -70,6 +70,7 @@ class Training:
         if len(class_names) < 2:
             raise InputError(f"all videos are of one class, {class_names[0]}: nothing to tell apart; add a class")
         if checkpoint is not None:
+            checkpoint = checkpoint.in_order_of(class_names)
             problem = explain_mismatch(model, checkpoint.state_dict)
             if problem is None and checkpoint.class_names not in (None, class_names):
                 its, ours = next((a, b) for a, b in zip(checkpoint.class_names, class_names, strict=True) if a != b)

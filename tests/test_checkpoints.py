@@ -234,6 +234,25 @@ def test_our_own(tmp_path):
         read_checkpoint(tmp_path / "mine", "rgb")
 
 
+def test_hmdb51s_classes_in_tsns_order(tmp_path, capsys):
+    """TSN's class_list has kick_ball, kick and sword_exercise, sword; the official lists' names are sorted."""
+    official = sorted([*(f"class_{i:02d}" for i in range(47)), "kick", "kick_ball", "sword", "sword_exercise"])
+    tsns = [f"class_{i:02d}" for i in range(47)] + ["kick_ball", "kick", "sword_exercise", "sword"]
+    net = TSN(3)
+    net.new_fc = nn.Linear(512, 51)
+    torch.save({"state_dict": net.state_dict(), "epoch": 1}, tmp_path / "hmdb51")
+    checkpoint = read_checkpoint(tmp_path / "hmdb51")
+    ours = checkpoint.in_order_of(official).tested_state
+    assert "kick_ball before kick" in capsys.readouterr().out
+    for row, name in enumerate(official):
+        for part in ("weight", "bias"):
+            torch.testing.assert_close(ours[f"fc.{part}"][row], net.state_dict()[f"new_fc.{part}"][tsns.index(name)])
+    assert checkpoint.in_order_of(tsns) is checkpoint  # TSN's own lists
+    other = read_checkpoint(tmp_path / "hmdb51")
+    other.source = "two-stream-pytorch"
+    assert other.in_order_of(official) is other and not capsys.readouterr().out
+
+
 def test_a_training_starts_from_the_weights_that_tests_used(tmp_path):
     """--weights PATH of a training of ours with --ema: the average, which the accuracy in it is of."""
     net = randomised(resnet18(num_classes=2))
