@@ -24,7 +24,9 @@ from utils import InputError, run_main, seed_everything, set_up_device
 
 # Each recipe sets defaults; any flag given beside --recipe wins.
 RECIPES: dict[str, dict[str, Any]] = {
-    "baseline": {"batch_size": 64, "lr": 1e-2, "segments": 1, "flow_mean": 0.0, "flow_std": 1.0},  # the original's
+    "baseline": {
+        "batch_size": 64, "lr": 1e-2, "segments": 1, "flow_mean": 0.0, "flow_std": 1.0, "crop": "squash", "flip": False,
+    },  # the original's code; its README crops and flips: --crop random --flip --test-resize crop
     "tsn": {
         "epochs": 340, "batch_size": 128, "lr": 5e-3, "schedule": "step", "milestones": [190 / 340, 300 / 340],
         "weight_decay": 5e-4, "clip_grad": 20.0, "dropout": 0.7, "fc_std": 1e-3, "partial_bn": True,

@@ -40,7 +40,7 @@ RATES = {
 INGREDIENTS = {
     "motion": {
         "3 segments": ["--segments", "3"],
-        "multi-scale crops": ["--crop", "multiscale"],
+        "multi-scale crops": ["--crop", "multiscale", "--flip"],
         "dropout .7": ["--dropout", "0.7"],
         "partial BN": ["--partial-bn"],
         "rate of tsn": ["--lr", f"{RATES['motion', 'tsn']:g}"],
@@ -64,9 +64,9 @@ INGREDIENTS = {
 # as UCF101's 256 is of 224: random crops are then as large a part of the image as they are there.
 # One milestone-driven schedule with a single test, so that no test shapes a training; then each network's other test.
 CROPS = {
-    "random crops": ["--crop", "random", "--test-resize", "crop"],
+    "random crops": ["--crop", "random", "--flip", "--test-resize", "crop"],
     "squash, no flip": ["--crop", "squash", "--no-flip", "--test-resize", "squash"],
-    "squash": ["--crop", "squash", "--test-resize", "squash"],
+    "squash": ["--crop", "squash", "--flip", "--test-resize", "squash"],
 }
 OTHER_TEST = {"crop": "squash", "squash": "crop"}
 
