@@ -1,6 +1,7 @@
 # make demo: see both streams and their fusion in minutes.  make test: run the tests.  make bench: measure.
 PYTHON ?= python3
 VENV ?= .venv
+PINS ?= -c constraints.txt
 ifeq ($(OS),Windows_NT)
 BIN := $(VENV)/Scripts
 else
@@ -11,16 +12,16 @@ endif
 help:
 	@sed -n 's/^# *\(make .*\)/\1/p' Makefile | tr -s '.' '\n' | sed 's/^ *//;/^$$/d'
 
-$(VENV)/.installed: requirements.txt
+$(VENV)/.installed: requirements.txt constraints.txt
 	@echo "== installing requirements.txt into $(VENV) (torch is large: a minute or two)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet -r requirements.txt $(PINS)
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	@echo "== installing requirements-dev.txt into $(VENV)"
-	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt $(PINS)
 	@touch $@
 
 demo: $(VENV)/.installed

@@ -25,15 +25,22 @@ from utils import InputError, bounded, run_main, seed_everything, set_up_device
 
 # Each recipe sets defaults; any flag given beside --recipe wins.
 RECIPES: dict[str, dict[str, Any]] = {
-    "baseline": {  # the original's
+    "baseline": {
         "batch_size": 64, "lr": 1e-2, "segments": 1, "consensus": "sum", "flow_mean": 0.0, "flow_std": 1.0,
-    },
+        "crop": "squash", "flip": False,
+    },  # the original's code; its README crops and flips: --crop random --flip --test-resize crop
     "tsn": {
         "epochs": 340, "batch_size": 128, "lr": 5e-3, "schedule": "step", "milestones": [190 / 340, 300 / 340],
-        "weight_decay": 5e-4, "clip_grad": 20.0, "dropout": 0.7, "partial_bn": True,
-        "crop": "multiscale", "test_samples": 25, "test_views": 10, "test_resize": "center",
+        "weight_decay": 5e-4, "clip_grad": 20.0, "dropout": 0.7, "fc_std": 1e-3, "partial_bn": True,
+        "crop": "multiscale", "crop_positions": 13, "conv1_lr_factor": 5.0,
+        "test_samples": 25, "test_views": 10, "test_resize": "center", "test_starts": "tsn",
         "flow_mean": 0.5, "flow_std": 0.226,
-    },
+    },  # TSN's released code (Caffe), with the epochs that tsn-pytorch and mmaction share
+}  # fmt: skip
+# of --input rgbdiff: tsn-pytorch's README, which alone has one
+RECIPES["tsn rgbdiff"] = RECIPES["tsn"] | {
+    "epochs": 180, "lr": 1e-3, "milestones": [80 / 180, 160 / 180], "segments": 7,
+    "clip_grad": 40.0, "dropout": 0.8, "conv1_lr_factor": 1.0,
 }  # fmt: skip
 
 
@@ -81,7 +88,9 @@ def main() -> int:
 
     # model
     weights = args.weights if checkpoint is None else "none"
-    model = build_model(args.arch, preparation.channels, len(classes), weights, args.dropout)
+    model = build_model(
+        args.arch, preparation.channels, len(classes), weights, args.dropout, args.fc_std, args.flow_order
+    )
 
     # optimizer, and where its training stands
     training = Training(model, preparation, device, options.training_settings(args))

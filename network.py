@@ -32,12 +32,16 @@ def build_model(
     num_classes: int,
     weights: str = "none",
     dropout: float = 0.0,
+    fc_std: float = 0.0,
+    flow_order: str = "original",
 ) -> ResNet:
     """A ResNet for (N, in_channels, H, W) float inputs and (N, num_classes) logits.
 
     `weights` is "none" (random), "imagenet" (torchvision's, downloaded once), a torchvision weight set such
-    as "IMAGENET1K_V2", or the path of a state_dict with torchvision's names. Weights made for RGB reach any
-    other channel count by cross-modality initialisation; a last layer for other classes starts at random.
+    as "IMAGENET1K_V2", or the path of any checkpoint; of ours the weights that its tests used, of the original's
+    motion network with the channels in `flow_order` (checkpoints.FLOW_ORDERS). Weights made for RGB reach any
+    other channel count by cross-modality initialisation; a last layer for other classes starts at random: normal of
+    standard deviation `fc_std` and without bias (TSN's code: .001), or, for 0, as torch has it.
     `dropout` acts on the pooled features (TSN, section 3.2: 0.8 spatial, 0.7 motion).
     """
     if arch not in architectures():
@@ -46,10 +50,13 @@ def build_model(
     old = model.conv1
     model.conv1 = nn.Conv2d(in_channels, old.out_channels, 7, stride=2, padding=3, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if fc_std:
+        nn.init.normal_(model.fc.weight, std=fc_std)
+        nn.init.zeros_(model.fc.bias)
     if dropout > 0:  # inside avgpool, which has no weights, so that no key of the state_dict changes
         model.avgpool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(dropout))
     if weights != "none":
-        start = fit_imagenet(pretrained_state(arch, weights), model)
+        start = fit_imagenet(pretrained_state(arch, weights, flow_order), model)
         problem = explain_mismatch(model, start)
         if problem:
             raise InputError(f"--weights {weights} does not fit {arch}: {problem}; name its network with --arch")
@@ -68,7 +75,7 @@ def trained_model(checkpoint: Checkpoint) -> ResNet:
     return model.eval()
 
 
-def pretrained_state(arch: str, weights: str) -> dict[str, Tensor]:
+def pretrained_state(arch: str, weights: str, flow_order: str = "original") -> dict[str, Tensor]:
     """The state_dict that `--weights` names, in float32."""
     offline = "name a local file with --weights PATH, or start from random with --weights none"
     if weights == "imagenet" or weights.startswith("IMAGENET1K_"):
@@ -84,7 +91,7 @@ def pretrained_state(arch: str, weights: str) -> dict[str, Tensor]:
         raise InputError(f"--weights {weights}: no such file; {offline}")
     from saved.checkpoints import read_state_dict
 
-    return read_state_dict(weights)
+    return read_state_dict(weights, flow_order)
 
 
 def cross_modality(weight: Tensor, in_channels: int) -> Tensor:

@@ -25,9 +25,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "baseline": {"batch_size": 25, "lr": 5e-4, "consensus": "sum"},  # the original's
     "tsn": {
         "epochs": 80, "batch_size": 128, "lr": 1e-3, "schedule": "step", "milestones": [30 / 80, 60 / 80],
-        "weight_decay": 5e-4, "clip_grad": 40.0, "dropout": 0.8, "partial_bn": True,
-        "crop": "multiscale", "test_samples": 25, "test_views": 10, "test_resize": "center",
-    },
+        "weight_decay": 5e-4, "clip_grad": 40.0, "dropout": 0.8, "fc_std": 1e-3, "partial_bn": True,
+        "crop": "multiscale", "crop_positions": 13,
+        "test_samples": 25, "test_views": 10, "test_resize": "center", "test_starts": "tsn",
+    },  # TSN's released code (Caffe), with the epochs that tsn-pytorch and mmaction share
 }  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def main() -> int:
 
     # model
     weights = args.weights if checkpoint is None else "none"
-    model = build_model(args.arch, preparation.channels, len(classes), weights, args.dropout)
+    model = build_model(args.arch, preparation.channels, len(classes), weights, args.dropout, args.fc_std)
 
     # optimizer, and where its training stands
     training = Training(model, preparation, device, options.training_settings(args))

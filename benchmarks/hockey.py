@@ -19,15 +19,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import numpy as np
 import pandas as pd
 
 import motion_cnn
 import spatial_cnn
+from saved.safe import load_pickle
 from utils import ArgumentParser, atomic_path, run_main
 
 # What the size of the task and of the machine ask for, in both recipes alike; everything else is the recipe's own.
 BATCH = 16
-COMMON = ["--arch", "resnet50", "--size", "96", "--batch-size", str(BATCH), "--test-views", "1", "--test-samples", "5"]
+COMMON = ["--arch", "resnet50", "--batch-size", str(BATCH), "--test-views", "1", "--test-samples", "5"]
 # The recipes' rates of learning, scaled to this batch (Goyal et al. 2017, section 2.1): at the rates for 64 and 128
 # videos a motion network does not learn here from batches of 16.
 RATES = {
@@ -38,7 +40,7 @@ RATES = {
 INGREDIENTS = {
     "motion": {
         "3 segments": ["--segments", "3"],
-        "multi-scale crops": ["--crop", "multiscale"],
+        "multi-scale crops": ["--crop", "multiscale", "--flip"],
         "dropout .7": ["--dropout", "0.7"],
         "partial BN": ["--partial-bn"],
         "rate of tsn": ["--lr", f"{RATES['motion', 'tsn']:g}"],
@@ -58,6 +60,16 @@ INGREDIENTS = {
     },
 }
 
+# What the motion stream sees of an image in training and in a test. Extract flow with a short side of 8/7 of --size,
+# as UCF101's 256 is of 224: random crops are then as large a part of the image as they are there.
+# One milestone-driven schedule with a single test, so that no test shapes a training; then each network's other test.
+CROPS = {
+    "random crops": ["--crop", "random", "--flip", "--test-resize", "crop"],
+    "squash, no flip": ["--crop", "squash", "--no-flip", "--test-resize", "squash"],
+    "squash": ["--crop", "squash", "--flip", "--test-resize", "squash"],
+}
+OTHER_TEST = {"crop": "squash", "squash": "crop"}
+
 
 def main() -> None:
     parser = ArgumentParser(__doc__)
@@ -65,12 +77,14 @@ def main() -> None:
     parser.add_argument("flow", help="optical flow")
     parser.add_argument("lists", help="split lists of data/make_split.py")
     parser.add_argument("--weights", required=True, help="ImageNet weights of ResNet-50")
+    parser.add_argument("--size", type=int, default=96, help="of the networks' input, in pixels")
     parser.add_argument("--epochs", type=int, nargs=2, default=(3, 10), metavar=("SPATIAL", "MOTION"),
                         help="of every run; the flow's network starts further from what it has to know")
-    parser.add_argument("--parts", choices=("recipes", "ingredients"), nargs="+", default=["recipes", "ingredients"],
+    parser.add_argument("--parts", choices=("recipes", "ingredients", "crops"), nargs="+",
+                        default=["recipes", "ingredients"],
                         help="what to measure; give each of two processes its part and its own --output")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
-                        help="of the recipes; ingredients use the first")
+                        help="of the recipes and the crops; ingredients use the first")
     parser.add_argument("--output", type=Path, default=ROOT / "record/hockey", help="runs and results.csv")
     args = parser.parse_args()
 
@@ -80,6 +94,11 @@ def main() -> None:
                 for stream in ("motion", "spatial"):
                     train(args, stream, recipe, f"{recipe}-{seed}", [], seed)
                 fuse(args, f"{recipe}-{seed}", seed)
+    if "crops" in args.parts:
+        for seed in args.seeds:
+            for name, flags in CROPS.items():
+                steps = [*INGREDIENTS["motion"]["steps at 19/34 and 30/34"], "--eval-every", str(args.epochs[1])]
+                train(args, "motion", "baseline", f"{name}, {seed}", [*flags, *steps], seed, OTHER_TEST[flags[-1]])
     if "ingredients" in args.parts:
         differences = ["--input", "rgbdiff", "--rgb-dir", args.rgb]
         train(args, "motion", "tsn", "tsn, rgbdiff", differences, args.seeds[0])
@@ -88,10 +107,13 @@ def main() -> None:
                 train(args, stream, "baseline", f"baseline + {name}", flags, args.seeds[0])
 
 
-def train(args: argparse.Namespace, stream: str, recipe: str, name: str, flags: list[str], seed: int) -> None:
+def train(
+    args: argparse.Namespace, stream: str, recipe: str, name: str, flags: list[str], seed: int, other_test: str = ""
+) -> None:
     """One run of a stream script; its last epoch's test goes into results.csv, and stays as predictions.
 
-    No epoch is chosen by the test set, unless by the baseline's schedule, which reads its loss.
+    `other_test` is a --test-resize to test the last epoch's network with, too. No epoch is chosen by the
+    test set, unless by the baseline's schedule, which reads its loss.
     """
     if done(args, stream, name):
         return
@@ -99,8 +121,9 @@ def train(args: argparse.Namespace, stream: str, recipe: str, name: str, flags: 
     output = args.output / f"{name}-{stream}".replace(" ", "_").replace(",", "")
     folder = ["--rgb-dir", args.rgb] if stream == "spatial" else ["--flow-dir", args.flow]
     command = [sys.executable, str(ROOT / f"{stream}_cnn.py"), *folder, "--ucf-list", args.lists,
-               "--weights", args.weights, *COMMON, "--recipe", recipe, "--lr", f"{RATES[stream, recipe]:g}",
-               "--epochs", str(epochs), "--eval-every", str(1 if recipe == "baseline" else epochs), "--seed", str(seed),
+               "--weights", args.weights, "--size", str(args.size), *COMMON, "--recipe", recipe,
+               "--lr", f"{RATES[stream, recipe]:g}", "--epochs", str(epochs),
+               "--eval-every", str(1 if recipe == "baseline" else epochs), "--seed", str(seed),
                "--output", str(output), "--resume", "auto", *flags]  # fmt: skip
     start = time.time()
     subprocess.run(command, check=True, cwd=ROOT)
@@ -109,6 +132,13 @@ def train(args: argparse.Namespace, stream: str, recipe: str, name: str, flags: 
     row = pd.read_csv(output / f"{'rgb' if stream == 'spatial' else 'opf'}_test.csv").iloc[-1]
     record(args, {"stream": stream, "run": name, "seed": seed, "top1": row["Prec@1"], "loss": row["Loss"],
                   "seconds": round(time.time() - start)})  # fmt: skip
+    if other_test:
+        subprocess.run([*command, "--evaluate", "--test-resize", other_test], check=True, cwd=ROOT)
+        about = json.loads((output / "predictions.json").read_text(encoding="utf-8"))
+        logits = load_pickle(output / f"{stream}_video_preds.pickle")
+        right = [np.argmax(logits[video]) == label for video, label in about["labels"].items()]
+        record(args, {"stream": stream, "run": f"{name}, tested by {other_test}", "seed": seed,
+                      "top1": 100 * np.mean(right)})  # fmt: skip
     for checkpoint in output.glob("*.pth.tar"):
         checkpoint.unlink()
 

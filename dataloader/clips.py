@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from dataloader.sampling import EpochBatches, rng_for, test_starts, train_starts
+from dataloader.sampling import EpochBatches, original_starts, rng_for, test_starts, train_starts, tsn_starts
 from dataloader.splits import Video
 from dataloader.transforms import (
     TSN_SCALES,
@@ -50,7 +50,7 @@ class TrainSampling:
     """One random clip in each segment; a random crop and flip that all of a video's clips share."""
 
     segments: int = 3
-    crop: str = "random"  # random | multiscale
+    crop: str = "random"  # random | multiscale | squash: the whole image
     crop_positions: int = 5
     scales: Sequence[float] = TSN_SCALES
     flip: bool = True
@@ -58,15 +58,30 @@ class TrainSampling:
 
 @dataclass(frozen=True)
 class TestSampling:
-    """Clips spread evenly over the whole video, each seen in `views` crops (1, 5, or 10 with flips)."""
+    """Clips from all over the video, each seen in `views` crops (1, 5, or 10 with flips).
+
+    `starts` says where they begin: "spread" evenly from the first possible start to the last, or as the "original"
+    or "tsn" has it. `every`: the images are of every N-th frame.
+    """
 
     samples: int = 19
     views: int = 1
+    starts: str = "spread"
+    every: int = 1
 
     @property
     def clips(self) -> int:
         """Clips of one video, views included."""
         return self.samples * self.views
+
+    def starts_in(self, count: int, preparation: Preparation) -> np.ndarray:
+        """The time steps at which the clips of a video of `count` time steps begin, in order. Shape (samples,)."""
+        if self.starts == "original":
+            frames = count + 1 if preparation.modality == "flow" else (count - 1) * self.every + 1
+            starts = original_starts(frames, self.samples, self.every)
+            return np.minimum(starts, count - preparation.clip_length)
+        valid = count - preparation.clip_length + 1
+        return (tsn_starts if self.starts == "tsn" else test_starts)(valid, self.samples)
 
 
 class Batch(NamedTuple):
@@ -81,6 +96,7 @@ class Batch(NamedTuple):
     problems: list[tuple[str, str]]  # (video, reason) of those replaced by another
     error: str | None = None
     of_all: int = 0  # videos that all processes' shares of this batch make together; 0: not known yet
+    place: Tensor | None = None  # (videos * clips per video,) int64: rows of `clips`, if each is there once
 
 
 SENT_AS_ARRAYS = ("labels", "clips", "flip")
@@ -143,12 +159,11 @@ class ClipDataset(Dataset):
     ) -> Batch:
         preparation, sampling = self.preparation, self.sampling
         length = preparation.clip_length
-        valid = source.count - length + 1
         if isinstance(sampling, TrainSampling):
-            starts = train_starts(valid, sampling.segments, rng)
+            starts = train_starts(source.count - length + 1, sampling.segments, rng)
             flip = [sampling.flip and bool(rng.integers(2))] * sampling.segments
         else:
-            starts = test_starts(valid, sampling.samples)
+            starts = sampling.starts_in(source.count, preparation)
             flip = [view >= 5 for view in range(sampling.views) for _ in starts]
         steps, rows = np.unique(starts[:, None] + np.arange(length), return_inverse=True)
         views = len(flip) // len(starts)
@@ -186,7 +201,9 @@ class ClipDataset(Dataset):
     def _boxes(self, height: int, width: int, rng: np.random.Generator) -> list[Box]:
         sampling = self.sampling
         if isinstance(sampling, TestSampling):
-            return test_boxes(height, width, self.preparation.test_resize, sampling.views)
+            return test_boxes(height, width, self.preparation.test_resize, sampling.views, self.preparation.size)
+        if sampling.crop == "squash":
+            return [Box(0, 0, height, width)]
         if sampling.crop == "random":
             return [random_crop(height, width, self.preparation.size, rng)]
         return [multiscale_crop(height, width, rng, sampling.scales, sampling.crop_positions)]
@@ -259,6 +276,17 @@ def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
     for tensor in (batch.images, batch.clips):
         tensor.record_stream(current)  # its memory is not to be used again before this stream is done with it
     return batch
+
+
+def each_once(batch: Batch) -> Batch:
+    """The batch with equal clips of a video only once: `place` says where each clip is now. Shorter videos repeat some.
+
+    What is computed of the clips becomes what it is of all by `output[place]`.
+    """
+    if batch.error is not None:
+        return batch
+    different, place = torch.cat([batch.clips, batch.flip[:, None]], 1).unique(dim=0, return_inverse=True)
+    return batch._replace(clips=different[:, :-1], flip=different[:, -1].bool(), place=place)
 
 
 def clips_of(batch: Batch, modality: str, device: torch.device) -> Tensor:

@@ -49,6 +49,25 @@ def test_starts(valid: int, samples: int) -> np.ndarray:
     return (2 * steps * (valid - 1) + samples - 1) // (2 * (samples - 1))  # round half up, in integers
 
 
+def original_starts(frames: int, samples: int, every: int = 1) -> np.ndarray:
+    """The original's starts, 0, i, 2i, ... with i = int((frames - 10) / samples), for both streams. Shape (samples,).
+
+    Its val_sample20 and val_sample19; they never reach the end, and in a short video all are 0. `frames` are the
+    video's; of images of every N-th frame the nearest is taken.
+    """
+    interval = max(0, frames - 10) // samples
+    return (np.arange(samples) * interval + every // 2) // every
+
+
+def tsn_starts(valid: int, samples: int) -> np.ndarray:
+    """TSN's starts: the middle of each of `samples` equal parts of the starts 0..valid-1. Shape (samples,).
+
+    tsn-pytorch's _get_test_indices, rounded as there.
+    """
+    tick = valid / samples
+    return (tick / 2 + tick * np.arange(samples)).astype(np.int64)
+
+
 class EpochBatches(Sampler):
     """Batches of (epoch, index), each video once per epoch, split over the processes.
 

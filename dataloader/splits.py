@@ -11,6 +11,7 @@ from dataloader.lists import read_lists
 from dataloader.names import UCF101_CLASSES, Video, first_few, group_of, ucf_parts, video_key
 from utils import InputError, plural
 
+USUAL_GROUPS = 18  # of UCF101's training sets, in each class
 OFFICIAL_COUNTS = {  # (training, test) videos of each split
     "ucf101": {"1": (9537, 3783), "2": (9586, 3734), "3": (9624, 3696)},
     "hmdb51": {"1": (3570, 1530), "2": (3570, 1530), "3": (3570, 1530)},
@@ -104,12 +105,15 @@ def _by_label(videos: Iterable[Video]) -> list[Video]:
 def hold_out_groups(train: list[Video], groups: int) -> tuple[list[Video], list[Video]]:
     """Move the last `groups` groups of each class out of training, to select and schedule by: (train, val).
 
-    Groups are names.group_of's: UCF101's, HMDB51's source videos; of other names each video is one by itself,
-    so that of one's own dataset the last `groups` videos of each class are held out, in the order of names.
+    Groups are names.group_of's: UCF101's, HMDB51's source videos. Where names tell no groups, each video would be
+    one, and a few videos would choose the model: there the part of each class is held out that `groups` are of
+    UCF101's USUAL_GROUPS in training, in the order of names.
     """
     of_class: dict[int, set[str]] = defaultdict(set)
     for video in train:
         of_class[video.label].add(group_of(video.name))
+    if groups > 0 and all(group_of(video.name) == video.name.rpartition("/")[2] for video in train):
+        return _hold_out_fraction(train, min(groups / USUAL_GROUPS, 0.5))
     for video in train:
         if not 0 < groups < len(of_class[video.label]):
             raise InputError(
@@ -120,3 +124,15 @@ def hold_out_groups(train: list[Video], groups: int) -> tuple[list[Video], list[
     val = [video for video in train if group_of(video.name) in last[video.label]]
     rest = [video for video in train if group_of(video.name) not in last[video.label]]
     return rest, val
+
+
+def _hold_out_fraction(train: list[Video], fraction: float) -> tuple[list[Video], list[Video]]:
+    """The last videos of each class, by name, at least one of each that has two: (train, val)."""
+    of_class: dict[int, list[str]] = defaultdict(list)
+    for video in train:
+        of_class[video.label].append(video.name)
+    val_names = set()
+    for names in of_class.values():
+        held_out = min(max(1, round(fraction * len(names))), len(names) - 1)
+        val_names.update(sorted(names)[len(names) - held_out :])
+    return [v for v in train if v.name not in val_names], [v for v in train if v.name in val_names]

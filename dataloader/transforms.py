@@ -35,7 +35,7 @@ class Preparation:
 
     modality: str = "rgb"  # rgb | flow | rgbdiff
     size: int = 224
-    test_resize: str = "squash"  # squash | center
+    test_resize: str = "squash"  # squash | center | crop: what a test sees (test_boxes)
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     stack_length: int = 1
@@ -145,17 +145,21 @@ def _places(free_height: int, free_width: int, positions: int) -> list[tuple[int
     return [(i * free_height // 4, j * free_width // 4) for i, j in quarters]
 
 
-def test_boxes(height: int, width: int, resize: str, views: int) -> list[Box]:
+def test_boxes(height: int, width: int, resize: str, views: int, size: int) -> list[Box]:
     """What a test looks at: 1 box, or the 4 corners and the centre (views 5; 10 adds their flips).
 
-    `squash` takes the whole image and changes its aspect, as the original did; `center` takes a square of
-    224/256 of the short side.
+    Objects are as large as in training where the two go together:
+    `squash`, the whole image with its aspect changed, with training's squash (the original's test);
+    `crop`, a square of `size` pixels of the image, with random crops, which are as large;
+    `center`, a square of 224/256 of the short side, with multi-scale crops, whose sides are parts of it (TSN's test).
+    Of an image with a short side of 256 and for a `size` of 224, `crop` and `center` are the same.
     """
     if resize == "squash":
         if views != 1:
             raise InputError(f"--test-views {views} cuts corners, which --test-resize squash has not: use center")
         return [Box(0, 0, height, width)]
-    side = round(min(height, width) * CENTER_FRACTION)
+    short = min(height, width)
+    side = min(size, short) if resize == "crop" else round(short * CENTER_FRACTION)
     *corners, centre = _places(height - side, width - side, 5)
     places = [centre, *corners] if views > 1 else [centre]
     return [Box(top, left, side, side) for top, left in places]

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dataloader.clips import Batch, Loader, TestSampling, clips_of, sent_ahead
+from dataloader.clips import Batch, Loader, TestSampling, clips_of, each_once, sent_ahead
 from dataloader.transforms import to_input
 from engine.state import Training
 from network import InferenceNet, freeze_batchnorm
@@ -182,13 +182,14 @@ def test(
     waited = 0.0
     correct = seen = 0
     with progress_bar(len(loader.dataset), "test", "video", disable=world()[0] > 0) as bar:
-        for batch in sent_ahead(loader.epoch(0), device):
+        for batch in sent_ahead(map(each_once, loader.epoch(0)), device):
             waited += time.perf_counter() - asked
             if batch.counted:
                 outputs = net(clips_of(batch, preparation.modality, device))
                 shape = (len(batch.names), sampling.views, sampling.samples)
-                # (videos * views * samples, ...) -> (videos, samples, ...)
-                clip_logits, clip_features = (output.unflatten(0, shape).mean(1).cpu().numpy() for output in outputs)
+                # (different clips, ...) -> (videos * views * samples, ...) -> (videos, samples, ...)
+                outputs = (output[batch.place].unflatten(0, shape).mean(1) for output in outputs)
+                clip_logits, clip_features = (output.cpu().numpy() for output in outputs)
                 check_logits(batch.names, clip_logits)
                 logits.update(zip(batch.names, clip_logits, strict=True))
                 if keep_features:

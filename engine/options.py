@@ -35,8 +35,9 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
                        help="folder of split lists (UCF101's, HMDB51's or your own); 'none': by UCF101's group rule")
     group.add_argument("--split", default="1", metavar="N", help="number of the split")
     group.add_argument("--val-groups", type=bounded(int, 0), default=0, metavar="N",
-                       help="hold the last N groups of each class out of training and choose the model by them, "
-                            "so that the test set only reports; 0: choose by the test set, as the original did")
+                       help="hold the last N groups of each class out of training and choose the model by them, so "
+                            "that the test set only reports; of videos whose names tell no groups, N/18 of each "
+                            "class; 0: choose by the test set, as the original did")
     group.add_argument("--allow-missing", action="store_true", help="go on without listed videos that are not on disk")
     group.add_argument("--on-error", choices=("stop", "skip"), default="stop",
                        help="skip: train with another video in place of one that can't be read; list them at the end")
@@ -47,7 +48,9 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     group.add_argument("--arch", default="resnet101", help="any ResNet, ResNeXt or Wide ResNet of torchvision")
     group.add_argument("--weights", default="imagenet", metavar="imagenet|none|NAME|PATH",
                        help="where training starts: torchvision's ImageNet weights, random, a torchvision set such as "
-                            "IMAGENET1K_V2, or a local state_dict")
+                            "IMAGENET1K_V2, or any project's checkpoint")
+    group.add_argument("--fc-std", type=bounded(float, 0, 1), default=0.0, metavar="STD",
+                       help="the last layer starts normally distributed (TSN code: .001); 0: as torch starts it")
     group.add_argument("--dropout", type=bounded(float, 0, 1), default=0.0,
                        help="on the pooled features (TSN 3.2: .8 RGB, .7 flow)")
 
@@ -83,17 +86,22 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
 
     group = parser.add_argument_group("augmentation")
     group.add_argument("--size", type=bounded(int, 1, 4096), default=224, help="side of the network's input, in pixels")
-    group.add_argument("--crop", choices=("random", "multiscale"), default="random",
-                       help="multiscale: corner crops of jittered scale (TSN 3.2), shared by all of a video's clips")
+    group.add_argument("--crop", choices=("random", "multiscale", "squash"), default="random",
+                       help="random: --size pixels of the image on disk; multiscale: corner crops of jittered scale "
+                            "(TSN 3.2); squash: all of the image, its aspect changed. Shared by all of a video's clips")
     group.add_argument("--crop-positions", type=int, choices=(5, 13), default=5, help="of --crop multiscale")
     group.add_argument("--flip", action=Switch, default=True, help="mirror half of the videos")
 
     group = parser.add_argument_group("testing")
     group.add_argument("--test-samples", type=bounded(int, 1), default=19, help="clips per video, spread evenly")
+    group.add_argument("--test-starts", choices=("spread", "original", "tsn"), default="spread",
+                       help="where clips begin: from a video's start to its end; or as the original had them, which "
+                            "leaves the end out; or TSN. A checkpoint of theirs sets it (docs/differences.md)")
     group.add_argument("--test-views", type=int, choices=(1, 5, 10), default=1,
                        help="crops per clip: centre; and corners; and their flips (TSN 4.2). Averaged before softmax")
-    group.add_argument("--test-resize", choices=("squash", "center"), default="squash",
-                       help="squash: the whole image, as the original; center: a square of 224/256 of the short side")
+    group.add_argument("--test-resize", choices=("squash", "center", "crop"), default="squash",
+                       help="squash: the whole image, as the original; center: a square of 224/256 of the short side; "
+                            "crop: of --size pixels, as large as random crops are")
     group.add_argument("--eval-every", type=bounded(int, 1), default=1, metavar="N",
                        help="test after every N-th epoch, and the last")
     group.add_argument("--features", metavar="OUT.npz", help="with a test, also write the pooled features")
@@ -121,18 +129,23 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
 def parse(
     parser: ArgumentParser, recipes: Mapping[str, Mapping[str, Any]], argv: Sequence[str] | None = None
 ) -> argparse.Namespace:
-    """Read the command line. The recipe sets defaults, flags win; `args.given` names the flags that were given."""
+    """Read the command line. The recipe sets defaults, flags win; `args.given` names the flags that were given.
+
+    A recipe "NAME INPUT" is taken in place of NAME for that --input.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     first = ArgumentParser(add_help=False)
-    first.add_argument("--recipe", choices=tuple(recipes), default="baseline")
-    recipe = first.parse_known_args(argv)[0].recipe
-    parser.set_defaults(**recipes[recipe])
+    first.add_argument("--recipe", choices=("baseline", "tsn"), default="baseline")
+    first.add_argument("--input", default="")
+    named = first.parse_known_args(argv)[0]
+    recipe = recipes.get(f"{named.recipe} {named.input}", recipes[named.recipe])
+    parser.set_defaults(**recipe)
     args = parser.parse_args(argv)
     # A second reading, with a default that nobody can give, tells what was given from what was not.
     absent = object()
     parser.set_defaults(**dict.fromkeys(vars(args), absent))
     args.given = {name for name, value in vars(parser.parse_args(argv)).items() if value is not absent}
-    args.of_recipe = set(recipes[recipe])
+    args.of_recipe = set(recipe)
     if args.evaluate and not args.resume:
         raise InputError("--evaluate tests a trained network: name it with --resume PATH")
     args.resume = _find_checkpoint(args.resume, args.output)
@@ -172,7 +185,8 @@ def data_settings(args: argparse.Namespace) -> DataSettings:
     rule = args.ucf_list == "none" or ("ucf_list" not in args.given and not Path(args.ucf_list).is_dir())
     training = TrainSampling(args.segments, args.crop, args.crop_positions, flip=args.flip)
     return DataSettings(
-        None if rule else Path(args.ucf_list), args.split, TestSampling(args.test_samples, args.test_views),
+        None if rule else Path(args.ucf_list), args.split,
+        TestSampling(args.test_samples, args.test_views, args.test_starts),
         None if args.evaluate else training, args.batch_size, args.val_groups, args.allow_missing,
         args.on_error == "skip", args.workers, args.seed,
     )  # fmt: skip

@@ -114,7 +114,7 @@ class Run:
             names = self.data.split.class_names
             self.say(f"note: no training video in {len(untrained)} of {len(names)} classes: {first_few(untrained)}")
         if self.val_groups:
-            self.say(f"model_best is chosen by {plural(self.val_groups, 'group')} of each class, held out of training")
+            self.say(f"model_best is chosen by {plural(len(self.data.select.dataset), 'video')} held out of training")
         else:
             self.say("model_best is chosen by the test set, as the original's was; --val-groups 3 chooses without it")
         if training.epoch >= training.settings.epochs:
@@ -276,7 +276,8 @@ class Run:
         about = {
             "dataset": split.dataset, "split": split.number, "subset": subset, "class_names": list(split.class_names),
             "labels": result.labels,
-            "protocol": {"samples": sampling.samples, "views": sampling.views, **training.preparation.as_dict()},
+            "protocol": {"samples": sampling.samples, "views": sampling.views, "starts": sampling.starts,
+                         **training.preparation.as_dict()},
             "checkpoint": {"name": name, "epoch": epoch, "weights_sha256": weights_hash(weights)},
             "chosen_by": None if self.data.train is None else "val" if self.val_groups else "test",
             "made": provenance(self.flags),

@@ -14,7 +14,7 @@ from data.videos import VideoError, encode_jpeg
 from dataloader.clips import Batch, ClipDataset, Source, TestSampling
 from dataloader.images import decode_gray, decode_rgb
 from dataloader.names import Video
-from dataloader.sampling import consecutive_runs, test_starts
+from dataloader.sampling import consecutive_runs
 from dataloader.transforms import Preparation
 from utils import plural
 
@@ -38,8 +38,9 @@ class DecodedFrames:
     """
 
     def __init__(self, name: str, preparation: Preparation, sampling: TestSampling, flow: Flow | None = None) -> None:
-        self.name, self.preparation, self.sampling, self.flow = name, preparation, sampling, flow
+        self.name, self.preparation, self.flow = name, preparation, flow
         self.rate = 1 if preparation.modality != "rgb" else preparation.sampling_rate or 1
+        self.sampling = replace(sampling, every=self.rate)
         self.short_side = 256 if preparation.short_side is None else preparation.short_side
         self.quality = preparation.quality or 90
         self.bound = preparation.flow_bound or 20.0
@@ -61,7 +62,7 @@ class DecodedFrames:
         """The frames at which the clips of a video of `count` frames begin, in time order. Shape (samples,)."""
         if count < self.fewest:
             raise VideoError(self.too_few(count))
-        return self.rate * test_starts(self._steps(count) - self.preparation.clip_length + 1, self.sampling.samples)
+        return self.rate * self.sampling.starts_in(self._steps(count), self.preparation)
 
     def needed(self, count: int, first: int = 0) -> list[int]:
         """Of `count` frames from frame `first` on, those that `clips` needs. Raises VideoError for too few."""

@@ -51,10 +51,14 @@ def load_streams(
             raise InputError(f"--{name} {path} is a network of the {belongs} stream: give it to --{belongs}")
     names = choose_class_names(list(checkpoints.values()), wishes.lists)
     streams = []
-    for name, checkpoint in checkpoints.items():
+    for name, theirs in checkpoints.items():
+        checkpoint = theirs.in_order_of(names)
         preparation = Preparation.from_dict(checkpoint.preparation)
         samples = wishes.samples or choose_samples(checkpoint.args.get("test_samples", 19), wishes.seconds)
-        sampling = TestSampling(samples, wishes.views or checkpoint.args.get("test_views", 1))
+        sampling = TestSampling(
+            samples, wishes.views or checkpoint.args.get("test_views", 1), checkpoint.args.get("test_starts", "spread"),
+            every=preparation.sampling_rate or 1 if name == "spatial" else 1,
+        )  # fmt: skip
         if sampling.views > 1 and preparation.test_resize == "squash":
             raise InputError(f"--views {sampling.views} cuts corners, but {checkpoint.path} was tested on whole images")
         flow = choose_flow(wishes, checkpoint.path, preparation, device) if preparation.modality == "flow" else None

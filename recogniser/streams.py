@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from data.videos import VideoError
-from dataloader.clips import Batch, TestSampling, clips_of
+from dataloader.clips import Batch, TestSampling, clips_of, each_once
 from dataloader.transforms import Preparation
 from network import InferenceNet
 from recogniser.answers import Answer
@@ -38,13 +38,14 @@ class Stream:
     @torch.inference_mode()
     def logits(self, batch: Batch) -> np.ndarray:
         """(samples, classes) float32 of one video's clips, averaged over views. Equal clips are computed once."""
-        different, place = torch.cat([batch.clips, batch.flip[:, None]], 1).unique(dim=0, return_inverse=True)
-        parts = different.split(256 if self.device.type == "cuda" else 8)
+        batch = each_once(batch)
+        size = 256 if self.device.type == "cuda" else 8
+        parts = list(zip(batch.clips.split(size), batch.flip.split(size), strict=True))
         outputs = []
-        for part in tqdm(parts, desc=f"{self.name} network", leave=False, delay=1, disable=None):
-            clips = batch._replace(clips=part[:, :-1], flip=part[:, -1].bool())
+        for rows, flip in tqdm(parts, desc=f"{self.name} network", leave=False, delay=1, disable=None):
+            clips = batch._replace(clips=rows, flip=flip)
             outputs.append(self.net(clips_of(clips, self.preparation.modality, self.device))[0].cpu())
-        logits = torch.cat(outputs)[place]
+        logits = torch.cat(outputs)[batch.place]
         return logits.unflatten(0, (self.sampling.views, self.sampling.samples)).mean(0).numpy()
 
     @torch.inference_mode()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from dataloader.transforms import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from saved.plainpickle import show
 from saved.safe import load_checkpoint
-from utils import InputError, plural
+from utils import InputError, plural, world
 
 # What a project called parts of torchvision's ResNet, by source; the first name found in a file tells the source.
 NAMES = {
@@ -30,6 +30,8 @@ NAMES = {
     "two-stream-pytorch": {"fc_action.": "fc."},
     "tsn-pytorch": {"base_model.": "", "new_fc.": "fc."},
 }
+# data/hmdb51_splits/class_list.txt of github.com/yjxiong/temporal-segment-networks is sorted but for these
+TSN_HMDB51_SWAPPED = (("kick", "kick_ball"), ("sword", "sword_exercise"))
 # By how many channels conv1 of the original's motion network is rolled into our order [f0..f9]. Its loader put
 # frame j in place j - 1, in older revisions in place j - 5, in the oldest in place j.
 FLOW_ORDERS = {"original": 2, "older": 10, "oldest": 0}
@@ -68,10 +70,28 @@ class Checkpoint:
     @property
     def tested_state(self) -> dict[str, Tensor]:
         """The weights that a test uses: the moving average, where the training kept one."""
-        average = self.raw.get("ema") if self.source == "two-stream" else None
-        if average is None:
-            return self.state_dict
-        return {name.removeprefix("module."): value for name, value in average.items() if name != "n_averaged"}
+        return (_average(self.raw) if self.source == "two-stream" else None) or self.state_dict
+
+    def in_order_of(self, class_names: Sequence[str]) -> Checkpoint:
+        """The same network, its classes in the order of `class_names`; says so where that changes something.
+
+        That is only where tsn-pytorch's network meets HMDB51's official lists: TSN's class_list has two pairs of
+        classes the other way round. TSN's own lists carry its order, and are taken as they are.
+        """
+        names = list(class_names)
+        theirs = sorted(names)
+        for first, second in TSN_HMDB51_SWAPPED:
+            if first in names and second in names:
+                i, j = theirs.index(first), theirs.index(second)
+                theirs[i], theirs[j] = theirs[j], theirs[i]
+        if self.source != "tsn-pytorch" or len(names) != 51 or names != sorted(names) or names == theirs:
+            return self
+        if world()[0] == 0:
+            pairs = " and ".join(f"{second} before {first}" for first, second in TSN_HMDB51_SWAPPED)
+            print(f"{self.path}: its classes are taken to be in TSN's order of HMDB51, {pairs}")
+        rows = torch.tensor([theirs.index(name) for name in names])
+        fc = {name: self.state_dict[name][rows] for name in ("fc.weight", "fc.bias")}
+        return replace(self, state_dict=self.state_dict | fc)
 
 
 def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str = "original") -> Checkpoint:
@@ -110,9 +130,15 @@ def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str =
     )  # fmt: skip
 
 
-def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The weights of any project's checkpoint, in torchvision's names and float32, to start a training from."""
-    return _read_weights(load_checkpoint(path), path, "original")[1]
+def read_state_dict(path: str | os.PathLike, flow_order: str = "original") -> dict[str, Tensor]:
+    """The weights of any project's checkpoint, in torchvision's names and float32, to start a training from.
+
+    Of a training of ours that kept a moving average it is the average, which its tests used. `flow_order`: as in
+    `read_checkpoint`.
+    """
+    content = load_checkpoint(path)
+    source, state = _read_weights(content, path, flow_order)
+    return (_average(content) if source == "two-stream" else None) or state
 
 
 def guess_arch(state: Mapping[str, Tensor]) -> str | None:
@@ -152,6 +178,14 @@ def _read_weights(content: dict, path: str | os.PathLike, flow_order: str) -> tu
     return source, weights
 
 
+def _average(content: dict) -> dict[str, Tensor] | None:
+    """The moving average in a checkpoint of ours, in torchvision's names; None where the training kept none."""
+    average = content.get("ema")
+    if average is None:
+        return None
+    return {name.removeprefix("module."): value for name, value in average.items() if name != "n_averaged"}
+
+
 def _preparation(source: str, in_channels: int) -> Preparation:
     """How `source` prepared the input of a network with this many input channels."""
     if in_channels == 3:
@@ -166,8 +200,11 @@ def _preparation(source: str, in_channels: int) -> Preparation:
 
 def _protocol(source: str) -> dict[str, Any]:
     """The flags of a test as the authors of `source` did it."""
-    samples_and_views = {"original": (19, 1), "two-stream-pytorch": (25, 10), "tsn-pytorch": (25, 10)}
-    return dict(zip(("test_samples", "test_views"), samples_and_views.get(source, ()), strict=False))
+    names = ("test_samples", "test_views", "test_starts")
+    theirs = {
+        "original": (19, 1, "original"), "two-stream-pytorch": (25, 10, "spread"), "tsn-pytorch": (25, 10, "tsn"),
+    }  # fmt: skip
+    return dict(zip(names, theirs.get(source, ()), strict=False))
 
 
 def _learning_rate(content: dict) -> dict[str, Any]:

@@ -134,7 +134,8 @@ def test_original_spatial(tmp_path):
     preparation = Preparation.from_dict(checkpoint.preparation)
     assert (preparation.modality, preparation.test_resize) == ("rgb", "squash")
     assert preparation.mean == (0.485, 0.456, 0.406) and preparation.std == (0.229, 0.224, 0.225)
-    assert checkpoint.args == {"test_samples": 19, "test_views": 1, "lr": 1e-3, "momentum": 0.9, "weight_decay": 0}
+    optimizer = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0}
+    assert checkpoint.args == {"test_samples": 19, "test_views": 1, "test_starts": "original", **optimizer}
     ids = checkpoint.raw["optimizer"]["param_groups"][0]["params"]
     assert ids[1] == 139_872_000_000_072
     assert checkpoint.raw["optimizer"]["state"][ids[2]]["momentum_buffer"].eq(2).all()
@@ -174,6 +175,7 @@ def test_two_stream_pytorch(tmp_path, channels, prefix):
     assert checkpoint.epoch == 249  # it saved the number of the next epoch
     assert checkpoint.best_prec1 == pytest.approx(85.6)
     assert (checkpoint.args["test_samples"], checkpoint.args["test_views"]) == (25, 10)
+    assert checkpoint.args["test_starts"] == ("tsn" if checkpoint.source == "tsn-pytorch" else "spread")
     assert checkpoint.args["lr"] == 1e-5
     preparation = Preparation.from_dict(checkpoint.preparation)
     assert preparation.test_resize == "center"
@@ -230,6 +232,46 @@ def test_our_own(tmp_path):
     torch.save(content, tmp_path / "mine")
     with pytest.raises(InputError, match="lacks preparation"):
         read_checkpoint(tmp_path / "mine", "rgb")
+
+
+def test_hmdb51s_classes_in_tsns_order(tmp_path, capsys):
+    """TSN's class_list has kick_ball, kick and sword_exercise, sword; the official lists' names are sorted."""
+    official = sorted([*(f"class_{i:02d}" for i in range(47)), "kick", "kick_ball", "sword", "sword_exercise"])
+    tsns = [f"class_{i:02d}" for i in range(47)] + ["kick_ball", "kick", "sword_exercise", "sword"]
+    net = TSN(3)
+    net.new_fc = nn.Linear(512, 51)
+    torch.save({"state_dict": net.state_dict(), "epoch": 1}, tmp_path / "hmdb51")
+    checkpoint = read_checkpoint(tmp_path / "hmdb51")
+    ours = checkpoint.in_order_of(official).tested_state
+    assert "kick_ball before kick" in capsys.readouterr().out
+    for row, name in enumerate(official):
+        for part in ("weight", "bias"):
+            torch.testing.assert_close(ours[f"fc.{part}"][row], net.state_dict()[f"new_fc.{part}"][tsns.index(name)])
+    assert checkpoint.in_order_of(tsns) is checkpoint  # TSN's own lists
+    other = read_checkpoint(tmp_path / "hmdb51")
+    other.source = "two-stream-pytorch"
+    assert other.in_order_of(official) is other and not capsys.readouterr().out
+
+
+def test_a_training_starts_from_the_weights_that_tests_used(tmp_path):
+    """--weights PATH of a training of ours with --ema: the average, which the accuracy in it is of."""
+    net = randomised(resnet18(num_classes=2))
+    average = {"n_averaged": torch.tensor(3), **{f"module.{k}": v + 1 for k, v in net.state_dict().items()}}
+    torch.save({"format": "two-stream", "state_dict": net.state_dict(), "ema": average}, tmp_path / "mine")
+    model = build_model("resnet18", 3, 2, str(tmp_path / "mine"))
+    torch.testing.assert_close(model.fc.bias, net.fc.bias + 1)
+    torch.save({"format": "two-stream", "state_dict": net.state_dict(), "ema": None}, tmp_path / "mine")
+    torch.testing.assert_close(build_model("resnet18", 3, 2, str(tmp_path / "mine")).fc.bias, net.fc.bias)
+
+
+@pytest.mark.parametrize(("revision", "first_frame_at"), [("original", 9), ("older", 5), ("oldest", 0)])
+def test_a_training_starts_from_the_channels_of_the_revision_it_names(tmp_path, revision, first_frame_at):
+    """In [f1..f9, f0] the first frame's x and y are channels 18 and 19, in [f5..f9, f0..f4] 10 and 11."""
+    theirs = randomised(Net(20, "conv1_custom", "fc_custom"))
+    save_original(tmp_path / "motion", theirs)
+    model = build_model("resnet18", 20, CLASSES, str(tmp_path / "motion"), flow_order=revision)
+    kernel = theirs.state_dict()["conv1_custom.weight"]
+    torch.testing.assert_close(model.conv1.weight[:, :2], kernel[:, 2 * first_frame_at : 2 * first_frame_at + 2])
 
 
 def test_architectures_are_told_by_their_weights():

@@ -62,7 +62,7 @@ def test_a_stack_is_x1_y1_to_x10_y10(tiny):
             assert np.abs(clip[2 * k + plane].numpy() - image[:, left : left + 72]).max() <= 2
 
 
-@pytest.mark.parametrize("crop", ["random", "multiscale"])
+@pytest.mark.parametrize("crop", ["random", "multiscale", "squash"])
 def test_one_crop_and_one_flip_for_a_whole_video(tmp_path, crop):
     """Every image shows its own column numbers, so that an image's crop and flip can be read off its pixels."""
     for component in "uv":
@@ -89,7 +89,11 @@ def test_one_crop_and_one_flip_for_a_whole_video(tmp_path, crop):
         assert rising > 0.6 if not flipped else rising < 0.4
         firsts.add(round(y[0, 0, 0, 0].item()))
         lasts.add(round(y[0, 0].max().item()))
-    assert flips == {True, False} and len(firsts) > 4
+    assert flips == {True, False}
+    if crop == "squash":  # all of the image every time; 48 columns of 90 pixels, each the mean of about two
+        assert firsts <= set(range(40, 44)) | set(range(214, 219)) and lasts <= set(range(214, 219))
+        return
+    assert len(firsts) > 4
     if crop == "multiscale":  # TSN's corners: the first column shows 40, the last 40 + 89 * 2
         assert min(firsts) < 45 and max(lasts) > 213
 
@@ -226,6 +230,34 @@ def test_the_usual_sampling_is_the_papers(tiny):
     assert c.TrainSampling().crop_positions == 5
     assert flow_set(tiny, c.TestSampling())[0, 0].clips.shape == (19, 10)
     assert c.TestSampling(25, 10).clips == 250
+
+
+def test_starts_of_the_original_and_of_tsn(tiny):
+    """Frames 0, i, 2i, ... with i = int((n - 10) / samples) for RGB and flow alike; TSN: middles of equal parts."""
+    for dataset, frames in ((flow_set(tiny, c.TestSampling(2, starts="original")), 1),
+                            (rgb_set(tiny, c.TestSampling(2, starts="original")), 0)):  # fmt: skip
+        for index, source in enumerate(dataset.sources):
+            starts = dataset[0, index].clips[:, 0].tolist()
+            steps = sorted({0, (source.count + frames - 10) // 2})
+            assert starts == [rank * (dataset.preparation.clip_length == 1 or step) for rank, step in enumerate(steps)]
+    dataset = flow_set(tiny, c.TestSampling(3, starts="tsn"))
+    source = dataset.sources[-1]
+    valid = source.count - 9
+    batch = dataset[0, len(dataset) - 1]
+    first = int(valid / 6)
+    assert (batch.clips[:, 0] + first).tolist() == [int(valid / 6 + valid / 3 * i) for i in range(3)]
+
+
+def test_equal_clips_are_computed_once_and_the_vote_is_the_same(tiny):
+    """Videos of 11 to 18 flow pairs have 2 to 9 different stacks of 10; the test asks for 19, with flips for 190."""
+    preparation = dataclasses.replace(FLOW, test_resize="center")
+    loader = c.make_loader(flow_set(tiny, c.TestSampling(19, 10), preparation), 3, 0, CPU)
+    for batch in loader.epoch(0):
+        once = c.each_once(batch)
+        counts = [source.count - 9 for source in loader.dataset.sources if source.video.name in batch.names]
+        assert len(once.clips) == 10 * sum(min(19, count) for count in counts) < len(batch.clips)
+        theirs, ours = c.clips_of(batch, "flow", CPU), c.clips_of(once, "flow", CPU)[once.place]
+        assert torch.equal(theirs, ours)
 
 
 def test_ten_views_are_five_crops_and_their_flips(tiny):

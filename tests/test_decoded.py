@@ -89,6 +89,22 @@ def test_clips_are_those_of_extracted_images(video, tmp_path, modality, views, r
     assert torch.equal(ours.flip, theirs.flip)
 
 
+@pytest.mark.parametrize("starts", ["original", "tsn"])
+@pytest.mark.parametrize("modality", ["rgb", "flow"])
+def test_clips_begin_where_the_checkpoints_authors_had_them(video, tmp_path, modality, starts):
+    follower = follower_of(modality, Sampling(3, starts=starts))
+    window = windows.whole_video(video, [follower])
+    ours = follower.clips(window.frames[SIDE], window.count)
+    theirs = batch_from_disk(video, tmp_path, follower.preparation, Sampling(3, 1, starts, follower.rate))
+    assert torch.equal(ours.images, theirs.images) and torch.equal(ours.clips, theirs.clips)
+    first = follower.starts(FRAMES)
+    if starts == "original" and modality == "flow":
+        assert first.tolist() == [i * int((FRAMES - 10) / 3) for i in range(3)]
+    elif starts == "tsn" and modality == "flow":
+        tick = (FRAMES - 1 - 4 + 1) / 3
+        assert first.tolist() == [int(tick / 2 + tick * i) for i in range(3)]
+
+
 def test_a_real_video_gives_the_clips_of_its_extracted_images(shared, tmp_path):
     clip = shared / "data/ucf101_clips/Biking/v_Biking_g01_c04.avi"
     settings = {**SETTINGS, "short_side": 128, "quality": 90, "sampling_rate": 10}

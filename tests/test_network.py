@@ -163,6 +163,17 @@ def test_partial_bn_freezes_every_batch_norm_but_the_first():
     assert trained == {"bn1.weight", "bn1.bias"}
 
 
+def test_the_last_layer_starts_as_tsns(imagenet_file):
+    """Normal, of standard deviation .001, without bias; weights that bring a last layer of as many classes keep it."""
+    torch.manual_seed(0)
+    fc = network.build_model("resnet18", 3, 101, str(imagenet_file), fc_std=0.001).fc
+    assert abs(fc.weight.std().item() / 0.001 - 1) < 0.02 and not fc.bias.any()
+    assert fc.weight.abs().max() > 0.0035  # a normal's, no uniform's
+    brought = torch.load(imagenet_file, weights_only=True)
+    model = network.build_model("resnet18", 3, len(brought["fc.bias"]), str(imagenet_file), fc_std=0.001)
+    torch.testing.assert_close(model.fc.weight, brought["fc.weight"])
+
+
 def test_frozen_batch_norms_are_left_alone_by_a_step():
     """Decay and momentum, too, which act without a gradient where an optimizer is given one of zeros."""
     torch.manual_seed(0)

@@ -52,6 +52,30 @@ def test_a_single_sample_is_the_middle():
     assert sampling.test_starts(11, 1).tolist() == [5]
 
 
+def test_the_originals_starts():
+    """Its val_sample19: i * int((frame_count - 10 + 1) / 19), the table's count being one below the video's frames."""
+    for frames in (29, 48, 164, 1776):
+        in_its_table = frames - 1
+        theirs = [i * int((in_its_table - 10 + 1) / 19) for i in range(19)]
+        assert sampling.original_starts(frames, 19).tolist() == theirs
+        assert theirs[-1] + 10 < frames  # a stack of 10 pairs needs 11 frames
+    assert sampling.original_starts(20, 19).tolist() == [0] * 19
+
+
+def test_the_originals_starts_on_every_tenth_frame_are_the_nearest():
+    every = sampling.original_starts(200, 19)
+    tenth = sampling.original_starts(200, 19, 10)
+    assert np.abs(10 * tenth - every).max() <= 5
+
+
+def test_tsns_starts():
+    """Its _get_test_indices: the middles of 25 equal parts, cut to whole frames."""
+    for valid in (1, 7, 25, 100, 181, 299):
+        tick = valid / float(25)
+        assert sampling.tsn_starts(valid, 25).tolist() == [int(tick / 2.0 + tick * x) for x in range(25)]
+    assert sampling.tsn_starts(100, 25).tolist() == list(range(2, 100, 4))
+
+
 def batches(videos, size, epoch=0, first=0, seed=0, rank=0, world=1):
     sampler = sampling.EpochBatches(videos, size, seed=seed, rank=rank, world=world)
     sampler.epoch, sampler.first_batch = epoch, first

@@ -326,7 +326,7 @@ def test_hold_out_the_last_groups(shared):
 
 
 def test_hold_out_of_other_names():
-    """HMDB51: clips of one source stay together. Others: the last videos of each class."""
+    """HMDB51: clips of one source stay together, and so do the single videos beside them."""
     names = [f"kick/{source}_kick_f_cm_np1_ba_med_{i}" for source in ("film_a", "film_b", "film_c") for i in range(2)]
     own = [f"fight/fi{i:03d}" for i in range(10)]
     videos = [Video(name, 0, name) for name in names] + [Video(name, 1, name) for name in own]
@@ -335,6 +335,15 @@ def test_hold_out_of_other_names():
     assert [video.name for video in train] == [*names[:4], *own[:-1]]
     assert group_of(names[0]) == "film_a"
     assert group_of("fight__001") == "fight__001"
+
+
+def test_without_groups_a_fraction_of_each_class_is_held_out():
+    """3 of UCF101's 18 training groups are a sixth; of 60 and 12 videos 10 and 2, and of a single video none."""
+    videos = [Video(f"{name}/{i:03d}", label, "") for label, (name, count) in
+              enumerate({"fight": 60, "calm": 12, "two": 2, "one": 1}.items()) for i in range(count)]  # fmt: skip
+    train, val = hold_out_groups(videos, 3)
+    assert [sum(video.label == label for video in val) for label in range(4)] == [10, 2, 1, 0]
+    assert sorted(train + val, key=videos.index) == videos and val[0].name == "fight/050"
 
 
 # data/make_split.py

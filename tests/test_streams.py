@@ -155,10 +155,13 @@ def test_the_tsn_recipe_and_rgb_differences(tiny, run, tmp_path):
     run("spatial_cnn.py", "--rgb-dir", tiny / "rgb", "--ucf-list", "none", "--output", tmp_path / "s",
         "--resume", tmp_path / "s/model_best.pth.tar", "--evaluate", "--workers", 0)  # fmt: skip
     about = json.loads((tmp_path / "s/predictions.json").read_text())
-    assert about["protocol"]["views"] == 10 and about["protocol"]["samples"] == 2  # from the checkpoint
+    protocol = about["protocol"]
+    assert (protocol["views"], protocol["samples"], protocol["starts"]) == (10, 2, "tsn")  # from the checkpoint
     run("motion_cnn.py", "--input", "rgbdiff", "--rgb-dir", tiny / "rgb", *common, "--output", tmp_path / "m")
     saved = torch.load(tmp_path / "m/checkpoint.pth.tar", weights_only=True)
     assert saved["state_dict"]["conv1.weight"].shape[1] == 15
+    own = {"segments": 7, "dropout": 0.8, "clip_grad": 40, "lr": 1e-3, "milestones": [80 / 180, 160 / 180]}
+    assert {name: saved["args"][name] for name in own} == own  # tsn-pytorch's README
     assert (tmp_path / "m/motion_video_preds.pickle").is_file()
 
 

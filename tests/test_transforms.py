@@ -109,13 +109,29 @@ def test_multiscale_crops_are_tsns(positions):
 
 
 def test_test_views():
-    assert transforms.test_boxes(240, 320, "squash", 1) == [(0, 0, 240, 320)]
-    assert transforms.test_boxes(256, 340, "center", 1) == [(16, 58, 224, 224)]
-    five = transforms.test_boxes(256, 340, "center", 5)
+    assert transforms.test_boxes(240, 320, "squash", 1, 224) == [(0, 0, 240, 320)]
+    assert transforms.test_boxes(256, 340, "center", 1, 224) == [(16, 58, 224, 224)]
+    five = transforms.test_boxes(256, 340, "center", 5, 224)
     assert set(five) == {(t, left, 224, 224) for t, left in [(16, 58), (0, 0), (0, 116), (32, 0), (32, 116)]}
-    assert transforms.test_boxes(256, 340, "center", 10) == five  # the other five are their flips
+    assert transforms.test_boxes(256, 340, "center", 10, 224) == five  # the other five are their flips
     with pytest.raises(InputError, match="center"):
-        transforms.test_boxes(256, 340, "squash", 10)
+        transforms.test_boxes(256, 340, "squash", 10, 224)
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 340), (240, 320), (340, 256), (100, 130)])
+@pytest.mark.parametrize("size", [224, 96])
+def test_objects_are_as_large_in_the_test_crop_as_in_random_crops(height, width, size):
+    """Both cut the same number of pixels for a network's input, so both are resized by the same factor."""
+    trained = transforms.random_crop(height, width, size, np.random.default_rng(0))
+    views = transforms.test_boxes(height, width, "crop", 5, size)
+    assert {(view.height, view.width) for view in views} == {(trained.height, trained.width)}
+    centre = views[0]
+    assert abs(2 * centre.top + centre.height - height) <= 2 and abs(2 * centre.left + centre.width - width) <= 2
+
+
+def test_of_a_short_side_of_256_crop_and_center_are_the_same():
+    boxes = [transforms.test_boxes(256, 340, resize, 5, 224) for resize in ("crop", "center")]
+    assert boxes[0] == boxes[1]
 
 
 def test_the_usual_preparations():
