@@ -3,6 +3,7 @@
   python motion_cnn.py                           train from ImageNet weights
   python motion_cnn.py --resume PATH             go on from a checkpoint
   python motion_cnn.py --resume PATH --evaluate  only test, then stop
+  python motion_cnn.py --features OUT.npz        only features of all videos, for heads.py
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataloader.motion_dataloader import ReadFlow, motion_sources
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.transforms import default_preparation
 from engine import options
+from engine.features import extract_features
 from engine.run import Run
 from engine.state import Training, choose_preparation, open_checkpoint
 from network import build_model
@@ -78,6 +80,9 @@ def main() -> int:
     # model
     weights = args.weights if checkpoint is None else "none"
     model = build_model(args.arch, preparation.channels, len(data.split.class_names), weights, args.dropout)
+
+    if args.features and not args.evaluate:
+        return extract_features(args, model, checkpoint, data, preparation, device)
 
     # optimizer
     training = Training.start(model, data.split.class_names, args, device, checkpoint)

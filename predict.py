@@ -36,6 +36,7 @@ from recogniser.answers import Answer, as_json, as_line, as_table
 from recogniser.decoded import PAIRS_AT_ONCE, DecodedFrames, Flow
 from recogniser.windows import Camera, Window, frame_rate, rolling_windows, whole_video
 from saved.checkpoints import FLOW_ORDERS, Checkpoint, read_checkpoint
+from saved.heads import TrainedHead, read_head
 from utils import ArgumentParser, InputError, cpu_count, plural, run_main, set_up_device
 
 
@@ -46,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     group = parser.add_argument_group("networks")
     group.add_argument("--spatial", metavar="PATH", help="checkpoint of the RGB stream, ours or another project's")
     group.add_argument("--motion", metavar="PATH", help="checkpoint of the motion stream; one of the two is enough")
+    group.add_argument("--head", metavar="PATH", help="in place of both: a head over time that heads.py trained")
     group.add_argument("--weights", nargs=2, type=float, metavar=("W", "W"),
                        help="of spatial and motion in the mean (default: 1 1)")
     group.add_argument("--ucf-list", metavar="DIR",
@@ -82,8 +84,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise InputError for what can't work; give --sliding and --step their values."""
-    if not (args.spatial or args.motion):
-        raise InputError("no network: name a checkpoint with --spatial PATH, --motion PATH or both")
+    if bool(args.spatial or args.motion) == bool(args.head):
+        raise InputError("name one checkpoint with --spatial PATH, one with --motion PATH, or both; or a --head PATH")
     if bool(args.videos) == (args.camera is not None):
         raise InputError("name either videos or a --camera")
     if args.camera is not None and args.sliding is None:
@@ -135,7 +137,8 @@ class Stream:
 
 def load_streams(args: argparse.Namespace, device: torch.device) -> Recogniser:
     """The networks that the flags name, the names of their classes and their weights."""
-    checkpoints = {}
+    head = read_head(args.head) if args.head else None
+    checkpoints = head.streams if head else {}
     for name, path in (("spatial", args.spatial), ("motion", args.motion)):
         if not path:
             continue
@@ -152,10 +155,13 @@ def load_streams(args: argparse.Namespace, device: torch.device) -> Recogniser:
         if sampling.views > 1 and preparation.test_resize == "squash":
             raise InputError(f"--views {sampling.views} cuts corners, but {checkpoint.path} was tested on whole images")
         flow = choose_flow(args, preparation, device) if preparation.modality == "flow" else None
-        net = InferenceNet(trained_model(checkpoint), preparation, amp_dtype(args.amp, device)).to(device)
+        model = trained_model(checkpoint)
+        if head:  # it takes the features themselves
+            model.fc = torch.nn.Identity()
+        net = InferenceNet(model, preparation, amp_dtype(args.amp, device)).to(device)
         streams.append(Stream(name, net, preparation, sampling, flow, device))
-    weights = args.weights if len(streams) == 2 else [1.0]
-    return Recogniser(streams, names, weights)
+    weights = args.weights if len(streams) == 2 and not head else [1.0]
+    return Recogniser(streams, names, weights, head)
 
 
 def choose_class_names(checkpoints: Sequence[Checkpoint], lists: str | None) -> list[str]:
@@ -224,6 +230,7 @@ class Recogniser:
     streams: list[Stream]
     names: list[str]  # of the classes, in label order
     weights: list[float]  # of the streams
+    head: TrainedHead | None = None  # what makes an answer of all streams' features
 
     def follow(self, video: str) -> list[DecodedFrames]:
         """The makers of each stream's clips of one video."""
@@ -237,6 +244,8 @@ class Recogniser:
             logits[stream.name] = stream.logits(batch)
             middles = follower.starts(window.count) + follower.fewest / 2
             times[stream.name] = window.start + middles / window.rate
+        if self.head:
+            logits, times = self.head.answer(logits, times)
         return Answer(self.names, window.start, window.end, window.count, logits, times, self.weights)
 
 

@@ -145,7 +145,7 @@ class ClipDataset(Dataset):
             starts = train_starts(valid, sampling.segments, rng)
             flip = [sampling.flip and bool(rng.integers(2))] * sampling.segments
         else:
-            starts = test_starts(valid, sampling.samples)
+            starts = test_starts(valid, sampling.samples, preparation.margin)
             flip = [view >= 5 for view in range(sampling.views) for _ in starts]
         steps, rows = np.unique(starts[:, None] + np.arange(length), return_inverse=True)
         views = len(flip) // len(starts)

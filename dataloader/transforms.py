@@ -29,6 +29,7 @@ class Preparation:
 
     `mean` and `std` are per channel of one image (3 for RGB, 1 for flow), in units of pixel / 255.
     `stack_length` is the number of flow pairs (or frame differences) in a clip; 1 for RGB.
+    `margin` is how many time steps at either end of a video a test's samples leave out, as far as it has so many.
     The rest is how the images on disk were extracted (data/extract_*.py), as far as that is known: predict.py
     does the same to a video. `flow_method` is tvl1, dis, farneback, raft_large, raft_small or flo.
     """
@@ -44,6 +45,7 @@ class Preparation:
     sampling_rate: int | None = None  # every how many frames
     short_side: int | None = None  # in pixels; 0: the video's own size
     quality: int | None = None  # of JPEG
+    margin: int = 0
 
     @property
     def channels(self) -> int:

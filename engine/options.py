@@ -97,7 +97,9 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
                        help="squash: the whole image, as the original; center: a square of 224/256 of the short side")
     group.add_argument("--eval-every", type=int, default=1, metavar="N",
                        help="test after every N-th epoch, and the last")
-    group.add_argument("--features", metavar="OUT.npz", help="with a test, also write the pooled features")
+    group.add_argument("--features", metavar="OUT.npz",
+                       help="write the pooled features of training and test videos, from --weights or --resume's "
+                            "network, and stop; with --evaluate: of the test videos, beside the test")
 
     group = parser.add_argument_group("run")
     group.add_argument("--resume", nargs="?", const="last", metavar="PATH",

@@ -57,7 +57,8 @@ class DecodedFrames:
         if count < self.fewest:
             network = f"the {self.preparation.modality} network"
             raise VideoError(f"has {plural(count, 'frame')}, and one clip of {network} needs {self.fewest}")
-        return self.rate * test_starts(self._steps(count) - self.preparation.clip_length + 1, self.sampling.samples)
+        valid = self._steps(count) - self.preparation.clip_length + 1
+        return self.rate * test_starts(valid, self.sampling.samples, self.preparation.margin)
 
     def needed(self, count: int, first: int = 0) -> list[int]:
         """Of `count` frames from frame `first` on, those that `clips` needs. Raises VideoError for too few."""
