@@ -5,9 +5,10 @@
   python heads.py --spatial rgb.npz --motion flow.npz
   python fusion.py --spatial record/heads/linear/spatial --motion record/heads/linear/motion
 
-Heads: linear is logistic regression on each stream's mean features; ts-lstm and inception (Ma et al. 2017, arXiv
-1703.10667) look at the course over time of both streams' features together. What is chosen, the strength or the
-epochs, is chosen on training videos alone, by folds that keep the videos of one recording or person together.
+Heads: linear is logistic regression on each stream's features, their mean and spread over time; ts-lstm and
+inception (Ma et al. 2017, arXiv 1703.10667) look at the course over time of both streams' features together. What is
+chosen, the strength or the epochs, is chosen on training videos alone, by folds that keep the videos of one recording
+or person together.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from engine.crossfit import Fit, fit_linear, fit_temporal
 from engine.features import trunk_hash
 from engine.heads import TEMPORAL
 from engine.options import check_ranges
+from engine.pooling import LAST
 from network import build_model, trained_model
 from saved.checkpoints import read_checkpoint
 from saved.features import Features, read_features
@@ -59,6 +61,9 @@ def parse_arguments() -> argparse.Namespace:
     group = parser.add_argument_group("heads")
     group.add_argument("--head", nargs="+", choices=HEADS, default=["linear"], metavar="HEAD",
                        help=f"one or several of {', '.join(HEADS)}")
+    group.add_argument("--over-time", choices=("mean", "mean+std"), default="mean+std",
+                       help="what linear sees of a video's samples; of the mean of layer4.mean alone, it becomes a "
+                            "network's last layer, to --resume or to fine-tune")
     group.add_argument("--folds", type=int, default=5, help="parts of the training videos, each held out once")
     group.add_argument("--seed", type=int, default=0, help="of the folds, and of what is random in training")
     group.add_argument("--output", type=Path, default=Path("record/heads"), metavar="DIR",
@@ -118,7 +123,7 @@ def load_streams(args: argparse.Namespace) -> dict[str, Features]:
             raise InputError(f"{spatial.path} and {motion.path} are not of the same videos: {first_few(lacking)}")
         same = spatial.videos == motion.videos and spatial.about["class_names"] == motion.about["class_names"]
         if not same or (spatial.labels != motion.labels).any() or (spatial.subset != motion.subset).any():
-            raise InputError(f"{spatial.path} and {motion.path} are of different splits; extract both with the same lists")
+            raise InputError(f"{spatial.path} and {motion.path} are of different splits; extract both with one list")
         samples = {one.values.shape[1] for one in streams.values()}
         if len(samples) > 1 and args.head != ["linear"]:
             raise InputError(f"{spatial.path} and {motion.path} differ in --test-samples: over time they don't match")
@@ -178,7 +183,9 @@ def fit_and_write(
     one = next(iter(streams.values()))
     train, test, classes = one.rows("train"), one.rows("test"), len(one.about["class_names"])
     if head == "linear":
-        fit = fit_linear(one.values, train, one.labels, one.groups, classes, args.folds, args.seed)
+        fit = fit_linear(
+            one.values, train, one.labels, one.groups, classes, args.folds, args.seed, args.over_time
+        )  # fmt: skip
     else:
         total = (args.folds + 1) * TEMPORAL[head].epochs  # at most: the last training stops where the folds were best
         silent = not sys.stderr.isatty()
@@ -186,7 +193,7 @@ def fit_and_write(
             fit = fit_temporal(head, [each.values for each in streams.values()], train, one.labels, one.groups, classes,
                                args.folds, args.seed, device, bar.update)  # fmt: skip
     folder = args.output / head / name
-    checkpoint = make_checkpoint(head, streams, networks, fit)
+    checkpoint = make_checkpoint(args, head, streams, networks, fit)
     save_checkpoint(checkpoint, folder / "checkpoint.pth.tar")
     stream = name if name in streams else head
     about = describe(streams, checkpoint["weights_sha256"])
@@ -221,16 +228,17 @@ def describe(streams: dict[str, Features], sha256: str) -> dict[str, Any]:
 
 
 def make_checkpoint(
-    head: str, streams: dict[str, Features], networks: dict[str, ResNet], fit: Fit
+    args: argparse.Namespace, head: str, streams: dict[str, Features], networks: dict[str, ResNet], fit: Fit
 ) -> dict[str, Any]:
-    """What predict.py takes. A linear head is its network's last layer: a stream's checkpoint like any other.
+    """What predict.py takes. A linear head on what a last layer sees is one: a stream's checkpoint like any other.
 
-    A head over time comes with the networks that make its features, which have no last layer.
+    Other heads come with the networks that make their features.
     """
     first = next(iter(streams.values())).about
     common = {"class_names": first["class_names"], "dataset": first["dataset"], "split": first["split"]}
-    if head == "linear":
-        (name, features), = streams.items()
+    last_layer = head == "linear" and args.over_time == "mean" and tuple(first["pooling"]) == LAST
+    if last_layer:
+        ((name, features),) = streams.items()
         about = features.about
         state = {**networks[name].state_dict(), **fit.state}
         return {
@@ -243,12 +251,14 @@ def make_checkpoint(
         name: {
             "arch": features.about["network"]["arch"], "preparation": features.about["preparation"],
             "samples": features.about["samples"], "views": features.about["views"],
+            "pooling": features.about["pooling"],
             "state_dict": {k: v for k, v in networks[name].state_dict().items() if not k.startswith("fc.")},
         }
         for name, features in streams.items()
     }  # fmt: skip
     return {
-        "format": "two-stream-head", **common, "head": {"kind": head, "choice": fit.choice}, "streams": parts,
+        "format": "two-stream-head", **common, "streams": parts,
+        "head": {"kind": head, "over_time": args.over_time, "choice": fit.choice},
         "state_dict": fit.state, "weights_sha256": weights_hash(fit.state),
     }  # fmt: skip
 

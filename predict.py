@@ -30,13 +30,14 @@ from dataloader.clips import Batch, TestSampling, clips_of
 from dataloader.names import UCF101_CLASSES
 from dataloader.splits import load_split
 from dataloader.transforms import Preparation
+from engine.pooling import feature_net
 from engine.state import amp_dtype
 from network import InferenceNet, trained_model
 from recogniser.answers import Answer, as_json, as_line, as_table
 from recogniser.decoded import PAIRS_AT_ONCE, DecodedFrames, Flow
 from recogniser.windows import Camera, Window, frame_rate, rolling_windows, whole_video
-from saved.checkpoints import FLOW_ORDERS, Checkpoint, read_checkpoint
-from saved.heads import TrainedHead, read_head
+from saved.checkpoints import FLOW_ORDERS, Checkpoint
+from saved.heads import TrainedHead, read_network
 from utils import ArgumentParser, InputError, cpu_count, plural, run_main, set_up_device
 
 
@@ -47,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     group = parser.add_argument_group("networks")
     group.add_argument("--spatial", metavar="PATH", help="checkpoint of the RGB stream, ours or another project's")
     group.add_argument("--motion", metavar="PATH", help="checkpoint of the motion stream; one of the two is enough")
-    group.add_argument("--head", metavar="PATH", help="in place of both: a head over time that heads.py trained")
+    group.add_argument("--head", metavar="PATH", help="in place of both: a head of heads.py on both streams together")
     group.add_argument("--weights", nargs=2, type=float, metavar=("W", "W"),
                        help="of spatial and motion in the mean (default: 1 1)")
     group.add_argument("--ucf-list", metavar="DIR",
@@ -84,8 +85,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise InputError for what can't work; give --sliding and --step their values."""
-    if bool(args.spatial or args.motion) == bool(args.head):
-        raise InputError("name one checkpoint with --spatial PATH, one with --motion PATH, or both; or a --head PATH")
+    if not (args.spatial or args.motion or args.head):
+        raise InputError("no network: name a checkpoint with --spatial PATH, --motion PATH or both, or --head PATH")
+    if args.head and (args.spatial or args.motion):
+        raise InputError("--head has both streams in it: leave --spatial and --motion out")
     if bool(args.videos) == (args.camera is not None):
         raise InputError("name either videos or a --camera")
     if args.camera is not None and args.sliding is None:
@@ -137,15 +140,19 @@ class Stream:
 
 def load_streams(args: argparse.Namespace, device: torch.device) -> Recogniser:
     """The networks that the flags name, the names of their classes and their weights."""
-    head = read_head(args.head) if args.head else None
-    checkpoints = head.streams if head else {}
-    for name, path in (("spatial", args.spatial), ("motion", args.motion)):
+    checkpoints: dict[str, Checkpoint] = {}
+    heads = []
+    for name, path in (("spatial", args.spatial), ("motion", args.motion), ("head", args.head)):
         if not path:
             continue
-        checkpoints[name] = read_checkpoint(path, flow_order=args.flow_order)
-        belongs = "spatial" if checkpoints[name].preparation["modality"] == "rgb" else "motion"
+        network = read_network(path, args.flow_order)
+        streams_of = network.streams if isinstance(network, TrainedHead) else {_stream_of(network): network}
+        belongs = "head" if len(streams_of) == 2 else next(iter(streams_of))
         if name != belongs:
             raise InputError(f"--{name} {path} is a network of the {belongs} stream: give it to --{belongs}")
+        checkpoints |= streams_of
+        heads += [network] if isinstance(network, TrainedHead) else []
+    pooling = {name: pools for head in heads for name, pools in head.pooling.items()}
     names = choose_class_names(list(checkpoints.values()), args.ucf_list)
     streams = []
     for name, checkpoint in checkpoints.items():
@@ -155,13 +162,18 @@ def load_streams(args: argparse.Namespace, device: torch.device) -> Recogniser:
         if sampling.views > 1 and preparation.test_resize == "squash":
             raise InputError(f"--views {sampling.views} cuts corners, but {checkpoint.path} was tested on whole images")
         flow = choose_flow(args, preparation, device) if preparation.modality == "flow" else None
-        model = trained_model(checkpoint)
-        if head:  # it takes the features themselves
-            model.fc = torch.nn.Identity()
-        net = InferenceNet(model, preparation, amp_dtype(args.amp, device)).to(device)
+        model, dtype = trained_model(checkpoint), amp_dtype(args.amp, device)
+        if name in pooling:  # what it says are then features, for a head
+            net = feature_net(model, preparation, pooling[name], dtype).to(device)
+        else:
+            net = InferenceNet(model, preparation, dtype).to(device)
         streams.append(Stream(name, net, preparation, sampling, flow, device))
-    weights = args.weights if len(streams) == 2 and not head else [1.0]
-    return Recogniser(streams, names, weights, head)
+    weights = args.weights if len(streams) == 2 and not args.head else [1.0]
+    return Recogniser(streams, names, weights, heads)
+
+
+def _stream_of(checkpoint: Checkpoint) -> str:
+    return "spatial" if checkpoint.preparation["modality"] == "rgb" else "motion"
 
 
 def choose_class_names(checkpoints: Sequence[Checkpoint], lists: str | None) -> list[str]:
@@ -230,7 +242,7 @@ class Recogniser:
     streams: list[Stream]
     names: list[str]  # of the classes, in label order
     weights: list[float]  # of the streams
-    head: TrainedHead | None = None  # what makes an answer of all streams' features
+    heads: Sequence[TrainedHead] = ()  # which make logits of one or both streams' features
 
     def follow(self, video: str) -> list[DecodedFrames]:
         """The makers of each stream's clips of one video."""
@@ -244,8 +256,12 @@ class Recogniser:
             logits[stream.name] = stream.logits(batch)
             middles = follower.starts(window.count) + follower.fewest / 2
             times[stream.name] = window.start + middles / window.rate
-        if self.head:
-            logits, times = self.head.answer(logits, times)
+        for head in self.heads:
+            middle = np.mean([times[name].mean() for name in head.streams], keepdims=True)
+            answer = head.answer(logits)
+            if len(head.streams) == 2:  # of the two there is one answer
+                logits, times = {}, {}
+            logits[head.name], times[head.name] = answer, middle
         return Answer(self.names, window.start, window.end, window.count, logits, times, self.weights)
 
 

@@ -17,7 +17,7 @@ import torch
 from engine.heads import TEMPORAL, predict_temporal, train_temporal
 from utils import InputError, cross_entropy
 
-STRENGTHS = tuple(10.0 ** np.arange(-2, 4.01, 0.5))  # C of logistic regression, on features of mean square length 1
+STRENGTHS = tuple(10.0 ** np.arange(-2, 4.01, 0.5))  # C of logistic regression, on z-scores, of mean square length 1
 ABSENT = 20.0  # how far below all others the logit of a class without a training video is
 
 
@@ -75,14 +75,22 @@ def out_of_fold(folds: Sequence[np.ndarray], fit: Callable[[np.ndarray, np.ndarr
 
 
 def fit_linear(
-    values: np.ndarray, train: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: int, folds: int, seed: int
+    values: np.ndarray,
+    train: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    classes: int,
+    folds: int,
+    seed: int,
+    over_time: str = "mean+std",
 ) -> Fit:
-    """Logistic regression on each video's mean feature, its strength C chosen by cross-validation.
+    """Logistic regression on each video's mean feature, or mean and spread, its strength C chosen by cross-validation.
 
-    values (V, samples, F); labels and groups (V,); train (n,) indices. Samples' logits are those of their own
-    features, so that their mean is the video's. As a last layer it takes the network's features as they are.
+    values (V, samples, F); labels and groups (V,); train (n,) indices. By "mean" alone, logits are of each sample's
+    own features, so that their mean is the video's; as a network's last layer it takes the features as they are.
     """
-    means = mean_features(values[train])
+    everyone = time_statistics(values, over_time)
+    means = everyone[train]
     chosen, how = make_folds(labels[train], groups[train], folds, seed)
     y = labels[train]
 
@@ -99,13 +107,19 @@ def fit_linear(
         "C": STRENGTHS[best], "chosen_by": f"cross-entropy of {how} of the training videos",
         "tried": dict(zip(map(str, STRENGTHS), losses, strict=True)),
     }  # fmt: skip
-    logits = np.stack([row.astype(np.float32) @ weight.T + bias for row in values])
+    if over_time == "mean":
+        logits = np.stack([row.astype(np.float32) @ weight.T + bias for row in values])
+    else:
+        logits = (everyone @ weights[-1].T + biases[-1]).astype(np.float32)[:, None]
     return Fit(logits, curve[best], choice, {"fc.weight": torch.from_numpy(weight), "fc.bias": torch.from_numpy(bias)})
 
 
-def mean_features(values: np.ndarray) -> np.ndarray:
-    """(n, samples, F) float16 -> (n, F) float64, without a float copy of all."""
-    return np.stack([row.mean(0, dtype=np.float64) for row in values])
+def time_statistics(values: np.ndarray, over_time: str) -> np.ndarray:
+    """(n, samples, F) float16 -> (n, F or 2 F) float64: the mean over samples, and their standard deviation."""
+    parts = [np.stack([row.mean(0, dtype=np.float64) for row in values])]
+    if over_time == "mean+std":
+        parts.append(np.stack([row.std(0, dtype=np.float64) for row in values]))
+    return np.concatenate(parts, 1)
 
 
 def logistic_path(
@@ -113,16 +127,19 @@ def logistic_path(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logistic regression at each C, from weak to strong: weights (C, classes, F) and biases (C, classes) for x itself.
 
-    x (n, F) is centred and scaled to mean square length 1 inside. With fewer videos than features it is turned to
-    its n principal axes, which changes nothing in the answer (the penalty is round) and makes it cheap.
+    Inside, each feature of x (n, F) is centred and divided by its standard deviation, and all by one number, to mean
+    square length 1. With fewer videos than features x is turned to its n principal axes, which changes nothing in the
+    answer (the penalty is round) and makes it cheap.
     """
     from sklearn.linear_model import LogisticRegression
 
     centre = x.mean(0)
-    moved = x - centre
-    length = np.sqrt((moved**2).sum(1).mean()) or 1.0
+    spread = x.std(0)
+    moving = spread > 1e-6 * spread.max()  # the others say nothing
+    scale = np.where(moving, 1 / np.where(moving, spread, 1), 0) / np.sqrt(max(1, moving.sum()))
+    moved = (x - centre) * scale
     turn = np.linalg.svd(moved, full_matrices=False)[2] if len(x) < x.shape[1] else np.eye(x.shape[1])
-    turned = moved @ turn.T / length
+    turned = moved @ turn.T
     present, y = np.unique(y, return_inverse=True)
     model = LogisticRegression(max_iter=1000, tol=1e-5, warm_start=True)
     weights = np.zeros((len(strengths), classes, x.shape[1]))
@@ -135,7 +152,7 @@ def logistic_path(
         if len(present) == 2:  # one row: the log odds
             coefficients = np.concatenate((-coefficients, coefficients)) / 2
             intercepts = np.concatenate((-intercepts, intercepts)) / 2
-        weights[place, present] = coefficients @ turn / length
+        weights[place, present] = coefficients @ turn * scale
         biases[place] = intercepts.min() - ABSENT
         biases[place, present] = intercepts - weights[place, present] @ centre
     return weights, biases

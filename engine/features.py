@@ -21,8 +21,9 @@ from dataloader.clips import ClipDataset, Source, TestSampling, clips_of, make_l
 from dataloader.loaders import Data
 from dataloader.transforms import Preparation
 from engine.epoch import progress_bar
+from engine.pooling import check_pooling, feature_count, feature_net
 from engine.state import amp_dtype
-from network import InferenceNet, trained_model
+from network import trained_model
 from saved.checkpoints import Checkpoint
 from saved.features import FORMAT, read_about, write_features
 from utils import InputError, check_writable, plural, weights_hash, world
@@ -42,6 +43,7 @@ def extract_features(
     path = Path(args.features)
     if path.is_dir():
         raise InputError(f"--features {path} is a folder; name a file in it, such as out.npz")
+    check_pooling(args.pooling)
     check_writable(path.parent)
     if world()[1] > 1:
         raise InputError("--features works in one process: start it without torchrun")
@@ -54,7 +56,7 @@ def extract_features(
         "stream": "spatial" if preparation.modality == "rgb" else "motion",
         "dataset": data.split.dataset, "split": data.split.number, "class_names": list(data.split.class_names),
         "preparation": preparation.as_dict(), "samples": sampling.samples, "views": sampling.views,
-        "network": {
+        "pooling": list(args.pooling), "network": {
             "arch": args.arch, "checkpoint" if checkpoint else "weights": str(network_path(args)),
             "sha256": trunk_hash(model), "flow_order": getattr(args, "flow_order", "original"), "seed": args.seed,
         },
@@ -66,8 +68,8 @@ def extract_features(
     if read_about(path) == {"format": FORMAT, **about}:
         print(f"{path} is there already, of this network, these videos and these settings")
         return 0
-    net = InferenceNet(model, preparation, amp_dtype(args.amp, device), args.compile).to(device)
-    shape = (sampling.samples, net.fc.in_features)
+    net = feature_net(model, preparation, args.pooling, amp_dtype(args.amp, device), args.compile).to(device)
+    shape = (sampling.samples, feature_count(model, args.pooling))
     print(
         f"features of {plural(len(sources), 'video')}: {args.arch} on {device.type}, "
         f"{plural(sampling.clips, 'clip')} each -> {path}", flush=True,

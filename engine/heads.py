@@ -17,6 +17,19 @@ from torch import Tensor, nn
 from utils import InputError
 
 
+class TimeStatistics(nn.Module):
+    """A linear head on the mean over a video's samples, and on their standard deviation with `spread`."""
+
+    def __init__(self, features: int, classes: int, spread: bool = True) -> None:
+        super().__init__()
+        self.spread = spread
+        self.fc = nn.Linear(features * (2 if spread else 1), classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(1)
+        return self.fc(torch.cat((mean, x.std(1, correction=0)), 1) if self.spread else mean)
+
+
 class TemporalSegmentLSTM(nn.Module):
     """TS-LSTM: batch norm and the maximum over time in each of three segments, then an LSTM over the segments."""
 
@@ -93,6 +106,13 @@ TEMPORAL = {
     "ts-lstm": Recipe(TemporalSegmentLSTM, 1e-4, 64, 100, 5.0),
     "inception": Recipe(TemporalInception, 5e-5, 16, 30, 0.0),
 }
+
+
+def build_head(kind: str, features: int, classes: int, over_time: str = "mean") -> nn.Module:
+    """A head by its name; `over_time` ("mean", "mean+std") is of the linear one."""
+    if kind == "linear":
+        return TimeStatistics(features, classes, over_time == "mean+std")
+    return TEMPORAL[kind].build(features, classes)
 
 
 def train_temporal(

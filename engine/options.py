@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine import pooling
 from utils import ArgumentParser, InputError
 
 # What a flag given on a resume does not have to repeat: everything that shapes the training, from the checkpoint.
 NOT_RESTORED = {
-    "resume", "evaluate", "start_epoch", "output", "features", "rgb_dir", "flow_dir", "ucf_list", "workers",
+    "resume", "evaluate", "start_epoch", "output", "features", "pooling", "rgb_dir", "flow_dir", "ucf_list", "workers",
     "device", "compile", "save_every_minutes", "allow_missing", "on_error", "weights", "flow_order",
 }  # fmt: skip
 
@@ -100,6 +101,10 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     group.add_argument("--features", metavar="OUT.npz",
                        help="write the pooled features of training and test videos, from --weights or --resume's "
                             "network, and stop; with --evaluate: of the test videos, beside the test")
+
+    group.add_argument("--pooling", nargs="+", default=list(pooling.DEFAULT), metavar="STAGE.POOL",
+                       help="what --features takes of each clip: the mean or max over the image of layer1 to layer4; "
+                            "layer4.mean is what the last layer sees")
 
     group = parser.add_argument_group("run")
     group.add_argument("--resume", nargs="?", const="last", metavar="PATH",

@@ -4,9 +4,10 @@
   labels    (V,) int64, indices into class_names
   subset    (V,) str, "train" or "test"
   groups    (V,) str, the recording or person that a video is of, as far as its name tells
-  features  (V, samples, F) float16: the network's last layer before fc, averaged over views; samples in time order
-  about     () str, JSON: format, stream, dataset, split, class_names, preparation, samples, views, frames, and the
-            network: arch, where its weights are, and their SHA-256 without fc
+  features  (V, samples, F) float16, averaged over views; samples in time order
+  about     () str, JSON: format, stream, dataset, split, class_names, preparation, samples, views, frames; pooling,
+            such as layer4.mean, which is what the last layer sees; network: arch, where its weights are, and their
+            SHA-256 without fc
 """
 
 from __future__ import annotations
