@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
 
     group = parser.add_argument_group("preparation")
     group.add_argument("--samples", type=int, help="clips per video or window (default: as the checkpoint was tested)")
-    group.add_argument("--views", type=int, choices=(1, 5, 10),
+    group.add_argument("--views", type=int, choices=(1, 2, 5, 10),
                        help="crops per clip (default: as the checkpoint was tested)")
     group.add_argument("--flow-method", choices=("tvl1", *PLAIN_METHODS, "raft"),
                        help="dis is fast enough for a camera (default: what the motion stream was trained on)")
@@ -159,7 +159,7 @@ def load_streams(args: argparse.Namespace, device: torch.device) -> Recogniser:
         preparation = Preparation.from_dict(checkpoint.preparation)
         samples = args.samples or checkpoint.args.get("test_samples", 19)
         sampling = TestSampling(samples, args.views or checkpoint.args.get("test_views", 1))
-        if sampling.views > 1 and preparation.test_resize == "squash":
+        if sampling.views > 2 and preparation.test_resize == "squash":
             raise InputError(f"--views {sampling.views} cuts corners, but {checkpoint.path} was tested on whole images")
         flow = choose_flow(args, preparation, device) if preparation.modality == "flow" else None
         model, dtype = trained_model(checkpoint), amp_dtype(args.amp, device)

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent
 FEW = 2000  # videos that the fast way is for
 Step = tuple[str, list[str]]  # what it makes, and its command: a script of this project and its arguments
 # RGB at every second frame; as many samples as a short video has, and as two cores pass through in minutes
-FAST = ["--arch", "resnet50", "--test-samples", "10", "--test-resize", "center"]
+FAST = ["--arch", "resnet50", "--size", "160", "--test-views", "2"]
 
 
 def main() -> int:
@@ -76,7 +76,7 @@ def parse_arguments() -> argparse.Namespace:
 def heads_way(args: argparse.Namespace) -> list[Step]:
     """Split, extract, features, heads, fusion."""
     record, data = args.record, args.data
-    lists = args.lists or data / "lists"
+    lists: Path = args.lists or data / "lists"
     steps = split_step(args.videos, lists)
     common = ["--ucf-list", str(lists), *FAST, *shlex.split(args.flags)]
     spatial, motion, heads = data / "rgb.npz", data / "flow.npz", record / "heads"
@@ -84,9 +84,10 @@ def heads_way(args: argparse.Namespace) -> list[Step]:
         ("RGB frames", ["data/extract_rgb.py", str(args.videos), str(data / "rgb"), "--sampling-rate", "2"]),
         ("optical flow", ["data/extract_flow.py", str(args.videos), str(data / "flow"), "--method", "dis",
                           *shlex.split(args.flow_flags)]),
-        ("features of RGB", ["spatial_cnn.py", "--rgb-dir", str(data / "rgb"), "--features", str(spatial), *common]),
+        ("features of RGB", ["spatial_cnn.py", "--rgb-dir", str(data / "rgb"), "--features", str(spatial),
+                             "--test-samples", "10", *common]),
         ("features of flow", ["motion_cnn.py", "--flow-dir", str(data / "flow"), "--features", str(motion),
-                              "--flow-mean", "0.5", "--flow-std", "0.226", *common]),
+                              "--flow-picture", "12", "--test-samples", "16", *common]),
         ("heads", ["heads.py", "--spatial", str(spatial), "--motion", str(motion), "--output", str(heads)]),
         fusion_step(heads / "linear", record / "fusion"),
     ]  # fmt: skip
@@ -104,7 +105,7 @@ def train_way(args: argparse.Namespace, videos: Sequence[str]) -> list[Step]:
         lists, steps = official if official.is_dir() else "none", []
     else:
         lists = data / "lists"
-        steps = split_step(args.videos, lists)
+        steps = split_step(args.videos, data / "lists")
     common = ["--ucf-list", str(lists), "--resume", "auto", *shlex.split(args.flags)]
     steps += [
         ("RGB frames", ["data/extract_rgb.py", str(args.videos), str(data / "rgb")]),

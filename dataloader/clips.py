@@ -23,6 +23,7 @@ from dataloader.transforms import (
     Preparation,
     empty_images,
     flip_clips,
+    flow_picture,
     multiscale_crop,
     random_crop,
     stack_resized,
@@ -57,7 +58,7 @@ class TrainSampling:
 
 @dataclass(frozen=True)
 class TestSampling:
-    """Clips spread evenly over the whole video, each seen in `views` crops (1, 5, or 10 with flips)."""
+    """Clips spread evenly over the whole video, each seen in `views` crops: 1 or 5, or 2 or 10 with their flips."""
 
     samples: int = 19
     views: int = 1
@@ -146,11 +147,14 @@ class ClipDataset(Dataset):
             flip = [sampling.flip and bool(rng.integers(2))] * sampling.segments
         else:
             starts = test_starts(valid, sampling.samples, preparation.margin)
-            flip = [view >= 5 for view in range(sampling.views) for _ in starts]
+            crops = 5 if sampling.views >= 5 else 1
+            flip = [view >= crops for view in range(sampling.views) for _ in starts]
         steps, rows = np.unique(starts[:, None] + np.arange(length), return_inverse=True)
         views = len(flip) // len(starts)
-        crops = min(views, 5)  # the other five of ten views are their flips
+        crops = 5 if views >= 5 else 1  # the other half of two or ten views are their flips
         images = stack_resized(self._crops(source, steps.tolist(), rng), len(steps) * crops, preparation.size)
+        if preparation.picture:
+            images = flow_picture(images, preparation)
         clips = torch.from_numpy(rows.reshape(len(starts), length)) * crops
         clips = torch.cat([clips + view % crops for view in range(views)])
         return Batch(

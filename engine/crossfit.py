@@ -138,8 +138,8 @@ def logistic_path(
     moving = spread > 1e-6 * spread.max()  # the others say nothing
     scale = np.where(moving, 1 / np.where(moving, spread, 1), 0) / np.sqrt(max(1, moving.sum()))
     moved = (x - centre) * scale
-    turn = np.linalg.svd(moved, full_matrices=False)[2] if len(x) < x.shape[1] else np.eye(x.shape[1])
-    turned = moved @ turn.T
+    turn = np.linalg.svd(moved, full_matrices=False)[2] if len(x) < x.shape[1] else None
+    turned = moved if turn is None else moved @ turn.T
     present, y = np.unique(y, return_inverse=True)
     model = LogisticRegression(max_iter=1000, tol=1e-5, warm_start=True)
     weights = np.zeros((len(strengths), classes, x.shape[1]))
@@ -148,11 +148,11 @@ def logistic_path(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of no convergence, at strengths that the folds do not choose
             model.set_params(C=strength).fit(turned, y)
-        coefficients, intercepts = model.coef_, model.intercept_
+        coefficients, intercepts = model.coef_ if turn is None else model.coef_ @ turn, model.intercept_
         if len(present) == 2:  # one row: the log odds
             coefficients = np.concatenate((-coefficients, coefficients)) / 2
             intercepts = np.concatenate((-intercepts, intercepts)) / 2
-        weights[place, present] = coefficients @ turn * scale
+        weights[place, present] = coefficients * scale
         biases[place] = intercepts.min() - ABSENT
         biases[place, present] = intercepts - weights[place, present] @ centre
     return weights, biases

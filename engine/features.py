@@ -21,7 +21,7 @@ from dataloader.clips import ClipDataset, Source, TestSampling, clips_of, make_l
 from dataloader.loaders import Data
 from dataloader.transforms import Preparation
 from engine.epoch import progress_bar
-from engine.pooling import check_pooling, feature_count, feature_net
+from engine.pooling import DEFAULT, check_pooling, feature_count, feature_net
 from engine.state import amp_dtype
 from network import trained_model
 from saved.checkpoints import Checkpoint
@@ -43,7 +43,9 @@ def extract_features(
     path = Path(args.features)
     if path.is_dir():
         raise InputError(f"--features {path} is a folder; name a file in it, such as out.npz")
-    check_pooling(args.pooling)
+    stream = "spatial" if preparation.modality == "rgb" else "motion"
+    pooling = args.pooling or DEFAULT[stream]
+    check_pooling(pooling)
     check_writable(path.parent)
     if world()[1] > 1:
         raise InputError("--features works in one process: start it without torchrun")
@@ -53,10 +55,10 @@ def extract_features(
     sampling = TestSampling(args.test_samples, args.test_views)
     sources, subset = sources_of(data)
     about = {
-        "stream": "spatial" if preparation.modality == "rgb" else "motion",
+        "stream": stream,
         "dataset": data.split.dataset, "split": data.split.number, "class_names": list(data.split.class_names),
         "preparation": preparation.as_dict(), "samples": sampling.samples, "views": sampling.views,
-        "pooling": list(args.pooling), "network": {
+        "pooling": list(pooling), "network": {
             "arch": args.arch, "checkpoint" if checkpoint else "weights": str(network_path(args)),
             "sha256": trunk_hash(model), "flow_order": getattr(args, "flow_order", "original"), "seed": args.seed,
         },
@@ -68,8 +70,8 @@ def extract_features(
     if read_about(path) == {"format": FORMAT, **about}:
         print(f"{path} is there already, of this network, these videos and these settings")
         return 0
-    net = feature_net(model, preparation, args.pooling, amp_dtype(args.amp, device), args.compile).to(device)
-    shape = (sampling.samples, feature_count(model, args.pooling))
+    net = feature_net(model, preparation, pooling, amp_dtype(args.amp, device), args.compile).to(device)
+    shape = (sampling.samples, feature_count(model, pooling))
     print(
         f"features of {plural(len(sources), 'video')}: {args.arch} on {device.type}, "
         f"{plural(sampling.clips, 'clip')} each -> {path}", flush=True,
@@ -117,11 +119,11 @@ def sources_of(data: Data) -> tuple[list[Source], list[str]]:
 
 
 def at_stack_middles(preparation: Preparation) -> Preparation:
-    """RGB frames sampled where the motion stream's stacks have their middle (Ma et al. 2017); others as they are.
+    """RGB frames and flow pictures sampled where stacks of flow have their middle (Ma et al. 2017); stacks as they are.
 
     A video of N frames has N - 10 stacks of 10 pairs: spread evenly, their middles are frames 5 to N - 6, from 0.
     """
-    if preparation.modality != "rgb" or preparation.margin:
+    if preparation.margin or not (preparation.modality == "rgb" or preparation.picture):
         return preparation
     return replace(preparation, margin=round(MIDDLE / (preparation.sampling_rate or 1)))
 

@@ -92,8 +92,9 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
 
     group = parser.add_argument_group("testing")
     group.add_argument("--test-samples", type=int, default=19, help="clips per video, spread evenly")
-    group.add_argument("--test-views", type=int, choices=(1, 5, 10), default=1,
-                       help="crops per clip: centre; and corners; and their flips (TSN 4.2). Averaged before softmax")
+    group.add_argument("--test-views", type=int, choices=(1, 2, 5, 10), default=1,
+                       help="crops per clip: 1 the centre, 5 corners, too; 2 and 10 with flips (TSN 4.2). Averaged "
+                            "before softmax")
     group.add_argument("--test-resize", choices=("squash", "center"), default="squash",
                        help="squash: the whole image, as the original; center: a square of 224/256 of the short side")
     group.add_argument("--eval-every", type=int, default=1, metavar="N",
@@ -102,9 +103,10 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
                        help="write the pooled features of training and test videos, from --weights or --resume's "
                             "network, and stop; with --evaluate: of the test videos, beside the test")
 
-    group.add_argument("--pooling", nargs="+", default=list(pooling.DEFAULT), metavar="STAGE.POOL",
+    group.add_argument("--pooling", nargs="+", metavar="STAGE.POOL",
                        help="what --features takes of each clip: the mean or max over the image of layer1 to layer4; "
-                            "layer4.mean is what the last layer sees")
+                            "layer4.mean is what the last layer sees (default: "
+                            f"{', '.join(f'{name} {chr(32).join(pools)}' for name, pools in pooling.DEFAULT.items())})")
 
     group = parser.add_argument_group("run")
     group.add_argument("--resume", nargs="?", const="last", metavar="PATH",

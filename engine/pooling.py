@@ -16,7 +16,7 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 LAST = ("layer4.mean",)  # what the last layer sees
 POOLINGS = tuple(f"{stage}.{pool}" for stage in STAGES for pool in ("mean", "max"))
 # Where ImageNet's classes are far from the task, the last stage's mean says least: docs/results.md.
-DEFAULT = ("layer3.mean", "layer4.max")
+DEFAULT = {"spatial": ("layer3.mean", "layer4.max"), "motion": ("layer3.mean",)}
 
 
 class PooledTrunk(nn.Module):

@@ -9,10 +9,18 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from conftest import CLASSES, ROOT, SMALL
 
+from dataloader.clips import ClipDataset, TestSampling, clips_of
+from dataloader.layouts import index_frames
 from dataloader.names import group_of
 from dataloader.sampling import test_starts as spread
+from dataloader.spatial_dataloader import ReadFrame, spatial_sources
+from dataloader.splits import load_split
+from dataloader.transforms import IMAGENET_MEAN, IMAGENET_STD, Preparation, flip_clips, flow_picture, to_input
+from engine.pooling import check_pooling, feature_count, feature_net
+from network import build_model
 from saved.features import read_features, write_features
 from utils import InputError
 
@@ -32,7 +40,7 @@ def extracted(tiny, run, tmp_path_factory):
 @pytest.mark.parametrize("stream", FLAGS)
 def test_training_and_test_videos_are_in_the_file(extracted, stream):
     found = read_features(extracted / f"{stream}.npz")
-    assert found.values.shape == (12, 3, 256 + 512) and found.values.dtype == np.float16
+    assert found.values.shape == (12, 3, 768 if stream == "spatial" else 256) and found.values.dtype == np.float16
     parts = {part: {found.videos[row] for row in found.rows(part)} for part in ("train", "test")}
     assert parts["test"] == {*EACH["01"], *EACH["02"]} and parts["train"] == {*EACH["08"], *EACH["22"]}
     for video, label, group in zip(found.videos, found.labels, found.groups, strict=True):
@@ -140,3 +148,47 @@ def test_persons_are_groups():
     assert group_of("run/daria_run") == group_of("skip/daria_skip") == "daria"
     assert group_of("run/runner_run_2") == "runner" and group_of("fight/fi001") == "fi001"
     assert group_of("run/rerun") == "rerun"
+
+
+def test_a_flow_picture_is_x_y_and_speed():
+    preparation = Preparation("flow", 4, "squash", IMAGENET_MEAN, IMAGENET_STD, 1, flow_bound=20.0, picture=8.0)
+    still = torch.full((1, 2, 4, 4), 128, dtype=torch.uint8)
+    right = torch.tensor([round(255 * (8 + 20) / 40), 128], dtype=torch.uint8)[None, :, None, None].expand(1, 2, 4, 4)
+    pictures = flow_picture(torch.cat((still, right)), preparation)
+    assert preparation.channels == 3 and pictures.shape == (2, 3, 4, 4) and pictures.dtype == torch.uint8
+    assert pictures[0, :, 0, 0].tolist() == [128, 128, 0]
+    assert np.abs(pictures[1, :, 0, 0].int().numpy() - [255, 128, 255]).max() <= 2  # 8 pixels, as near as a JPEG has it
+    # a mirrored video moves left: x is turned round, y and speed are not
+    mirrored = flip_clips(pictures, torch.tensor([True, True]), "flow")
+    assert np.abs(mirrored[1, :, 0, 0].int().numpy() - [0, 128, 255]).max() <= 2
+
+
+def test_two_views_are_a_clip_and_its_flip(tiny):
+    index = index_frames(tiny / "rgb", "rgb")
+    split = load_split(None, 1, index.names, verbose=False)
+    preparation = Preparation("rgb", 32, "squash")
+    dataset = ClipDataset(spatial_sources(index, split.test), ReadFrame(index.root), preparation, TestSampling(2, 2))
+    clips = clips_of(dataset[0, 0], "rgb", torch.device("cpu"))
+    assert clips.shape == (4, 3, 32, 32)
+    assert torch.equal(clips[2:], clips[:2].flip(-1)) and not torch.equal(clips[0], clips[1])
+
+
+def test_poolings_are_means_and_maxima_of_stages():
+    """Against the stages' own outputs, taken by hooks from the plain network."""
+    torch.manual_seed(0)
+    model = build_model("resnet18", 3, 2).eval()
+    preparation = Preparation("rgb", 64, "squash")
+    clips = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    stages = {}
+    for name in ("layer3", "layer4"):
+        getattr(model, name).register_forward_hook(lambda _, __, out, name=name: stages.update({name: out}))
+    with torch.no_grad():
+        model(to_input(clips, preparation))
+        pooling = ("layer4.max", "layer3.mean", "layer4.mean")
+        found = feature_net(model, preparation, pooling, torch.float32)(clips)[1]
+    last, third = stages["layer4"], stages["layer3"]
+    expected = torch.cat([last.amax((2, 3)), third.mean((2, 3)), last.mean((2, 3))], 1)
+    assert found.shape[1] == feature_count(model, pooling) == 512 + 256 + 512
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+    with pytest.raises(InputError, match=r"layer5\.mean"):
+        check_pooling(["layer5.mean"])
