@@ -3,7 +3,6 @@
   python spatial_cnn.py --features rgb.npz       first the features of all videos, from ImageNet weights or --resume's
   python motion_cnn.py --features flow.npz
   python heads.py --spatial rgb.npz --motion flow.npz
-  python fusion.py --spatial record/heads/linear/spatial --motion record/heads/linear/motion
 
 Heads: linear is logistic regression on each stream's features, their mean and spread over time; ts-lstm and
 inception (Ma et al. 2017, arXiv 1703.10667) look at the course over time of both streams' features together. What is
@@ -31,7 +30,6 @@ from dataloader.transforms import Preparation
 from engine.crossfit import Fit, fit_linear, fit_temporal
 from engine.features import trunk_hash
 from engine.heads import TEMPORAL
-from engine.options import check_ranges
 from engine.pooling import LAST
 from network import build_model, trained_model
 from saved.checkpoints import read_checkpoint
@@ -63,18 +61,19 @@ def parse_arguments() -> argparse.Namespace:
                        help=f"one or several of {', '.join(HEADS)}")
     group.add_argument("--over-time", choices=("mean", "mean+std"), default="mean+std",
                        help="what linear sees of a video's samples; of the mean of layer4.mean alone, it becomes a "
-                            "network's last layer, to --resume or to fine-tune")
+                            "network's last layer, to fine-tune with --weights")
     group.add_argument("--folds", type=int, default=5, help="parts of the training videos, each held out once")
     group.add_argument("--seed", type=int, default=0, help="of the folds, and of what is random in training")
     group.add_argument("--output", type=Path, default=Path("record/heads"), metavar="DIR",
                        help="for HEAD/STREAM/: predictions, checkpoint, and in val/ the held-out predictions")
     group.add_argument("--device", default="auto", help="of ts-lstm and inception: auto, cpu, cuda, cuda:N or mps")
     args = parser.parse_args()
-    check_ranges(args)
     if not (args.spatial or args.motion):
         raise InputError("no features: name a file with --spatial NPZ, --motion NPZ or both")
     if args.folds < 2:
         raise InputError(f"--folds {args.folds}: give at least 2")
+    if not 0 <= args.seed < 2**32:
+        raise InputError(f"--seed {args.seed}: must be from 0 to {2**32 - 1}")
     args.head = [head for head in HEADS if head in args.head]
     return args
 

@@ -146,7 +146,7 @@ class Training:
         self.model.load_state_dict(state["state_dict"])
         if self.ema is not None and state["ema"] is not None:
             self.ema.load_state_dict(state["ema"])
-        if args.evaluate or "optimizer" not in state:  # a head of heads.py starts a training of its own
+        if args.evaluate:
             return
         rates = [group["lr"] for group in self.optimizer.param_groups]
         try:

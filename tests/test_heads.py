@@ -193,10 +193,11 @@ def test_linear_heads_are_streams_like_any_other(features, tiny, run, tmp_path):
             spread = max(1e-3, float(np.ptp(logits[..., [2, 34, 35]])))
             assert np.abs(logits - theirs[video]).max() < 0.1 * spread
     # fine-tuning may start from it
-    run(*spatial, "--output", tmp_path / "fine", "--resume", out / "linear/spatial", "--epochs", 1, "--lr", 1e-9,
-        "--batch-size", 6)  # fmt: skip
+    head = out / "linear/spatial/checkpoint.pth.tar"
+    run(*spatial, "--output", tmp_path / "fine", "--arch", "resnet18", "--size", 64, "--weights", head, "--epochs", 1,
+        "--lr", 1e-9, "--batch-size", 6)  # fmt: skip
     tuned = torch.load(tmp_path / "fine/checkpoint.pth.tar", weights_only=True)["state_dict"]["fc.weight"]
-    started = torch.load(out / "linear/spatial/checkpoint.pth.tar", weights_only=True)["state_dict"]["fc.weight"]
+    started = torch.load(head, weights_only=True)["state_dict"]["fc.weight"]
     torch.testing.assert_close(tuned, started, atol=1e-4, rtol=1e-4)
 
 
