@@ -229,7 +229,7 @@ def made_up(path, stream, **changes):
 
 
 def test_what_cannot_work_is_told(run, tmp_path):
-    assert read_features(made_up(tmp_path / "s.npz", "spatial")).groups.tolist() == ["1", "2", "1", "2"]
+    assert read_features(made_up(tmp_path / "s.npz", "spatial")).groups.tolist() == ["a/1", "a/2", "b/1", "b/2"]
     others = {
         "of the motion stream": made_up(tmp_path / "wrong.npz", "motion"),
         "holds no train videos": made_up(tmp_path / "test.npz", "spatial", subset=["test"] * 4),
