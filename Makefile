@@ -40,13 +40,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py
 
 # make run VIDEOS=folder [LISTS=folder] [FLAGS="--recipe tsn"]: from videos to the fused accuracy, start it again as often as you like
-DATA ?= data
-RECORD ?= record
-LISTS ?= data/ucfTrainTestlist
 run: $(VENV)/.installed
 	$(if $(VIDEOS),,$(error name the folder of videos: make run VIDEOS=data/UCF-101))
-	$(BIN)/python data/extract_rgb.py "$(VIDEOS)" "$(DATA)/rgb"
-	$(BIN)/python data/extract_flow.py "$(VIDEOS)" "$(DATA)/flow" $(FLOW_FLAGS)
-	$(BIN)/python spatial_cnn.py --rgb-dir "$(DATA)/rgb" --ucf-list "$(LISTS)" --output "$(RECORD)/spatial" --resume auto $(FLAGS)
-	$(BIN)/python motion_cnn.py --flow-dir "$(DATA)/flow" --ucf-list "$(LISTS)" --output "$(RECORD)/motion" --resume auto $(FLAGS)
-	$(BIN)/python fusion.py --spatial "$(RECORD)/spatial" --motion "$(RECORD)/motion" --output "$(RECORD)/fusion"
+	$(BIN)/python run.py "$(VIDEOS)" $(if $(WAY),--way $(WAY)) $(if $(LISTS),--lists "$(LISTS)") $(if $(DATA),--data "$(DATA)") \
+		$(if $(RECORD),--record "$(RECORD)") --flags="$(FLAGS)" --flow-flags="$(FLOW_FLAGS)"

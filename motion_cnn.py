@@ -3,6 +3,7 @@
   python motion_cnn.py                           train from ImageNet weights
   python motion_cnn.py --resume PATH             go on from a checkpoint
   python motion_cnn.py --resume PATH --evaluate  only test, then stop
+  python motion_cnn.py --features OUT.npz        only features of all videos, for heads.py
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from dataloader.layouts import index_frames
 from dataloader.loaders import make_data
 from dataloader.motion_dataloader import ReadFlow, motion_sources
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
-from dataloader.transforms import default_preparation
+from dataloader.transforms import IMAGENET_MEAN, IMAGENET_STD, default_preparation
 from engine import options
 from engine.epoch import train_one_epoch
+from engine.features import extract_features
 from engine.state import Training, choose_preparation
 from network import build_model
 from utils import InputError, bounded, run_main, seed_everything, set_up_device
@@ -56,6 +58,9 @@ def main() -> int:
                        help="flow pairs or differences per clip (default: 10 of flow, 5 of rgbdiff)")
     group.add_argument("--flow-mean", type=float, default=0.0, help="subtracted from x/255; .5 is no motion")
     group.add_argument("--flow-std", type=bounded(float, 1e-6), default=1.0, help="then divided by this")
+    group.add_argument("--flow-picture", type=bounded(float, 1e-6), metavar="PIXELS",
+                       help="not a stack but one flow image, as a picture of x, y and speed that is white at so many "
+                            "pixels, through ImageNet's first convolution as it is")
     group.add_argument("--conv1-lr-factor", type=bounded(float, 0), default=1.0, help="on the first convolution's lr")
     group.add_argument("--flow-order", choices=("original", "older", "oldest"), default="original",
                        help="channel order of the original repo's checkpoint: [f1..f9, f0], [f5..f9, f0..f4], [f0..f9]")
@@ -70,6 +75,8 @@ def main() -> int:
     if args.input == "flow":
         index = index_frames(args.flow_dir, "flow")
         fresh = replace(fresh, mean=(args.flow_mean,), std=(args.flow_std,))
+        if args.flow_picture:
+            fresh = replace(fresh, picture=args.flow_picture, stack_length=1, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         read: ReadSteps = ReadFlow(index.root)
         find_sources = motion_sources
     else:
@@ -91,6 +98,9 @@ def main() -> int:
     model = build_model(
         args.arch, preparation.channels, len(classes), weights, args.dropout, args.fc_std, args.flow_order
     )
+
+    if args.features and not args.evaluate:
+        return extract_features(options.feature_settings(args), model, checkpoint, data, preparation, device)
 
     # optimizer, and where its training stands
     training = Training(model, preparation, device, options.training_settings(args))

@@ -40,6 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     group = parser.add_argument_group("networks")
     group.add_argument("--spatial", metavar="PATH", help="checkpoint of the RGB stream, ours or another project's")
     group.add_argument("--motion", metavar="PATH", help="checkpoint of the motion stream; one of the two is enough")
+    group.add_argument("--head", metavar="PATH", help="in place of both: a head of heads.py on both streams together")
     group.add_argument("--weights", nargs=2, type=float, metavar=("W", "W"),
                        help="of spatial and motion in the mean (default: 1 1)")
     group.add_argument("--fusion", metavar="PATH",
@@ -53,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--samples", type=int,
                        help="clips per video or window (default: as the checkpoint was tested; of a rolling window at "
                             "most 2.5 per second)")
-    group.add_argument("--views", type=int, choices=(1, 5, 10),
+    group.add_argument("--views", type=int, choices=(1, 2, 5, 10),
                        help="crops per clip (default: as the checkpoint was tested)")
     group.add_argument("--stop-early", action="store_true",
                        help="compute no more clips once the first class leads by 4 standard errors; probabilities are "
@@ -86,8 +87,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise InputError for what can't work; give --sliding and --step their values."""
-    if not (args.spatial or args.motion):
-        raise InputError("no network: name a checkpoint with --spatial PATH, --motion PATH or both")
+    if not (args.spatial or args.motion or args.head):
+        raise InputError("no network: name a checkpoint with --spatial PATH, --motion PATH or both, or --head PATH")
+    if args.head and (args.spatial or args.motion):
+        raise InputError("--head has both streams in it: leave --spatial and --motion out")
     if bool(args.videos) == (args.camera is not None):
         raise InputError("name either videos or a --camera")
     if args.camera is not None and args.sliding is None:
@@ -221,12 +224,12 @@ def main() -> int:
     targets = choose_targets(args.save, videos) if args.save and videos else {}
     device = set_up_device(args.device)
     wishes = Wishes(args.samples, args.views, args.sliding, args.flow_method, args.raft_weights, args.ucf_list)
-    paths = {"spatial": args.spatial, "motion": args.motion}
-    streams, names = load_streams(paths, args.flow_order, wishes, amp_dtype(args.amp, device), device)
-    weights, temperature = dict(zip(paths, args.weights, strict=True)), 1.0
+    paths = {"spatial": args.spatial, "motion": args.motion, "head": args.head}
+    streams, names, heads = load_streams(paths, args.flow_order, wishes, amp_dtype(args.amp, device), device)
+    weights, temperature = dict(zip(("spatial", "motion"), args.weights, strict=True)), 1.0
     if args.fusion:
         weights, temperature = learnt_fusion(args.fusion)
-    recogniser = Recogniser(streams, names, weights, args.unknown_below, args.stop_early, temperature)
+    recogniser = Recogniser(streams, names, weights, args.unknown_below, args.stop_early, temperature, heads)
     if args.camera is not None:
         watch_camera(args, recogniser)
     failed = 0

@@ -3,6 +3,7 @@
   python spatial_cnn.py                           train from ImageNet weights
   python spatial_cnn.py --resume PATH             go on from a checkpoint
   python spatial_cnn.py --resume PATH --evaluate  only test, then stop
+  python spatial_cnn.py --features OUT.npz        only features of all videos, for heads.py
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.transforms import default_preparation
 from engine import options
 from engine.epoch import train_one_epoch
+from engine.features import extract_features
 from engine.state import Training, choose_preparation
 from network import build_model
 from utils import run_main, seed_everything, set_up_device
@@ -52,6 +54,9 @@ def main() -> int:
     # model
     weights = args.weights if checkpoint is None else "none"
     model = build_model(args.arch, preparation.channels, len(classes), weights, args.dropout, args.fc_std)
+
+    if args.features and not args.evaluate:
+        return extract_features(options.feature_settings(args), model, checkpoint, data, preparation, device)
 
     # optimizer, and where its training stands
     training = Training(model, preparation, device, options.training_settings(args))

@@ -19,8 +19,6 @@ import functools
 import itertools
 import json
 import shlex
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from data.jobs import Report, run_jobs
+from data.steps import run_steps
 from data.videos import import_cv2
 from utils import ArgumentParser, InputError, atomic_path, bounded, cpu_count, run_main, write_json
 
@@ -244,36 +243,15 @@ def shown(path: Path) -> str:
 def run_demo(out: Path, record: Path, seed: int, clips: int) -> int:
     """Run the commands, showing each; returns the exit code of the first that fails, else 0."""
     began = time.monotonic()
-    commands = demo_commands(out, record, seed, clips)
-    for number, (title, command) in enumerate(commands, 1):
-        print(f"\n== {number}/{len(commands)} {title}\n$ python {shlex.join(command)}", flush=True)
-        start = time.monotonic()
-        code = call([sys.executable, *command])
-        if code:
-            print(f"the demo stopped at {title!r}; run it again to go on from there", file=sys.stderr)
-            return code
-        print(f"   {time.monotonic() - start:.0f} s")
+    code = run_steps(demo_commands(out, record, seed, clips), ROOT)
+    if code:
+        return code
     print(
         f"\nDone in {time.monotonic() - began:.0f} s. Nine classes are {len(APPEARANCES)} appearances times "
         f"{len(MOTIONS)} motions: a stream that sees only one of the two\nhas to guess the other, and is right "
         "one time in three. Run again, this does only what is missing."
     )
     return 0
-
-
-def call(command: list[str]) -> int:
-    """Run a command in the project's folder. Ctrl-C is the command's to handle; this waits for it."""
-    process = subprocess.Popen(command, cwd=ROOT)
-    old = {
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
-    }
-    try:
-        code = process.wait()
-        return code if code >= 0 else 128 - code  # ended by a signal
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ from dataloader.transforms import (
     Preparation,
     empty_images,
     flip_clips,
+    flow_picture,
     multiscale_crop,
     random_crop,
     stack_resized,
@@ -58,7 +59,7 @@ class TrainSampling:
 
 @dataclass(frozen=True)
 class TestSampling:
-    """Clips from all over the video, each seen in `views` crops (1, 5, or 10 with flips).
+    """Clips from all over the video, each seen in `views` crops: 1 or 5, or 2 or 10 with their flips.
 
     `starts` says where they begin: "spread" evenly from the first possible start to the last, or as the "original"
     or "tsn" has it. `every`: the images are of every N-th frame.
@@ -81,7 +82,9 @@ class TestSampling:
             starts = original_starts(frames, self.samples, self.every)
             return np.minimum(starts, count - preparation.clip_length)
         valid = count - preparation.clip_length + 1
-        return (tsn_starts if self.starts == "tsn" else test_starts)(valid, self.samples)
+        if self.starts == "tsn":
+            return tsn_starts(valid, self.samples)
+        return test_starts(valid, self.samples, preparation.margin)
 
 
 class Batch(NamedTuple):
@@ -164,11 +167,14 @@ class ClipDataset(Dataset):
             flip = [sampling.flip and bool(rng.integers(2))] * sampling.segments
         else:
             starts = sampling.starts_in(source.count, preparation)
-            flip = [view >= 5 for view in range(sampling.views) for _ in starts]
+            crops = 5 if sampling.views >= 5 else 1
+            flip = [view >= crops for view in range(sampling.views) for _ in starts]
         steps, rows = np.unique(starts[:, None] + np.arange(length), return_inverse=True)
         views = len(flip) // len(starts)
-        crops = min(views, 5)  # the other five of ten views are their flips
+        crops = 5 if views >= 5 else 1  # the other half of two or ten views are their flips
         images = stack_resized(self._crops(source, steps.tolist(), rng), len(steps) * crops, preparation.size)
+        if preparation.picture:
+            images = flow_picture(images, preparation)
         clips = torch.from_numpy(rows.reshape(len(starts), length)) * crops
         clips = torch.cat([clips + view % crops for view in range(views)])
         return Batch(

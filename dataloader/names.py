@@ -81,13 +81,13 @@ def video_key(path: str, class_name: str) -> str:
 def group_of(name: str) -> str:
     """The recording that a video, given by its key, was cut from: videos of one must not be on both sides.
 
-    The group in UCF101's names, the part before `_<class>_` in HMDB51's; a name that tells neither is a group
-    by itself. Sorted as text, groups are in order.
+    The group in UCF101's names, the part before `_<class>_` in HMDB51's, or before a last `_<class>` (Weizmann's
+    `daria_run`); a name that tells neither is a group by itself. Sorted as text, groups are in order.
     """
     if parts := ucf_parts(name):
         return parts[1]
     folder, _, stem = name.rpartition("/")
-    return stem.partition(f"_{folder}_")[0] if folder else stem
+    return f"{stem}_".partition(f"_{folder}_")[0].removesuffix("_") if folder else stem
 
 
 def first_few(names: Iterable[str], limit: int = 3) -> str:

@@ -38,11 +38,15 @@ def train_starts(valid: int, segments: int, rng: np.random.Generator) -> np.ndar
     return rng.integers(low, np.maximum(edges[1:], low + 1))
 
 
-def test_starts(valid: int, samples: int) -> np.ndarray:
+def test_starts(valid: int, samples: int, margin: int = 0) -> np.ndarray:
     """`samples` starts spread evenly over 0..valid-1, the first and the last included. Shape (samples,).
 
-    A single sample is the middle one. Starts repeat where there are fewer than `samples`.
+    A single sample is the middle one. Starts repeat where there are fewer than `samples`. The first and the last
+    `margin` starts are left out, or as many as leave one.
     """
+    if margin:
+        margin = min(margin, (valid - 1) // 2)
+        return margin + test_starts(valid - 2 * margin, samples)
     if samples == 1:
         return np.array([(valid - 1) // 2])
     steps = np.arange(samples)

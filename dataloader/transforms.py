@@ -29,6 +29,9 @@ class Preparation:
 
     `mean` and `std` are per channel of one image (3 for RGB, 1 for flow), in units of pixel / 255.
     `stack_length` is the number of flow pairs (or frame differences) in a clip; 1 for RGB.
+    `margin` is how many time steps at either end of a video a test's samples leave out, as far as it has so many.
+    `picture` makes of each flow image a picture of three planes, for a network of ImageNet as it is: the pixels of flow
+    at which it is white or black (flow_picture).
     The rest is how the images on disk were extracted (data/extract_*.py), as far as that is known: predict.py
     does the same to a video. `flow_method` is tvl1, dis, farneback, raft_large, raft_small or flo.
     """
@@ -44,11 +47,14 @@ class Preparation:
     sampling_rate: int | None = None  # every how many frames
     short_side: int | None = None  # in pixels; 0: the video's own size
     quality: int | None = None  # of JPEG
+    margin: int = 0
+    picture: float | None = None
 
     @property
     def channels(self) -> int:
         """Input channels of the network."""
-        return {"rgb": 3, "flow": 2 * self.stack_length, "rgbdiff": 3 * self.stack_length}[self.modality]
+        flow = 3 if self.picture else 2 * self.stack_length
+        return {"rgb": 3, "flow": flow, "rgbdiff": 3 * self.stack_length}[self.modality]
 
     @property
     def clip_length(self) -> int:
@@ -146,7 +152,7 @@ def _places(free_height: int, free_width: int, positions: int) -> list[tuple[int
 
 
 def test_boxes(height: int, width: int, resize: str, views: int, size: int) -> list[Box]:
-    """What a test looks at: 1 box, or the 4 corners and the centre (views 5; 10 adds their flips).
+    """What a test looks at: 1 box, or the 4 corners and the centre (views 5); 2 and 10 add their flips.
 
     Objects are as large as in training where the two go together:
     `squash`, the whole image with its aspect changed, with training's squash (the original's test);
@@ -155,13 +161,13 @@ def test_boxes(height: int, width: int, resize: str, views: int, size: int) -> l
     Of an image with a short side of 256 and for a `size` of 224, `crop` and `center` are the same.
     """
     if resize == "squash":
-        if views != 1:
+        if views > 2:
             raise InputError(f"--test-views {views} cuts corners, which --test-resize squash has not: use center")
         return [Box(0, 0, height, width)]
     short = min(height, width)
     side = min(size, short) if resize == "crop" else round(short * CENTER_FRACTION)
     *corners, centre = _places(height - side, width - side, 5)
-    places = [centre, *corners] if views > 1 else [centre]
+    places = [centre, *corners] if views >= 5 else [centre]
     return [Box(top, left, side, side) for top, left in places]
 
 
@@ -224,15 +230,30 @@ def _bilinear(images: Tensor, size: int) -> Tensor:
     return torch.nn.functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 
+def flow_picture(images: Tensor, preparation: Preparation) -> Tensor:
+    """Quantised flow (N, 2, H, W) uint8 -> pictures (N, 3, H, W) uint8, channels last: x, y and speed.
+
+    x and y are grey where nothing moves and reach black and white at `picture` pixels; speed is black where nothing
+    moves and white at so many pixels. A network trained on photographs takes them as they are.
+    """
+    assert preparation.picture is not None
+    unit = (preparation.flow_bound or 20.0) / preparation.picture / 127.5
+    flow = images.to(torch.float32).sub_(128).mul_(unit).clamp_(-1, 1)
+    speed = flow.square().sum(1, keepdim=True).sqrt_().clamp_(max=1)
+    picture = torch.cat((flow.add_(1).mul_(127.5), speed.mul_(255)), 1)
+    return picture.round_().to(torch.uint8, memory_format=torch.channels_last)
+
+
 def flip_clips(clips: Tensor, flip: Tensor, modality: str) -> Tensor:
     """Mirror those uint8 clips (N, C, H, W) that `flip` (N,) names, left to right.
 
-    In a mirrored video everything that moved right moves left: for flow the x planes (even channels) are
-    negated, that is 255 - x in the quantised images; y stays.
+    In a mirrored video everything that moved right moves left: for flow the x planes (even channels, or the first of a
+    picture's three) are negated, that is 255 - x in the quantised images; y stays.
     """
     mirrored = clips.flip(-1)
     if modality == "flow":
-        mirrored[:, 0::2] = 255 - mirrored[:, 0::2]
+        step = 3 if clips.shape[1] == 3 else 2
+        mirrored[:, 0::step] = 255 - mirrored[:, 0::step]
     return torch.where(flip[:, None, None, None], mirrored, clips)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from dataloader.clips import TestSampling, TrainSampling
 from dataloader.loaders import Data, DataSettings
+from engine import pooling
+from engine.features import FeatureSettings
 from engine.run import Run
 from engine.state import TrainingSettings
 from saved.checkpoints import Checkpoint, read_checkpoint
@@ -18,7 +20,7 @@ from utils import ArgumentParser, InputError, Switch, bounded, world
 
 # What a flag given on a resume does not have to repeat: everything that shapes the training, from the checkpoint.
 NOT_RESTORED = {
-    "resume", "evaluate", "start_epoch", "output", "features", "rgb_dir", "flow_dir", "ucf_list", "workers",
+    "resume", "evaluate", "start_epoch", "output", "features", "pooling", "rgb_dir", "flow_dir", "ucf_list", "workers",
     "device", "compile", "save_every_minutes", "allow_missing", "on_error", "weights", "flow_order",
 }  # fmt: skip
 
@@ -97,14 +99,22 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     group.add_argument("--test-starts", choices=("spread", "original", "tsn"), default="spread",
                        help="where clips begin: from a video's start to its end; or as the original had them, which "
                             "leaves the end out; or TSN. A checkpoint of theirs sets it (docs/differences.md)")
-    group.add_argument("--test-views", type=int, choices=(1, 5, 10), default=1,
-                       help="crops per clip: centre; and corners; and their flips (TSN 4.2). Averaged before softmax")
+    group.add_argument("--test-views", type=int, choices=(1, 2, 5, 10), default=1,
+                       help="crops per clip: 1 the centre, 5 corners, too; 2 and 10 with flips (TSN 4.2). Averaged "
+                            "before softmax")
     group.add_argument("--test-resize", choices=("squash", "center", "crop"), default="squash",
                        help="squash: the whole image, as the original; center: a square of 224/256 of the short side; "
                             "crop: of --size pixels, as large as random crops are")
     group.add_argument("--eval-every", type=bounded(int, 1), default=1, metavar="N",
                        help="test after every N-th epoch, and the last")
-    group.add_argument("--features", metavar="OUT.npz", help="with a test, also write the pooled features")
+    group.add_argument("--features", metavar="OUT.npz",
+                       help="write the pooled features of training and test videos, from --weights or --resume's "
+                            "network, and stop; with --evaluate: of the test videos, beside the test")
+
+    group.add_argument("--pooling", nargs="+", metavar="STAGE.POOL",
+                       help="what --features takes of each clip: the mean or max over the image of layer1 to layer4; "
+                            "layer4.mean is what the last layer sees (default: "
+                            f"{', '.join(f'{name} {chr(32).join(pools)}' for name, pools in pooling.DEFAULT.items())})")
 
     group = parser.add_argument_group("run")
     group.add_argument("--resume", nargs="?", const="last", metavar="PATH",
@@ -205,6 +215,16 @@ def training_settings(args: argparse.Namespace) -> TrainingSettings:
     names = [field.name for field in dataclasses.fields(TrainingSettings) if hasattr(args, field.name)]
     values: dict[str, Any] = {name: getattr(args, name) for name in names}
     return TrainingSettings(**{**values, "milestones": tuple(args.milestones)})
+
+
+def feature_settings(args: argparse.Namespace) -> FeatureSettings:
+    """The flags that say what --features writes, and of which network."""
+    weights: str | Path = args.resume or args.weights
+    where = str(Path(weights).resolve()) if Path(weights).is_file() else str(weights)  # to be found from any folder
+    return FeatureSettings(
+        Path(args.features), args.pooling, args.arch, where, getattr(args, "flow_order", "original"), args.seed,
+        args.amp, args.compile, args.workers,
+    )  # fmt: skip
 
 
 def make_run(stream: str, prefix: str, args: argparse.Namespace, data: Data) -> Run:

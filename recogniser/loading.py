@@ -16,10 +16,12 @@ from dataloader.clips import TestSampling
 from dataloader.names import UCF101_CLASSES
 from dataloader.splits import load_split
 from dataloader.transforms import Preparation
+from engine.pooling import feature_net
 from network import InferenceNet, trained_model
 from recogniser.decoded import PAIRS_AT_ONCE, Flow
+from recogniser.heads import TrainedHead, read_network
 from recogniser.streams import Stream
-from saved.checkpoints import Checkpoint, read_checkpoint
+from saved.checkpoints import Checkpoint
 from utils import InputError, cpu_count
 
 PER_SECOND = 2.5  # clips of a rolling window: more of them overlap in most of their frames
@@ -39,17 +41,25 @@ class Wishes:
 
 def load_streams(
     paths: Mapping[str, str | None], flow_order: str, wishes: Wishes, dtype: torch.dtype, device: torch.device
-) -> tuple[list[Stream], list[str]]:
-    """The streams of these checkpoints, {"spatial": path, "motion": path}, and the names of their classes."""
-    checkpoints = {}
+) -> tuple[list[Stream], list[str], list[TrainedHead]]:
+    """The streams of these files, {"spatial": path, "motion": path, "head": path}, their classes' names and heads."""
+    checkpoints: dict[str, Checkpoint] = {}
+    heads = []
     for name, path in paths.items():
         if not path:
             continue
-        checkpoints[name] = read_checkpoint(path, flow_order=flow_order)
-        belongs = "spatial" if checkpoints[name].preparation["modality"] == "rgb" else "motion"
+        network = read_network(path, flow_order)
+        if isinstance(network, TrainedHead):
+            heads.append(network)
+            streams_of = network.streams
+        else:
+            streams_of = {"spatial" if network.preparation["modality"] == "rgb" else "motion": network}
+        belongs = "head" if len(streams_of) == 2 else next(iter(streams_of))
+        checkpoints |= streams_of
         if name != belongs:
             raise InputError(f"--{name} {path} is a network of the {belongs} stream: give it to --{belongs}")
     names = choose_class_names(list(checkpoints.values()), wishes.lists)
+    pooling = {name: pools for head in heads for name, pools in head.pooling.items()}
     streams = []
     for name, theirs in checkpoints.items():
         checkpoint = theirs.in_order_of(names)
@@ -59,12 +69,16 @@ def load_streams(
             samples, wishes.views or checkpoint.args.get("test_views", 1), checkpoint.args.get("test_starts", "spread"),
             every=preparation.sampling_rate or 1 if name == "spatial" else 1,
         )  # fmt: skip
-        if sampling.views > 1 and preparation.test_resize == "squash":
+        if sampling.views > 2 and preparation.test_resize == "squash":
             raise InputError(f"--views {sampling.views} cuts corners, but {checkpoint.path} was tested on whole images")
         flow = choose_flow(wishes, checkpoint.path, preparation, device) if preparation.modality == "flow" else None
-        net = InferenceNet(trained_model(checkpoint), preparation, dtype).to(device)
+        model = trained_model(checkpoint)
+        if name in pooling:  # what it says are then features, for a head
+            net = feature_net(model, preparation, pooling[name], dtype).to(device)
+        else:
+            net = InferenceNet(model, preparation, dtype).to(device)
         streams.append(Stream(name, net, preparation, sampling, flow, device))
-    return streams, names
+    return streams, names, heads
 
 
 def choose_samples(tested: int, seconds: float | None) -> int:

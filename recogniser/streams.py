@@ -15,6 +15,7 @@ from dataloader.transforms import Preparation
 from network import InferenceNet
 from recogniser.answers import Answer
 from recogniser.decoded import DecodedFrames, Flow
+from recogniser.heads import TrainedHead
 from recogniser.vote import ROUND, is_decided, spread_order, weighted
 from recogniser.windows import Window
 from utils import plural
@@ -65,6 +66,7 @@ class Recogniser:
     unknown_below: float = 0.0  # probability that the first class must reach to be named
     stop_early: bool = False  # leave out clips that can hardly change the answer
     temperature: float = 1.0  # of the weighted mean of the streams' logits
+    heads: Sequence[TrainedHead] = ()  # which make logits of one or both streams' features
 
     def frames_of(self, video: str) -> list[DecodedFrames]:
         """The makers of each stream's clips of one video."""
@@ -86,7 +88,7 @@ class Recogniser:
             if window.count < one.fewest
         ]
         weights = weighted(self.weights, [stream.name for stream, _ in pairs])
-        if self.stop_early:
+        if self.stop_early and not self.heads:
             logits, places = _vote(window, pairs, weights)
             computed, planned = len(logits[0]), pairs[0][0].sampling.samples
             if computed < planned:
@@ -99,6 +101,15 @@ class Recogniser:
             stream.name: window.start + (one.starts(window.count)[own] + one.fewest / 2) / window.rate
             for (stream, one), own in zip(pairs, places, strict=True)
         }
+        for head in self.heads:
+            if not head.streams.keys() <= named.keys():
+                fewest = max(decoded, key=lambda one: one.fewest)
+                raise VideoError(fewest.too_few(window.count))
+            middle = np.mean([times[name].mean() for name in head.streams], keepdims=True)
+            answer = head.answer(named)
+            if len(head.streams) == 2:  # of the two there is one answer
+                named, times, weights = {}, {}, [1.0]
+            named[head.name], times[head.name] = answer, middle
         return Answer(
             self.names, window.start, window.end, window.count, named, times, weights,
             self.temperature, self.unknown_below, tuple(notes),

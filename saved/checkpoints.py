@@ -104,6 +104,8 @@ def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str =
     content = load_checkpoint(path)
     source, state = _read_weights(content, path, flow_order)
     arch = guess_arch(state)
+    if content.get("format") == "two-stream-head":
+        raise InputError(f"{path} is a head with the networks that make its features: give it to predict.py --head")
     if arch is None:
         raise InputError(f"{path} holds no ResNet of torchvision; its layers are {_list(state)}")
     num_classes, in_channels = state["fc.weight"].shape[0], state["conv1.weight"].shape[1]

@@ -17,7 +17,7 @@ BELOW = {
     "saved": {"utils", "dataloader"},
     "engine": {"utils", "dataloader", "network", "saved"},
     "data": {"utils", "dataloader"},
-    "recogniser": {"utils", "dataloader", "data", "network", "saved", "report.fonts"},
+    "recogniser": {"utils", "dataloader", "data", "network", "saved", "engine", "report.fonts"},
     "report": {"utils", "dataloader", "saved"},
 }
 FREE = ("benchmarks", "tests")

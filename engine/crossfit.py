@@ -1,0 +1,198 @@
+"""Fit a head on training videos alone, and choose what it needs choosing by videos held out of them.
+
+Each choice is made by the cross-entropy of out-of-fold logits: those that each training video gets from a head that
+was fitted without its fold. They are also what weights of a fusion may be learned from.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.heads import TEMPORAL, predict_temporal, train_temporal
+from utils import InputError, cross_entropy
+
+STRENGTHS = tuple(10.0 ** np.arange(-1, 5.01, 0.5))  # C of logistic regression, on z-scores, of mean square length 1
+ABSENT = 20.0  # how far below all others the logit of a class without a training video is
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A head fitted on all training videos, and what its folds said."""
+
+    logits: np.ndarray  # (V, samples or 1, classes) float32 of all videos, training videos included
+    held_out: np.ndarray  # (training videos, classes) float32, out of fold
+    choice: dict[str, Any]  # what was chosen, and how
+    state: dict[str, torch.Tensor]  # the head's weights; of a linear head fc.weight and fc.bias
+
+
+def make_folds(labels: np.ndarray, groups: np.ndarray, number: int, seed: int) -> tuple[list[np.ndarray], str]:
+    """Stratified folds that keep groups together: (each fold's held-out indices, how they were made).
+
+    There are fewer than `number` where the classes have fewer groups. A class of one group is held out once, by heads
+    that never saw it, which is honest and no help.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    present = np.unique(labels)
+    if len(present) < 2:
+        raise InputError("all training videos are of one class: nothing to tell apart; add a class")
+    most = int(np.median([len(np.unique(groups[labels == label])) for label in present]))
+    number = min(number, most)
+    if number < 2:
+        raise InputError("most classes have a single training video, or group of them: nothing can be held out")
+    alone = len(np.unique(groups)) == len(groups)
+    kind = StratifiedKFold if alone else StratifiedGroupKFold
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer videos than folds
+        splits = kind(number, shuffle=True, random_state=seed).split(labels, labels, groups)
+        folds = [held for _, held in splits if len(held)]
+    return folds, f"{len(folds)} folds by {'video' if alone else 'group'}"
+
+
+def out_of_fold(folds: Sequence[np.ndarray], fit: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    """Run `fit(rows to train on, rows held out)` for each fold, and put what it says of the held-out rows in order.
+
+    What it returns is (..., held out, classes).
+    """
+    total = sum(len(fold) for fold in folds)
+    result = None
+    for held in folds:
+        found = fit(np.setdiff1d(np.arange(total), held), held)
+        if result is None:
+            result = np.empty((*found.shape[:-2], total, found.shape[-1]), np.float32)
+        result[..., held, :] = found
+    assert result is not None
+    return result
+
+
+# --- logistic regression -------------------------------------------------------------------------------
+
+
+def fit_linear(
+    values: np.ndarray,
+    train: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    classes: int,
+    folds: int,
+    seed: int,
+    over_time: str = "mean+std",
+) -> Fit:
+    """Logistic regression on each video's mean feature, or mean and spread, its strength C chosen by cross-validation.
+
+    values (V, samples, F); labels and groups (V,); train (n,) indices. By "mean" alone, logits are of each sample's
+    own features, so that their mean is the video's; as a network's last layer it takes the features as they are.
+    """
+    everyone = time_statistics(values, over_time)
+    means = everyone[train]
+    chosen, how = make_folds(labels[train], groups[train], folds, seed)
+    y = labels[train]
+
+    def path(rows: np.ndarray, held: np.ndarray) -> np.ndarray:
+        weights, biases = logistic_path(means[rows], y[rows], classes, STRENGTHS)
+        return np.einsum("vf,scf->svc", means[held], weights) + biases[:, None]
+
+    curve = out_of_fold(chosen, path)
+    losses = [cross_entropy(logits, y) for logits in curve]
+    best = int(np.argmin(losses))
+    weights, biases = logistic_path(means, y, classes, STRENGTHS[: best + 1])
+    weight, bias = weights[-1].astype(np.float32), biases[-1].astype(np.float32)
+    choice = {
+        "C": STRENGTHS[best], "chosen_by": f"cross-entropy of {how} of the training videos",
+        "tried": dict(zip(map(str, STRENGTHS), losses, strict=True)),
+    }  # fmt: skip
+    if over_time == "mean":
+        logits = np.stack([row.astype(np.float32) @ weight.T + bias for row in values])
+    else:
+        logits = (everyone @ weights[-1].T + biases[-1]).astype(np.float32)[:, None]
+    return Fit(logits, curve[best], choice, {"fc.weight": torch.from_numpy(weight), "fc.bias": torch.from_numpy(bias)})
+
+
+def time_statistics(values: np.ndarray, over_time: str) -> np.ndarray:
+    """(n, samples, F) float16 -> (n, F or 2 F) float64: the mean over samples, and their standard deviation."""
+    parts = [np.stack([row.mean(0, dtype=np.float64) for row in values])]
+    if over_time == "mean+std":
+        parts.append(np.stack([row.std(0, dtype=np.float64) for row in values]))
+    return np.concatenate(parts, 1)
+
+
+def logistic_path(
+    x: np.ndarray, y: np.ndarray, classes: int, strengths: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logistic regression at each C, from weak to strong: weights (C, classes, F) and biases (C, classes) for x itself.
+
+    Inside, each feature of x (n, F) is centred and divided by its standard deviation, and all by one number, to mean
+    square length 1. With fewer videos than features x is turned to its n principal axes, which changes nothing in the
+    answer (the penalty is round) and makes it cheap.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    centre = x.mean(0)
+    spread = x.std(0)
+    moving = spread > 1e-6 * spread.max()  # the others say nothing
+    scale = np.where(moving, 1 / np.where(moving, spread, 1), 0) / np.sqrt(max(1, moving.sum()))
+    moved = (x - centre) * scale
+    turn = np.linalg.svd(moved, full_matrices=False)[2] if len(x) < x.shape[1] else None
+    turned = moved if turn is None else moved @ turn.T
+    present, y = np.unique(y, return_inverse=True)
+    model = LogisticRegression(max_iter=1000, tol=1e-5, warm_start=True)
+    weights = np.zeros((len(strengths), classes, x.shape[1]))
+    biases = np.zeros((len(strengths), classes))
+    for place, strength in enumerate(strengths):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of no convergence, at strengths that the folds do not choose
+            model.set_params(C=strength).fit(turned, y)
+        coefficients, intercepts = model.coef_ if turn is None else model.coef_ @ turn, model.intercept_
+        if len(present) == 2:  # one row: the log odds
+            coefficients = np.concatenate((-coefficients, coefficients)) / 2
+            intercepts = np.concatenate((-intercepts, intercepts)) / 2
+        weights[place, present] = coefficients * scale
+        biases[place] = intercepts.min() - ABSENT
+        biases[place, present] = intercepts - weights[place, present] @ centre
+    return weights, biases
+
+
+# --- heads over time -----------------------------------------------------------------------------------
+
+
+def fit_temporal(
+    kind: str,
+    streams: Sequence[np.ndarray],
+    train: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    classes: int,
+    folds: int,
+    seed: int,
+    device: torch.device,
+    tick: Callable[[], Any] = lambda: None,
+) -> Fit:
+    """TS-LSTM or Temporal-Inception on the features of one or two streams, joined; its epochs chosen on the folds.
+
+    `tick` is called after each epoch of each fold, and of the training on all.
+    """
+    recipe = TEMPORAL[kind]
+    chosen, how = make_folds(labels[train], groups[train], folds, seed)
+
+    def curve(rows: np.ndarray, held: np.ndarray) -> np.ndarray:
+        return train_temporal(
+            recipe, streams, labels, classes, train[rows], recipe.epochs, seed, device, train[held], tick
+        )[1]  # fmt: skip
+
+    curves = out_of_fold(chosen, curve)
+    losses = [cross_entropy(logits, labels[train]) for logits in curves]
+    best = int(np.argmin(losses))
+    head, _ = train_temporal(recipe, streams, labels, classes, train, best + 1, seed, device, tick=tick)
+    choice = {
+        "epochs": best + 1, "of": recipe.epochs, "chosen_by": f"cross-entropy of {how} of the training videos",
+        "tried": losses,
+    }  # fmt: skip
+    everyone = predict_temporal(head, streams, np.arange(len(labels)), device)
+    state = {name: value.cpu() for name, value in head.state_dict().items()}
+    return Fit(everyone[:, None], curves[best], choice, state)

@@ -1,0 +1,67 @@
+"""What is taken as a clip's features: means or maxima over the image of a ResNet's stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import ResNet
+
+from dataloader.transforms import Preparation
+from network import InferenceNet
+from utils import InputError
+
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+LAST = ("layer4.mean",)  # what the last layer sees
+POOLINGS = tuple(f"{stage}.{pool}" for stage in STAGES for pool in ("mean", "max"))
+# Where ImageNet's classes are far from the task, the last stage's mean says least: docs/results.md.
+DEFAULT = {"spatial": ("layer3.mean", "layer4.max"), "motion": ("layer3.mean",)}
+
+
+class PooledTrunk(nn.Module):
+    """A ResNet without its last layer: (N, channels, H, W) -> (N, features), the poolings one behind the other."""
+
+    def __init__(self, trunk: ResNet, pooling: Sequence[str]) -> None:
+        super().__init__()
+        self.trunk, self.pooling = trunk, tuple(pooling)
+
+    def forward(self, x: Tensor) -> Tensor:
+        trunk = self.trunk
+        x = trunk.maxpool(trunk.relu(trunk.bn1(trunk.conv1(x))))
+        found = {}
+        for stage in STAGES:
+            x = getattr(trunk, stage)(x)
+            if f"{stage}.mean" in self.pooling:
+                found[f"{stage}.mean"] = x.mean((2, 3), dtype=torch.float32)
+            if f"{stage}.max" in self.pooling:
+                found[f"{stage}.max"] = x.amax((2, 3)).float()
+        return torch.cat([found[name] for name in self.pooling], 1)
+
+
+def feature_net(
+    model: ResNet, preparation: Preparation, pooling: Sequence[str], dtype: torch.dtype, compiled: bool = False
+) -> InferenceNet:
+    """A network made for testing whose both outputs are the pooled features."""
+    check_pooling(pooling)
+    net = InferenceNet(model, preparation, dtype)
+    net.trunk = PooledTrunk(net.trunk, pooling)  # type: ignore[arg-type]
+    net.fc = nn.Identity()  # type: ignore[assignment]
+    if compiled:
+        net.trunk.compile()
+    return net
+
+
+def feature_count(model: ResNet, pooling: Sequence[str]) -> int:
+    """How many features the poolings make."""
+    widths = {}
+    for stage in STAGES:
+        block = getattr(model, stage)[-1]
+        widths[stage] = (block.conv3 if hasattr(block, "conv3") else block.conv2).out_channels
+    return sum(widths[name.partition(".")[0]] for name in pooling)
+
+
+def check_pooling(pooling: Sequence[str]) -> None:
+    unknown = [name for name in pooling if name not in POOLINGS]
+    if unknown or len(set(pooling)) < len(pooling):
+        raise InputError(f"--pooling {' '.join(pooling)}: name some of {', '.join(POOLINGS)}, each once")

@@ -1,0 +1,302 @@
+"""Train small networks on pooled features of one or both streams, in seconds to minutes, and write predictions.
+
+  python spatial_cnn.py --features rgb.npz       first the features of all videos, from ImageNet weights or --resume's
+  python motion_cnn.py --features flow.npz
+  python heads.py --spatial rgb.npz --motion flow.npz
+
+Heads: linear is logistic regression on each stream's features, their mean and spread over time; ts-lstm and
+inception (Ma et al. 2017, arXiv 1703.10667) look at the course over time of both streams' features together. What is
+chosen, the strength or the epochs, is chosen on training videos alone, by folds that keep the videos of one recording
+or person together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.models.resnet import ResNet
+from tqdm import tqdm
+
+from dataloader.names import first_few
+from dataloader.transforms import Preparation
+from engine.crossfit import Fit, fit_linear, fit_temporal
+from engine.features import trunk_hash
+from engine.heads import TEMPORAL
+from engine.pooling import LAST
+from network import build_model, trained_model
+from saved.checkpoints import read_checkpoint
+from saved.features import Features, read_features
+from saved.predictions import write_predictions
+from utils import (
+    ArgumentParser,
+    InputError,
+    accuracy,
+    check_writable,
+    plural,
+    run_main,
+    save_checkpoint,
+    set_up_device,
+    weights_hash,
+    write_json,
+)
+
+HEADS = ("linear", *TEMPORAL)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    group = parser.add_argument_group("features")
+    group.add_argument("--spatial", metavar="NPZ", help="what spatial_cnn.py --features wrote")
+    group.add_argument("--motion", metavar="NPZ", help="what motion_cnn.py --features wrote; one of the two is enough")
+    group = parser.add_argument_group("heads")
+    group.add_argument("--head", nargs="+", choices=HEADS, default=["linear"], metavar="HEAD",
+                       help=f"one or several of {', '.join(HEADS)}")
+    group.add_argument("--over-time", choices=("mean", "mean+std"), default="mean+std",
+                       help="what linear sees of a video's samples; of the mean of layer4.mean alone, it becomes a "
+                            "network's last layer, to fine-tune with --weights")
+    group.add_argument("--folds", type=int, default=5, help="parts of the training videos, each held out once")
+    group.add_argument("--seed", type=int, default=0, help="of the folds, and of what is random in training")
+    group.add_argument("--output", type=Path, default=Path("record/heads"), metavar="DIR",
+                       help="for HEAD/STREAM/: predictions, checkpoint, and in val/ the held-out predictions")
+    group.add_argument("--device", default="auto", help="of ts-lstm and inception: auto, cpu, cuda, cuda:N or mps")
+    args = parser.parse_args()
+    if not (args.spatial or args.motion):
+        raise InputError("no features: name a file with --spatial NPZ, --motion NPZ or both")
+    if args.folds < 2:
+        raise InputError(f"--folds {args.folds}: give at least 2")
+    if not 0 <= args.seed < 2**32:
+        raise InputError(f"--seed {args.seed}: must be from 0 to {2**32 - 1}")
+    args.head = [head for head in HEADS if head in args.head]
+    return args
+
+
+def main() -> int:
+    args = parse_arguments()
+    device = set_up_device(args.device)
+    streams = load_streams(args)
+    check_writable(args.output)
+    networks = {name: load_network(one) for name, one in streams.items()}
+    rows: list[Row] = []
+    for head in args.head:
+        if head == "linear":
+            for name, one in streams.items():
+                rows.append(fit_and_write(args, head, name, {name: one}, networks, device))
+            if len(streams) == 2:
+                rows.append(average(rows[-2:]))
+        else:
+            name = "both" if len(streams) == 2 else next(iter(streams))
+            rows.append(fit_and_write(args, head, name, streams, networks, device))
+    write_json(args.output / "heads.json", [row.about() for row in rows])
+    print(table(rows))
+    print(next_commands(args, rows))
+    return 0
+
+
+# --- features and the networks that they come from ------------------------------------------------------
+
+
+def load_streams(args: argparse.Namespace) -> dict[str, Features]:
+    """The features that the flags name, by stream; of two, the same videos with the same labels in the same order."""
+    streams = {}
+    for name, path in (("spatial", args.spatial), ("motion", args.motion)):
+        if path:
+            streams[name] = read_features(path)
+            if streams[name].about["stream"] != name:
+                raise InputError(f"--{name} {path} holds features of the {streams[name].about['stream']} stream")
+    for one in streams.values():
+        for subset in ("train", "test"):
+            if not len(one.rows(subset)):
+                raise InputError(f"{one.path} holds no {subset} videos; extract features without --evaluate")
+    if len(streams) == 2:
+        spatial, motion = streams.values()
+        lacking = sorted(set(spatial.videos) ^ set(motion.videos))
+        if lacking:
+            raise InputError(f"{spatial.path} and {motion.path} are not of the same videos: {first_few(lacking)}")
+        same = spatial.videos == motion.videos and spatial.about["class_names"] == motion.about["class_names"]
+        if not same or (spatial.labels != motion.labels).any() or (spatial.subset != motion.subset).any():
+            raise InputError(f"{spatial.path} and {motion.path} are of different splits; extract both with one list")
+        samples = {one.values.shape[1] for one in streams.values()}
+        if len(samples) > 1 and args.head != ["linear"]:
+            raise InputError(f"{spatial.path} and {motion.path} differ in --test-samples: over time they don't match")
+    return streams
+
+
+def load_network(features: Features) -> ResNet:
+    """The network that gave the features, in evaluation mode, for a checkpoint to hold."""
+    about, preparation = features.about["network"], Preparation.from_dict(features.about["preparation"])
+    if "checkpoint" in about:
+        model = trained_model(read_checkpoint(about["checkpoint"], flow_order=about["flow_order"]))
+    else:
+        classes = len(features.about["class_names"])
+        torch.manual_seed(about["seed"])  # of random weights
+        model = build_model(about["arch"], preparation.channels, classes, about["weights"]).eval()
+    if trunk_hash(model) != about["sha256"]:
+        where = about.get("checkpoint") or about["weights"]
+        raise InputError(f"{features.path} was made by another network than {where} is now; extract the features again")
+    return model
+
+
+# --- heads ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    head: str
+    stream: str
+    held_out: np.ndarray  # (training videos, classes)
+    test: np.ndarray  # (test videos, classes)
+    truth: tuple[np.ndarray, np.ndarray]  # labels of both
+    seconds: float
+    choice: dict[str, Any]
+
+    def scores(self) -> tuple[float, float]:
+        """Top-1 of held-out training videos and of test videos."""
+        return accuracy(self.held_out, self.truth[0])["top1"], accuracy(self.test, self.truth[1])["top1"]
+
+    def about(self) -> dict[str, Any]:
+        held_out, test = self.scores()
+        figures = {"held_out_top1": held_out, "test_top1": test, "seconds": round(self.seconds, 1)}
+        return {"head": self.head, "stream": self.stream, **figures, "choice": self.choice}
+
+
+def fit_and_write(
+    args: argparse.Namespace,
+    head: str,
+    name: str,
+    streams: dict[str, Features],
+    networks: dict[str, ResNet],
+    device: torch.device,
+) -> Row:
+    """Fit a head on one stream's features, or on both, and write what it says and what it is."""
+    start = time.monotonic()
+    one = next(iter(streams.values()))
+    train, test, classes = one.rows("train"), one.rows("test"), len(one.about["class_names"])
+    if head == "linear":
+        fit = fit_linear(
+            one.values, train, one.labels, one.groups, classes, args.folds, args.seed, args.over_time
+        )  # fmt: skip
+    else:
+        total = (args.folds + 1) * TEMPORAL[head].epochs  # at most: the last training stops where the folds were best
+        silent = not sys.stderr.isatty()
+        with tqdm(total=total, desc=f"{head} {name}", unit="epoch", leave=False, disable=silent) as bar:
+            fit = fit_temporal(head, [each.values for each in streams.values()], train, one.labels, one.groups, classes,
+                               args.folds, args.seed, device, bar.update)  # fmt: skip
+    folder = args.output / head / name
+    checkpoint = make_checkpoint(args, head, streams, networks, fit)
+    save_checkpoint(checkpoint, folder / "checkpoint.pth.tar")
+    stream = name if name in streams else head
+    about = describe(streams, checkpoint["weights_sha256"])
+    for subset, rows, place in (("test", test, folder), ("val", train, folder / "val")):
+        videos = [one.videos[row] for row in rows]
+        logits = fit.logits[rows] if subset == "test" else fit.held_out[:, None]
+        labels = {video: int(one.labels[row]) for video, row in zip(videos, rows, strict=True)}
+        folders = {video: one.about["frames"]["folders"][video] for video in videos}
+        frames = {"root": one.about["frames"]["root"], "folders": folders}
+        write_predictions(place, stream, dict(zip(videos, logits, strict=True)),
+                          {**about, "subset": subset, "labels": labels, "frames": frames})  # fmt: skip
+    truth = one.labels[train], one.labels[test]
+    return Row(head, name, fit.held_out, fit.logits[test].mean(1), truth, time.monotonic() - start, fit.choice)
+
+
+def average(rows: Sequence[Row]) -> Row:
+    """The average of two streams' logits, as fusion.py takes it."""
+    held_out, test = (np.mean([getattr(row, part) for row in rows], 0) for part in ("held_out", "test"))
+    return Row(rows[0].head, "average", held_out, test, rows[0].truth, sum(row.seconds for row in rows), {})
+
+
+def describe(streams: dict[str, Features], sha256: str) -> dict[str, Any]:
+    """What predictions.json says of all of a head's predictions."""
+    one = next(iter(streams.values())).about
+    protocol = {"samples": one["samples"], "views": one["views"], **one["preparation"]}
+    if len(streams) == 2:
+        protocol = {name: {"samples": f.about["samples"], "views": f.about["views"], **f.about["preparation"]}
+                    for name, f in streams.items()}  # fmt: skip
+    kept = {key: one[key] for key in ("dataset", "split", "class_names")}
+    checkpoint = {"name": "checkpoint.pth.tar", "epoch": -1, "weights_sha256": sha256}
+    return {**kept, "protocol": protocol, "checkpoint": checkpoint}
+
+
+def make_checkpoint(
+    args: argparse.Namespace, head: str, streams: dict[str, Features], networks: dict[str, ResNet], fit: Fit
+) -> dict[str, Any]:
+    """What predict.py takes. A linear head on what a last layer sees is one: a stream's checkpoint like any other.
+
+    Other heads come with the networks that make their features.
+    """
+    first = next(iter(streams.values())).about
+    common = {"class_names": first["class_names"], "dataset": first["dataset"], "split": first["split"]}
+    last_layer = head == "linear" and args.over_time == "mean" and tuple(first["pooling"]) == LAST
+    if last_layer:
+        ((name, features),) = streams.items()
+        about = features.about
+        state = {**networks[name].state_dict(), **fit.state}
+        return {
+            "format": "two-stream", "arch": about["network"]["arch"], **common, "preparation": about["preparation"],
+            "args": {"test_samples": about["samples"], "test_views": about["views"]},
+            "epoch": -1, "batch": 0, "best_prec1": -1.0, "ema": None, "state_dict": state,
+            "head": {"kind": head, "choice": fit.choice}, "weights_sha256": weights_hash(state),
+        }  # fmt: skip
+    parts = {
+        name: {
+            "arch": features.about["network"]["arch"], "preparation": features.about["preparation"],
+            "samples": features.about["samples"], "views": features.about["views"],
+            "pooling": features.about["pooling"],
+            "state_dict": {k: v for k, v in networks[name].state_dict().items() if not k.startswith("fc.")},
+        }
+        for name, features in streams.items()
+    }  # fmt: skip
+    return {
+        "format": "two-stream-head", **common, "streams": parts,
+        "head": {"kind": head, "over_time": args.over_time, "choice": fit.choice},
+        "state_dict": fit.state, "weights_sha256": weights_hash(fit.state),
+    }  # fmt: skip
+
+
+# --- what it says --------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Top-1 of each head and stream, and how it was chosen."""
+    counts = [len(labels) for labels in rows[0].truth]
+    lines = [
+        f"top-1, %: training videos ({counts[0]:,}) held out of their head, and test videos ({counts[1]:,})",
+        f"{'head':10} {'stream':8} {'held out':>9} {'test':>7}   chosen",
+    ]
+    for row in rows:
+        held_out, test = row.scores()
+        chosen = [f"{key} {row.choice[key]:.3g}" for key in ("C", "epochs") if key in row.choice]
+        chosen += [f"by {row.choice['chosen_by']}, {row.seconds:.0f} s"] if row.choice else []
+        lines.append(f"{row.head:10} {row.stream:8} {held_out:9.2f} {test:7.2f}   {' '.join(chosen)}".rstrip())
+    return "\n".join(lines)
+
+
+def next_commands(args: argparse.Namespace, rows: Sequence[Row]) -> str:
+    """How to fuse, and how to recognise a new video, with the head that is best on held-out videos."""
+    lines = []
+    linear = [row.stream for row in rows if row.head == "linear" and row.stream != "average"]
+    folder = (args.output / "linear").as_posix()
+    if len(linear) == 2:
+        lines.append(f"fuse:     python fusion.py --spatial {folder}/spatial --motion {folder}/motion")
+    best = max((row for row in rows if row.stream == "average" or len(linear) < 2 or row.head != "linear"),
+               key=lambda row: row.scores()[0])  # fmt: skip
+    if best.head == "linear":
+        flags = " ".join(f"--{stream} {folder}/{stream}/checkpoint.pth.tar" for stream in linear)
+    else:
+        flags = f"--head {(args.output / best.head / best.stream).as_posix()}/checkpoint.pth.tar"
+    which = f"{best.head}, the best on held-out {plural(len(best.truth[0]), 'video')}" if len(args.head) > 1 else ""
+    lines.append(f"predict:  python predict.py VIDEO {flags}" + (f"   ({which})" if which else ""))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_main(main)

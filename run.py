@@ -1,0 +1,134 @@
+"""From a folder of videos to the table, the report and the line that names the action in a new one, in one go.
+
+  python run.py VIDEOS                    VIDEOS holds a folder for each class
+  python run.py VIDEOS --way train        trains both networks, whatever the number of videos
+
+Up to 2,000 videos take the fast way: features from ImageNet networks, and a linear head for each stream, minutes
+without a GPU. More are trained on, for which a GPU is needed. What is done is not done again: kill it, start it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.steps import Step, run_steps
+from data.videos import find_videos, import_cv2
+from dataloader.names import UCF101_CLASSES, ucf_parts
+from utils import ArgumentParser, plural, run_main
+
+FEW = 2000  # videos that the fast way is for
+# RGB at every second frame; as many samples as a short video has, and as two cores pass through in minutes
+FAST = ["--arch", "resnet50", "--size", "160", "--test-views", "2"]
+
+
+def main() -> int:
+    args = parse_arguments()
+    import_cv2()
+    videos = [video.name for video in find_videos(args.videos, skip=args.record)]
+    way = args.way or ("heads" if len(videos) <= FEW else "train")
+    print(f"{plural(len(videos), 'video')} in {args.videos}: {WAYS[way]}", flush=True)
+    if args.data is None:
+        args.data = Path("record") / args.videos.resolve().name / "data" if way == "heads" else Path("data")
+    if args.record is None:
+        args.record = Path("record") / args.videos.resolve().name if way == "heads" else Path("record")
+    code = run_steps(heads_way(args) if way == "heads" else train_way(args, videos))
+    if code == 0:
+        streams = args.record / "heads/linear" if way == "heads" else args.record
+        name = "checkpoint.pth.tar" if way == "heads" else "model_best.pth.tar"
+        flags = [f"--{stream}={(streams / stream / name).as_posix()}" for stream in ("spatial", "motion")]
+        print(f"\nName the action in a new video:  python predict.py VIDEO {shlex.join(flags)}")
+    return code
+
+
+WAYS = {
+    "heads": "the fast way, linear heads on features of ImageNet networks (--way train trains the networks)",
+    "train": "training both networks (--way heads is the fast way)",
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of class folders of videos")
+    parser.add_argument("--way", choices=tuple(WAYS), help=f"(default: heads up to {FEW:,} videos, train above)")
+    parser.add_argument("--lists", type=Path, metavar="DIR",
+                        help="split lists (default: those that are there, else made by data/make_split.py)")
+    parser.add_argument("--data", type=Path, metavar="DIR",
+                        help="for frames, flow, lists, features (default: record/<name of VIDEOS>/data; train: data)")
+    parser.add_argument("--record", type=Path, metavar="DIR",
+                        help="for what is found out (default: record/<name of VIDEOS>; train: record)")
+    parser.add_argument("--flags", default="", metavar='"..."', help="more flags for both streams, such as --flags "
+                        "'--weights resnet50.pth'")  # fmt: skip
+    parser.add_argument("--flow-flags", default="", metavar='"..."', help="more flags for data/extract_flow.py")
+    return parser.parse_args()
+
+
+# --- the two ways --------------------------------------------------------------------------------------
+
+
+def heads_way(args: argparse.Namespace) -> list[Step]:
+    """Split, extract, features, heads, fusion."""
+    record, data = args.record, args.data
+    lists: Path = args.lists or data / "lists"
+    steps = split_step(args.videos, lists)
+    common = ["--ucf-list", str(lists), *FAST, *shlex.split(args.flags)]
+    spatial, motion, heads = data / "rgb.npz", data / "flow.npz", record / "heads"
+    steps += [
+        ("RGB frames", ["data/extract_rgb.py", str(args.videos), str(data / "rgb"), "--sampling-rate", "2"]),
+        ("optical flow", ["data/extract_flow.py", str(args.videos), str(data / "flow"), "--method", "dis",
+                          *shlex.split(args.flow_flags)]),
+        ("features of RGB", ["spatial_cnn.py", "--rgb-dir", str(data / "rgb"), "--features", str(spatial),
+                             "--test-samples", "10", *common]),
+        ("features of flow", ["motion_cnn.py", "--flow-dir", str(data / "flow"), "--features", str(motion),
+                              "--flow-picture", "12", "--test-samples", "16", *common]),
+        ("heads", ["heads.py", "--spatial", str(spatial), "--motion", str(motion), "--output", str(heads)]),
+        fusion_step(heads / "linear", record / "fusion"),
+    ]  # fmt: skip
+    return steps
+
+
+def train_way(args: argparse.Namespace, videos: Sequence[str]) -> list[Step]:
+    """Extract, train both streams, fuse. UCF101's videos are split by its own lists, or by its group rule."""
+    data, record = args.data, args.record
+    official = Path("data/ucfTrainTestlist")
+    if args.lists:
+        lists: Path | str = args.lists
+        steps: list[Step] = []
+    elif all((parts := ucf_parts(name)) and parts[0].casefold() in UCF101 for name in videos):
+        lists, steps = official if official.is_dir() else "none", []
+    else:
+        lists = data / "lists"
+        steps = split_step(args.videos, data / "lists")
+    common = ["--ucf-list", str(lists), "--resume", "auto", *shlex.split(args.flags)]
+    steps += [
+        ("RGB frames", ["data/extract_rgb.py", str(args.videos), str(data / "rgb")]),
+        ("optical flow", ["data/extract_flow.py", str(args.videos), str(data / "flow"),
+                          *shlex.split(args.flow_flags)]),
+        ("spatial stream", ["spatial_cnn.py", "--rgb-dir", str(data / "rgb"), "--output", str(record / "spatial"),
+                            *common]),
+        ("motion stream", ["motion_cnn.py", "--flow-dir", str(data / "flow"), "--output", str(record / "motion"),
+                           *common]),
+        fusion_step(record, record / "fusion"),
+    ]  # fmt: skip
+    return steps
+
+
+UCF101 = {name.casefold() for name in UCF101_CLASSES}
+
+
+def split_step(videos: Path, lists: Path) -> list[Step]:
+    """Make lists where there are none; a split stays what it is once it is made."""
+    if lists.is_dir() and any(lists.glob("*.txt")):
+        return []
+    return [("split into training and test", ["data/make_split.py", str(videos), str(lists)])]
+
+
+def fusion_step(streams: Path, output: Path) -> Step:
+    spatial, motion = str(streams / "spatial"), str(streams / "motion")
+    return "fusion and report", ["fusion.py", "--spatial", spatial, "--motion", motion, "--output", str(output)]
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,100 @@
+"""Pooled features of a split's videos: one .npz for each stream, which heads.py reads.
+
+  videos    (V,) str, the videos' keys; training videos first, each subset in the order of its list
+  labels    (V,) int64, indices into class_names
+  subset    (V,) str, "train" or "test"
+  groups    (V,) str, the recording or person that a video is of, as far as its name tells
+  features  (V, samples, F) float16, averaged over views; samples in time order
+  about     () str, JSON: format, stream, dataset, split, class_names, preparation, samples, views, frames; pooling,
+            such as layer4.mean, which is what the last layer sees; network: arch, where its weights are, and their
+            SHA-256 without fc
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataloader.names import first_few, group_of
+from utils import InputError, atomic_path
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one such file holds."""
+
+    path: Path
+    videos: list[str]
+    labels: np.ndarray
+    subset: np.ndarray
+    groups: np.ndarray
+    values: np.ndarray  # (V, samples, F) float16
+    about: dict[str, Any]
+
+    def rows(self, subset: str) -> np.ndarray:
+        """Where the videos of a subset stand: (n,) indices."""
+        return np.flatnonzero(self.subset == subset)
+
+
+def write_features(
+    path: str | Path,
+    videos: Sequence[str],
+    labels: Sequence[int],
+    subset: Sequence[str],
+    values: np.ndarray,
+    about: dict[str, Any],
+) -> None:
+    """Write the file, atomically. `values` may be a memory map: it is copied through in parts."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file, videos=np.array(videos), labels=np.array(labels, dtype=np.int64), subset=np.array(subset),
+            groups=np.array([_group(video) for video in videos]), features=values,
+            about=np.array(json.dumps({"format": FORMAT, **about}, ensure_ascii=False)),
+        )  # fmt: skip
+
+
+def _group(video: str) -> str:
+    """Its recording or person, which may be in several classes; its whole name where that tells neither."""
+    group = group_of(video)
+    return video if group == video.rpartition("/")[2] else group
+
+
+def read_about(path: str | Path) -> dict[str, Any] | None:
+    """What a features file says of itself, without reading its features; None where there is no such file."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return json.loads(str(content["about"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def read_features(path: str | Path) -> Features:
+    """Read a features file. Raises InputError for one that is missing, damaged, or not of this kind."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no features at {path}; extract them: spatial_cnn.py or motion_cnn.py --features {path}")
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            about = json.loads(str(content["about"]))
+            labels, subset, groups = content["labels"], content["subset"], content["groups"]
+            videos, values = content["videos"].tolist(), content["features"]
+            known = about["format"] == FORMAT
+            names, stream = about["class_names"], about["stream"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is not a features file of this project ({error}); extract it again") from None
+    sizes = {len(videos), len(labels), len(subset), len(groups), len(values)}
+    sound = known and len(sizes) == 1 and values.ndim == 3 and values.dtype.kind == "f" and isinstance(stream, str)
+    if not sound or not len(labels) or not (labels.min() >= 0 and labels.max() < len(names)):
+        raise InputError(f"{path} is not a features file of this project; extract it again")
+    bad = [video for video, row in zip(videos, values, strict=True) if not np.isfinite(row).all()]
+    if bad:
+        raise InputError(f"{path}: the features of {first_few(bad)} are not finite; was the network trained too fast?")
+    return Features(path, videos, labels, subset, groups, values, about)

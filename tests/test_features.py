@@ -1,0 +1,194 @@
+"""Features of all videos: which frames, which values, from which network; killed and gone on with."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, ROOT, SMALL
+
+from dataloader.clips import ClipDataset, TestSampling, clips_of
+from dataloader.layouts import index_frames
+from dataloader.names import group_of
+from dataloader.sampling import test_starts as spread
+from dataloader.spatial_dataloader import ReadFrame, spatial_sources
+from dataloader.splits import load_split
+from dataloader.transforms import IMAGENET_MEAN, IMAGENET_STD, Preparation, flip_clips, flow_picture, to_input
+from engine.pooling import check_pooling, feature_count, feature_net
+from network import build_model
+from saved.features import read_features, write_features
+from utils import InputError
+
+FLAGS = {"spatial": ("spatial_cnn.py", "--rgb-dir", "rgb"), "motion": ("motion_cnn.py", "--flow-dir", "flow")}
+EACH = {group: [f"{name}_g{group}_c01" for name in sorted(CLASSES, key=["Archery", "Hammering", "HammerThrow"].index)]
+        for group in ("01", "02", "08", "22")}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def extracted(tiny, run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features")
+    for stream, (script, flag, images) in FLAGS.items():
+        run(script, flag, tiny / images, *SMALL, "--features", folder / f"{stream}.npz")
+    return folder
+
+
+@pytest.mark.parametrize("stream", FLAGS)
+def test_training_and_test_videos_are_in_the_file(extracted, stream):
+    found = read_features(extracted / f"{stream}.npz")
+    assert found.values.shape == (12, 3, 768 if stream == "spatial" else 256) and found.values.dtype == np.float16
+    parts = {part: {found.videos[row] for row in found.rows(part)} for part in ("train", "test")}
+    assert parts["test"] == {*EACH["01"], *EACH["02"]} and parts["train"] == {*EACH["08"], *EACH["22"]}
+    for video, label, group in zip(found.videos, found.labels, found.groups, strict=True):
+        assert found.about["class_names"][label] == video.split("_")[0] and f"_g{group}_" in video
+    assert found.about["stream"] == stream and found.about["samples"] == 3
+    assert not (extracted / f"{stream}.npz.partial").exists()
+    assert set(extracted.iterdir()) == {extracted / "spatial.npz", extracted / "motion.npz"}
+
+
+def test_rgb_frames_are_the_middles_of_the_flow_stacks():
+    # by Ma et al.'s rule: stacks of 10 of the N - 1 pairs, the frame in the middle of each one's 11 frames
+    for frames in (11, 12, 40, 97):
+        stacks = spread(frames - 1 - 10 + 1, 7)
+        np.testing.assert_array_equal(spread(frames, 7, margin=5), stacks + 5)
+    assert spread(3, 2, margin=5).tolist() == [1, 1]  # as near as a short video has it
+
+
+def test_a_margin_is_kept_in_the_preparation_and_rounded_to_extracted_frames(extracted):
+    assert read_features(extracted / "spatial.npz").about["preparation"]["margin"] == 5
+    assert read_features(extracted / "motion.npz").about["preparation"]["margin"] == 0
+
+
+def test_features_are_those_of_the_network_that_is_named(tiny, run, extracted, tmp_path):
+    """--resume's network, whatever its classes, gives other features; a test with it gives the same ones."""
+    script, flag, images = FLAGS["motion"]
+    run(script, flag, tiny / images, *SMALL, "--epochs", 1, "--output", tmp_path / "run")
+    trained = tmp_path / "run/checkpoint.pth.tar"
+    common = (script, flag, tiny / images, "--ucf-list", "none", "--workers", 0, "--resume", trained)
+    run(*common, "--features", tmp_path / "all.npz", "--pooling", "layer4.mean")
+    run(*common, "--evaluate", "--output", tmp_path / "test", "--features", tmp_path / "test.npz")
+    found, tested = read_features(tmp_path / "all.npz"), np.load(tmp_path / "test.npz")
+    assert found.values.shape == (12, 3, 512)  # what the last layer sees
+    rows = [found.videos.index(video) for video in tested["videos"].tolist()]
+    assert rows == found.rows("test").tolist()
+    np.testing.assert_allclose(found.values[rows], tested["features"], rtol=2e-3, atol=2e-3)  # float16
+    assert not np.allclose(found.values, read_features(extracted / "motion.npz").values, atol=0.01)
+    assert found.about["network"]["checkpoint"] == str(trained.resolve())
+
+
+def test_killed_and_started_again_it_goes_on_with_the_same_result(tiny, run, extracted, tmp_path):
+    script, flag, images = FLAGS["spatial"]
+    out, partial = tmp_path / "f.npz", tmp_path / "f.npz.partial"
+    command = [script, flag, tiny / images, *SMALL, "--features", out]
+    whole = read_features(extracted / "spatial.npz")
+    size = whole.values[0].nbytes
+    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (partial.exists() and partial.stat().st_size > 5000 + size):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if partial.exists():  # else it was faster than the signal
+        with open(partial, "r+b") as file:
+            head = file.readline()
+            done = (partial.stat().st_size - len(head)) // size
+            # what is done is taken from the file, half a video is not
+            file.seek(len(head))
+            file.write(np.full(size // 2, 7, np.float16).tobytes())
+            file.truncate(len(head) + done * size)
+            file.seek(0, 2)
+            file.write(b"\0" * (size // 3))
+        assert done
+    run(*command)
+    found = read_features(out)
+    assert found.videos == whole.videos
+    if (found.values[0] == 7).all():
+        np.testing.assert_array_equal(found.values[1:], whole.values[1:])
+    else:
+        np.testing.assert_array_equal(found.values, whole.values)
+    told = run(*command).stdout
+    assert "is there already" in told
+
+
+def test_a_partial_file_of_other_settings_is_begun_again(tiny, run, extracted, tmp_path):
+    script, flag, images = FLAGS["spatial"]
+    (tmp_path / "f.npz.partial").write_bytes(b'{"stream": "spatial"}\n' + b"\0" * 4096)
+    told = run(script, flag, tiny / images, *SMALL, "--features", tmp_path / "f.npz").stderr
+    assert "begun again" in told
+    whole = read_features(extracted / "spatial.npz").values
+    np.testing.assert_array_equal(read_features(tmp_path / "f.npz").values, whole)
+
+
+def test_bad_files_are_told(extracted, tmp_path):
+    (tmp_path / "junk.npz").write_bytes(b"PK\x03\x04 no zip")
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    shutil.copy(extracted / "spatial.npz", tmp_path / "cut.npz")
+    with open(tmp_path / "cut.npz", "r+b") as file:
+        file.truncate(9000)
+    values, about = np.full((2, 1, 4), np.nan, np.float16), {"stream": "spatial", "class_names": ["a"]}
+    write_features(tmp_path / "nan.npz", ["a/b", "a/c"], [0, 0], ["train", "test"], values, about)
+    damaged = dict.fromkeys(("junk", "other", "cut"), "not a features file")
+    for name, said in (damaged | {"absent": "--features", "nan": "not finite"}).items():
+        with pytest.raises(InputError, match=said):
+            read_features(tmp_path / f"{name}.npz")
+
+
+def test_the_file_is_what_the_documentation_says(extracted):
+    with np.load(extracted / "spatial.npz", allow_pickle=False) as content:
+        assert set(content) == {"videos", "labels", "subset", "groups", "features", "about"}
+        about = json.loads(str(content["about"]))
+    assert {"stream", "dataset", "split", "class_names", "preparation", "samples", "views", "network"} <= set(about)
+    assert len(about["network"]["sha256"]) == 64 and about["preparation"]["size"] == 64
+
+
+def test_persons_are_groups():
+    assert group_of("run/daria_run") == group_of("skip/daria_skip") == "daria"
+    assert group_of("run/runner_run_2") == "runner" and group_of("fight/fi001") == "fi001"
+    assert group_of("run/rerun") == "rerun"
+
+
+def test_a_flow_picture_is_x_y_and_speed():
+    preparation = Preparation("flow", 4, "squash", IMAGENET_MEAN, IMAGENET_STD, 1, flow_bound=20.0, picture=8.0)
+    still = torch.full((1, 2, 4, 4), 128, dtype=torch.uint8)
+    right = torch.tensor([round(255 * (8 + 20) / 40), 128], dtype=torch.uint8)[None, :, None, None].expand(1, 2, 4, 4)
+    pictures = flow_picture(torch.cat((still, right)), preparation)
+    assert preparation.channels == 3 and pictures.shape == (2, 3, 4, 4) and pictures.dtype == torch.uint8
+    assert pictures[0, :, 0, 0].tolist() == [128, 128, 0]
+    assert np.abs(pictures[1, :, 0, 0].int().numpy() - [255, 128, 255]).max() <= 2  # 8 pixels, as near as a JPEG has it
+    # a mirrored video moves left: x is turned round, y and speed are not
+    mirrored = flip_clips(pictures, torch.tensor([True, True]), "flow")
+    assert np.abs(mirrored[1, :, 0, 0].int().numpy() - [0, 128, 255]).max() <= 2
+
+
+def test_two_views_are_a_clip_and_its_flip(tiny):
+    index = index_frames(tiny / "rgb", "rgb")
+    split = load_split(None, 1, index.names, verbose=False)
+    preparation = Preparation("rgb", 32, "squash")
+    dataset = ClipDataset(spatial_sources(index, split.test), ReadFrame(index.root), preparation, TestSampling(2, 2))
+    clips = clips_of(dataset[0, 0], "rgb", torch.device("cpu"))
+    assert clips.shape == (4, 3, 32, 32)
+    assert torch.equal(clips[2:], clips[:2].flip(-1)) and not torch.equal(clips[0], clips[1])
+
+
+def test_poolings_are_means_and_maxima_of_stages():
+    """Against the stages' own outputs, taken by hooks from the plain network."""
+    torch.manual_seed(0)
+    model = build_model("resnet18", 3, 2).eval()
+    preparation = Preparation("rgb", 64, "squash")
+    clips = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    stages = {}
+    for name in ("layer3", "layer4"):
+        getattr(model, name).register_forward_hook(lambda _, __, out, name=name: stages.update({name: out}))
+    with torch.no_grad():
+        model(to_input(clips, preparation))
+        pooling = ("layer4.max", "layer3.mean", "layer4.mean")
+        found = feature_net(model, preparation, pooling, torch.float32)(clips)[1]
+    last, third = stages["layer4"], stages["layer3"]
+    expected = torch.cat([last.amax((2, 3)), third.mean((2, 3)), last.mean((2, 3))], 1)
+    assert found.shape[1] == feature_count(model, pooling) == 512 + 256 + 512
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+    with pytest.raises(InputError, match=r"layer5\.mean"):
+        check_pooling(["layer5.mean"])

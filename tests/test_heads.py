@@ -1,0 +1,246 @@
+"""Heads on features: sizes of the published ones, what only time can tell, their choice, files and predictions."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, SMALL
+from sklearn.linear_model import LogisticRegression
+
+from engine.crossfit import STRENGTHS, fit_linear, fit_temporal, logistic_path, make_folds, out_of_fold
+from engine.heads import TEMPORAL, TimeStatistics, build_head, train_temporal
+from recogniser.heads import read_network
+from saved.features import read_features, write_features
+from utils import InputError
+
+CPU = torch.device("cpu")
+
+
+# --- the published networks ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "millions"), [("ts-lstm", 9.52), ("inception", 4.30)])
+def test_published_sizes(kind, millions):
+    with torch.device("meta"):
+        head = build_head(kind, 4096, 101)
+    assert round(sum(p.numel() for p in head.parameters()) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize("kind", TEMPORAL)
+def test_shapes_and_the_25th_sample(kind):
+    torch.manual_seed(0)
+    head, x = build_head(kind, 6, 4), torch.randn(3, 25, 6)
+    with torch.no_grad():
+        for _ in range(50):  # batch norms learn the scale of what they get
+            head(x)
+        head.eval()
+        out = head(x)
+        assert out.shape == (3, 4)
+        changed = x.clone()
+        changed[:, 24] += 5
+        # three segments of 8 leave the 25th out; convolutions over time see it
+        assert torch.equal(head(changed), out) == (kind == "ts-lstm")
+        assert not torch.allclose(head(x.flip(1)), out)
+
+
+def rising_or_falling(count, samples, seed):
+    """Two classes whose samples are the same numbers, in rising or falling order: any mean is blind."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    values = np.sort(rng.normal(size=(count, samples, 4)), 1)
+    values[labels == 1] = values[labels == 1, ::-1]
+    return values.astype(np.float16), labels
+
+
+@pytest.mark.parametrize("kind", TEMPORAL)
+def test_order_in_time_is_learnt_where_the_mean_is_blind(kind):
+    values, labels = rising_or_falling(240, 9, 0)
+    train, test = np.arange(160), np.arange(160, 240)
+    blind = fit_linear(values, train, labels, np.arange(240), 2, 4, 0)
+    assert (blind.logits[test].mean(1).argmax(1) == labels[test]).mean() < 0.7
+    recipe = TEMPORAL[kind]
+    quick = type(recipe)(recipe.build, 3e-3, 16, 12, recipe.clip)
+    _, logits = train_temporal(quick, [values], labels, 2, train, 12, 0, CPU, test)
+    assert logits.shape == (12, 80, 2)
+    assert (logits[-1].argmax(1) == labels[test]).mean() > 0.95
+
+
+@pytest.mark.parametrize("kind", TEMPORAL)
+def test_the_same_seed_gives_the_same_head(kind):
+    values, labels = rising_or_falling(20, 8, 1)
+    rows = np.arange(20)
+    streams = [values[..., :2], values[..., 2:]]
+    first, again, other = (
+        train_temporal(TEMPORAL[kind], streams, labels, 2, rows, 2, seed, CPU)[0].state_dict() for seed in (5, 5, 6)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+# --- choosing ------------------------------------------------------------------------------------------
+
+
+def test_folds_keep_groups_together_and_cover_everything():
+    rng = np.random.default_rng(0)
+    labels, groups = np.repeat(np.arange(4), 15), np.tile(np.repeat(list("abcde"), 3), 4)
+    folds, how = make_folds(labels, groups, 5, 0)
+    assert how == "5 folds by group" and sorted(np.concatenate(folds)) == list(range(60))
+    for held in folds:
+        rest = np.setdiff1d(np.arange(60), held)
+        assert not set(groups[held]) & set(groups[rest])
+    alone, how = make_folds(labels, np.arange(60), 5, 0)
+    assert how == "5 folds by video" and all((np.bincount(labels[held]) == 3).all() for held in alone)
+    assert len(make_folds(np.array([0, 0, 1, 1]), np.arange(4), 5, 0)[0]) == 2
+    with pytest.raises(InputError, match="one class"):
+        make_folds(np.zeros(9, int), np.arange(9), 3, 0)
+    values = rng.normal(size=(60, 3)).astype(np.float32)
+    together = out_of_fold(folds, lambda rows, held: values[held])
+    np.testing.assert_array_equal(together, values)
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 7)])
+def test_logistic_path_is_scikit_learns_answer(shape):
+    """Its weights for raw features against a plain fit of z-scores at the same strength."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(3, 2, shape) * rng.uniform(0.5, 20, shape[1])
+    y = rng.integers(0, 3, shape[0])
+    weights, biases = logistic_path(x, y, 4, [0.1, 10.0])
+    z = (x - x.mean(0)) / x.std(0) / np.sqrt(shape[1])
+    plain = LogisticRegression(C=10.0, max_iter=5000, tol=1e-8).fit(z, y)
+    ours = x @ weights[-1].T + biases[-1]
+    np.testing.assert_allclose(ours[:, :3], plain.decision_function(z), atol=0.02)
+    assert (ours[:, 3] < ours[:, :3].min(1) - 5).all()  # the class that had no video
+
+
+def test_two_classes_have_two_logits_with_the_right_odds():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(50, 3))
+    y = (x[:, 0] + rng.normal(size=50) > 0).astype(int)
+    weights, biases = logistic_path(x, y, 2, [1.0])
+    logits = x @ weights[0].T + biases[0]
+    z = (x - x.mean(0)) / x.std(0) / np.sqrt(3)
+    odds = LogisticRegression(C=1.0, tol=1e-8).fit(z, y).decision_function(z)
+    np.testing.assert_allclose(logits[:, 1] - logits[:, 0], odds, atol=1e-3)
+
+
+def test_the_choice_sees_no_test_video():
+    rng = np.random.default_rng(3)
+    values, labels = rng.normal(size=(60, 3, 5)).astype(np.float16), np.arange(60) % 3
+    values[np.arange(60), :, labels] += 1.5
+    train = np.arange(40)
+    first = fit_linear(values, train, labels, np.arange(60), 3, 4, 0)
+    values[40:], labels[40:] = 0, 0
+    again = fit_linear(values, train, labels, np.arange(60), 3, 4, 0)
+    assert first.choice == again.choice and first.choice["C"] in STRENGTHS
+    np.testing.assert_array_equal(first.held_out, again.held_out)
+    head = TimeStatistics(5, 3)
+    head.load_state_dict(first.state)
+    np.testing.assert_allclose(
+        head(torch.from_numpy(values[train]).float()).detach(), first.logits[train, 0], rtol=1e-3, atol=1e-3
+    )
+    assert (first.held_out.argmax(1) == labels[train]).mean() > 0.6
+
+
+def test_epochs_are_chosen_on_the_folds():
+    values, labels = rising_or_falling(40, 8, 4)
+    fit = fit_temporal("inception", [values], np.arange(30), labels, np.arange(40), 2, 3, 0, CPU)
+    assert fit.choice["epochs"] == int(np.argmin(fit.choice["tried"])) + 1 and len(fit.choice["tried"]) == 30
+    assert fit.logits.shape == (40, 1, 2) and fit.held_out.shape == (30, 2)
+
+
+# --- the command ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def features(tiny, run, tmp_path_factory):
+    """Both streams of the tiny set, as the last layer sees them."""
+    folder = tmp_path_factory.mktemp("features")
+    for stream, script, flag, images in (
+        ("spatial", "spatial_cnn.py", "--rgb-dir", "rgb"), ("motion", "motion_cnn.py", "--flow-dir", "flow"),
+    ):  # fmt: skip
+        run(script, flag, tiny / images, *SMALL, "--test-samples", 8, "--pooling", "layer4.mean",
+            "--features", folder / f"{stream}.npz")  # fmt: skip
+    return folder
+
+
+def load(folder, stream, kind="video"):
+    return pickle.loads((folder / f"{stream}_{kind}_preds.pickle").read_bytes())
+
+
+def test_linear_heads_are_streams_like_any_other(features, tiny, run, tmp_path):
+    out = tmp_path / "heads"
+    told = run("heads.py", "--spatial", features / "spatial.npz", "--motion", features / "motion.npz",
+               "--over-time", "mean", "--output", out).stdout  # fmt: skip
+    assert "average" in told and "2 folds by group" in told and "fusion.py" in told and "predict.py" in told
+    trained = {f"{name}_g{group}_c01" for name in CLASSES for group in ("08", "22")}
+    tested = {f"{name}_g{group}_c01" for name in CLASSES for group in ("01", "02")}
+    for stream in ("spatial", "motion"):
+        folder = out / "linear" / stream
+        assert set(load(folder, stream)) == tested and set(load(folder / "val", stream)) == trained
+        assert json.loads((folder / "val/predictions.json").read_text())["subset"] == "val"
+    run("fusion.py", "--spatial", out / "linear/spatial", "--motion", out / "linear/motion", "--output", out / "fused",
+        "--no-report")  # fmt: skip
+    assert json.loads((out / "fused/results.json").read_text())["videos"] == 6
+    # the checkpoint's test, through the whole network, says what the head says
+    spatial = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", "--ucf-list", "none", "--workers", 0)
+    run(*spatial, "--output", tmp_path / "test", "--resume", out / "linear/spatial/checkpoint.pth.tar", "--evaluate",
+        "--amp", "off")  # fmt: skip
+    for kind in ("frame", "video"):
+        ours, theirs = load(out / "linear/spatial", "spatial", kind), load(tmp_path / "test", "spatial", kind)
+        for video, logits in ours.items():
+            assert logits.shape == theirs[video].shape
+            spread = max(1e-3, float(np.ptp(logits[..., [2, 34, 35]])))
+            assert np.abs(logits - theirs[video]).max() < 0.1 * spread
+    # fine-tuning may start from it
+    head = out / "linear/spatial/checkpoint.pth.tar"
+    run(*spatial, "--output", tmp_path / "fine", "--arch", "resnet18", "--size", 64, "--weights", head, "--epochs", 1,
+        "--lr", 1e-9, "--batch-size", 6)  # fmt: skip
+    tuned = torch.load(tmp_path / "fine/checkpoint.pth.tar", weights_only=True)["state_dict"]["fc.weight"]
+    started = torch.load(head, weights_only=True)["state_dict"]["fc.weight"]
+    torch.testing.assert_close(tuned, started, atol=1e-4, rtol=1e-4)
+
+
+def test_all_heads_on_both_streams(features, run, tmp_path):
+    flags = ("--spatial", features / "spatial.npz", "--motion", features / "motion.npz")
+    run("heads.py", *flags, "--head", "linear", "inception", "--output", tmp_path)
+    rows = json.loads((tmp_path / "heads.json").read_text())
+    assert [(row["head"], row["stream"]) for row in rows] == [
+        ("linear", "spatial"), ("linear", "motion"), ("linear", "average"), ("inception", "both"),
+    ]  # fmt: skip
+    assert set(load(tmp_path / "inception/both", "inception")) == set(load(tmp_path / "linear/motion", "motion"))
+    # what predict.py reads answers as the predictions say
+    head = read_network(tmp_path / "inception/both/checkpoint.pth.tar")
+    both = {name: read_features(features / f"{name}.npz") for name in ("spatial", "motion")}
+    for video, logits in load(tmp_path / "inception/both", "inception").items():
+        own = {name: one.values[one.videos.index(video)] for name, one in both.items()}
+        np.testing.assert_allclose(head.answer(own)[0], logits, rtol=1e-3, atol=1e-4)
+    error = run("spatial_cnn.py", "--resume", tmp_path / "inception/both/checkpoint.pth.tar", "--evaluate", code=2)
+    assert "predict.py --head" in error.stderr
+
+
+def made_up(path, stream, **changes):
+    given = {"videos": ["a/1", "a/2", "b/1", "b/2"], "labels": [0, 0, 1, 1], "subset": ["train", "test"] * 2, **changes}
+    about = {"stream": stream, "class_names": ["a", "b"], "network": {}, "pooling": ["layer4.mean"]}
+    values = given.pop("values", np.zeros((4, 8, 6), np.float16))
+    write_features(path, *given.values(), values, about)
+    return path
+
+
+def test_what_cannot_work_is_told(run, tmp_path):
+    assert read_features(made_up(tmp_path / "s.npz", "spatial")).groups.tolist() == ["a/1", "a/2", "b/1", "b/2"]
+    others = {
+        "of the motion stream": made_up(tmp_path / "wrong.npz", "motion"),
+        "holds no train videos": made_up(tmp_path / "test.npz", "spatial", subset=["test"] * 4),
+    }
+    for said, path in others.items():
+        assert said in run("heads.py", "--spatial", path, "--output", tmp_path / "out", code=2).stderr
+    pairs = {
+        "not of the same videos": made_up(tmp_path / "m1.npz", "motion", videos=["a/1", "a/2", "b/1", "b/3"]),
+        "different splits": made_up(tmp_path / "m2.npz", "motion", subset=["test", "train"] * 2),
+    }
+    for said, path in pairs.items():
+        error = run("heads.py", "--spatial", tmp_path / "s.npz", "--motion", path, code=2).stderr
+        assert said in error
+    assert "no features" in run("heads.py", code=2).stderr
