@@ -80,8 +80,8 @@ def main() -> None:
     errors = []
     for split in sorted(folder.glob("split*")):
         read = [load_predictions(path) for path in sorted(split.iterdir())]
-        sets = list(itertools.combinations(read, 2))
-        for chosen in [*sets, *([tuple(read)] if len(read) > 2 else [])]:
+        together = [tuple(read)] if len(read) > 2 else []
+        for chosen in [*itertools.combinations(read, 2), *together]:
             test = align(chosen)
             streams, labels = list(test.streams.values()), test.labels
             odd = np.array([int(group_of(video)) % 2 == 1 for video in test.videos])
