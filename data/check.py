@@ -26,7 +26,7 @@ from dataloader.images import decode_gray, decode_rgb
 from dataloader.layouts import Frames, Index, find, index_frames, locate
 from dataloader.names import Video, first_few, ucf_parts
 from dataloader.splits import Split, load_split
-from utils import ArgumentParser, InputError, atomic_path, check_writable, plural, run_main
+from utils import ArgumentParser, InputError, atomic_path, bounded, check_writable, plural, run_main
 
 MINIMUM_FRAMES = 11  # one motion clip: 10 flow pairs
 KINDS = ("missing", "sequence", "u/v", "length", "short", "images")
@@ -82,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--split", default="1", metavar="N", help="number of the split")
     group = parser.add_argument_group("how")
     group.add_argument("--quick", action="store_true", help="don't decode the images")
-    group.add_argument("--workers", type=int, default=cpu_count(), metavar="N", help="processes that decode")
+    group.add_argument("--workers", type=bounded(int, 1), default=cpu_count(), help="processes that decode")
     group.add_argument("--all", action="store_true", help=f"show all problems, not just {SHOWN} of each kind")
     group.add_argument("--csv", type=Path, metavar="FILE", help="write all problems to this file")
     return parser.parse_args()
