@@ -2,7 +2,7 @@
 
     python benchmarks/fuzz_loaders.py --inputs 100000
 
-Fails (exit code 1, with the input kept) if a reader crashes, hangs, takes memory without bound, raises anything but
+Fails (exit code 1, with the input kept) if a reader crashes, takes more than 5 s or 1 GB, raises anything but
 InputError, or does anything that Python's audit events show (sys.addaudithook) beyond opening its own file: running
 a command, importing a module, compiling code, opening another file, a socket.
 """
@@ -154,6 +154,15 @@ def limit_memory(extra: int) -> None:
         print("memory is not limited on this system")
 
 
+def peak_memory() -> int:
+    """Most bytes that this process has held so far; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def fuzz(inputs: int, seed: int, folder: Path) -> int:
     """Read `inputs` mutated files; the one being read stays in `folder` if this process dies."""
     rng = random.Random(seed)
@@ -172,7 +181,7 @@ def fuzz(inputs: int, seed: int, folder: Path) -> int:
         load_checkpoint(path)
     watch_for_actions(seen)
     limit_memory(1 << 30)
-    started = time.monotonic()
+    before, started = peak_memory(), time.monotonic()
     for number in range(inputs):
         if number % 2:
             read, base = load_pickle, rng.choice(good_pickles if rng.random() < 0.6 else bad_pickles)
@@ -181,7 +190,7 @@ def fuzz(inputs: int, seed: int, folder: Path) -> int:
             read, base = load_checkpoint, rng.choice(good_checkpoints if rng.random() < 0.6 else bad_checkpoints)
             data = mutate_checkpoint(base, checkpoints, pickles, rng)
         path.write_bytes(data)
-        faulthandler.dump_traceback_later(30, exit=True)
+        faulthandler.dump_traceback_later(5, exit=True)
         begun = time.perf_counter()
         seen["path"], seen["armed"] = str(path), 1
         problem = None
@@ -206,6 +215,7 @@ def fuzz(inputs: int, seed: int, folder: Path) -> int:
             return 1
         counts[f"{read.__name__} {outcome}"] += 1
     seconds = time.monotonic() - started
+    print(f"the process took {peak_memory() - before >> 20} MB more at its peak than before the first file")
     print(f"{inputs} inputs in {seconds:.0f} s, seed {seed}: nothing but data and refusals; slowest {slowest:.2f} s")
     for name, count in sorted(counts.items()):
         print(f"  {name:26} {count}")
@@ -214,8 +224,8 @@ def fuzz(inputs: int, seed: int, folder: Path) -> int:
 
 def main() -> int:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--inputs", type=int, default=100_000, help="how many files to read (default: 100000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the mutations (default: 0)")
+    parser.add_argument("--inputs", type=int, default=100_000, help="how many files to read")
+    parser.add_argument("--seed", type=int, default=0, help="of the mutations")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # the worker's
     args = parser.parse_args()
     if args.folder:

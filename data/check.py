@@ -31,6 +31,7 @@ from utils import (
     ArgumentParser,
     InputError,
     atomic_path,
+    bounded,
     check_writable,
     cpu_count,
     csv_text,
@@ -93,7 +94,7 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--split", default="1", metavar="N", help="number of the split")
     group = parser.add_argument_group("how")
     group.add_argument("--quick", action="store_true", help="don't decode the images")
-    group.add_argument("--workers", type=int, default=cpu_count(), metavar="N", help="processes that decode")
+    group.add_argument("--workers", type=bounded(int, 1), default=cpu_count(), help="processes that decode")
     group.add_argument("--all", action="store_true", help=f"show all problems, not just {SHOWN} of each kind")
     group.add_argument("--csv", type=Path, metavar="FILE", help="write all problems to this file")
     return parser.parse_args()

@@ -24,7 +24,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.archives import Unpacked, check_disk, rar_tools, unpack_rar, unpack_zip
 from data.fetch import Client, Missing, Remote, Unreachable, fetch, kept_bytes, look_up
-from utils import ArgumentParser, InputError, plural, run_main, write_json
+from utils import ArgumentParser, InputError, bounded, plural, run_main, write_json
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,8 @@ def parse_args() -> argparse.Namespace:
     server.add_argument("--ucf-url", default="https://www.crcv.ucf.edu/data/UCF101", metavar="URL",
                         help="folder that holds UCF101.rar and the lists")
     server.add_argument("--offline", action="store_true", help="ask no server: unpack what lies in DIR/downloads")
-    server.add_argument("--retries", type=int, default=Client.retries, metavar="N",
-                        help="failures in a row, without a new byte, before giving up")
-    server.add_argument("--retry-wait", type=float, default=Client.retry_wait, metavar="S",
+    server.add_argument("--retry-wait", type=bounded(float, 0), default=Client.retry_wait, metavar="S",
                         help="seconds before the first retry; doubled each time, a minute at most")
-    server.add_argument("--timeout", type=float, default=Client.timeout, metavar="S",
-                        help="seconds without a byte that count as a failure")
     server.add_argument("--no-check-certificate", action="store_true",
                         help="accept any TLS certificate: someone on the way could send other files")
     return parser.parse_args()
@@ -114,7 +110,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    client = Client(args.retries, args.retry_wait, args.timeout, not args.no_check_certificate)
+    client = Client(retry_wait=args.retry_wait, check_certificate=not args.no_check_certificate)
     if args.no_check_certificate:
         print("warning: certificates are not checked; the files could come from anyone", file=sys.stderr)
     try:

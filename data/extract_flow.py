@@ -42,7 +42,7 @@ from data.videos import (
     read_frames,
 )
 from dataloader.extracted import extraction_settings
-from utils import ArgumentParser, InputError, cpu_count, plural, run_main
+from utils import ArgumentParser, InputError, bounded, cpu_count, plural, run_main
 
 METHODS = ("tvl1", *PLAIN_METHODS, "raft", "flo")
 WORKERS_PER_GPU = 4  # so that decoding and writing keep pace with the GPU
@@ -100,7 +100,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     device.add_argument(
         "--batch-frames",
-        type=int,
+        type=bounded(int, 0),
         default=0,
         metavar="N",
         help=f"frames at once, where more take more memory; 0: for tvl1 as many as suit a GPU, for raft {RAFT_PAIRS}",
@@ -209,8 +209,6 @@ def main() -> int:
         raise InputError(f"--bound {args.bound}: give pixels, more than 0")
     if args.visualize and args.visualize.suffix.lower() != ".png":
         raise InputError(f"--visualize {args.visualize}: give the name of a .png file to write")
-    if args.batch_frames < 0:
-        raise InputError(f"--batch-frames {args.batch_frames}: give 1 or more, or 0 for an automatic value")
     import_cv2()
     videos = (find_flo_folders if args.method == "flo" else find_videos)(args.videos, skip=args.out)
     devices = find_devices(args)

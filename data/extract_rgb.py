@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.extraction import Reporter, add_arguments, extract_all, open_output
 from data.jobs import Report
 from data.videos import encode_jpeg, find_videos, import_cv2, read_frames
-from utils import ArgumentParser, InputError, cpu_count, run_main
+from utils import ArgumentParser, bounded, cpu_count, run_main
 
 
 def write_rgb(short_side: int, quality: int, every: int, video: Path, folder: Path, report: Report) -> int:
@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     images = add_arguments(parser)
     images.add_argument(
         "--sampling-rate",
-        type=int,
+        type=bounded(int, 1),
         default=10,
         metavar="N",
         help="keep frames 1, 1 + N, 1 + 2N, ...; 1 keeps every frame",
@@ -45,8 +45,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
-    if args.sampling_rate < 1:
-        raise InputError(f"--sampling-rate {args.sampling_rate}: give 1 (every frame) or more")
     import_cv2()
     videos = find_videos(args.videos, skip=args.out)
     settings = {"short_side": args.short_side, "quality": args.quality, "sampling_rate": args.sampling_rate}

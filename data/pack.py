@@ -28,7 +28,7 @@ from dataloader.folders import Frames
 from dataloader.layouts import CHANNELS, Index, Kind, index_frames
 from dataloader.names import first_few
 from dataloader.packed import FORMAT, is_pack, sequences_of
-from utils import ArgumentParser, InputError, atomic_path, plural, run_main, write_json
+from utils import ArgumentParser, InputError, atomic_path, bounded, plural, run_main, write_json
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,7 +36,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("source", type=Path, metavar="FOLDER", help="RGB frames or optical flow, in any known layout")
     parser.add_argument("pack", type=Path, metavar="PACK", help="folder to write to")
     parser.add_argument("--kind", choices=("rgb", "flow"), help="what to pack, where FOLDER holds both")
-    parser.add_argument("--shard-size", type=float, default=1000.0, metavar="MB", help="size at which a shard is full")
+    parser.add_argument("--shard-size", type=bounded(float, 0), default=1000.0, metavar="MB",
+                        help="size at which a shard is full")  # fmt: skip
     parser.add_argument("--skip-broken", action="store_true", help="leave out videos with gaps or u and v that differ")
     return parser.parse_args()
 

@@ -492,4 +492,4 @@ def test_videos_are_not_fetched_without_a_program_to_unpack_them(mirror, tmp_pat
 
 def test_help_shows_every_default():
     text = run_script("-h").stdout
-    assert "default: videos lists" in text and "(default: data)" in text and "(default: 20)" in text
+    assert "default: videos lists" in text and "(default: data)" in text and "(default: 1.0)" in text
