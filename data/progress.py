@@ -19,7 +19,8 @@ class Progress(tqdm):
         if self.in_log:
             settings |= {"mininterval": LINE_EVERY, "maxinterval": LINE_EVERY, "delay": 0, "ascii": True}
             settings["bar_format"] = "{desc}: {percentage:.0f} %, {elapsed} gone, {remaining} left{postfix}"
-        super().__init__(**{"dynamic_ncols": not self.in_log, **settings})
+        # no miniters: a few long videos, or many short ones, are shown by the clock alone
+        super().__init__(**{"dynamic_ncols": not self.in_log, "miniters": 0, **settings})
 
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:

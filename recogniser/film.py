@@ -52,7 +52,8 @@ def _pyav(path: Path, rate: float) -> Iterator[Write]:
         stream.options = {"crf": "20", "preset": "veryfast"}
 
         def write(picture: np.ndarray) -> None:
-            stream.height, stream.width = picture.shape[:2]
+            if not stream.codec_context.is_open:
+                stream.height, stream.width = picture.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
 
         yield write

@@ -132,7 +132,7 @@ def _vote(
                 logits[index] = np.concatenate([logits[index], new]) if begin else new
         if is_decided(logits, planned, weights):
             break
-    drawn = [np.array(order[: len(own)]) for order, own in zip(orders, logits, strict=True)]
-    sorts = [np.argsort(own) for own in drawn]
+    computed = [np.array(order[: len(own)]) for order, own in zip(orders, logits, strict=True)]
+    sorts = [np.argsort(own) for own in computed]
     in_time = [own[sort] for own, sort in zip(logits, sorts, strict=True)]
-    return in_time, [own[sort].tolist() for own, sort in zip(drawn, sorts, strict=True)]
+    return in_time, [own[sort].tolist() for own, sort in zip(computed, sorts, strict=True)]
