@@ -297,8 +297,10 @@ def list_videos(named: Sequence[str]) -> list[Path]:
     """The files named, and all videos in the folders named."""
     videos = []
     for path in map(Path, named):
-        if not (path.is_file() or path.is_dir()):
-            raise InputError(f"{path} is no file or folder; give a video file or a folder of videos")
+        if not path.exists():
+            raise InputError(f"{path} does not exist; give a video file or a folder of videos")
+        if not (path.is_file() or path.is_dir()):  # opening a pipe waits for somebody to write to it
+            raise InputError(f"{path} is a pipe or a device; give a video file, or name a camera with --camera")
         videos += [video.path for video in find_videos(path)] if path.is_dir() else [path]
     return videos
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -217,6 +218,7 @@ def test_errors_are_plain(prepared, monkeypatch, tmp_path):
         (tmp_path / "bad.avi", *flags): "bad.avi: cannot be opened: not a video",
         (tmp_path / "empty.avi", *flags): "the file is empty",
         (tmp_path / "absent.avi", *flags): "absent.avi does not exist",
+        (os.devnull, *flags, "--sliding", 1): "is a pipe or a device",
         (short, *flags): "short.avi: has 4 frames, and one clip of the flow network needs 5",
         (good,): "no network",
         tuple(flags): "either videos or a --camera",
