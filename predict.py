@@ -189,8 +189,10 @@ def list_videos(named: Sequence[str]) -> dict[Path, Path]:
     """The files named, and all videos in the folders named, each with its place in a folder of films."""
     videos: dict[Path, Path] = {}
     for path in map(Path, named):
-        if not (path.is_file() or path.is_dir()):
-            raise InputError(f"{path} is no file or folder; give a video file or a folder of videos")
+        if not path.exists():
+            raise InputError(f"{path} does not exist; give a video file or a folder of videos")
+        if not (path.is_file() or path.is_dir()):  # opening a pipe waits for somebody to write to it
+            raise InputError(f"{path} is a pipe or a device; give a video file, or name a camera with --camera")
         if path.is_dir():
             videos |= {video.path: Path(video.name).with_suffix(".mp4") for video in find_videos(path)}
         else:

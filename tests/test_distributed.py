@@ -162,6 +162,34 @@ def test_an_error_of_one_ends_all(flags, tiny, tmp_path):
     assert not (tmp_path / "out/checkpoint.pth.tar").exists()
 
 
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_killed_process_ends_the_other_with_one_line(flags, tmp_path, dies):
+    script = tmp_path / "killed.py"
+    script.write_text(f"""
+import os, runpy, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from engine import epoch
+step = epoch.train_step
+
+def train_step(training, *rest):
+    if training.epoch == 1 and os.environ["RANK"] == "{dies}":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(training, *rest)
+
+epoch.train_step = train_step
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+""")
+    process = torchrun(script, ROOT / flags[0], *flags[1:], "--epochs", 2, "--output", tmp_path / "out")
+    assert process.returncode != 0 and "Signal 9 (SIGKILL)" in process.stderr  # torchrun's report
+    # torchrun, too, ends with a traceback, ChildFailedError; the training's own would name its file
+    assert "run_main" not in process.stderr and "train_one_epoch" not in process.stderr
+    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) <= 1 and all("another process of this run has ended" in line for line in errors)
+    saved = torch.load(tmp_path / "out/checkpoint.pth.tar", weights_only=True)
+    assert (saved["epoch"], saved["batch"]) == (0, 0)
+
+
 def test_sync_bn_says_that_it_needs_gpus(flags, run, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

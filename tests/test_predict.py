@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -320,6 +321,7 @@ def test_errors_are_plain(prepared, monkeypatch, tmp_path):
         (short, *flags[2:]): "short.avi: has 4 frames, and one clip of the flow network needs 5",
         (good, *flags, "--unknown-below", 50): "--unknown-below 50.0: give a probability from 0 to 1",
         ("--camera", good, *flags, "--save", tmp_path): "a camera's film needs the name of a .mp4 file",
+        (os.devnull, *flags, "--sliding", 1): "is a pipe or a device",
         (good,): "no network",
         tuple(flags): "either videos or a --camera",
         (good, "--motion", spatial): "of the spatial stream: give it to --spatial",
