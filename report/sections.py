@@ -49,7 +49,7 @@ def fusion_report(outcome: Outcome, title: str, made: dict) -> Report:
         title=f"Two-stream fusion: {title}",
         summary=opening(results),
         tiles=tiles(results),
-        notes=[selection(outcome)],
+        notes=[selection(results)],
         sections=[section for section in sections if section is not None],
         made=[*sources(outcome), ("fusion", in_words(made)), ("settings", settings(results))],
     )
@@ -77,6 +77,7 @@ def overview(total: dict, title: str, made: dict) -> Report:
         title=f"Two-stream fusion: {title}",
         summary=opening(total),
         tiles=tiles(total),
+        notes=[selection(*total["splits"].values())],
         sections=[accuracy(total), each],
         made=[("fusion", in_words(made)), ("settings", settings(total))],
     )
@@ -101,12 +102,14 @@ def tiles(results: dict) -> list[Tile]:
     return made
 
 
-def selection(outcome: Outcome) -> str:
-    """How the networks' epochs were chosen, which decides what the accuracies are worth."""
-    chosen = {name: source.meta.get("chosen_by") for name, source in outcome.test_set.sources.items()}
-    by_test = [name for name, how in chosen.items() if how == "test"]
-    by_val = [name for name, how in chosen.items() if how == "val"]
-    unknown = [name for name, how in chosen.items() if how not in ("test", "val")]
+def selection(*tests: dict) -> str:
+    """How the networks' epochs were chosen, which decides what the accuracies are worth: of the results of `tests`."""
+    chosen = dict.fromkeys(
+        (name, str(about.get("chosen_by"))) for one in tests for name, about in one["streams"].items()
+    )
+    by_test = [name for name, how in chosen if how == "test"]
+    by_val = [name for name, how in chosen if how == "val"]
+    unknown = [name for name, how in chosen if how not in ("test", "val")]
     words = []
     if by_test:
         words.append(

@@ -48,7 +48,7 @@ class Predictions:
 
     def about(self) -> dict:
         """Where the predictions come from, as results.json keeps it."""
-        kept = ("dataset", "split", "protocol", "checkpoint")
+        kept = ("dataset", "split", "protocol", "checkpoint", "chosen_by")
         known = {key: self.meta[key] for key in kept if key in self.meta}
         return {"path": str(self.path), "level": self.level, **known}
 

@@ -327,6 +327,7 @@ def test_several_splits_get_one_page_that_links_to_each(tmp_path: Path, run) -> 
     page = Reader((output / "report.html").read_text(encoding="utf-8"))
     links = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
     assert {"split1/report.html", "split2/report.html"} <= links
+    assert "How the epoch of spatial and motion was chosen is not recorded" in page.text
     assert (output / "split2/report.html").is_file()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -128,6 +129,12 @@ def test_both_streams_fuse(tiny, run, tmp_path):
     labels = json.loads((tmp_path / "spatial/predictions.json").read_text())["labels"]
     right = [np.argmax(both[0][name] + both[1][name]) == labels[name] for name in labels]
     assert results["fusion"]["top1"] == pytest.approx(100 * np.mean(right))
+    report = (tmp_path / "fusion/report.html").read_text(encoding="utf-8")
+    assert "The epoch of spatial and motion was chosen by the accuracy on these same test videos" in report
+    for script, flag, folder, _ in STREAMS.values():
+        made = re.search(rf"{script} {flag} {re.escape(str(tiny / folder))} .*torch ([\d.]+)", report)
+        assert made is not None and torch.__version__.startswith(made[1].rstrip("."))
+    assert report.count("data:image/jpeg") >= 6 - round(results["fusion"]["top1"] * 6 / 100)
 
 
 @pytest.mark.parametrize("stream", STREAMS)
@@ -171,6 +178,7 @@ def test_validation_groups_leave_the_test_set_to_the_end(tiny, run, tmp_path):
     assert "3 training and 6 test videos" in process.stdout and "| val:" in process.stdout
     about = json.loads((tmp_path / "predictions.json").read_text())
     assert about["subset"] == "test" and {name.split("_")[1] for name in about["labels"]} == {"g01", "g02"}
+    assert about["chosen_by"] == "val" and about["made"]["settings"]["val_groups"] == 1
 
 
 def test_help_shows_groups_and_defaults(run):
