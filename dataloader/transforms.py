@@ -226,6 +226,7 @@ def flow_picture(images: Tensor, preparation: Preparation) -> Tensor:
     x and y are grey where nothing moves and reach black and white at `picture` pixels; speed is black where nothing
     moves and white at so many pixels. A network trained on photographs takes them as they are.
     """
+    assert preparation.picture is not None
     unit = (preparation.flow_bound or 20.0) / preparation.picture / 127.5
     flow = images.to(torch.float32).sub_(128).mul_(unit).clamp_(-1, 1)
     speed = flow.square().sum(1, keepdim=True).sqrt_().clamp_(max=1)
