@@ -17,7 +17,8 @@ import torch
 from engine.heads import TEMPORAL, predict_temporal, train_temporal
 from utils import InputError, cross_entropy
 
-STRENGTHS = tuple(10.0 ** np.arange(-1, 5.01, 0.5))  # C of logistic regression, on z-scores, of mean square length 1
+# C of logistic regression, on z-scores of mean square length 1
+STRENGTHS = tuple((10.0 ** np.arange(-1, 5.01, 0.5)).tolist())
 ABSENT = 20.0  # how far below all others the logit of a class without a training video is
 
 
