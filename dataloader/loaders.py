@@ -21,7 +21,7 @@ FEWEST_CHOOSERS = 100  # videos: .5 / sqrt(100) is a standard error of 5 points 
 
 @dataclass(frozen=True)
 class Data:
-    """A split's loaders. `select` chooses the model and drives the schedule: validation or test videos."""
+    """A split's loaders. `select` chooses the model and drives the schedule: validation videos, or `test` itself."""
 
     split: Split
     train: Loader | None  # None where only a test is asked for
@@ -74,14 +74,20 @@ def make_data(
     test = loader(split.test, testing, test_batch, "test")
     if world()[0] == 0:
         say_repeated(test.dataset, index.root)
-    if settings.training is None:
-        return Data(split, None, test, test, index.root)
     training, select = split.train, test
     if settings.val_groups:
-        training, validation = hold_out_groups(split.train, settings.val_groups)
-        select = loader(validation, testing, test_batch, "validation")
-        if world()[0] == 0:
-            say_choosers(select.dataset)
+        try:
+            training, validation = hold_out_groups(split.train, settings.val_groups)
+            select = loader(validation, testing, test_batch, "validation")
+        except InputError as error:
+            if settings.training is not None:
+                raise
+            if world()[0] == 0:  # a test alone needs no training videos
+                print(f"note: no validation videos are tested beside: {error}")
+    if settings.training is None:
+        return Data(split, None, select, test, index.root)
+    if settings.val_groups and world()[0] == 0:
+        say_choosers(select.dataset)
     sampling = replace(settings.training, scales=TSN_SCALES[:3] if flow else TSN_SCALES)  # as in TSN's code
     return Data(split, loader(training, sampling, settings.batch_size, "training"), select, test, index.root)
 

@@ -19,18 +19,18 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from dataloader.clips import Loader, TestSampling
+from dataloader.clips import TestSampling
 from dataloader.loaders import Data
 from dataloader.names import first_few
 from engine.epoch import TestResult, test
 from engine.owner import owned
 from engine.state import Training
 from saved.checkpoints import read_checkpoint
+from saved.features import write_features
 from saved.predictions import write_predictions
 from saved.provenance import provenance
 from utils import (
     InputError,
-    atomic_path,
     check_output,
     check_writable,
     plural,
@@ -142,7 +142,8 @@ class Run:
             write_record(self.output / f"{self.prefix}_train.csv", row)
         if result is not None:
             subset = "val" if self.val_groups else "test"
-            self._write(result, training, self.data.select, subset, training.epoch, "checkpoint.pth.tar")
+            if is_best or subset == "test":  # those of validation videos stay model_best's
+                self._write(result, training, subset, training.epoch, "checkpoint.pth.tar")
             if self.leads:
                 times = {"Batch Time": result.batch_time, "Data Time": result.data_time}
                 scores = {"Loss": result.loss, "Prec@1": result.accuracy["top1"], "Prec@5": result.accuracy["top5"]}
@@ -188,7 +189,9 @@ class Run:
             self._stop_if_asked(training, save=False)
 
         result = test(training, self.data.test, check_stop, keep_features=self.features is not None)
-        self._write(result, training, self.data.test, "test", epoch, name)
+        self._write(result, training, "test", epoch, name)
+        if self.data.train is None and self.data.select is not self.data.test:
+            self._write(test(training, self.data.select, check_stop), training, "val", epoch, name)
         return result
 
     def after_batch(self, training: Training) -> None:
@@ -265,11 +268,11 @@ class Run:
         names = ["model_best.pth.tar", "checkpoint.pth.tar"] if is_best else ["checkpoint.pth.tar"]
         save_checkpoint({**header, **state}, *(self.output / name for name in names))
 
-    def _write(
-        self, result: TestResult, training: Training, loader: Loader, subset: str, epoch: int, name: str
-    ) -> None:
+    def _write(self, result: TestResult, training: Training, subset: str, epoch: int, name: str) -> None:
+        """Write a test's predictions: of test videos to the output, of validation videos to its folder val/."""
         if not self.leads:
             return
+        loader = self.data.test if subset == "test" else self.data.select
         split, sampling = self.data.split, loader.dataset.sampling
         assert isinstance(sampling, TestSampling)
         root, weights = self.data.root.resolve(), training.tested_model.state_dict()
@@ -284,14 +287,18 @@ class Run:
             "frames": {"root": str(root), "folders": {
                 s.video.name: os.path.relpath(s.folder, self.data.root) for s in loader.dataset.sources}},
         }  # fmt: skip
-        write_predictions(self.output, self.stream, result.frame_logits, about)
-        if self.features:
+        folder = self.output if subset == "test" else self.output / "val"
+        write_predictions(folder, self.stream, result.frame_logits, about)
+        if self.features and subset == "test":
             names = list(result.features)
-            with atomic_path(self.features) as temporary, open(temporary, "wb") as file:
-                np.savez(
-                    file, videos=np.array(names), labels=np.array([result.labels[n] for n in names]),
-                    features=np.stack([result.features[n] for n in names]),
-                )  # fmt: skip
+            network = {"arch": self.arch, "checkpoint": str(self.output / name), "sha256": weights_hash(weights)}
+            kept = {key: about[key] for key in ("dataset", "split", "class_names", "frames")}
+            write_features(
+                self.features, names, [result.labels[n] for n in names], ["test"] * len(names),
+                np.stack([result.features[n] for n in names]),
+                {"stream": self.stream, **kept, "preparation": training.preparation.as_dict(), "network": network,
+                 "samples": sampling.samples, "views": sampling.views, "pooling": ["layer4.mean"]},
+            )  # fmt: skip
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

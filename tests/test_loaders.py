@@ -64,8 +64,9 @@ def test_flow_and_differences_are_cropped_at_tsns_three_scales(tiny):
 
 
 def test_a_test_alone_needs_no_training_videos(tiny):
-    data = make_data(tiny, training=None, val_groups=9)
+    data = make_data(tiny, training=None, val_groups=9)  # more groups than there are
     assert data.train is None and data.select is data.test and len(data.test.dataset) == 6
+    assert groups_of(make_data(tiny, training=None, val_groups=1).select) == ["g22"] * 3
 
 
 def test_repeated_samples_are_told_once_with_what_to_extract(tiny, tmp_path, capsys):
@@ -75,7 +76,9 @@ def test_repeated_samples_are_told_once_with_what_to_extract(tiny, tmp_path, cap
     make_data(tiny, testing=c.TestSampling(19))
     assert told(capsys) == "note: 4 of 6 test videos repeat some of their 19 samples, with 13 different ones at least\n"
     shutil.copytree(tiny / "rgb", tmp_path / "rgb")
-    (tmp_path / "rgb/extraction.json").write_text(json.dumps({"settings": {"sampling_rate": 10}}))
+    (tmp_path / "rgb/extraction.json").write_text(
+        json.dumps({"version": 1, "kind": "rgb", "settings": {"sampling_rate": 10}})
+    )
     data = make_data(tiny, index=index_frames(tmp_path / "rgb", "rgb"), testing=c.TestSampling(19))
     assert "every 10th frame" in (line := told(capsys)) and "--sampling-rate 1" in line
     assert data.test.dataset.sampling.every == 10

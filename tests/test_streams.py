@@ -179,6 +179,15 @@ def test_validation_groups_leave_the_test_set_to_the_end(tiny, run, tmp_path):
     about = json.loads((tmp_path / "predictions.json").read_text())
     assert about["subset"] == "test" and {name.split("_")[1] for name in about["labels"]} == {"g01", "g02"}
     assert about["chosen_by"] == "val" and about["made"]["settings"]["val_groups"] == 1
+    # and the best epoch's predictions of the validation videos lie in val/, which fusion.py --learn takes
+    held_out = json.loads((tmp_path / "val/predictions.json").read_text())
+    assert held_out["subset"] == "val" and {name.split("_")[1] for name in held_out["labels"]} == {"g22"}
+    assert held_out["checkpoint"]["epoch"] == about["checkpoint"]["epoch"]
+    scores = np.load(tmp_path / "val/spatial_video_preds.pickle", allow_pickle=True)
+    again = ("--resume", tmp_path / "model_best.pth.tar", "--evaluate", "--output", tmp_path / "again")
+    run("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *again, "--workers", 0, "--ucf-list", "none")
+    for name, logits in np.load(tmp_path / "again/val/spatial_video_preds.pickle", allow_pickle=True).items():
+        np.testing.assert_allclose(logits, scores[name], rtol=1e-4, atol=1e-4)
 
 
 def test_help_shows_groups_and_defaults(run):
