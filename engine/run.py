@@ -116,7 +116,10 @@ class Run:
         if self.val_groups:
             self.say(f"model_best is chosen by {plural(len(self.data.select.dataset), 'video')} held out of training")
         else:
-            self.say("model_best is chosen by the test set, as the original's was; --val-groups 3 chooses without it")
+            self.say(
+                "model_best is chosen by the test set, which flatters its accuracy; --val-groups 3 holds training "
+                "videos out to choose by"
+            )
         if training.epoch >= training.settings.epochs:
             self.say(f"nothing is left of --epochs {training.settings.epochs}; a higher number trains further")
 

@@ -17,7 +17,6 @@ from utils import plural
 PAIRS = 20  # kinds of mistake that are listed; the CSV has all
 LISTED = 10  # classes listed where one stream beats the other most, and the surest mistakes
 WIDE = 25  # classes from which a confusion matrix needs more than the page's width
-FEW_CLASSES = 5  # up to these, the top 5 are all there are
 
 
 def write_report(outcome: Outcome, output: Path, title: str) -> Path:
@@ -152,7 +151,7 @@ def settings(results: dict) -> str:
 def accuracy(results: dict) -> Section:
     streams = list(results["streams"])
     metrics_shown = {"top1": "top-1", "top5": "top-5", "mean_class": "mean class"}
-    if results["classes"] <= FEW_CLASSES:
+    if results["classes"] <= summary.FEW_CLASSES:
         del metrics_shown["top5"]
     cells, dots = [], []
     for place, (label, key) in enumerate(summary.rows(results)):

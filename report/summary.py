@@ -5,6 +5,7 @@ from __future__ import annotations
 from utils import plural
 
 FIXED = ("average", "std")  # the fusions that stand in every table, whatever was asked for
+FEW_CLASSES = 5  # up to these, the top 5 are all there are
 TUNED_NOTE = "chosen on the test labels themselves: what a weight could give at most, not a result"
 
 
@@ -86,13 +87,14 @@ def text(results: dict, title: str) -> str:
     names = [*results["streams"], "fusion"]
     table = [(label if key in names else f"  {label}", key) for label, key in rows(results)]
     width = max(len(label) for label, _ in table)
-    lines.append(f"{'':{width}}   top-1   95 % interval    top-5   mean class")
+    many = results["classes"] > FEW_CLASSES  # of five classes or fewer all are in the top 5
+    lines.append(f"{'':{width}}   top-1   95 % interval   {' top-5 ' if many else ''}  mean class")
     for label, key in table:
         found = results[key]
         low, high = results["interval_95"].get(key, {}).get("top1", (None, None))
         spread = "" if low is None else f"{low:6.2f} - {high:6.2f}"
-        top1, top5, mean_class = found["top1"], found["top5"], found["mean_class"]
-        lines.append(f"{label:{width}}  {top1:6.2f}   {spread:15}  {top5:6.2f}   {mean_class:10.2f}")
+        top5 = f" {found['top5']:6.2f}" if many else ""
+        lines.append(f"{label:{width}}  {found['top1']:6.2f}   {spread:15} {top5}   {found['mean_class']:10.2f}")
     lines.append(f"* {TUNED_NOTE}")
     lines += [line for line in (learnt_note(results), test_line(results), uncertainty_note(results)) if line]
     return "\n".join(lines)
