@@ -17,7 +17,7 @@ from dataloader.layouts import index_frames
 from dataloader.loaders import make_data
 from dataloader.motion_dataloader import ReadFlow, motion_sources
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
-from dataloader.transforms import IMAGENET_MEAN, IMAGENET_STD, default_preparation
+from dataloader.transforms import DIFFERENCES, IMAGENET_MEAN, IMAGENET_STD, default_preparation
 from engine import options
 from engine.epoch import train_one_epoch
 from engine.features import extract_features
@@ -50,12 +50,13 @@ def main() -> int:
     # flags
     parser = options.stream_parser("motion", __doc__)
     group = parser.add_argument_group("motion")
-    group.add_argument("--input", choices=("flow", "rgbdiff"), default="flow",
-                       help="rgbdiff: differences of consecutive RGB frames (TSN 3.2), which need no optical flow")
+    group.add_argument("--input", choices=("flow", "rgbdiff", "greydiff"), default="flow",
+                       help="rgbdiff: differences of consecutive RGB frames (TSN 3.2), which need no optical flow; "
+                            "greydiff: of grey ones, three of them a picture for ImageNet's first convolution as it is")
     group.add_argument("--flow-dir", metavar="DIR", default="data/flow", help="flow, in any layout of the README")
-    group.add_argument("--rgb-dir", metavar="DIR", default="data/rgb", help="frames for rgbdiff, every one of them")
+    group.add_argument("--rgb-dir", metavar="DIR", default="data/rgb", help="frames for differences, every one of them")
     group.add_argument("--stack-length", type=bounded(int, 1), default=None,
-                       help="flow pairs or differences per clip (default: 10 of flow, 5 of rgbdiff)")
+                       help="flow pairs or differences per clip (default: 10 of flow, 5 of rgbdiff, 3 of greydiff)")
     group.add_argument("--flow-mean", type=float, default=0.0, help="subtracted from x/255; .5 is no motion")
     group.add_argument("--flow-std", type=bounded(float, 1e-6), default=1.0, help="then divided by this")
     group.add_argument("--flow-picture", type=bounded(float, 1e-6), metavar="PIXELS",
@@ -66,11 +67,11 @@ def main() -> int:
                        help="channel order of the original repo's checkpoint: [f1..f9, f0], [f5..f9, f0..f4], [f0..f9]")
     args = options.parse(parser, RECIPES)
     device = set_up_device(args.device)
-    checkpoint = options.open_checkpoint(args, *((args.input,) if "input" in args.given else ("flow", "rgbdiff")))
+    checkpoint = options.open_checkpoint(args, *((args.input,) if "input" in args.given else ("flow", *DIFFERENCES)))
     seed_everything(args.seed, args.deterministic)
 
     # data
-    length = args.stack_length or {"flow": 10, "rgbdiff": 5}[args.input]
+    length = args.stack_length or {"flow": 10, "rgbdiff": 5, "greydiff": 3}[args.input]
     fresh = default_preparation(args.input, args.size, args.test_resize, length)
     if args.input == "flow":
         index = index_frames(args.flow_dir, "flow")
@@ -83,7 +84,7 @@ def main() -> int:
         index = index_frames(args.rgb_dir, "rgb")
         read, find_sources = ReadFrame(index.root), spatial_sources
     fresh = fresh.with_extraction(extraction_settings(index.root))
-    if args.input == "rgbdiff" and fresh.sampling_rate not in (None, 1):
+    if args.input in DIFFERENCES and fresh.sampling_rate not in (None, 1):
         rate = fresh.sampling_rate
         raise InputError(
             f"{index.root} holds every {rate}th frame, and differences need all: extract them with "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import ResNet
 
-from dataloader.transforms import Preparation, grey_levels
+from dataloader.transforms import DIFFERENCES, Preparation, grey_levels
 from utils import InputError, plural
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class InferenceNet(nn.Module):
         images = preparation.channels // len(preparation.mean)
         scale, offset = (torch.tensor(values).repeat(images) for values in preparation.affine)
         self.modality = preparation.modality
-        self.centre = 0 if self.modality == "rgbdiff" else 128
+        self.centre = 0 if self.modality in DIFFERENCES else 128
         outside = -(offset / scale + self.centre) / self.LEVELS
         first = trunk.conv1
         with torch.no_grad():

@@ -18,6 +18,8 @@ from utils import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LUMA = (299, 587, 114)  # thousandths of red, green and blue in grey (ITU-R BT.601), as JPEG has it
+DIFFERENCES = ("rgbdiff", "greydiff")
 TSN_SCALES = (1.0, 0.875, 0.75, 0.66)  # TSN (Wang et al. 2016), section 3.2, and its released code
 RESIZED_AT_ONCE = 4  # images: some for torch's call to be worth it, few enough to stay in the cache
 CENTER_FRACTION = 224 / 256  # the usual test crop: 224 of a 256-pixel short side
@@ -36,7 +38,7 @@ class Preparation:
     does the same to a video. `flow_method` is tvl1, dis, farneback, raft_large, raft_small or flo.
     """
 
-    modality: str = "rgb"  # rgb | flow | rgbdiff
+    modality: str = "rgb"  # rgb | flow | rgbdiff | greydiff
     size: int = 224
     test_resize: str = "squash"  # squash | center | crop: what a test sees (test_boxes)
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -54,12 +56,13 @@ class Preparation:
     def channels(self) -> int:
         """Input channels of the network."""
         flow = 3 if self.picture else 2 * self.stack_length
-        return {"rgb": 3, "flow": flow, "rgbdiff": 3 * self.stack_length}[self.modality]
+        diff = self.stack_length
+        return {"rgb": 3, "flow": flow, "rgbdiff": 3 * diff, "greydiff": diff}[self.modality]
 
     @property
     def clip_length(self) -> int:
-        """Consecutive time steps on disk that make one clip: frames (rgb, rgbdiff) or flow pairs (flow)."""
-        return self.stack_length + 1 if self.modality == "rgbdiff" else self.stack_length
+        """Consecutive time steps on disk that make one clip: frames (rgb and differences) or flow pairs (flow)."""
+        return self.stack_length + 1 if self.modality in DIFFERENCES else self.stack_length
 
     @property
     def affine(self) -> tuple[list[float], list[float]]:
@@ -103,6 +106,7 @@ def default_preparation(modality: str, size: int, test_resize: str, stack_length
         "rgb": (IMAGENET_MEAN, IMAGENET_STD),
         "flow": ((0.5,), (mean_std,)),
         "rgbdiff": ((0.0,) * 3, (2 * mean_std,) * 3),
+        "greydiff": ((0.0,), (mean_std,)),
     }[modality]
     return Preparation(modality, size, test_resize, mean, std, stack_length)
 
@@ -261,9 +265,16 @@ def grey_levels(clips: Tensor, modality: str, out: Tensor) -> Tensor:
     """What of uint8 clips (N, images x planes, H, W) a network sees, in grey levels, in `out` (N, channels, H, W).
 
     The pixels themselves, or for rgbdiff the next image's less each image's: whole numbers from -255 to 255, which
-    bfloat16 holds exactly.
+    bfloat16 holds exactly. For greydiff images are made grey first, so that three differences are a picture of three
+    planes, which ImageNet's first convolution takes as it is.
     """
-    return out.copy_(clips[:, 3:]).sub_(clips[:, :-3]) if modality == "rgbdiff" else out.copy_(clips)
+    if modality == "rgbdiff":
+        return out.copy_(clips[:, 3:]).sub_(clips[:, :-3])
+    if modality == "greydiff":
+        red, green, blue = (clips[:, plane::3].int() * LUMA[plane] for plane in range(3))
+        grey = (red + green + blue + 500) // 1000  # (N, images, H, W)
+        return out.copy_(grey[:, 1:] - grey[:, :-1])
+    return out.copy_(clips)
 
 
 def to_input(clips: Tensor, preparation: Preparation) -> Tensor:

@@ -97,8 +97,8 @@ class Checkpoint:
 def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str = "original") -> Checkpoint:
     """Read the checkpoint of any project named above, or a bare state_dict.
 
-    `modalities` ("rgb", "flow", "rgbdiff") are what the network may take; none given: any. `flow_order` names the
-    revision of the original that stacked the flow (FLOW_ORDERS); other projects' files do not need it.
+    `modalities` ("rgb", "flow", "rgbdiff", "greydiff") are what the network may take; none given: any. `flow_order`
+    names the revision of the original that stacked the flow (FLOW_ORDERS); other projects' files do not need it.
     Raises InputError, one line, if the file can't be read, holds no ResNet or one for another modality.
     """
     content = load_checkpoint(path)
@@ -231,7 +231,7 @@ def _check_modality(path: str | os.PathLike, found: str, wanted: Sequence[str], 
     if not wanted or found in wanted:
         return
     wants = " or ".join(wanted)
-    script = {"rgb": "spatial_cnn.py", "flow": "motion_cnn.py", "rgbdiff": "motion_cnn.py --input rgbdiff"}[found]
+    script = {"rgb": "spatial_cnn.py", "flow": "motion_cnn.py"}.get(found, f"motion_cnn.py --input {found}")
     hint = f"; to start from it, name it with --weights {path}" if found == "rgb" else ""
     raise InputError(
         f"{path} is a network for {found} ({in_channels} input channels), not {wants}; give it to {script}{hint}"

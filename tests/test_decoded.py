@@ -43,7 +43,7 @@ def video(tmp_path_factory) -> Path:
 
 
 def preparation_of(modality: str, settings: dict = SETTINGS, resize: str = "squash"):
-    length = {"rgb": 1, "flow": 4, "rgbdiff": 3}[modality]
+    length = {"rgb": 1, "flow": 4, "rgbdiff": 3, "greydiff": 3}[modality]
     return default_preparation(modality, 48, resize, length).with_extraction(settings)
 
 
@@ -76,7 +76,7 @@ def batch_from_disk(video: Path, root: Path, preparation, sampling: Sampling):
 # --- the same as from disk -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("modality", ["rgb", "flow", "rgbdiff"])
+@pytest.mark.parametrize("modality", ["rgb", "flow", "rgbdiff", "greydiff"])
 @pytest.mark.parametrize(("views", "resize"), [(1, "squash"), (10, "center")])
 def test_clips_are_those_of_extracted_images(video, tmp_path, modality, views, resize):
     sampling = Sampling(7, views)

@@ -67,6 +67,10 @@ def by_hand(clips: torch.Tensor, preparation: Preparation) -> torch.Tensor:
     values = clips.double() / 255
     if preparation.modality == "rgbdiff":
         values = torch.cat([values[:, 3 * t + 3 : 3 * t + 6] - values[:, 3 * t : 3 * t + 3] for t in range(5)], 1)
+    if preparation.modality == "greydiff":
+        frames = clips.long().unflatten(1, (4, 3))  # ITU-R BT.601's grey, in whole levels
+        grey = (299 * frames[:, :, 0] + 587 * frames[:, :, 1] + 114 * frames[:, :, 2] + 500) // 1000
+        values = (grey[:, 1:] - grey[:, :-1]).double() / 255
     planes = values.shape[1] // len(preparation.mean)
     mean, std = (torch.tensor(v * planes).view(-1, 1, 1) for v in (preparation.mean, preparation.std))
     return ((values - mean) / std).float()
@@ -77,11 +81,14 @@ PREPARATIONS = {
     "original's flow": Preparation("flow", mean=(0.0,), std=(1.0,), stack_length=10),
     "TSN's flow": Preparation("flow", mean=(0.5,), std=(0.226,), stack_length=10),
     "rgbdiff": Preparation("rgbdiff", mean=(0.1, 0.0, -0.2), std=(0.4, 0.5, 0.6), stack_length=5),
+    "greydiff": Preparation("greydiff", mean=(0.1,), std=(0.4,), stack_length=3),
 }
+IMAGES = {"rgbdiff": 18, "greydiff": 12}  # planes that differences are made of
 
 
 def random_clips(preparation: Preparation) -> torch.Tensor:
-    images = 18 if preparation.modality == "rgbdiff" else preparation.channels
+    torch.manual_seed(2)
+    images = IMAGES.get(preparation.modality, preparation.channels)
     return torch.randint(0, 256, (2, images, 64, 80), dtype=torch.uint8)
 
 
@@ -120,8 +127,8 @@ def test_grey_levels_reach_bfloat16_unrounded(kind):
     net = network.InferenceNet(network.build_model("resnet18", preparation.channels, 5), preparation, torch.bfloat16)
     entering = []
     net.trunk.conv1.register_forward_hook(lambda module, inputs, output: entering.append(inputs[0].float()))
-    clips = torch.zeros(1, 18 if kind == "rgbdiff" else preparation.channels, 16, 16, dtype=torch.uint8)
-    clips[0, -1] = torch.arange(256).view(16, 16)
+    clips = torch.zeros(1, IMAGES.get(kind, preparation.channels), 16, 16, dtype=torch.uint8)
+    clips[0, -3 if kind == "greydiff" else -1 :] = torch.arange(256).view(16, 16)
     net(clips)
     levels = entering[0][0, -1, 3:-3, 3:-3].flatten()
     assert len(levels) == 256 and len(set(levels.diff().tolist())) == 1

@@ -23,7 +23,7 @@ def test_a_flip_mirrors_and_negates_x_and_only_x():
         assert torch.equal(flipped[0, 2 * pair + 1], torch.fliplr(y))
 
 
-@pytest.mark.parametrize("modality", ["rgb", "rgbdiff"])
+@pytest.mark.parametrize("modality", ["rgb", "rgbdiff", "greydiff"])
 def test_a_flip_of_colours_only_mirrors(modality):
     clips = torch.randint(0, 256, (1, 18, 4, 6), dtype=torch.uint8)
     assert torch.equal(transforms.flip_clips(clips, torch.tensor([True]), modality)[0], clips[0].flip(-1))
@@ -61,6 +61,16 @@ def test_differences_are_of_consecutive_frames():
     out = transforms.to_input(frames.flatten(1, 2), preparation).unflatten(1, (5, 3))
     std = 2 * np.mean([0.229, 0.224, 0.225])
     torch.testing.assert_close(out, (frames[:, 1:] / 255 - frames[:, :-1] / 255) / std, atol=2e-3, rtol=2e-3)
+
+
+def test_grey_differences_are_of_pillows_grey():
+    """Four frames make a picture of three planes; Pillow's L is ITU-R BT.601's grey, within a level of rounding."""
+    frames = torch.randint(0, 256, (1, 4, 3, 4, 6), dtype=torch.uint8)
+    preparation = transforms.default_preparation("greydiff", 4, "squash", 3)
+    assert preparation.channels == 3 and preparation.clip_length == 4
+    grey = [np.asarray(Image.fromarray(frame.permute(1, 2, 0).numpy()).convert("L"), float) for frame in frames[0]]
+    out = transforms.to_input(frames.flatten(1, 2), preparation)[0] * 255 * np.mean([0.229, 0.224, 0.225])
+    assert np.abs(np.diff(grey, axis=0) - out.numpy()).max() < 2.1
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 50, 70), (10, 2, 50, 70), (3, 2, 256, 341), (1, 1, 30, 20)])
