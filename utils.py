@@ -1,4 +1,4 @@
-"""What every script needs: plain words, flags, atomic files, metrics, records, checkpoints, seeds."""
+"""What every script needs: plain words, flags, atomic files, metrics, seeds, processes and devices."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import argparse
 import contextlib
 import difflib
 import gc
-import hashlib
-import io
 import itertools
 import json
 import math
@@ -20,7 +18,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -385,55 +383,6 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray, videos: Sequence[str] 
 
     check_finite(logits, videos)
     return -float(np.take_along_axis(log_softmax(logits.astype(np.float64), axis=1), labels[:, None], 1).mean())
-
-
-# --- records -------------------------------------------------------------------------------------------
-
-RECORD_COLUMNS = ("Epoch", "Batch Time", "Data Time", "Loss", "Prec@1", "Prec@5", "lr")
-
-
-def write_record(path: str | os.PathLike, row: Mapping[str, float]) -> None:
-    """Put one epoch's row into a record CSV, in place of that epoch's and all later rows.
-
-    An epoch that is done again after a kill therefore stands in the file once.
-    """
-    import pandas as pd
-
-    rows = [dict(row)]
-    if os.path.exists(path):
-        try:
-            old = pd.read_csv(path)
-            rows = old[old["Epoch"] < row["Epoch"]].to_dict("records") + rows
-        except (ValueError, KeyError) as error:
-            raise InputError(f"{path} is no record of this program ({error}); move it away") from None
-    with atomic_path(path) as temporary:
-        pd.DataFrame(rows, columns=list(RECORD_COLUMNS)).astype({"Epoch": int}).to_csv(temporary, index=False)
-
-
-# --- checkpoints ---------------------------------------------------------------------------------------
-
-
-def save_checkpoint(checkpoint: Mapping[str, Any], *paths: str | os.PathLike) -> None:
-    """Write a checkpoint of tensors and plain containers to each path in turn.
-
-    torch's weights-only loader reads it.
-    """
-    import torch
-
-    buffer = io.BytesIO()  # a full disk then fails in one plain write, not inside torch's zip writer
-    torch.save(dict(checkpoint), buffer)
-    for path in paths:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
-
-
-def weights_hash(state: Mapping[str, Any]) -> str:
-    """SHA-256 over the names and bytes of a state_dict's tensors: which weights made a prediction."""
-    digest = hashlib.sha256()
-    for name, tensor in state.items():
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensor.detach().cpu().contiguous().numpy()).data)
-    return digest.hexdigest()
 
 
 # --- seeds ---------------------------------------------------------------------------------------------

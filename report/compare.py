@@ -17,8 +17,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from report import curves
-from report.curves import Phases
 from saved.provenance import duration, provenance
+from saved.records import Phases, find_records
 from utils import ArgumentParser, InputError, check_writable, run_main
 
 
@@ -41,7 +41,7 @@ def find(folder: Path, name: str) -> Run:
         if isinstance(stream := meta.get("stream"), str):
             about.setdefault(stream, meta)
     fusion = next((found for one in folders if "fusion" in (found := read_json(one / "results.json"))), {})
-    streams = curves.find_records(folders)
+    streams = find_records(folders)
     if not streams and not fusion:
         raise InputError(
             f"no rgb_train.csv, rgb_test.csv, opf_train.csv, opf_test.csv or results.json in {folder}; "
