@@ -24,7 +24,7 @@ import torch
 from torchvision.models.resnet import ResNet
 
 from dataloader.names import first_few
-from dataloader.transforms import Preparation
+from dataloader.preparation import Preparation
 from engine.crossfit import Fit, fit_linear, fit_temporal
 from engine.features import trunk_hash
 from engine.heads import TEMPORAL

@@ -16,8 +16,8 @@ from dataloader.extracted import extraction_settings
 from dataloader.layouts import index_frames
 from dataloader.loaders import make_data
 from dataloader.motion_dataloader import ReadFlow, motion_sources
+from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, default_preparation
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
-from dataloader.transforms import IMAGENET_MEAN, IMAGENET_STD, default_preparation
 from engine import options
 from engine.epoch import train_one_epoch
 from engine.features import extract_features

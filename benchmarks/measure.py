@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dataloader.names import UCF101_CLASSES
-from dataloader.transforms import Preparation
+from dataloader.preparation import Preparation
 from network import build_model
 from utils import ArgumentParser, InputError, cpu_count
 

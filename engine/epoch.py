@@ -15,8 +15,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dataloader.clips import Batch, Loader, TestSampling, clips_of, each_once, sent_ahead
-from dataloader.transforms import to_input
+from dataloader.batches import Batch, clips_of, each_once, sent_ahead
+from dataloader.clips import Loader, TestSampling
+from dataloader.preparation import to_input
 from engine.state import Training
 from network import InferenceNet, freeze_batchnorm
 from utils import InputError, accuracy, cross_entropy, duration, mean_logits, progress_bar, seed_step, world

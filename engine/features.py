@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torchvision.models.resnet import ResNet
 
-from dataloader.clips import ClipDataset, Source, TestSampling, clips_of, make_loader, sent_ahead
+from dataloader.batches import clips_of, sent_ahead
+from dataloader.clips import ClipDataset, Source, TestSampling, make_loader
 from dataloader.loaders import Data
-from dataloader.transforms import Preparation
+from dataloader.preparation import Preparation
 from engine.pooling import DEFAULT, check_pooling, feature_count, feature_net
 from engine.state import amp_dtype
 from network import trained_model

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dataloader.transforms import Preparation
+from dataloader.preparation import Preparation
 from network import explain_mismatch, freeze_batchnorm, parameter_groups
 from saved.checkpoints import Checkpoint
 from utils import InputError, world

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataloader.transforms import IMAGENET_MEAN, IMAGENET_STD, Preparation
+from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from saved.plainpickle import show
 from saved.safe import load_checkpoint
 from utils import InputError, atomic_path, plural, world
@@ -69,7 +69,7 @@ class Checkpoint:
     arch: str
     num_classes: int
     in_channels: int
-    preparation: dict[str, Any]  # of dataloader.transforms.Preparation
+    preparation: dict[str, Any]  # of dataloader.preparation.Preparation
     args: dict[str, Any]  # flags that it was trained or, by its authors, tested with
     epoch: int  # the last one finished, counted from 0; -1 for none or unknown
     best_prec1: float  # top-1 in per cent; 0 for none or unknown

@@ -165,9 +165,9 @@ def test_a_loss_that_is_no_number_names_its_videos(fails, tiny, tmp_path):
 def test_a_dead_loader_process_is_told_plainly(tiny):
     from dataloader import clips
     from dataloader.layouts import index_frames
+    from dataloader.preparation import default_preparation
     from dataloader.spatial_dataloader import spatial_sources
     from dataloader.splits import load_split
-    from dataloader.transforms import default_preparation
 
     index = index_frames(tiny / "rgb", "rgb")
     sources = spatial_sources(index, load_split(None, 1, index.videos).train)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from dataloader.transforms import Preparation
+from dataloader.preparation import Preparation
 from network import architectures, build_model, explain_mismatch
 from saved.checkpoints import FLOW_ORDERS, guess_arch, read_checkpoint, read_state_dict
 from utils import InputError

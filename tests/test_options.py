@@ -12,7 +12,7 @@ import motion_cnn
 import spatial_cnn
 from dataloader.clips import TestSampling as Sampling
 from dataloader.clips import TrainSampling
-from dataloader.transforms import default_preparation
+from dataloader.preparation import default_preparation
 from engine import epoch as engine
 from engine import options
 from engine.state import Training, TrainingSettings, choose_preparation
