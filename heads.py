@@ -23,6 +23,9 @@ import numpy as np
 import torch
 from torchvision.models.resnet import ResNet
 
+from common.commandline import ArgumentParser
+from common.metrics import accuracy
+from common.progress import progress_bar
 from dataloader.names import first_few
 from dataloader.preparation import Preparation
 from engine.crossfit import Fit, fit_linear, fit_temporal
@@ -34,17 +37,7 @@ from saved.checkpoints import read_checkpoint, weights_hash, write_checkpoint
 from saved.features import Features, read_features
 from saved.heads import write_head
 from saved.predictions import write_predictions
-from utils import (
-    ArgumentParser,
-    InputError,
-    accuracy,
-    check_writable,
-    plural,
-    progress_bar,
-    run_main,
-    set_up_device,
-    write_json,
-)
+from utils import InputError, check_writable, plural, run_main, set_up_device, write_json
 
 HEADS = ("linear", *TEMPORAL)
 

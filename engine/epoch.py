@@ -15,12 +15,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from common.metrics import accuracy, cross_entropy, mean_logits
+from common.progress import duration, progress_bar
 from dataloader.batches import Batch, clips_of, each_once, sent_ahead
 from dataloader.clips import Loader, TestSampling
 from dataloader.preparation import to_input
 from engine.state import Training
 from network import InferenceNet, freeze_batchnorm
-from utils import InputError, accuracy, cross_entropy, duration, mean_logits, progress_bar, seed_step, world
+from utils import InputError, seed_step, world
 
 # --- training ------------------------------------------------------------------------------------------
 
@@ -35,7 +37,7 @@ def consensus(logits: Tensor, clips: int, how: str) -> Tensor:
 
 
 def ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """How many classes stand before the label's, by utils.ranks' rule for equals, on the device: (videos,) int64."""
+    """How many classes stand before the label's, by common.metrics.ranks' rule for equals, on the device: (videos,) int64."""
     own = scores.gather(1, labels[:, None])
     earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
     return (~(scores < own) & ~((scores == own) & ~earlier)).sum(1)

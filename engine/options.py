@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.commandline import ArgumentParser, Switch, bounded
 from dataloader.clips import TestSampling, TrainSampling
 from dataloader.loaders import Data, DataSettings
 from engine import pooling
@@ -16,7 +17,7 @@ from engine.features import FeatureSettings
 from engine.run import Run
 from engine.state import TrainingSettings
 from saved.checkpoints import Checkpoint, read_checkpoint
-from utils import ArgumentParser, InputError, Switch, bounded, world
+from utils import InputError, world
 
 # What a flag given on a resume does not have to repeat: everything that shapes the training, from the checkpoint.
 NOT_RESTORED = {

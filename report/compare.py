@@ -16,10 +16,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.commandline import ArgumentParser
+from common.progress import duration
 from report import curves
-from saved.provenance import duration, provenance
+from saved.provenance import provenance
 from saved.records import Phases, find_records
-from utils import ArgumentParser, InputError, check_writable, run_main
+from utils import InputError, check_writable, run_main
 
 
 @dataclass(frozen=True)

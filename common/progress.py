@@ -55,3 +55,8 @@ def duration(seconds: float) -> str:
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60} min" if minutes < 600 else f"{round(minutes / 60)} h"
     return f"{minutes / 60 / 24:.1f} days"
+
+
+def progress_bar(total: int, what: str, unit: str, done: int = 0, disable: bool = False) -> Progress:
+    """A bar of `total` units that goes when it is done; `done` of them were there before."""
+    return Progress(total=total, initial=done, desc=what, unit=unit, leave=False, disable=disable)
