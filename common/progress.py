@@ -17,7 +17,9 @@ class Progress(tqdm):
     def __init__(self, **settings: Any) -> None:
         self.in_log = not sys.stderr.isatty()
         if self.in_log:
-            settings |= {"mininterval": LINE_EVERY, "maxinterval": LINE_EVERY, "delay": 0, "ascii": True}
+            settings |= {"mininterval": LINE_EVERY, "maxinterval": LINE_EVERY, "ascii": True}
+            # a bar that goes when it is done leaves nothing in a log, either, unless it takes long
+            settings["delay"] = 0 if settings.get("leave", True) else LINE_EVERY
             settings["bar_format"] = "{desc}: {percentage:.0f} %, {elapsed} gone, {remaining} left{postfix}"
         # no miniters: a few long videos, or many short ones, are shown by the clock alone
         super().__init__(**{"dynamic_ncols": not self.in_log, "miniters": 0, **settings})

@@ -37,7 +37,7 @@ def consensus(logits: Tensor, clips: int, how: str) -> Tensor:
 
 
 def ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """How many classes stand before the label's, by common.metrics.ranks' rule for equals, on the device: (videos,) int64."""
+    """Place of the label among a video's scores, (videos,) int64: common.metrics.ranks, on the device."""
     own = scores.gather(1, labels[:, None])
     earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
     return (~(scores < own) & ~((scores == own) & ~earlier)).sum(1)
