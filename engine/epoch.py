@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.metrics import accuracy, cross_entropy, mean_logits
 from common.progress import duration, progress_bar
+from dataloader.augmentation import augment
 from dataloader.batches import Batch, clips_of, each_once, sent_ahead
 from dataloader.clips import Loader, TestSampling
 from dataloader.preparation import to_input
@@ -95,8 +96,10 @@ def train_step(training: Training, batch: Batch) -> Tensor:
     """Forward, backward and one step of SGD on a batch. Returns the batch's mean loss, still on the device."""
     settings, device = training.settings, training.device
     seed_step(settings.seed, training.epoch, training.batch)
-    inputs = to_input(clips_of(batch, training.preparation.modality, device), training.preparation)
-    labels = batch.labels.to(device, non_blocking=True)
+    images = clips_of(batch, training.preparation.modality, device)  # (videos * clips, images * planes, H, W) uint8
+    images = augment(images, batch.names, settings.colour_jitter, settings.seed, training.epoch)
+    inputs = to_input(images, training.preparation)  # (videos * clips, channels, H, W) float32
+    labels = batch.labels.to(device, non_blocking=True)  # (videos,)
     clips = len(batch.clips) // len(batch.names)
     # Gradients are averaged over processes whose shares may differ in size: weigh each by its share.
     weight = world()[1] / batch.of_all if batch.counted else 0.0

@@ -38,6 +38,7 @@ class TrainingSettings:
     clip_grad: float = 0.0
     partial_bn: bool = False
     label_smoothing: float = 0.0
+    colour_jitter: float = 0.0
     ema: float = 0.0
     amp: str = "auto"
     compile: bool = False
@@ -64,6 +65,8 @@ class Training:
         self, model: nn.Module, preparation: Preparation, device: torch.device, settings: TrainingSettings
     ) -> None:
         """Moves `model` to the device."""
+        if settings.colour_jitter and preparation.modality == "flow":
+            raise InputError("--colour-jitter needs colours, which flow has not; leave it out")
         self.preparation, self.device, self.settings = preparation, device, settings
         self.dtype = amp_dtype(settings.amp, device)
         self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -40,7 +40,7 @@ def group_numbers(videos: Sequence[str], labels: np.ndarray) -> np.ndarray:
 def bootstrap(
     scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int | Sequence[int], draws: int = 10_000
 ) -> dict[str, np.ndarray]:
-    """The three accuracies (common.metrics.accuracy's) of `draws` resamples of the groups: {metric: (draws,)}, per cent.
+    """The three accuracies (common.metrics.accuracy's) of `draws` resamples of groups: {metric: (draws,)}, per cent.
 
     groups (videos,) int: those of `group_numbers`, each of one class; resampled whole, with replacement (the cluster
     bootstrap: Davison and Hinkley 1997, section 3.8). A resample's accuracies depend on its groups through their
