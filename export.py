@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.export import Dim
 from torchvision.models.resnet import ResNet
 
+from common.commandline import ArgumentParser
 from network import fold_batchnorm, trained_model
 from saved.checkpoints import FLOW_ORDERS, read_checkpoint
-from utils import ArgumentParser, InputError, atomic_path, run_main
+from utils import InputError, atomic_path, run_main
 
 TOLERANCE = 1e-4  # of the largest logit; other orders of summing in float32 make differences of about 1e-6
 

@@ -22,11 +22,13 @@ from pathlib import Path
 import numpy as np
 from scipy.special import log_softmax
 
+from common.commandline import ArgumentParser, bounded
+from common.metrics import accuracy
 from report.metrics import METRICS, bootstrap, group_numbers, interval, mcnemar, softmax
 from report.outcome import Learnt, Outcome, Sweep
 from report.summary import describe, text
 from saved.predictions import TestSet, align, check_same_classes, load_predictions
-from utils import ArgumentParser, InputError, accuracy, bounded, check_writable, plural, run_main, write_json
+from utils import InputError, check_writable, plural, run_main, write_json
 
 SWEEP = np.round(np.arange(0, 3.001, 0.05), 2)  # one stream's weight, the others' being 1
 SPATIAL, MOTION = "record/spatial", "record/motion"

@@ -13,7 +13,6 @@ or person together.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,30 +22,22 @@ from typing import Any
 import numpy as np
 import torch
 from torchvision.models.resnet import ResNet
-from tqdm import tqdm
 
+from common.commandline import ArgumentParser
+from common.metrics import accuracy
+from common.progress import progress_bar
 from dataloader.names import first_few
-from dataloader.transforms import Preparation
+from dataloader.preparation import Preparation
 from engine.crossfit import Fit, fit_linear, fit_temporal
 from engine.features import trunk_hash
 from engine.heads import TEMPORAL
 from engine.pooling import LAST
 from network import build_model, trained_model
-from saved.checkpoints import read_checkpoint
+from saved.checkpoints import read_checkpoint, weights_hash, write_checkpoint
 from saved.features import Features, read_features
+from saved.heads import write_head
 from saved.predictions import write_predictions
-from utils import (
-    ArgumentParser,
-    InputError,
-    accuracy,
-    check_writable,
-    plural,
-    run_main,
-    save_checkpoint,
-    set_up_device,
-    weights_hash,
-    write_json,
-)
+from utils import InputError, check_writable, plural, run_main, set_up_device, write_json
 
 HEADS = ("linear", *TEMPORAL)
 
@@ -187,15 +178,13 @@ def fit_and_write(
         )  # fmt: skip
     else:
         total = (args.folds + 1) * TEMPORAL[head].epochs  # at most: the last training stops where the folds were best
-        silent = not sys.stderr.isatty()
-        with tqdm(total=total, desc=f"{head} {name}", unit="epoch", leave=False, disable=silent) as bar:
+        with progress_bar(total, f"{head} {name}", "epoch") as bar:
             fit = fit_temporal(head, [each.values for each in streams.values()], train, one.labels, one.groups, classes,
                                args.folds, args.seed, device, bar.update)  # fmt: skip
     folder = args.output / head / name
-    checkpoint = make_checkpoint(args, head, streams, networks, fit)
-    save_checkpoint(checkpoint, folder / "checkpoint.pth.tar")
+    sha256 = save(folder / "checkpoint.pth.tar", args, head, streams, networks, fit)
     stream = name if name in streams else head
-    about = describe(streams, checkpoint["weights_sha256"])
+    about = describe(streams, sha256)
     for subset, rows, place in (("test", test, folder), ("val", train, folder / "val")):
         videos = [one.videos[row] for row in rows]
         logits = fit.logits[rows] if subset == "test" else fit.held_out[:, None]
@@ -226,40 +215,33 @@ def describe(streams: dict[str, Features], sha256: str) -> dict[str, Any]:
     return {**kept, "protocol": protocol, "checkpoint": checkpoint}
 
 
-def make_checkpoint(
-    args: argparse.Namespace, head: str, streams: dict[str, Features], networks: dict[str, ResNet], fit: Fit
-) -> dict[str, Any]:
-    """What predict.py takes. A linear head on what a last layer sees is one: a stream's checkpoint like any other.
+def save(
+    path: Path,
+    args: argparse.Namespace,
+    head: str,
+    streams: dict[str, Features],
+    networks: dict[str, ResNet],
+    fit: Fit,
+) -> str:
+    """Write what predict.py takes, and return its weights' hash.
 
-    Other heads come with the networks that make their features.
+    A linear head on what a last layer sees is one: a stream's checkpoint like any other. Other heads come with the
+    networks that make their features.
     """
-    first = next(iter(streams.values())).about
-    common = {"class_names": first["class_names"], "dataset": first["dataset"], "split": first["split"]}
-    last_layer = head == "linear" and args.over_time == "mean" and tuple(first["pooling"]) == LAST
-    if last_layer:
-        ((name, features),) = streams.items()
-        about = features.about
-        state = {**networks[name].state_dict(), **fit.state}
-        return {
-            "format": "two-stream", "arch": about["network"]["arch"], **common, "preparation": about["preparation"],
-            "args": {"test_samples": about["samples"], "test_views": about["views"]},
-            "epoch": -1, "batch": 0, "best_prec1": -1.0, "ema": None, "state_dict": state,
-            "head": {"kind": head, "choice": fit.choice}, "weights_sha256": weights_hash(state),
-        }  # fmt: skip
-    parts = {
-        name: {
-            "arch": features.about["network"]["arch"], "preparation": features.about["preparation"],
-            "samples": features.about["samples"], "views": features.about["views"],
-            "pooling": features.about["pooling"],
-            "state_dict": {k: v for k, v in networks[name].state_dict().items() if not k.startswith("fc.")},
-        }
-        for name, features in streams.items()
-    }  # fmt: skip
-    return {
-        "format": "two-stream-head", **common, "streams": parts,
-        "head": {"kind": head, "over_time": args.over_time, "choice": fit.choice},
-        "state_dict": fit.state, "weights_sha256": weights_hash(fit.state),
-    }  # fmt: skip
+    one = next(iter(streams.values())).about
+    if not (head == "linear" and args.over_time == "mean" and tuple(one["pooling"]) == LAST):
+        about = {"kind": head, "over_time": args.over_time, "choice": fit.choice}
+        return write_head(path, about, fit.state, streams, {k: v.state_dict() for k, v in networks.items()})
+    (name,) = streams
+    state = {**networks[name].state_dict(), **fit.state}
+    sha256 = weights_hash(state)
+    progress = {"epoch": -1, "batch": 0, "best_prec1": -1.0, "ema": None, "state_dict": state}
+    write_checkpoint(
+        {**progress, "head": {"kind": head, "choice": fit.choice}, "weights_sha256": sha256}, path,
+        arch=one["network"]["arch"], class_names=one["class_names"], dataset=one["dataset"], split=one["split"],
+        preparation=one["preparation"], args={"test_samples": one["samples"], "test_views": one["views"]},
+    )  # fmt: skip
+    return sha256
 
 
 # --- what it says --------------------------------------------------------------------------------------

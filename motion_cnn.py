@@ -11,19 +11,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from common.commandline import bounded
 from dataloader.clips import ReadSteps
 from dataloader.extracted import extraction_settings
 from dataloader.layouts import index_frames
 from dataloader.loaders import make_data
 from dataloader.motion_dataloader import ReadFlow, motion_sources
+from dataloader.preparation import DIFFERENCES, IMAGENET_MEAN, IMAGENET_STD, default_preparation
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
-from dataloader.transforms import DIFFERENCES, IMAGENET_MEAN, IMAGENET_STD, default_preparation
 from engine import options
 from engine.epoch import train_one_epoch
 from engine.features import extract_features
 from engine.state import Training, choose_preparation
 from network import build_model
-from utils import InputError, bounded, run_main, seed_everything, set_up_device
+from utils import InputError, run_main, seed_everything, set_up_device
 
 # Each recipe sets defaults; any flag given beside --recipe wins.
 RECIPES: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import ResNet
 
-from dataloader.transforms import DIFFERENCES, Preparation, grey_levels
+from dataloader.preparation import DIFFERENCES, Preparation, grey_levels
 from utils import InputError, plural
 
 if TYPE_CHECKING:

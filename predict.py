@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from common.commandline import ArgumentParser
 from data.flow import PLAIN_METHODS
 from data.videos import VideoError, find_videos, import_cv2
 from engine.state import amp_dtype
@@ -30,7 +31,7 @@ from recogniser.streams import Recogniser
 from recogniser.windows import Camera, frame_rate, rolling_windows, whole_video
 from report.outcome import Learnt
 from saved.checkpoints import FLOW_ORDERS
-from utils import ArgumentParser, InputError, plural, printable, run_main, set_up_device
+from utils import InputError, plural, printable, run_main, set_up_device
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -14,10 +14,11 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.commandline import ArgumentParser
 from data.steps import Step, run_steps
 from data.videos import find_videos, import_cv2
 from dataloader.names import UCF101_CLASSES, ucf_parts
-from utils import ArgumentParser, plural, run_main
+from utils import plural, run_main
 
 FEW = 2000  # videos that the fast way is for
 # RGB at every second frame; as many samples as a short video has, and as two cores pass through in minutes

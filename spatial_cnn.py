@@ -13,8 +13,8 @@ from typing import Any
 from dataloader.extracted import extraction_settings
 from dataloader.layouts import index_frames
 from dataloader.loaders import make_data
+from dataloader.preparation import default_preparation
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
-from dataloader.transforms import default_preparation
 from engine import options
 from engine.epoch import train_one_epoch
 from engine.features import extract_features

@@ -1,16 +1,10 @@
-"""What every script needs: plain words, flags, atomic files, metrics, records, checkpoints, seeds."""
+"""What every script needs: errors in plain words, atomic files, seeds, processes and devices."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import difflib
 import gc
-import hashlib
-import io
-import itertools
 import json
-import math
 import os
 import random
 import re
@@ -18,14 +12,12 @@ import secrets
 import shutil
 import sys
 import tempfile
-import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 BEGAN = time.time()  # nearly when the process did, for what is said of its duration
 
@@ -63,41 +55,6 @@ def run_main(main: Callable[[], int | None]) -> None:
     finally:
         gc.unfreeze()  # else Python's end leaves it all alone, too, and triton's bindings print what they leaked
     sys.exit(code)
-
-
-def progress_bar(total: int, what: str, unit: str, done: int = 0, disable: bool = False) -> tqdm:
-    """A bar of `total` units: alive in a terminal, a line a minute with the time left in a log file."""
-    terminal = sys.stderr.isatty()
-    bar = tqdm if terminal else _LoggedBar
-    seconds = {} if terminal else {"mininterval": 60, "maxinterval": 60}
-    return bar(
-        total=total, initial=done, desc=what, unit=unit, leave=False, disable=disable, dynamic_ncols=terminal, **seconds
-    )
-
-
-class _LoggedBar(tqdm):
-    """A bar whose every showing is a line of its own; nothing is drawn over, and the empty start is not shown."""
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        text = str(self) if msg is None else msg
-        if text and self.n > self.initial:
-            self.fp.write(text + "\n")
-            self.fp.flush()
-        return True
-
-    def moveto(self, n: int) -> None:
-        pass
-
-
-def duration(seconds: float) -> str:
-    """A time left, in words: `40 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours = minutes // 60
-    return f"{hours} h {minutes % 60:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def plain_cause(error: Exception) -> str | None:
@@ -146,110 +103,6 @@ def plural(count: int, noun: str) -> str:
     """A number and its regular noun: `1 video`, `13,320 videos`, `2 classes`."""
     ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
     return f"{count:,} {noun}{ending}"
-
-
-# --- command lines -------------------------------------------------------------------------------------
-
-
-def bounded(kind: type[int] | type[float], low: float, high: float = math.inf) -> Callable[[str], Any]:
-    """A type for argparse: an int or float from `low` to `high`, both included."""
-
-    def parse(text: str) -> int | float:
-        value = kind(text)
-        if not low <= value <= high:  # NaN is in no range
-            span = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-            raise argparse.ArgumentTypeError(f"must be {span}, not {text}")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """A command line whose help fits the terminal and shows every default, and whose errors are InputErrors.
-
-    Prose of the description is wrapped; indented lines, which are commands, are kept.
-    """
-
-    def __init__(self, description: str | None = None, epilog: str | None = None, **settings: Any) -> None:
-        width = min(110, shutil.get_terminal_size().columns)
-        super().__init__(
-            description=_fill(description or "", width),
-            epilog=_fill(epilog or "", width),
-            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-                prog, max_help_position=32 if width > 100 else 24, width=width
-            ),
-            **settings,
-        )
-        self.register("action", None, Store)
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        namespace, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            flag = unknown[0].partition("=")[0]
-            close = difflib.get_close_matches(flag, re.findall(r"--[\w-]+", self.format_help()), 1, 0.75)
-            self.error(f"{flag}: no such flag" + (f", did you mean {close[0]}?" if close else ""))
-        return namespace
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message.removeprefix('argument ')}; `python {sys.argv[0]} -h` explains all flags")
-
-
-class _WithDefault(argparse.Action):
-    """Help that ends with the default, as it is when the help is printed: a recipe may have changed it."""
-
-    @property
-    def help(self) -> str | None:  # type: ignore[override]
-        default = self.default
-        # What None means is for the help itself to say.
-        if self._help is None or default in (None, [], (), argparse.SUPPRESS) or "default:" in self._help:
-            return self._help
-        if isinstance(default, bool):
-            default = "on" if default else "off"
-        shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
-        return f"{self._help} (default: {shown.replace('%', '%%')})"
-
-    @help.setter
-    def help(self, text: str | None) -> None:
-        self._help = text
-
-
-class Store(_WithDefault):
-    """A flag or argument with a value: argparse's own default action."""
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        if self.metavar is None and self.choices is None:
-            self.metavar = {"int": "N", "float": "X"}.get(getattr(self.type, "__name__", ""))
-
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
-        setattr(namespace, self.dest, values)
-
-
-class Switch(_WithDefault, argparse.BooleanOptionalAction):
-    """--flag and --no-flag."""
-
-    def __init__(self, *args: Any, help: str, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.help = help
-
-
-def _fill(text: str, width: int) -> str:
-    """Wrap paragraphs; a line that begins with a space stays, its comment below it where the width needs it."""
-    filled = []
-    for is_indented, lines in itertools.groupby(text.strip("\n").splitlines(), lambda line: line[:1] in ("", " ")):
-        if not is_indented:
-            filled += textwrap.wrap(" ".join(lines), width)
-            continue
-        for line in lines:
-            command, _, comment = line.strip().partition("  ")
-            if len(line) <= width:
-                filled.append(line)
-            else:
-                margin = line[: -len(line.lstrip())]
-                below = margin + " " * 4
-                filled += [margin + command, *textwrap.wrap(below + comment.strip(), width, subsequent_indent=below)]
-    return "\n".join(filled)
 
 
 # --- files ---------------------------------------------------------------------------------------------
@@ -325,115 +178,6 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-# --- metrics -------------------------------------------------------------------------------------------
-
-
-def check_finite(scores: np.ndarray, videos: Sequence[str] | None = None) -> None:
-    """Raise InputError for (videos, classes) scores that hold NaN or infinity, naming the first such video.
-
-    Neither can be ranked: every comparison with NaN is false, so a test of "is any class better?" calls it right.
-    """
-    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
-    if len(bad):
-        first = videos[bad[0]] if videos is not None else f"video number {bad[0] + 1}"
-        raise InputError(
-            f"the scores of {first} are not finite, nor those of {len(bad) - 1:,} more of {len(scores):,} videos: the "
-            "network has most likely diverged; train again, or from an earlier checkpoint, with a lower --lr or with "
-            "--clip-grad, and with --amp off if it was fp16"
-        )
-
-
-def ranks(scores: np.ndarray, labels: np.ndarray, videos: Sequence[str] | None = None) -> np.ndarray:
-    """Place of the true class among (videos, classes) scores, (videos,) int: 0 is a correct first guess.
-
-    Between equal scores the lower class index counts as the higher guess, as in argmax, so that constant scores
-    earn no more than chance. What is not provably behind the true class counts as before it. Raises InputError for
-    scores that aren't finite, with the name that `videos` gives the row.
-    """
-    check_finite(scores, videos)
-    own = np.take_along_axis(scores, labels[:, None], 1)
-    later = np.arange(scores.shape[1]) > labels[:, None]
-    behind = (scores < own) | ((scores == own) & later)
-    return scores.shape[1] - 1 - behind.sum(1)
-
-
-def accuracy(logits: np.ndarray, labels: np.ndarray, videos: Sequence[str] | None = None) -> dict[str, float]:
-    """Top-1, top-5 and mean-class accuracy in per cent of (videos, classes) scores against (videos,) labels.
-
-    Mean-class accuracy averages over the classes that have videos, as THUMOS and TSN report it. Ties, and scores
-    that aren't finite: see `ranks`.
-    """
-    rank = ranks(logits, labels, videos)
-    per_class = [float((rank[labels == c] < 1).mean()) for c in np.unique(labels)]
-    return {
-        "top1": 100 * float((rank < 1).mean()),
-        "top5": 100 * float((rank < 5).mean()),
-        "mean_class": 100 * float(np.mean(per_class)),
-    }
-
-
-def mean_logits(clips: np.ndarray) -> np.ndarray:
-    """The logits of videos, (..., classes) float32, from those of their clips in time, (..., samples, classes)."""
-    return clips.mean(-2, dtype=np.float64).astype(np.float32)
-
-
-def cross_entropy(logits: np.ndarray, labels: np.ndarray, videos: Sequence[str] | None = None) -> float:
-    """Mean cross-entropy of (videos, classes) logits, in nats. Raises InputError for logits that aren't finite."""
-    from scipy.special import log_softmax  # here: scipy takes a moment to import
-
-    check_finite(logits, videos)
-    return -float(np.take_along_axis(log_softmax(logits.astype(np.float64), axis=1), labels[:, None], 1).mean())
-
-
-# --- records -------------------------------------------------------------------------------------------
-
-RECORD_COLUMNS = ("Epoch", "Batch Time", "Data Time", "Loss", "Prec@1", "Prec@5", "lr")
-
-
-def write_record(path: str | os.PathLike, row: Mapping[str, float]) -> None:
-    """Put one epoch's row into a record CSV, in place of that epoch's and all later rows.
-
-    An epoch that is done again after a kill therefore stands in the file once.
-    """
-    import pandas as pd
-
-    rows = [dict(row)]
-    if os.path.exists(path):
-        try:
-            old = pd.read_csv(path)
-            rows = old[old["Epoch"] < row["Epoch"]].to_dict("records") + rows
-        except (ValueError, KeyError) as error:
-            raise InputError(f"{path} is no record of this program ({error}); move it away") from None
-    with atomic_path(path) as temporary:
-        pd.DataFrame(rows, columns=list(RECORD_COLUMNS)).astype({"Epoch": int}).to_csv(temporary, index=False)
-
-
-# --- checkpoints ---------------------------------------------------------------------------------------
-
-
-def save_checkpoint(checkpoint: Mapping[str, Any], *paths: str | os.PathLike) -> None:
-    """Write a checkpoint of tensors and plain containers to each path in turn.
-
-    torch's weights-only loader reads it.
-    """
-    import torch
-
-    buffer = io.BytesIO()  # a full disk then fails in one plain write, not inside torch's zip writer
-    torch.save(dict(checkpoint), buffer)
-    for path in paths:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
-
-
-def weights_hash(state: Mapping[str, Any]) -> str:
-    """SHA-256 over the names and bytes of a state_dict's tensors: which weights made a prediction."""
-    digest = hashlib.sha256()
-    for name, tensor in state.items():
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensor.detach().cpu().contiguous().numpy()).data)
-    return digest.hexdigest()
 
 
 # --- seeds ---------------------------------------------------------------------------------------------

@@ -20,11 +20,13 @@ from scipy.optimize import brentq
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from common.commandline import ArgumentParser
+from common.metrics import accuracy
 from dataloader.names import group_of
 from fusion import PULL, fuse, learn_weights
 from report.metrics import calibration, softmax
 from saved.predictions import TestSet, align, load_predictions
-from utils import ArgumentParser, accuracy, run_main
+from utils import run_main
 
 DRAWS = 3  # of few videos
 

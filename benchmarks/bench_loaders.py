@@ -22,12 +22,13 @@ from torch.utils.data import default_collate
 
 from benchmarks import classic
 from benchmarks.measure import HEADER, ROOT, Stopwatch, bench_parser, chosen, in_turns, machine, prepare, ratio_line
-from dataloader.clips import ClipDataset, TestSampling, TrainSampling, clips_of, make_loader
+from dataloader.batches import clips_of
+from dataloader.clips import ClipDataset, TestSampling, TrainSampling, make_loader
 from dataloader.layouts import index_frames
 from dataloader.motion_dataloader import ReadFlow, motion_sources
 from dataloader.names import Video
+from dataloader.preparation import default_preparation, to_input
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
-from dataloader.transforms import default_preparation, to_input
 from utils import run_main
 
 BARS = {("motion", "train"): 4.5, ("spatial", "train"): 3.0, ("motion", "test"): 4.0, ("spatial", "test"): 4.0}

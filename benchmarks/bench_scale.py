@@ -43,7 +43,7 @@ def child(root: str) -> None:
     from dataloader.layouts import index_frames
     from dataloader.motion_dataloader import ReadFlow, motion_sources
     from dataloader.names import Video
-    from dataloader.transforms import default_preparation
+    from dataloader.preparation import default_preparation
 
     torch.set_num_threads(1)
     before = memory()

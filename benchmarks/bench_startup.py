@@ -24,11 +24,12 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 from PIL import Image
 
+from common.commandline import ArgumentParser
 from dataloader.folders import CACHE_NAME
 from dataloader.layouts import index_frames, match
 from dataloader.names import UCF101_CLASSES
 from dataloader.splits import load_split
-from utils import ArgumentParser, run_main
+from utils import run_main
 
 LINKS_PER_FILE = 30_000  # ext4 allows 65,000
 VIDEOS = 13_320

@@ -27,12 +27,14 @@ import torch
 from benchmarks import classic
 from benchmarks.bench_loaders import our_dataset
 from benchmarks.measure import HEADER, ROOT, Times, bench_parser, chosen, machine, prepare, ratio_line
-from dataloader.clips import TestSampling, clips_of
+from dataloader.batches import clips_of
+from dataloader.clips import TestSampling
 from dataloader.names import UCF101_CLASSES
-from dataloader.transforms import to_input
+from dataloader.preparation import to_input
 from engine.state import amp_dtype
 from network import InferenceNet, build_model
-from utils import run_main, save_checkpoint
+from saved.checkpoints import save_tensors
+from utils import run_main
 
 CPU = torch.device("cpu")
 BARS = {"ours": 3.3, "ours, --compile": 4.0}
@@ -74,7 +76,7 @@ def make_network(path: Path, flow: Path, names: list[str]) -> None:
     fit = centred.T @ torch.linalg.solve(kernel + 1e-2 * kernel.diag().mean() * torch.eye(len(kernel)), wanted)
     model.fc.weight.copy_(fit.T.float())
     model.fc.bias.copy_((-centre @ fit).float())
-    save_checkpoint({"state_dict": model.state_dict()}, path)
+    save_tensors({"state_dict": model.state_dict()}, path)
 
 
 def compare(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> str:

@@ -21,8 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
+from common.commandline import ArgumentParser
 from data.tvl1.tensor import automatic_batch_frames, is_installed, moving_texture, tvl1_pairs
-from utils import ArgumentParser, InputError, run_main
+from utils import InputError, run_main
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import models, transforms
 
+from common.commandline import ArgumentParser
 from dataloader.folders import Frames
 from dataloader.layouts import CHANNELS, index_frames
 from dataloader.sampling import test_starts
-from utils import ArgumentParser, atomic_path, cpu_count, run_main
+from utils import atomic_path, cpu_count, run_main
 
 STACK = 10
 Sequences = list[Frames]  # of a video: its RGB frames, or its x and its y flow

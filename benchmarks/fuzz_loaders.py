@@ -34,9 +34,10 @@ import numpy as np
 import python2_files
 import torch
 
+from common.commandline import ArgumentParser
 from saved import torchfile  # noqa: F401 (so that no reading imports it)
 from saved.safe import load_checkpoint, load_pickle
-from utils import ArgumentParser, InputError, run_main
+from utils import InputError, run_main
 
 NUMBERS = (0, 1, 2, 127, 128, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**64 - 1)
 FRAGMENTS = (

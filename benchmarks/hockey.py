@@ -24,8 +24,9 @@ import pandas as pd
 
 import motion_cnn
 import spatial_cnn
+from common.commandline import ArgumentParser
 from saved.safe import load_pickle
-from utils import ArgumentParser, atomic_path, run_main
+from utils import atomic_path, run_main
 
 # What the size of the task and of the machine ask for, in both recipes alike; everything else is the recipe's own.
 BATCH = 16

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.commandline import ArgumentParser
 from dataloader.names import UCF101_CLASSES
-from dataloader.transforms import Preparation
+from dataloader.preparation import Preparation
 from network import build_model
-from utils import ArgumentParser, InputError, cpu_count
+from utils import InputError, cpu_count
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / "data" / "bench"  # git-ignored

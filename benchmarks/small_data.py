@@ -26,11 +26,12 @@ from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold, Stra
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common.commandline import ArgumentParser
 from data.flow import dis_flow
 from data.videos import import_cv2
-from dataloader.transforms import IMAGENET_MEAN, IMAGENET_STD
+from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD
 from network import build_model, fold_batchnorm
-from utils import ArgumentParser, InputError, run_main
+from utils import InputError, run_main
 
 SIZE = 160  # short side that the network sees; the whole frame, its aspect kept to within 16 pixels
 BOUND = 8.0  # pixels of flow at which its picture is black or white

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 import rarfile
 from tqdm import tqdm
 
-from data.progress import Progress
+from common.progress import Progress
 from utils import InputError, plural
 
 CHUNK = 1 << 20  # bytes read or written at once

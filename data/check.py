@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
+from common.commandline import ArgumentParser, bounded
 from data.jobs import Report, run_jobs
 from dataloader.extracted import extraction_settings
 from dataloader.folders import Frames
@@ -27,18 +28,7 @@ from dataloader.images import decode_gray, decode_rgb
 from dataloader.layouts import Index, find, index_frames, locate
 from dataloader.names import Video, first_few, ucf_parts
 from dataloader.splits import Split, load_split
-from utils import (
-    ArgumentParser,
-    InputError,
-    atomic_path,
-    bounded,
-    check_writable,
-    cpu_count,
-    csv_text,
-    plural,
-    printable,
-    run_main,
-)
+from utils import InputError, atomic_path, check_writable, cpu_count, csv_text, plural, printable, run_main
 
 MINIMUM_FRAMES = 11  # one motion clip: 10 flow pairs
 KINDS = ("missing", "sequence", "u/v", "length", "short", "images")

@@ -22,9 +22,10 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common.commandline import ArgumentParser, bounded
 from data.archives import Unpacked, check_disk, rar_tools, unpack_rar, unpack_zip
 from data.fetch import Client, Missing, Remote, Unreachable, fetch, kept_bytes, look_up
-from utils import ArgumentParser, InputError, bounded, plural, run_main, write_json
+from utils import InputError, plural, run_main, write_json
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.commandline import ArgumentParser, bounded
 from data.extraction import Reporter, add_arguments, extract_all, open_output
 from data.jobs import Report
 from data.videos import encode_jpeg, find_videos, import_cv2, read_frames
-from utils import ArgumentParser, bounded, cpu_count, run_main
+from utils import cpu_count, run_main
 
 
 def write_rgb(short_side: int, quality: int, every: int, video: Path, folder: Path, report: Report) -> int:

@@ -26,11 +26,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from common.commandline import bounded
+from common.progress import Progress
 from data.jobs import Report, run_jobs
-from data.progress import Progress
 from data.videos import VideoError, VideoFile
 from dataloader.extracted import FILE, Extraction, claim
-from utils import InputError, atomic_path, bounded, csv_text, plural, printable
+from utils import InputError, atomic_path, csv_text, plural, printable
 
 LONGEST_NAME = 255  # bytes of a file's name, on every file system in use
 

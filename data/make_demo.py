@@ -32,10 +32,11 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from common.commandline import ArgumentParser, bounded
 from data.jobs import Report, run_jobs
 from data.steps import run_steps
 from data.videos import import_cv2
-from utils import ArgumentParser, InputError, atomic_path, bounded, cpu_count, run_main, write_json
+from utils import InputError, atomic_path, cpu_count, run_main, write_json
 
 APPEARANCES = ("Dots", "Stripes", "Checks")
 MOTIONS = ("Rise", "Fall", "Spin")

@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from common.commandline import ArgumentParser, bounded
 from data.videos import find_videos
 from dataloader.names import first_few, group_of, video_key
-from utils import ArgumentParser, InputError, atomic_path, bounded, check_writable, plural, run_main
+from utils import InputError, atomic_path, check_writable, plural, run_main
 
 SIDES = {"train": "train", "training": "train", "test": "test", "testing": "test"}  # names of folders
 

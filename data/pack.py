@@ -23,12 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
+from common.commandline import ArgumentParser, bounded
 from dataloader.extracted import FILE
 from dataloader.folders import Frames
 from dataloader.layouts import CHANNELS, Index, Kind, index_frames
 from dataloader.names import first_few
 from dataloader.packed import FORMAT, is_pack, sequences_of
-from utils import ArgumentParser, InputError, atomic_path, bounded, plural, run_main, write_json
+from utils import InputError, atomic_path, plural, run_main, write_json
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -12,8 +12,9 @@ import torch
 from dataloader.clips import ClipDataset, Loader, ReadSteps, Source, TestSampling, TrainSampling, make_loader
 from dataloader.extracted import extraction_settings
 from dataloader.layouts import Index
+from dataloader.preparation import Preparation
 from dataloader.splits import Split, Video, hold_out_groups, load_split
-from dataloader.transforms import TSN_SCALES, Preparation
+from dataloader.transforms import TSN_SCALES
 from utils import InputError, plural, world
 
 FEWEST_CHOOSERS = 100  # videos: .5 / sqrt(100) is a standard error of 5 points of accuracy

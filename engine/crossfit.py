@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.metrics import cross_entropy
 from engine.heads import TEMPORAL, predict_temporal, train_temporal
-from utils import InputError, cross_entropy
+from utils import InputError
 
 # C of logistic regression, on z-scores of mean square length 1
 STRENGTHS = tuple((10.0 ** np.arange(-1, 5.01, 0.5)).tolist())

@@ -15,11 +15,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dataloader.clips import Batch, Loader, TestSampling, clips_of, each_once, sent_ahead
-from dataloader.transforms import to_input
+from common.metrics import accuracy, cross_entropy, mean_logits
+from common.progress import duration, progress_bar
+from dataloader.augmentation import augment
+from dataloader.batches import Batch, clips_of, each_once, sent_ahead
+from dataloader.clips import Loader, TestSampling
+from dataloader.preparation import to_input
 from engine.state import Training
 from network import InferenceNet, freeze_batchnorm
-from utils import InputError, accuracy, cross_entropy, duration, mean_logits, progress_bar, seed_step, world
+from utils import InputError, seed_step, world
 
 # --- training ------------------------------------------------------------------------------------------
 
@@ -34,7 +38,7 @@ def consensus(logits: Tensor, clips: int, how: str) -> Tensor:
 
 
 def ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """How many classes stand before the label's, by utils.ranks' rule for equals, on the device: (videos,) int64."""
+    """Place of the label among a video's scores, (videos,) int64: common.metrics.ranks, on the device."""
     own = scores.gather(1, labels[:, None])
     earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
     return (~(scores < own) & ~((scores == own) & ~earlier)).sum(1)
@@ -92,8 +96,10 @@ def train_step(training: Training, batch: Batch) -> Tensor:
     """Forward, backward and one step of SGD on a batch. Returns the batch's mean loss, still on the device."""
     settings, device = training.settings, training.device
     seed_step(settings.seed, training.epoch, training.batch)
-    inputs = to_input(clips_of(batch, training.preparation.modality, device), training.preparation)
-    labels = batch.labels.to(device, non_blocking=True)
+    images = clips_of(batch, training.preparation.modality, device)  # (videos * clips, images * planes, H, W) uint8
+    images = augment(images, batch.names, settings.colour_jitter, settings.seed, training.epoch)
+    inputs = to_input(images, training.preparation)  # (videos * clips, channels, H, W) float32
+    labels = batch.labels.to(device, non_blocking=True)  # (videos,)
     clips = len(batch.clips) // len(batch.names)
     # Gradients are averaged over processes whose shares may differ in size: weigh each by its share.
     weight = world()[1] / batch.of_all if batch.counted else 0.0

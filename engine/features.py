@@ -17,15 +17,17 @@ import numpy as np
 import torch
 from torchvision.models.resnet import ResNet
 
-from dataloader.clips import ClipDataset, Source, TestSampling, clips_of, make_loader, sent_ahead
+from common.progress import progress_bar
+from dataloader.batches import clips_of, sent_ahead
+from dataloader.clips import ClipDataset, Source, TestSampling, make_loader
 from dataloader.loaders import Data
-from dataloader.transforms import Preparation
+from dataloader.preparation import Preparation
 from engine.pooling import DEFAULT, check_pooling, feature_count, feature_net
 from engine.state import amp_dtype
 from network import trained_model
-from saved.checkpoints import Checkpoint
+from saved.checkpoints import Checkpoint, weights_hash
 from saved.features import FORMAT, read_about, write_features
-from utils import InputError, check_writable, plural, progress_bar, weights_hash, world
+from utils import InputError, check_writable, plural, world
 
 MIDDLE = 5  # the frame of a stack of 10 flow pairs that stands for it, counted from the stack's first
 SYNC_SECONDS = 10.0  # at most so much work is lost in a power cut; a killed process loses one batch

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.commandline import ArgumentParser, Switch, bounded
 from dataloader.clips import TestSampling, TrainSampling
 from dataloader.loaders import Data, DataSettings
 from engine import pooling
@@ -16,7 +17,7 @@ from engine.features import FeatureSettings
 from engine.run import Run
 from engine.state import TrainingSettings
 from saved.checkpoints import Checkpoint, read_checkpoint
-from utils import ArgumentParser, InputError, Switch, bounded, world
+from utils import InputError, world
 
 # What a flag given on a resume does not have to repeat: everything that shapes the training, from the checkpoint.
 NOT_RESTORED = {
@@ -93,6 +94,9 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
                             "(TSN 3.2); squash: all of the image, its aspect changed. Shared by all of a video's clips")
     group.add_argument("--crop-positions", type=int, choices=(5, 13), default=5, help="of --crop multiscale")
     group.add_argument("--flip", action=Switch, default=True, help="mirror half of the videos")
+    group.add_argument("--colour-jitter", type=bounded(float, 0, 1), default=0.0,
+                       help="change brightness, contrast and saturation by up to this share, of each video in one way; "
+                            "0: off, as in the original and TSN")
 
     group = parser.add_argument_group("testing")
     group.add_argument("--test-samples", type=bounded(int, 1), default=19, help="clips per video, spread evenly")

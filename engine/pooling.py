@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from dataloader.transforms import Preparation
+from dataloader.preparation import Preparation
 from network import InferenceNet
 from utils import InputError
 

@@ -25,20 +25,18 @@ from dataloader.names import first_few
 from engine.epoch import TestResult, test
 from engine.owner import owned
 from engine.state import Training
-from saved.checkpoints import read_checkpoint
+from saved.checkpoints import read_checkpoint, weights_hash, write_checkpoint
 from saved.features import write_features
 from saved.predictions import write_predictions
 from saved.provenance import provenance
+from saved.records import record_path, write_record
 from utils import (
     InputError,
     check_output,
     check_writable,
     plural,
     printable,
-    save_checkpoint,
-    weights_hash,
     world,
-    write_record,
 )
 
 
@@ -142,7 +140,7 @@ class Run:
         """Write an epoch's records, predictions and, last, its checkpoint. Then the next epoch is in progress."""
         line = f"epoch {training.epoch}: loss {row['Loss']:.4f}, top-1 {row['Prec@1']:.2f} %, lr {row['lr']:.3g}"
         if self.leads:
-            write_record(self.output / f"{self.prefix}_train.csv", row)
+            write_record(record_path(self.output, self.prefix, "train"), row)
         if result is not None:
             subset = "val" if self.val_groups else "test"
             if is_best or subset == "test":  # those of validation videos stay model_best's
@@ -150,7 +148,7 @@ class Run:
             if self.leads:
                 times = {"Batch Time": result.batch_time, "Data Time": result.data_time}
                 scores = {"Loss": result.loss, "Prec@1": result.accuracy["top1"], "Prec@5": result.accuracy["top5"]}
-                write_record(self.output / f"{self.prefix}_test.csv", {**row, **times, **scores})
+                write_record(record_path(self.output, self.prefix, "test"), {**row, **times, **scores})
             line += f" | {subset}: {result}{' (best)' if is_best else ''}"
         self.best_written = is_best and not self.val_groups
         training.next_epoch()
@@ -263,13 +261,11 @@ class Run:
         self.saved_at = time.monotonic()
         if not self.leads:
             return
-        header = {
-            "format": "two-stream", "arch": self.arch, "class_names": list(self.data.split.class_names),
-            "dataset": self.data.split.dataset, "split": self.data.split.number,
-            "preparation": training.preparation.as_dict(), "args": self.flags,
-        }  # fmt: skip
-        names = ["model_best.pth.tar", "checkpoint.pth.tar"] if is_best else ["checkpoint.pth.tar"]
-        save_checkpoint({**header, **state}, *(self.output / name for name in names))
+        split, names = self.data.split, ["model_best.pth.tar", "checkpoint.pth.tar"][not is_best :]
+        write_checkpoint(
+            state, *(self.output / name for name in names), arch=self.arch, class_names=split.class_names,
+            dataset=split.dataset, split=split.number, preparation=training.preparation.as_dict(), args=self.flags,
+        )  # fmt: skip
 
     def _write(self, result: TestResult, training: Training, subset: str, epoch: int, name: str) -> None:
         """Write a test's predictions: of test videos to the output, of validation videos to its folder val/."""

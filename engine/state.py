@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dataloader.transforms import Preparation
+from dataloader.preparation import Preparation
 from network import explain_mismatch, freeze_batchnorm, parameter_groups
 from saved.checkpoints import Checkpoint
 from utils import InputError, world
@@ -38,6 +38,7 @@ class TrainingSettings:
     clip_grad: float = 0.0
     partial_bn: bool = False
     label_smoothing: float = 0.0
+    colour_jitter: float = 0.0
     ema: float = 0.0
     amp: str = "auto"
     compile: bool = False
@@ -64,6 +65,8 @@ class Training:
         self, model: nn.Module, preparation: Preparation, device: torch.device, settings: TrainingSettings
     ) -> None:
         """Moves `model` to the device."""
+        if settings.colour_jitter and preparation.modality == "flow":
+            raise InputError("--colour-jitter needs colours, which flow has not; leave it out")
         self.preparation, self.device, self.settings = preparation, device, settings
         self.dtype = amp_dtype(settings.amp, device)
         self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -15,7 +15,7 @@ from engine.heads import TEMPORAL, build_head
 from engine.pooling import feature_count
 from network import trained_model
 from saved.checkpoints import Checkpoint, read_checkpoint
-from saved.safe import load_checkpoint
+from saved.heads import read_head
 from utils import InputError
 
 
@@ -38,26 +38,13 @@ class TrainedHead:
 
 def read_network(path: str | os.PathLike, flow_order: str = "original") -> Checkpoint | TrainedHead:
     """A head of heads.py, or the checkpoint of a stream from any project. Raises InputError, one line."""
-    content = load_checkpoint(path)
-    if content.get("format") != "two-stream-head":
+    file = read_head(path)
+    if file is None:
         return read_checkpoint(path, flow_order=flow_order)
-    about, names = content["head"], content["class_names"]
-    if about["kind"] not in ("linear", *TEMPORAL):
-        raise InputError(f"{path} is a head of a kind {about['kind']}, which this version does not know; update it")
-    streams = {}
-    width = 0
-    for name, part in content["streams"].items():
-        state = dict(part["state_dict"])
-        features = state["layer4.0.downsample.1.weight"].shape[0]
-        # a last layer that nothing looks at
-        state |= {"fc.weight": torch.zeros(len(names), features), "fc.bias": torch.zeros(len(names))}
-        args = {"test_samples": part["samples"], "test_views": part["views"]}
-        channels = state["conv1.weight"].shape[1]
-        streams[name] = Checkpoint(Path(path), "two-stream-head", state, part["arch"], len(names), channels,
-                                   part["preparation"], args, -1, 0.0, names, {})  # fmt: skip
-        width += feature_count(trained_model(streams[name]), part["pooling"])
-    head = build_head(about["kind"], width, len(names), about["over_time"])
-    head.load_state_dict(content["state_dict"])
-    name = about["kind"] if len(streams) == 2 else next(iter(streams))
-    pooling = {name: part["pooling"] for name, part in content["streams"].items()}
-    return TrainedHead(Path(path), name, head.eval(), streams, pooling)
+    if file.kind not in ("linear", *TEMPORAL):
+        raise InputError(f"{path} is a head of a kind {file.kind}, which this version does not know; update it")
+    width = sum(feature_count(trained_model(one), file.pooling[name]) for name, one in file.streams.items())
+    head = build_head(file.kind, width, len(file.class_names), file.over_time)
+    head.load_state_dict(file.state_dict)
+    name = file.kind if len(file.streams) == 2 else next(iter(file.streams))
+    return TrainedHead(file.path, name, head.eval(), file.streams, file.pooling)

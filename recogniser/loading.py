@@ -14,8 +14,8 @@ import torch
 from data.flow import PLAIN_METHODS, download_raft_weights, raft_flow, read_raft_weights, tvl1_flow
 from dataloader.clips import TestSampling
 from dataloader.names import UCF101_CLASSES
+from dataloader.preparation import Preparation
 from dataloader.splits import load_split
-from dataloader.transforms import Preparation
 from engine.pooling import feature_net
 from network import InferenceNet, trained_model
 from recogniser.decoded import PAIRS_AT_ONCE, Flow

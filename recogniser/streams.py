@@ -10,8 +10,9 @@ import torch
 from tqdm import tqdm
 
 from data.videos import VideoError
-from dataloader.clips import Batch, TestSampling, clips_of, each_once
-from dataloader.transforms import Preparation
+from dataloader.batches import Batch, clips_of, each_once
+from dataloader.clips import TestSampling
+from dataloader.preparation import Preparation
 from network import InferenceNet
 from recogniser.answers import Answer
 from recogniser.decoded import DecodedFrames, Flow

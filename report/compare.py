@@ -16,10 +16,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.commandline import ArgumentParser
+from common.progress import duration
 from report import curves
-from report.curves import Phases
-from saved.provenance import duration, provenance
-from utils import ArgumentParser, InputError, check_writable, run_main
+from saved.provenance import provenance
+from saved.records import Phases, find_records
+from utils import InputError, check_writable, run_main
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def find(folder: Path, name: str) -> Run:
         if isinstance(stream := meta.get("stream"), str):
             about.setdefault(stream, meta)
     fusion = next((found for one in folders if "fusion" in (found := read_json(one / "results.json"))), {})
-    streams = curves.find_records(folders)
+    streams = find_records(folders)
     if not streams and not fusion:
         raise InputError(
             f"no rgb_train.csv, rgb_test.csv, opf_train.csv, opf_test.csv or results.json in {folder}; "

@@ -1,51 +1,17 @@
-"""Training curves from the records of runs, for the report on a fusion and for compare.py.
-
-A record folder holds rgb_train.csv and rgb_test.csv (spatial) or opf_train.csv and opf_test.csv (motion),
-with one row per epoch. The original's records, which have the same columns, are read as well.
-"""
+"""Training curves from the records of runs, for the report on a fusion and for compare.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from report import plots
 from report.blocks import Plot
-from utils import InputError
+from saved.records import Phases
 
-PREFIXES = {"rgb": "spatial", "opf": "motion"}
 PANELS = {"Loss": "loss", "Prec@1": "top-1, %", "lr": "learning rate"}
-Phases = dict[str, pd.DataFrame]  # "train" and "test" -> a row per epoch
-
-
-def read_record(path: Path) -> pd.DataFrame:
-    """One CSV of a run, numeric, a row per epoch (the last, where a resumed run wrote an epoch again)."""
-    try:
-        table = pd.read_csv(path)
-        epochs = pd.to_numeric(table["Epoch"])
-    except (ValueError, KeyError, OSError) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(f"{path} is not a training record (a CSV with a column Epoch); remove it") from error
-    numbers = table.reindex(columns=list(PANELS)).apply(pd.to_numeric, errors="coerce")
-    return numbers.set_index(epochs).groupby(level=0).last()
-
-
-def find_records(folders: Iterable[Path]) -> dict[str, Phases]:
-    """The records in `folders`: stream's name -> phases, empty ones left out."""
-    found: dict[str, Phases] = {}
-    for folder in dict.fromkeys(folders):
-        for prefix, stream in PREFIXES.items():
-            phases = {}
-            for phase in ("train", "test"):
-                path = folder / f"{prefix}_{phase}.csv"
-                if path.is_file() and len(table := read_record(path)):
-                    phases[phase] = table
-            if phases:
-                found[stream if stream not in found else f"{stream} ({folder})"] = phases
-    return found
 
 
 def plots_of(runs: Mapping[str, Mapping[str, Phases]]) -> list[Plot]:

@@ -12,6 +12,7 @@ from report import curves, gallery, metrics, page, plots, summary, tables
 from report.blocks import Link, Plot, Report, Section, Table, Text, Tile
 from report.outcome import Outcome
 from saved.provenance import in_words, provenance
+from saved.records import find_records
 from utils import plural
 
 PAIRS = 20  # kinds of mistake that are listed; the CSV has all
@@ -401,7 +402,7 @@ def mistakes(outcome: Outcome, chances: dict[str, np.ndarray]) -> Section:
 
 def training_curves(outcome: Outcome) -> Section | None:
     folders = [source.path.parent for source in outcome.test_set.sources.values()]
-    streams = curves.find_records(folders)
+    streams = find_records(folders)
     if not streams:
         return None
     blocks: list = [

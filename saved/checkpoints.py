@@ -1,4 +1,6 @@
-"""What a checkpoint of any project says: who wrote it, its weights in torchvision's names, its preparation.
+"""Checkpoints: ours are written and read here, any other project's only read.
+
+Of each it is said who wrote it, its weights in torchvision's names, and its preparation.
 
 Projects are told apart by the names of their layers, never by the file's name. Preparations, test protocols and
 the counting of epochs are those of the projects' own code:
@@ -9,6 +11,8 @@ the counting of epochs are those of the projects' own code:
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -16,13 +20,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dataloader.transforms import IMAGENET_MEAN, IMAGENET_STD, Preparation
+from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from saved.plainpickle import show
 from saved.safe import load_checkpoint
-from utils import InputError, plural, world
+from utils import InputError, atomic_path, plural, world
+
+FORMAT, HEAD_FORMAT = "two-stream", "two-stream-head"  # what our own files say that they are
+# What ours hold at least; those of a training, and not of weights alone, also what Training.state_dict says.
+HELD = ("arch", "class_names", "preparation", "args", "epoch", "best_prec1")
 
 # What a project called parts of torchvision's ResNet, by source; the first name found in a file tells the source.
 NAMES = {
@@ -60,7 +69,7 @@ class Checkpoint:
     arch: str
     num_classes: int
     in_channels: int
-    preparation: dict[str, Any]  # of dataloader.transforms.Preparation
+    preparation: dict[str, Any]  # of dataloader.preparation.Preparation
     args: dict[str, Any]  # flags that it was trained or, by its authors, tested with
     epoch: int  # the last one finished, counted from 0; -1 for none or unknown
     best_prec1: float  # top-1 in per cent; 0 for none or unknown
@@ -70,7 +79,7 @@ class Checkpoint:
     @property
     def tested_state(self) -> dict[str, Tensor]:
         """The weights that a test uses: the moving average, where the training kept one."""
-        return (_average(self.raw) if self.source == "two-stream" else None) or self.state_dict
+        return (_average(self.raw) if self.source == FORMAT else None) or self.state_dict
 
     def in_order_of(self, class_names: Sequence[str]) -> Checkpoint:
         """The same network, its classes in the order of `class_names`; says so where that changes something.
@@ -94,6 +103,45 @@ class Checkpoint:
         return replace(self, state_dict=self.state_dict | fc)
 
 
+def write_checkpoint(
+    state: Mapping[str, Any],
+    *paths: str | os.PathLike,
+    arch: str,
+    class_names: Sequence[str],
+    dataset: str,
+    split: str,
+    preparation: Mapping[str, Any],
+    args: Mapping[str, Any],
+) -> None:
+    """Write a network to each path: what it is, and `state` (engine.state.Training.state_dict), its weights among it.
+
+    `preparation` is Preparation.as_dict's, `args` the flags that it was trained with, as plain values.
+    """
+    header = {
+        "format": FORMAT, "arch": arch, "class_names": list(class_names), "dataset": dataset, "split": split,
+        "preparation": dict(preparation), "args": dict(args),
+    }  # fmt: skip
+    save_tensors({**header, **state}, *paths)
+
+
+def save_tensors(content: Mapping[str, Any], *paths: str | os.PathLike) -> None:
+    """Write tensors and plain containers to each path in turn, as torch's weights-only loader reads them."""
+    buffer = io.BytesIO()  # a full disk then fails in one plain write, not inside torch's zip writer
+    torch.save(dict(content), buffer)
+    for path in paths:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names and bytes of a state_dict's tensors: which weights made a prediction."""
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().contiguous().numpy()).data)
+    return digest.hexdigest()
+
+
 def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str = "original") -> Checkpoint:
     """Read the checkpoint of any project named above, or a bare state_dict.
 
@@ -102,20 +150,21 @@ def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str =
     Raises InputError, one line, if the file can't be read, holds no ResNet or one for another modality.
     """
     content = load_checkpoint(path)
-    source, state = _read_weights(content, path, flow_order)
-    arch = guess_arch(state)
-    if content.get("format") == "two-stream-head":
+    if content.get("format") == HEAD_FORMAT:
         raise InputError(f"{path} is a head with the networks that make its features: give it to predict.py --head")
-    if arch is None:
-        raise InputError(f"{path} holds no ResNet of torchvision; its layers are {_list(state)}")
-    num_classes, in_channels = state["fc.weight"].shape[0], state["conv1.weight"].shape[1]
-    if source == "two-stream":
-        lacking = {"preparation", "args", "epoch", "best_prec1", "class_names"} - content.keys()
-        if lacking:
+    source, state = _read_weights(content, path, flow_order)
+    guessed = guess_arch(state)
+    if source == FORMAT:
+        if lacking := set(HELD) - content.keys():
             raise InputError(f"{path} is an incomplete checkpoint: it lacks {', '.join(sorted(lacking))}")
-        preparation, args = content["preparation"], content["args"]
-        epoch, best_prec1, class_names = content["epoch"], content["best_prec1"], content["class_names"]
+        arch, class_names, preparation, args, epoch, best_prec1 = (content[key] for key in HELD)
+        if guessed not in (arch, None):  # None: no ResNet, of which the weights tell nothing
+            raise InputError(f"{path} says that it is a {arch}, and holds the weights of a {guessed}: it is damaged")
+        num_classes, in_channels = len(class_names), Preparation.from_dict(preparation).channels
     else:
+        if guessed is None:
+            raise InputError(f"{path} holds no ResNet of torchvision; its layers are {_list(state)}")
+        arch, num_classes, in_channels = guessed, state["fc.weight"].shape[0], state["conv1.weight"].shape[1]
         prepared = _preparation(source, in_channels)
         if prepared.channels != in_channels:
             found = plural(in_channels, "input channel")
@@ -140,7 +189,7 @@ def read_state_dict(path: str | os.PathLike, flow_order: str = "original") -> di
     """
     content = load_checkpoint(path)
     source, state = _read_weights(content, path, flow_order)
-    return (_average(content) if source == "two-stream" else None) or state
+    return (_average(content) if source == FORMAT else None) or state
 
 
 def guess_arch(state: Mapping[str, Tensor]) -> str | None:
@@ -161,7 +210,7 @@ def _read_weights(content: dict, path: str | os.PathLike, flow_order: str) -> tu
         raise InputError(f"{path} holds no weights: instead of a state_dict it has {_list(state)}")
     while all(name.startswith("module.") for name in state):  # torch.nn.DataParallel's
         state = {name.removeprefix("module."): value for name, value in state.items()}
-    source = "two-stream" if content.get("format") == "two-stream" else "torchvision"
+    source = FORMAT if content.get("format") == FORMAT else "torchvision"
     if source == "torchvision":
         known = (source for source, names in NAMES.items() if any(name.startswith(tuple(names)) for name in state))
         source = next(known, source)

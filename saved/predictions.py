@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from common.metrics import mean_logits
 from dataloader.names import UCF101_CLASSES, first_few, ucf_parts
 from saved.safe import load_pickle
 from saved.scores import SUFFIXES, read_scores
-from utils import InputError, atomic_path, mean_logits, printable, write_json
+from utils import InputError, atomic_path, printable, write_json
 
 KINDS = {"spatial": "spatial", "rgb": "spatial", "motion": "motion", "flow": "motion", "opf": "motion"}
 TAKEN = {  # what results.json calls something else; a stream's accuracies stand beside these

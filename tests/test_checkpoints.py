@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from dataloader.transforms import Preparation
+from dataloader.preparation import Preparation
 from network import architectures, build_model, explain_mismatch
 from saved.checkpoints import FLOW_ORDERS, guess_arch, read_checkpoint, read_state_dict
 from utils import InputError
@@ -228,10 +228,25 @@ def test_our_own(tmp_path):
     assert Preparation.from_dict(checkpoint.preparation) == Preparation("rgb", 112, "center")
     assert checkpoint.tested_state.keys() == net.state_dict().keys()
     torch.testing.assert_close(checkpoint.tested_state["fc.bias"], net.state_dict()["fc.bias"] + 1)
+    torch.save({**content, "arch": "resnet34"}, tmp_path / "mine")
+    with pytest.raises(InputError, match="says that it is a resnet34, and holds the weights of a resnet18"):
+        read_checkpoint(tmp_path / "mine", "rgb")
     del content["preparation"], content["ema"]
     torch.save(content, tmp_path / "mine")
     with pytest.raises(InputError, match="lacks preparation"):
         read_checkpoint(tmp_path / "mine", "rgb")
+
+
+def test_our_own_is_believed_about_what_its_weights_do_not_tell(tmp_path):
+    """Layers that no ResNet has: architecture, classes and input are what the file says."""
+    content = {
+        "format": "two-stream", "arch": "some_net", "state_dict": {"head.weight": torch.zeros(3, 7)}, "epoch": 0,
+        "best_prec1": 50.0, "args": {}, "class_names": ["a", "b", "c"], "ema": None,
+        "preparation": Preparation("flow", 32, "squash", (0.5,), (0.2,), 5).as_dict(),
+    }  # fmt: skip
+    torch.save(content, tmp_path / "mine")
+    checkpoint = read_checkpoint(tmp_path / "mine", "flow")
+    assert (checkpoint.arch, checkpoint.num_classes, checkpoint.in_channels) == ("some_net", 3, 10)
 
 
 def test_hmdb51s_classes_in_tsns_order(tmp_path, capsys):

@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from dataloader import batches as bs
 from dataloader import clips as c
 from dataloader import images
 from dataloader.layouts import index_frames
 from dataloader.motion_dataloader import ReadFlow, motion_sources
+from dataloader.preparation import Preparation, default_preparation
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.splits import Video, load_split
-from dataloader.transforms import Preparation, default_preparation
 from utils import InputError
 
 FLOW = Preparation("flow", 48, "squash", (0.0,), (1.0,), 10)
@@ -47,7 +48,7 @@ def test_a_stack_is_x1_y1_to_x10_y10(tiny):
     dataset = flow_set(tiny, c.TrainSampling(segments=1, flip=False), preparation)
     index = next(i for i, s in enumerate(dataset.sources) if s.video.name == "HammerThrow_g08_c01")
     batch = dataset[0, index]
-    clip = c.clips_of(batch, "flow", CPU)[0].float()
+    clip = bs.clips_of(batch, "flow", CPU)[0].float()
     count = dataset.sources[index].count
     candidates = {}
     for start in range(count - 9):
@@ -78,7 +79,7 @@ def test_one_crop_and_one_flip_for_a_whole_video(tmp_path, crop):
     for epoch in range(20):
         batch = dataset[epoch, 0]
         assert len(set(batch.flip.tolist())) == 1
-        stack = c.clips_of(batch, "flow", CPU).float()
+        stack = bs.clips_of(batch, "flow", CPU).float()
         flipped = bool(batch.flip[0])
         flips.add(flipped)
         x, y = stack[:, 0::2], stack[:, 1::2]
@@ -135,14 +136,14 @@ def test_workers_change_nothing(tiny, workers):
 
 def test_a_batch_is_its_videos_one_behind_the_other(tiny):
     dataset = flow_set(tiny, c.TestSampling(5))
-    parts = [c.clips_of(dataset[0, i], "flow", CPU) for i in range(3)]
+    parts = [bs.clips_of(dataset[0, i], "flow", CPU) for i in range(3)]
     for count in (3, 1):
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # torch's, where what a batch is written into has another shape
-            batch = c.Collate()([dataset[0, i] for i in range(count)])
+            batch = bs.Collate()([dataset[0, i] for i in range(count)])
         assert batch.names == [s.video.name for s in dataset.sources[:count]]
         assert batch.labels.tolist() == [s.video.label for s in dataset.sources[:count]]
-        clips = c.clips_of(batch, "flow", CPU)
+        clips = bs.clips_of(batch, "flow", CPU)
         assert torch.equal(clips, torch.cat(parts[:count]))
         assert clips.dtype == torch.uint8 and clips.is_contiguous(memory_format=torch.channels_last)
 
@@ -158,10 +159,10 @@ def test_a_worker_far_ahead_leaves_the_batch_in_use_alone(tiny):
 
 
 def test_a_worker_uses_its_memory_again_for_larger_and_smaller_batches(tiny, monkeypatch):
-    monkeypatch.setattr(c, "get_worker_info", lambda: True)
+    monkeypatch.setattr(bs, "get_worker_info", lambda: True)
     dataset = rgb_set(tiny, c.TestSampling(3), default_preparation("rgb", 48, "squash"))
     items = [dataset[0, i] for i in range(len(dataset))]
-    collate = c.Collate()
+    collate = bs.Collate()
     places = []
     for count in (2, 2, 2, 1, 2, 3, 1):
         batch = collate(items[:count])
@@ -176,16 +177,16 @@ def test_a_training_is_shuffled_by_its_seed_and_a_test_stands_in_list_order(tiny
     def names(sampling, epoch=0, **options):
         loader = c.make_loader(flow_set(tiny, sampling, **options), 4, 0, CPU)
         batches = [batch.names for batch in loader.epoch(epoch)]
-        assert len(batches) == len(loader) == 2  # 4 and 2 of the 6 videos
+        assert len(batches) == len(loader) == 2  # 3 and 3 of the 6 videos
         return batches
 
     listed = [source.video.name for source in flow_set(tiny, c.TestSampling(1)).sources]
-    assert names(c.TestSampling(1)) == names(c.TestSampling(1), 1) == [listed[:4], listed[4:]]
+    assert names(c.TestSampling(1)) == names(c.TestSampling(1), 1) == [listed[:3], listed[3:]]
     orders = [names(c.TrainSampling(1), *options[:1], **options[1]) for options in ((0, {}), (1, {}), (0, {"seed": 1}))]
     assert len({str(order) for order in orders}) == 3
     assert all(sorted(first + rest) == sorted(listed) for first, rest in orders)
     monkeypatch.setattr(c, "world", lambda: (1, 2))
-    assert names(c.TestSampling(1)) == [listed[1:4:2], listed[5:]]
+    assert names(c.TestSampling(1)) == [listed[1:3:2], listed[4:6:2]]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -253,10 +254,10 @@ def test_equal_clips_are_computed_once_and_the_vote_is_the_same(tiny):
     preparation = dataclasses.replace(FLOW, test_resize="center")
     loader = c.make_loader(flow_set(tiny, c.TestSampling(19, 10), preparation), 3, 0, CPU)
     for batch in loader.epoch(0):
-        once = c.each_once(batch)
+        once = bs.each_once(batch)
         counts = [source.count - 9 for source in loader.dataset.sources if source.video.name in batch.names]
         assert len(once.clips) == 10 * sum(min(19, count) for count in counts) < len(batch.clips)
-        theirs, ours = c.clips_of(batch, "flow", CPU), c.clips_of(once, "flow", CPU)[once.place]
+        theirs, ours = bs.clips_of(batch, "flow", CPU), bs.clips_of(once, "flow", CPU)[once.place]
         assert torch.equal(theirs, ours)
 
 
@@ -264,7 +265,7 @@ def test_ten_views_are_five_crops_and_their_flips(tiny):
     preparation = dataclasses.replace(default_preparation("rgb", 63, "center"))  # 224/256 of 72: no resizing
     dataset = rgb_set(tiny, c.TestSampling(2, 10), preparation)
     batch = dataset[0, 0]
-    views = c.clips_of(batch, "rgb", CPU).float().unflatten(0, (10, 2))
+    views = bs.clips_of(batch, "rgb", CPU).float().unflatten(0, (10, 2))
     source = dataset.sources[0]
     image = pixels(f"{source.folder}/frame000001.jpg").astype(int)
     h, w = image.shape[:2]
@@ -281,7 +282,7 @@ def test_rgb_differences_read_runs_of_frames(tiny):
     dataset = rgb_set(tiny, c.TestSampling(3), preparation)
     batch = dataset[0, 0]
     assert batch.clips.shape == (3, 6)
-    assert c.clips_of(batch, "rgbdiff", CPU).shape == (3, 18, 48, 48)
+    assert bs.clips_of(batch, "rgbdiff", CPU).shape == (3, 18, 48, 48)
 
 
 @pytest.mark.parametrize(("kind", "sources"), [("rgb", spatial_sources), ("flow", motion_sources)])
@@ -418,8 +419,8 @@ def test_batches_sent_ahead_to_a_gpu_are_the_same(tiny):
     gpu = torch.device("cuda")
     dataset = flow_set(tiny, c.TrainSampling(2))
     expected = list(c.make_loader(dataset, 2, 0, CPU).epoch(1))
-    got = list(c.sent_ahead(c.make_loader(dataset, 2, 2, gpu).epoch(1), gpu))
+    got = list(bs.sent_ahead(c.make_loader(dataset, 2, 2, gpu).epoch(1), gpu))
     assert [b.names for b in got] == [b.names for b in expected]
     for a, b in zip(got, expected, strict=True):
         assert a.images.is_cuda and torch.equal(a.images.cpu(), b.images)
-        assert torch.equal(c.clips_of(a, "flow", gpu).cpu(), c.clips_of(b, "flow", CPU))
+        assert torch.equal(bs.clips_of(a, "flow", gpu).cpu(), bs.clips_of(b, "flow", CPU))

@@ -25,10 +25,10 @@ from dataloader.clips import ClipDataset
 from dataloader.clips import TestSampling as Sampling  # pytest takes what is called Test for a test
 from dataloader.layouts import index_frames
 from dataloader.motion_dataloader import ReadFlow, motion_sources
+from dataloader.preparation import default_preparation
 from dataloader.sampling import consecutive_runs
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.splits import Video
-from dataloader.transforms import default_preparation
 from recogniser import windows
 from recogniser.decoded import DecodedFrames, Flow
 from utils import InputError

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 import network
-from dataloader.clips import Batch, ClipDataset, Source, clips_of
+from dataloader.batches import Batch, clips_of
+from dataloader.clips import ClipDataset, Source
 from dataloader.clips import TestSampling as Sampling
 from dataloader.names import Video
-from dataloader.transforms import Preparation, to_input
+from dataloader.preparation import Preparation, to_input
 from engine import epoch as engine
 from engine.state import Training, TrainingSettings
 from utils import InputError

@@ -12,7 +12,7 @@ import torch
 from torchvision.models import resnet18
 
 import export
-from dataloader.transforms import default_preparation
+from dataloader.preparation import default_preparation
 from utils import InputError
 
 SIZE = 64

@@ -12,13 +12,15 @@ import pytest
 import torch
 from conftest import CLASSES, ROOT, SMALL
 
-from dataloader.clips import ClipDataset, TestSampling, clips_of
+from dataloader.batches import clips_of
+from dataloader.clips import ClipDataset, TestSampling
 from dataloader.layouts import index_frames
 from dataloader.names import group_of
+from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation, flow_picture, to_input
 from dataloader.sampling import test_starts as spread
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.splits import load_split
-from dataloader.transforms import IMAGENET_MEAN, IMAGENET_STD, Preparation, flip_clips, flow_picture, to_input
+from dataloader.transforms import flip_clips
 from engine.pooling import check_pooling, feature_count, feature_net
 from network import build_model
 from saved.features import read_features, write_features

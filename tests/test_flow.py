@@ -432,7 +432,7 @@ def test_raft_weights_that_cannot_be_had_are_one_line(moving, run, tmp_path):
 def test_bad_values_are_one_line(moving, run, tmp_path):
     for arguments, message in (
         (["--bound", "0"], "--bound 0"),
-        (["--batch-frames", "-1"], "--batch-frames -1"),
+        (["--batch-frames", "-1"], "--batch-frames: must be at least 0, not -1"),
         (["--device", "cuda"], "--device cuda"),
         (["--method", "flo"], "holds no .flo file"),
         (["--visualize", tmp_path / "look.txt"], "look.txt"),

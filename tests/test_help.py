@@ -45,7 +45,7 @@ def test_every_script_is_here():
 
 
 def test_switches_commands_and_lists(monkeypatch, capsys):
-    from utils import ArgumentParser, Switch, bounded
+    from common.commandline import ArgumentParser, Switch, bounded
 
     monkeypatch.setenv("COLUMNS", "80")
     prose = "Prose that is too long for one line of eighty columns is wrapped, wherever\nits own lines end."

@@ -12,13 +12,14 @@ from conftest import ROOT
 # What a folder, or a file of the root, may import besides itself. benchmarks/ and tests/ may import anything.
 BELOW = {
     "utils": set(),
-    "dataloader": {"utils"},
-    "network": {"utils", "dataloader", "saved"},
-    "saved": {"utils", "dataloader"},
-    "engine": {"utils", "dataloader", "network", "saved"},
-    "data": {"utils", "dataloader"},
-    "recogniser": {"utils", "dataloader", "data", "network", "saved", "engine", "report.fonts"},
-    "report": {"utils", "dataloader", "saved"},
+    "common": {"utils"},
+    "dataloader": {"utils", "common"},
+    "network": {"utils", "common", "dataloader", "saved"},
+    "saved": {"utils", "common", "dataloader"},
+    "engine": {"utils", "common", "dataloader", "network", "saved"},
+    "data": {"utils", "common", "dataloader"},
+    "recogniser": {"utils", "common", "dataloader", "data", "network", "saved", "engine", "report.fonts"},
+    "report": {"utils", "common", "dataloader", "saved"},
 }
 FREE = ("benchmarks", "tests")
 

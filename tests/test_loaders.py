@@ -9,8 +9,8 @@ import torch
 from dataloader import clips as c
 from dataloader import extracted, loaders
 from dataloader.layouts import index_frames
+from dataloader.preparation import default_preparation
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
-from dataloader.transforms import default_preparation
 from utils import InputError
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision import models
 
 import network
-from dataloader.transforms import Preparation
+from dataloader.preparation import Preparation
 from utils import InputError
 
 

@@ -12,13 +12,13 @@ import motion_cnn
 import spatial_cnn
 from dataloader.clips import TestSampling as Sampling
 from dataloader.clips import TrainSampling
-from dataloader.transforms import default_preparation
+from dataloader.preparation import default_preparation
 from engine import epoch as engine
 from engine import options
 from engine.state import Training, TrainingSettings, choose_preparation
 from network import build_model
-from saved.checkpoints import Checkpoint, read_checkpoint
-from utils import InputError, save_checkpoint
+from saved.checkpoints import Checkpoint, read_checkpoint, save_tensors, write_checkpoint
+from utils import InputError
 
 CPU = torch.device("cpu")
 
@@ -109,9 +109,10 @@ def saved(tmp_path):
         training.set_lr()
         training.optimizer.step()
         training.next_epoch()
-        header = {"format": "two-stream", "arch": "resnet18", "class_names": list("abcd"), "dataset": "x", "split": "1",
-                  "preparation": preparation.as_dict(), "args": {**vars(settings), "recipe": "baseline"}}  # fmt: skip
-        save_checkpoint({**header, **training.state_dict()}, tmp_path / "checkpoint.pth.tar")
+        write_checkpoint(
+            training.state_dict(), tmp_path / "checkpoint.pth.tar", arch="resnet18", class_names="abcd", dataset="x",
+            split="1", preparation=preparation.as_dict(), args={**vars(settings), "recipe": "baseline"},
+        )  # fmt: skip
         return tmp_path / "checkpoint.pth.tar"
 
     return save
@@ -153,7 +154,7 @@ def test_a_rate_that_plateau_reduced_stays_reduced_until_another_is_given(saved)
     content = torch.load(path, weights_only=True)
     for group in content["optimizer"]["param_groups"]:
         group["lr"] /= 100
-    save_checkpoint(content, path)
+    save_tensors(content, path)
     assert go_on(path)[1].optimizer.param_groups[0]["lr"] == pytest.approx(0.005)
     assert go_on(path, "--lr", 0.5)[1].optimizer.param_groups[0]["lr"] == pytest.approx(0.005)  # the same command again
     assert go_on(path, "--lr", 0.3)[1].optimizer.param_groups[0]["lr"] == pytest.approx(0.3)
@@ -177,7 +178,7 @@ def test_start_epoch_moves_the_schedule(saved):
 def test_an_epoch_begun_is_not_cut_anew(saved):
     path = saved(batch_size=4)
     content = torch.load(path, weights_only=True)
-    save_checkpoint({**content, "batch": 2}, path)
+    save_tensors({**content, "batch": 2}, path)
     assert go_on(path)[1].batch == 2
     with pytest.raises(InputError, match="within an epoch, whose batches --batch-size 8 would cut"):
         go_on(path, "--batch-size", 8)

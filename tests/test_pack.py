@@ -23,9 +23,9 @@ from conftest import ROOT, SMALL
 from dataloader.clips import ClipDataset, TestSampling, TrainSampling, make_loader
 from dataloader.layouts import index_frames
 from dataloader.motion_dataloader import ReadFlow, motion_sources
+from dataloader.preparation import default_preparation
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.splits import load_split
-from dataloader.transforms import default_preparation
 from utils import InputError
 
 

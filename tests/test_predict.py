@@ -134,7 +134,8 @@ def prepared(tmp_path_factory, run) -> Path:
     run("data/extract_rgb.py", root / "videos", root / "rgb", *side, "--quality", 80, "--sampling-rate", 3)
     run("data/extract_flow.py", root / "videos", root / "flow", *side, "--method", "dis", "--bound", 12)
     common = ("--ucf-list", root, "--workers", 0, "--device", "cpu", "--amp", "off", "--output")
-    rounds = ("--epochs", 8, "--eval-every", 8, "--lr", 0.02)  # until different videos have different logits
+    # until different videos have different logits
+    rounds = ("--epochs", 8, "--eval-every", 8, "--lr", 0.02, "--consensus", "mean")
     train = ("--arch", "resnet18", "--weights", "none", "--size", 64, "--batch-size", 2, *rounds)
     for script, folder in (("spatial_cnn.py", "rgb"), ("motion_cnn.py", "flow")):
         where = (f"--{folder}-dir", root / folder, *common)

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from data import progress
-from data.progress import Progress, duration
+from common import progress
+from common.progress import Progress, duration
 
 
 def log_of(monkeypatch, updates: int) -> list[str]:

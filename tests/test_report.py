@@ -430,7 +430,7 @@ def test_no_records_or_a_broken_one_is_one_line(tmp_path: Path, run) -> None:
 
 
 def test_an_epoch_written_twice_counts_once_with_its_last_row(tmp_path: Path) -> None:
-    from report.curves import read_record
+    from saved.records import read_record
 
     path = tmp_path / "rgb_train.csv"
     path.write_text("Epoch,Loss,Prec@1\n0,3,10\n1,2,20\n1,1.5,25\n")  # no lr, as in the original's test record

@@ -9,7 +9,7 @@ import torchvision.transforms.functional as F
 from PIL import Image
 
 from dataloader import transforms
-from dataloader.transforms import Preparation
+from dataloader.preparation import Preparation, default_preparation, to_input
 from utils import InputError
 
 
@@ -43,22 +43,22 @@ def test_the_flow_of_a_mirrored_motion_is_the_flipped_flow():
 def test_rgb_is_normalised_as_torchvision_does():
     image = torch.randint(0, 256, (3, 6, 8), dtype=torch.uint8)
     expected = F.normalize(image / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    torch.testing.assert_close(transforms.to_input(image[None], Preparation())[0], expected)
+    torch.testing.assert_close(to_input(image[None], Preparation())[0], expected)
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.5, 0.226)])
 def test_flow_is_normalised_plane_by_plane(mean, std):
     clip = torch.randint(0, 256, (2, 20, 6, 8), dtype=torch.uint8)
     preparation = Preparation("flow", mean=(mean,), std=(std,), stack_length=10)
-    torch.testing.assert_close(transforms.to_input(clip, preparation), (clip / 255 - mean) / std)
+    torch.testing.assert_close(to_input(clip, preparation), (clip / 255 - mean) / std)
     assert preparation.channels == 20 and preparation.clip_length == 10
 
 
 def test_differences_are_of_consecutive_frames():
     frames = torch.randint(0, 256, (1, 6, 3, 4, 4), dtype=torch.uint8)
-    preparation = transforms.default_preparation("rgbdiff", 4, "squash", 5)
+    preparation = default_preparation("rgbdiff", 4, "squash", 5)
     assert preparation.channels == 15 and preparation.clip_length == 6
-    out = transforms.to_input(frames.flatten(1, 2), preparation).unflatten(1, (5, 3))
+    out = to_input(frames.flatten(1, 2), preparation).unflatten(1, (5, 3))
     std = 2 * np.mean([0.229, 0.224, 0.225])
     torch.testing.assert_close(out, (frames[:, 1:] / 255 - frames[:, :-1] / 255) / std, atol=2e-3, rtol=2e-3)
 
@@ -147,7 +147,7 @@ def test_of_a_short_side_of_256_crop_and_center_are_the_same():
 def test_the_usual_preparations():
     usual = Preparation()
     assert (usual.channels, usual.clip_length, usual.size, usual.test_resize) == (3, 1, 224, "squash")
-    flow = transforms.default_preparation("flow", 224, "squash", 10)
+    flow = default_preparation("flow", 224, "squash", 10)
     assert (flow.mean, flow.std) == ((0.5,), (0.226,)) and flow.channels == 20  # tsn-pytorch's
 
 

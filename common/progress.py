@@ -17,7 +17,9 @@ class Progress(tqdm):
     def __init__(self, **settings: Any) -> None:
         self.in_log = not sys.stderr.isatty()
         if self.in_log:
-            settings |= {"mininterval": LINE_EVERY, "maxinterval": LINE_EVERY, "delay": 0, "ascii": True}
+            settings |= {"mininterval": LINE_EVERY, "maxinterval": LINE_EVERY, "ascii": True}
+            # a bar that goes when it is done leaves nothing in a log, either, unless it takes long
+            settings["delay"] = 0 if settings.get("leave", True) else LINE_EVERY
             settings["bar_format"] = "{desc}: {percentage:.0f} %, {elapsed} gone, {remaining} left{postfix}"
         # no miniters: a few long videos, or many short ones, are shown by the clock alone
         super().__init__(**{"dynamic_ncols": not self.in_log, "miniters": 0, **settings})
@@ -55,3 +57,8 @@ def duration(seconds: float) -> str:
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60} min" if minutes < 600 else f"{round(minutes / 60)} h"
     return f"{minutes / 60 / 24:.1f} days"
+
+
+def progress_bar(total: int, what: str, unit: str, done: int = 0, disable: bool = False) -> Progress:
+    """A bar of `total` units that goes when it is done; `done` of them were there before."""
+    return Progress(total=total, initial=done, desc=what, unit=unit, leave=False, disable=disable)

@@ -1,0 +1,117 @@
+"""Command lines: help that fits the terminal and shows every default, bounded numbers, errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import itertools
+import math
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from utils import InputError
+
+
+def bounded(kind: type[int] | type[float], low: float, high: float = math.inf) -> Callable[[str], Any]:
+    """A type for argparse: an int or float from `low` to `high`, both included."""
+
+    def parse(text: str) -> int | float:
+        value = kind(text)
+        if not low <= value <= high:  # NaN is in no range
+            span = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"must be {span}, not {text}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A command line whose help fits the terminal and shows every default, and whose errors are InputErrors.
+
+    Prose of the description is wrapped; indented lines, which are commands, are kept.
+    """
+
+    def __init__(self, description: str | None = None, epilog: str | None = None, **settings: Any) -> None:
+        width = min(110, shutil.get_terminal_size().columns)
+        super().__init__(
+            description=_fill(description or "", width),
+            epilog=_fill(epilog or "", width),
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+                prog, max_help_position=32 if width > 100 else 24, width=width
+            ),
+            **settings,
+        )
+        self.register("action", None, Store)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        namespace, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            close = difflib.get_close_matches(flag, re.findall(r"--[\w-]+", self.format_help()), 1, 0.75)
+            self.error(f"{flag}: no such flag" + (f", did you mean {close[0]}?" if close else ""))
+        return namespace
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message.removeprefix('argument ')}; `python {sys.argv[0]} -h` explains all flags")
+
+
+class _WithDefault(argparse.Action):
+    """Help that ends with the default, as it is when the help is printed: a recipe may have changed it."""
+
+    @property
+    def help(self) -> str | None:  # type: ignore[override]
+        default = self.default
+        # What None means is for the help itself to say.
+        if self._help is None or default in (None, [], (), argparse.SUPPRESS) or "default:" in self._help:
+            return self._help
+        if isinstance(default, bool):
+            default = "on" if default else "off"
+        shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
+        return f"{self._help} (default: {shown.replace('%', '%%')})"
+
+    @help.setter
+    def help(self, text: str | None) -> None:
+        self._help = text
+
+
+class Store(_WithDefault):
+    """A flag or argument with a value: argparse's own default action."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        if self.metavar is None and self.choices is None:
+            self.metavar = {"int": "N", "float": "X"}.get(getattr(self.type, "__name__", ""))
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, values)
+
+
+class Switch(_WithDefault, argparse.BooleanOptionalAction):
+    """--flag and --no-flag."""
+
+    def __init__(self, *args: Any, help: str, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.help = help
+
+
+def _fill(text: str, width: int) -> str:
+    """Wrap paragraphs; a line that begins with a space stays, its comment below it where the width needs it."""
+    filled = []
+    for is_indented, lines in itertools.groupby(text.strip("\n").splitlines(), lambda line: line[:1] in ("", " ")):
+        if not is_indented:
+            filled += textwrap.wrap(" ".join(lines), width)
+            continue
+        for line in lines:
+            command, _, comment = line.strip().partition("  ")
+            if len(line) <= width:
+                filled.append(line)
+            else:
+                margin = line[: -len(line.lstrip())]
+                below = margin + " " * 4
+                filled += [margin + command, *textwrap.wrap(below + comment.strip(), width, subsequent_indent=below)]
+    return "\n".join(filled)

@@ -1,0 +1,66 @@
+"""What scores are worth: top-k and mean-class accuracy, cross-entropy, and the mean over a video's clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from utils import InputError
+
+
+def check_finite(scores: np.ndarray, videos: Sequence[str] | None = None) -> None:
+    """Raise InputError for (videos, classes) scores that hold NaN or infinity, naming the first such video.
+
+    Neither can be ranked: every comparison with NaN is false, so a test of "is any class better?" calls it right.
+    """
+    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(bad):
+        first = videos[bad[0]] if videos is not None else f"video number {bad[0] + 1}"
+        raise InputError(
+            f"the scores of {first} are not finite, nor those of {len(bad) - 1:,} more of {len(scores):,} videos: the "
+            "network has most likely diverged; train again, or from an earlier checkpoint, with a lower --lr or with "
+            "--clip-grad, and with --amp off if it was fp16"
+        )
+
+
+def ranks(scores: np.ndarray, labels: np.ndarray, videos: Sequence[str] | None = None) -> np.ndarray:
+    """Place of the true class among (videos, classes) scores, (videos,) int: 0 is a correct first guess.
+
+    Between equal scores the lower class index counts as the higher guess, as in argmax, so that constant scores
+    earn no more than chance. What is not provably behind the true class counts as before it. Raises InputError for
+    scores that aren't finite, with the name that `videos` gives the row.
+    """
+    check_finite(scores, videos)
+    own = np.take_along_axis(scores, labels[:, None], 1)
+    later = np.arange(scores.shape[1]) > labels[:, None]
+    behind = (scores < own) | ((scores == own) & later)
+    return scores.shape[1] - 1 - behind.sum(1)
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray, videos: Sequence[str] | None = None) -> dict[str, float]:
+    """Top-1, top-5 and mean-class accuracy in per cent of (videos, classes) scores against (videos,) labels.
+
+    Mean-class accuracy averages over the classes that have videos, as THUMOS and TSN report it. Ties, and scores
+    that aren't finite: see `ranks`.
+    """
+    rank = ranks(logits, labels, videos)
+    per_class = [float((rank[labels == c] < 1).mean()) for c in np.unique(labels)]
+    return {
+        "top1": 100 * float((rank < 1).mean()),
+        "top5": 100 * float((rank < 5).mean()),
+        "mean_class": 100 * float(np.mean(per_class)),
+    }
+
+
+def mean_logits(clips: np.ndarray) -> np.ndarray:
+    """The logits of videos, (..., classes) float32, from those of their clips in time, (..., samples, classes)."""
+    return clips.mean(-2, dtype=np.float64).astype(np.float32)
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray, videos: Sequence[str] | None = None) -> float:
+    """Mean cross-entropy of (videos, classes) logits, in nats. Raises InputError for logits that aren't finite."""
+    from scipy.special import log_softmax  # here: scipy takes a moment to import
+
+    check_finite(logits, videos)
+    return -float(np.take_along_axis(log_softmax(logits.astype(np.float64), axis=1), labels[:, None], 1).mean())

@@ -1,0 +1,82 @@
+"""Heads on features, with the networks that make them: one file, written by heads.py and read by predict.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saved.checkpoints import HEAD_FORMAT, Checkpoint, save_tensors, weights_hash
+from saved.features import Features
+from saved.safe import load_checkpoint
+from utils import InputError
+
+
+@dataclass(frozen=True)
+class HeadFile:
+    """What the file of a head holds."""
+
+    path: Path
+    kind: str
+    over_time: str  # of linear: mean | mean+std
+    state_dict: dict[str, Tensor]  # of the head
+    class_names: list[str]
+    streams: dict[str, Checkpoint]  # in the order in which their features are joined
+    pooling: dict[str, Sequence[str]]
+
+
+def write_head(
+    path: str | os.PathLike,
+    head: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    streams: Mapping[str, Features],
+    trunks: Mapping[str, Mapping[str, Tensor]],
+) -> str:
+    """Write a head, its `state` and what `head` says of it (kind, over_time, choice), and its features' networks.
+
+    `trunks` are the networks' state_dicts by stream; their last layers are left out. Returns the hash of `state`.
+    """
+    first = next(iter(streams.values())).about
+    parts = {
+        name: {
+            "arch": features.about["network"]["arch"], "preparation": features.about["preparation"],
+            "samples": features.about["samples"], "views": features.about["views"],
+            "pooling": features.about["pooling"],
+            "state_dict": {key: value for key, value in trunks[name].items() if not key.startswith("fc.")},
+        }
+        for name, features in streams.items()
+    }  # fmt: skip
+    sha256 = weights_hash(state)
+    about = {key: first[key] for key in ("class_names", "dataset", "split")}
+    content = {"format": HEAD_FORMAT, **about, "streams": parts, "head": dict(head), "state_dict": dict(state)}
+    save_tensors({**content, "weights_sha256": sha256}, path)
+    return sha256
+
+
+def read_head(path: str | os.PathLike) -> HeadFile | None:
+    """The head in a file; None where it is a checkpoint of another kind. Raises InputError where it is unreadable."""
+    content = load_checkpoint(path)
+    if content.get("format") != HEAD_FORMAT:
+        return None
+    lacking = {"head", "class_names", "streams", "state_dict"} - content.keys()
+    if lacking:
+        raise InputError(f"{path} is an incomplete head: it lacks {', '.join(sorted(lacking))}")
+    names = content["class_names"]
+    streams = {}
+    for name, part in content["streams"].items():
+        state = dict(part["state_dict"])
+        features = state["layer4.0.downsample.1.weight"].shape[0]
+        # a last layer that nothing looks at
+        state |= {"fc.weight": torch.zeros(len(names), features), "fc.bias": torch.zeros(len(names))}
+        args = {"test_samples": part["samples"], "test_views": part["views"]}
+        channels = state["conv1.weight"].shape[1]
+        streams[name] = Checkpoint(Path(path), HEAD_FORMAT, state, part["arch"], len(names), channels,
+                                   part["preparation"], args, -1, 0.0, names, {})  # fmt: skip
+    pooling = {name: part["pooling"] for name, part in content["streams"].items()}
+    about = content["head"]
+    return HeadFile(Path(path), about["kind"], about["over_time"], content["state_dict"], names, streams, pooling)

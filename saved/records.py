@@ -1,0 +1,65 @@
+"""Training records: one CSV of a stream's training and one of its tests, a row per epoch.
+
+A run's folder holds rgb_train.csv and rgb_test.csv (spatial) or opf_train.csv and opf_test.csv (motion). The original's
+records, which have the same names and columns, are read as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from utils import InputError, atomic_path
+
+PREFIXES = {"rgb": "spatial", "opf": "motion"}
+COLUMNS = ("Epoch", "Batch Time", "Data Time", "Loss", "Prec@1", "Prec@5", "lr")
+Phases = dict[str, pd.DataFrame]  # "train" and "test" -> a row per epoch
+
+
+def record_path(folder: Path, prefix: str, phase: str) -> Path:
+    return folder / f"{prefix}_{phase}.csv"
+
+
+def write_record(path: str | os.PathLike, row: Mapping[str, float]) -> None:
+    """Put one epoch's row into a record, in place of that epoch's and all later rows.
+
+    An epoch that is done again after a kill therefore stands in the file once.
+    """
+    rows = [dict(row)]
+    if os.path.exists(path):
+        try:
+            old = pd.read_csv(path)
+            rows = old[old["Epoch"] < row["Epoch"]].to_dict("records") + rows
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{path} is no record of this program ({error}); move it away") from None
+    with atomic_path(path) as temporary:
+        pd.DataFrame(rows, columns=list(COLUMNS)).astype({"Epoch": int}).to_csv(temporary, index=False)
+
+
+def read_record(path: str | os.PathLike) -> pd.DataFrame:
+    """One record, numeric, a row per epoch (the last, where a resumed run of the original wrote an epoch again)."""
+    try:
+        table = pd.read_csv(path)
+        epochs = pd.to_numeric(table["Epoch"])
+    except (ValueError, KeyError, OSError) as error:  # pandas' parser errors are ValueErrors
+        raise InputError(f"{path} is not a training record (a CSV with a column Epoch); remove it") from error
+    numbers = table.reindex(columns=list(COLUMNS[1:])).apply(pd.to_numeric, errors="coerce")
+    return numbers.set_index(epochs).groupby(level=0).last()
+
+
+def find_records(folders: Iterable[Path]) -> dict[str, Phases]:
+    """The records in `folders`: stream's name -> phases, empty ones left out."""
+    found: dict[str, Phases] = {}
+    for folder in dict.fromkeys(folders):
+        for prefix, stream in PREFIXES.items():
+            phases = {}
+            for phase in ("train", "test"):
+                path = record_path(folder, prefix, phase)
+                if path.is_file() and len(table := read_record(path)):
+                    phases[phase] = table
+            if phases:
+                found[stream if stream not in found else f"{stream} ({folder})"] = phases
+    return found
