@@ -1,6 +1,7 @@
-"""A trained network as one file for other programs, by ONNX or torch.export, checked against the network itself.
+"""A trained network as one file for other programs: ONNX, torch.export or safetensors, checked against the network.
 
-  python export.py CHECKPOINT OUT.onnx     or OUT.pt2
+  python export.py CHECKPOINT OUT.onnx            or OUT.pt2: what it takes and means stands in it (docs/export.md)
+  python export.py CHECKPOINT OUT.safetensors     weights and their description, for predict.py and --resume --evaluate
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,29 +23,33 @@ from torch.export import Dim
 from torchvision.models.resnet import ResNet
 
 from common.commandline import ArgumentParser
+from dataloader.preparation import Preparation
 from network import fold_batchnorm, trained_model
-from saved.checkpoints import FLOW_ORDERS, read_checkpoint
-from utils import InputError, atomic_path, run_main
+from saved.checkpoints import FLOW_ORDERS, Checkpoint, read_checkpoint
+from saved.safetensors_file import write_safetensors
+from utils import InputError, atomic_path, plural, run_main
 
 TOLERANCE = 1e-4  # of the largest logit; other orders of summing in float32 make differences of about 1e-6
 
 
 def export(target: Path, checkpoint: Path, flow_order: str = "original") -> None:
-    """Write a checkpoint's network to `target`, .onnx or .pt2, and print how far the file's logits are off.
+    """Write a checkpoint's network to `target`, .onnx, .pt2 or .safetensors.
 
-    The file takes "clips", float32 (N, channels, size, size), normalised as the checkpoint's preparation says, for
-    any N, and gives "logits", float32 (N, classes). In it stand, as JSON, class_names (null where unknown) and
-    preparation: in ONNX as metadata, in .pt2 as extra files class_names.json and preparation.json.
+    .onnx and .pt2 take "clips", float32 (N, channels, size, size), normalised as the checkpoint's preparation says,
+    for any N, and give "logits", float32 (N, classes); how far these are off is printed. What `describe` returns
+    stands in them, each part as JSON: in ONNX as metadata, in .pt2 as extra files class_names.json and so on.
     Raises InputError where the file's logits are others than the network's; nothing is written then.
     """
     kind = target.suffix.lower()
+    if kind == ".safetensors":
+        return _safetensors(target, read_checkpoint(checkpoint, flow_order=flow_order))
     if kind not in (".onnx", ".pt2"):
-        raise InputError(f"{target}: give the name of a .onnx or a .pt2 file")
+        raise InputError(f"{target}: give the name of a .onnx, a .pt2 or a .safetensors file")
     for package in ("onnx", "onnxscript") if kind == ".onnx" else ():
         if importlib.util.find_spec(package) is None:
             raise InputError(f"{target} needs {package}; pip install onnx onnxscript onnxruntime, or export a .pt2")
     read = read_checkpoint(checkpoint, flow_order=flow_order)
-    about = {"class_names": json.dumps(read.class_names), "preparation": json.dumps(read.preparation)}
+    about = {name: json.dumps(part) for name, part in describe(read).items()}
     shape = (read.in_channels, read.preparation["size"], read.preparation["size"])
     folded = fold_batchnorm(trained_model(read))
     write, open_file = (_onnx, _run_onnx) if kind == ".onnx" else (_pt2, _run_pt2)
@@ -57,6 +63,49 @@ def export(target: Path, checkpoint: Path, flow_order: str = "original") -> None
     with atomic_path(target) as temporary:
         temporary.write_bytes(data)
     print(f"{target}: {size}\n{verdict}")
+
+
+def describe(read: Checkpoint) -> dict[str, Any]:
+    """What another program has to know: class_names (null where unknown), preparation, input and protocol.
+
+    `input` is the preparation in plain terms: the order of the channels, and the scale and offset of each that make
+    the network's input of pixels from 0 to 255. `protocol` is how the network was tested.
+    """
+    preparation = Preparation.from_dict(read.preparation)
+    scale, offset = preparation.affine
+    repeats = preparation.channels // len(scale)
+    numbers = range(1, preparation.stack_length + 1)
+    orders = {
+        "rgb": ["red", "green", "blue"],
+        "flow": ["x", "y", "speed"] if preparation.picture else [f"{axis}{n}" for n in numbers for axis in "xy"],
+        "rgbdiff": [f"{colour}{n + 1} - {colour}{n}" for n in numbers for colour in ("red", "green", "blue")],
+    }
+    protocol = {"samples": ("test_samples", 19), "views": ("test_views", 1), "starts": ("test_starts", "spread")}
+    return {
+        "class_names": read.class_names,
+        "preparation": read.preparation,
+        "input": {
+            "name": "clips", "dtype": "float32", "shape": ["N", preparation.channels, *[preparation.size] * 2],
+            "channels": orders[preparation.modality], "range": "pixels from 0 to 255, times scale, plus offset",
+            "scale": scale * repeats, "offset": offset * repeats,
+        },
+        "protocol": {
+            **{name: read.args.get(flag, default) for name, (flag, default) in protocol.items()},
+            "score": "the mean of a video's logits, then softmax",
+        },
+    }  # fmt: skip
+
+
+def _safetensors(target: Path, read: Checkpoint) -> None:
+    if read.source == "tsn-pytorch" and read.num_classes == 51:  # see Checkpoint.in_order_of
+        raise InputError(f"{read.path}: the order of its HMDB51 classes shows only beside lists; use it as it is")
+    write_safetensors(target, read.tested_state, vars(read))
+    back = read_checkpoint(target).tested_state
+    if not all(torch.equal(value, back[name]) for name, value in read.tested_state.items()):
+        target.unlink()
+        raise InputError(f"{target} was not kept: its weights came back as others; is the disk sound?")
+    size = target.stat().st_size / 1e6
+    print(f"{target}: {size:.1f} MB, {read.arch} for {plural(read.num_classes, 'class')}\nchecked: the same weights")
 
 
 def _check(run: Callable[[Tensor], np.ndarray], model: ResNet, shape: tuple[int, ...], target: Path) -> str:
@@ -119,7 +168,7 @@ def _quiet() -> Iterator[None]:
 def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of any project that --resume reads")
-    parser.add_argument("target", type=Path, metavar="OUT", help="what to write: .onnx or .pt2")
+    parser.add_argument("target", type=Path, metavar="OUT", help="what to write: .onnx, .pt2 or .safetensors")
     parser.add_argument("--flow-order", choices=tuple(FLOW_ORDERS), default="original",
                         help="channel order of the original repo's motion checkpoint: see motion_cnn.py -h")
     args = parser.parse_args()

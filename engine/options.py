@@ -13,6 +13,7 @@ from common.commandline import ArgumentParser, Switch, bounded
 from dataloader.clips import TestSampling, TrainSampling
 from dataloader.loaders import Data, DataSettings
 from engine import pooling
+from engine.board import Board
 from engine.features import FeatureSettings
 from engine.run import Run
 from engine.state import TrainingSettings
@@ -23,6 +24,7 @@ from utils import InputError, world
 NOT_RESTORED = {
     "resume", "evaluate", "start_epoch", "output", "features", "pooling", "rgb_dir", "flow_dir", "ucf_list", "workers",
     "device", "compile", "save_every_minutes", "allow_missing", "on_error", "weights", "flow_order",
+    "tensorboard",
 }  # fmt: skip
 
 
@@ -128,6 +130,8 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     group.add_argument("--start-epoch", type=bounded(int, 0), default=None, metavar="N",
                        help="number of the first epoch, from 0 (default: after the checkpoint's)")
     group.add_argument("--output", default=f"record/{stream}", metavar="DIR", help="checkpoints, predictions, records")
+    group.add_argument("--tensorboard", action="store_true",
+                       help="also write what the records hold, live, and the wrong clips, to tensorboard/ in --output")
     group.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), default=0, help="of everything random")
     group.add_argument("--deterministic", action="store_true", help="reproducible CUDA kernels, slower (the CPU's are)")
     group.add_argument("--save-every-minutes", type=bounded(float, 0), default=0.0, metavar="M",
@@ -236,9 +240,12 @@ def make_run(stream: str, prefix: str, args: argparse.Namespace, data: Data) -> 
     flags = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()
              if name not in ("given", "of_recipe")}  # fmt: skip
     features = Path(args.features) if args.features else None
+    board = None
+    if args.tensorboard and data.train is not None and world()[0] == 0:
+        board = Board(Path(args.output) / "tensorboard", data.split.class_names)
     return Run(
         stream, prefix, data, args.arch, Path(args.output), args.resume, features,
-        args.val_groups, args.eval_every, args.save_every_minutes, flags,
+        args.val_groups, args.eval_every, args.save_every_minutes, flags, board,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from dataloader.clips import TestSampling
 from dataloader.loaders import Data
 from dataloader.names import first_few
+from engine.board import Board
 from engine.epoch import TestResult, test
 from engine.owner import owned
 from engine.state import Training
@@ -59,6 +60,7 @@ class Run:
     eval_every: int
     save_every_minutes: float
     flags: dict[str, Any]  # all flags, as the checkpoint keeps them
+    board: Board | None = None  # of --tensorboard, in rank 0
     signal: int = 0  # of the one that asked to stop
     best_written: bool = False  # are the predictions on disk those of model_best, on the test videos?
     saved_at: float = field(default_factory=time.monotonic)
@@ -81,7 +83,7 @@ class Run:
         """
         with owned(self.output):
             self._begin(training)
-            with self._signals():
+            with self._signals(), self._board(training):
                 try:
                     yield
                 except _Stopped:
@@ -121,6 +123,18 @@ class Run:
         if training.epoch >= training.settings.epochs:
             self.say(f"nothing is left of --epochs {training.settings.epochs}; a higher number trains further")
 
+    @contextlib.contextmanager
+    def _board(self, training: Training) -> Iterator[None]:
+        if self.board is None:
+            yield
+            return
+        assert self.data.train is not None
+        self.board.begin(training, len(self.data.train))
+        try:
+            yield
+        finally:
+            self.board.close()
+
     @property
     def exit_code(self) -> int:
         return 128 + self.signal if self.signal else 0
@@ -141,6 +155,8 @@ class Run:
         line = f"epoch {training.epoch}: loss {row['Loss']:.4f}, top-1 {row['Prec@1']:.2f} %, lr {row['lr']:.3g}"
         if self.leads:
             write_record(record_path(self.output, self.prefix, "train"), row)
+            if self.board:
+                self.board.epoch(row)
         if result is not None:
             subset = "val" if self.val_groups else "test"
             if is_best or subset == "test":  # those of validation videos stay model_best's
@@ -149,6 +165,8 @@ class Run:
                 times = {"Batch Time": result.batch_time, "Data Time": result.data_time}
                 scores = {"Loss": result.loss, "Prec@1": result.accuracy["top1"], "Prec@5": result.accuracy["top5"]}
                 write_record(record_path(self.output, self.prefix, "test"), {**row, **times, **scores})
+                if self.board:
+                    self.board.test({**row, **times, **scores}, result, self.data.select)
             line += f" | {subset}: {result}{' (best)' if is_best else ''}"
         self.best_written = is_best and not self.val_groups
         training.next_epoch()
@@ -197,6 +215,8 @@ class Run:
 
     def after_batch(self, training: Training) -> None:
         """Stop if that was asked for, and save where --save-every-minutes says so. Of all processes together."""
+        if self.board:
+            self.board.batch(training)
         self._stop_if_asked(training)
         minutes = self.save_every_minutes
         if minutes and self._agreed(training.device, time.monotonic() - self.saved_at > 60 * minutes):
@@ -208,9 +228,16 @@ class Run:
         test = plural(len(data.test.dataset), "test video")
         dtype = str(training.dtype).removeprefix("torch.")
         processes = f" x {world()[1]} processes" if world()[1] > 1 else ""
+        left = ""
+        if data.train:
+            done, epochs = training.epoch, training.settings.epochs
+            left = f"\n{plural(epochs, 'epoch')}{f', from epoch {done} on,' if done else ''} of "
+            left += f"{plural(len(data.train), 'batch')}, tested every {self.eval_every}" if self.eval_every > 1 else (
+                f"{plural(len(data.train), 'batch')}, each tested")
         return (
             f"{self.stream} stream: {split.dataset} split {split.number}, {len(split.class_names)} classes, "
             f"{train}{test}; {self.arch} on {training.device.type}{processes}, {dtype}"
+            f"{left}; all that is written goes to {self.output}"
         )
 
     def _untrained(self) -> list[str]:

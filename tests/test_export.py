@@ -36,7 +36,8 @@ def checkpoint(network, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.pth.tar"
     about = {
         "format": "two-stream", "epoch": 3, "arch": "resnet18", "best_prec1": 50.0, "class_names": CLASSES,
-        "preparation": default_preparation("flow", SIZE, "squash", 3).as_dict(), "args": {}, "ema": None,
+        "preparation": default_preparation("flow", SIZE, "squash", 3).as_dict(), "ema": None,
+        "args": {"test_samples": 25, "test_views": 2, "test_starts": "tsn"},
     }  # fmt: skip
     torch.save({**about, "state_dict": network.state_dict()}, path)
     return path
@@ -57,11 +58,17 @@ def check(logits: np.ndarray, network: torch.nn.Module, clips: torch.Tensor) -> 
 def test_pt2(checkpoint, network, clips, tmp_path, run):
     said = run("export.py", checkpoint, tmp_path / "m.pt2").stdout
     assert "clips (N, 6, 64, 64) -> logits (N, 3)" in said and "checked: on 3 random clips" in said
-    about = {"class_names.json": "", "preparation.json": ""}
+    about = {"class_names.json": "", "preparation.json": "", "input.json": "", "protocol.json": ""}
     module = torch.export.load(tmp_path / "m.pt2", extra_files=about).module()
     check(module(clips).detach().numpy(), network, clips)
     assert json.loads(about["class_names.json"]) == CLASSES
     assert json.loads(about["preparation.json"])["stack_length"] == 3
+    said = json.loads(about["input.json"])
+    assert said["channels"] == ["x1", "y1", "x2", "y2", "x3", "y3"] and said["shape"] == ["N", 6, SIZE, SIZE]
+    still = np.array(said["scale"]) * 127.5 + said["offset"]  # half grey is no motion
+    np.testing.assert_allclose(still, np.zeros(6), atol=1e-6)
+    protocol = json.loads(about["protocol.json"])
+    assert (protocol["samples"], protocol["views"], protocol["starts"]) == (25, 2, "tsn")
 
 
 def test_onnx(checkpoint, network, clips, tmp_path, run):
@@ -88,7 +95,7 @@ def test_a_file_with_other_logits_is_not_written(checkpoint, tmp_path, monkeypat
 
 
 def test_errors_are_plain(checkpoint, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match=r"m\.tflite: give the name of a \.onnx or a \.pt2 file"):
+    with pytest.raises(InputError, match=r"m\.tflite: give the name of a \.onnx, a \.pt2 or a \.safetensors file"):
         export.export(tmp_path / "m.tflite", checkpoint)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="needs onnx; pip install onnx onnxscript onnxruntime"):

@@ -1,0 +1,123 @@
+"""docs/export.md: its very lines give predict.py's top 5; and export.py's .safetensors, read back by every reader."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SMALL
+from torchvision.models import resnet18
+
+pytest.importorskip("cv2")
+
+from video_files import make_video
+
+from dataloader.transforms import default_preparation
+from network import build_model
+from saved.checkpoints import read_checkpoint
+
+CLASSES = ["run", "walk", "sit", "jump", "swim", "climb", "fall"]
+
+
+def top5(line: dict) -> list[tuple[str, float]]:
+    return [(entry["class"], entry["probability"]) for entry in line["fused"]["top5"]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """video.avi and c.pth.tar: an RGB network with batch norms that have seen pictures, and classes it tells apart."""
+    folder = tmp_path_factory.mktemp("export")
+    torch.manual_seed(1)
+    model = resnet18(num_classes=len(CLASSES))
+    preparation = default_preparation("rgb", 64, "squash").with_extraction({"sampling_rate": 2, "short_side": 72})
+    with torch.no_grad():
+        for _ in range(3):
+            pictures = torch.nn.functional.interpolate(2 * torch.randn(8, 3, 5, 6), (64, 64), mode="bicubic")
+            model(pictures)
+        model.fc.weight *= 4
+    about = {
+        "format": "two-stream", "epoch": 3, "arch": "resnet18", "best_prec1": 50.0, "class_names": CLASSES,
+        "preparation": preparation.as_dict(), "args": {"test_samples": 7, "test_views": 1, "test_starts": "spread"},
+        "ema": None, "batch": 0,
+    }  # fmt: skip
+    torch.save({**about, "state_dict": model.state_dict()}, folder / "c.pth.tar")
+    make_video(folder / "video.avi", 5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder, run) -> list[tuple[str, float]]:
+    said = run("predict.py", folder / "video.avi", "--spatial", folder / "c.pth.tar", "--json").stdout
+    return top5(json.loads(said))
+
+
+def the_lines(kind: str) -> str:
+    text = (ROOT / "docs/export.md").read_text(encoding="utf-8")
+    (code,) = re.findall(rf"```python {kind}\n(.*?)```", text, re.DOTALL)
+    assert code.count("\n") <= 13
+    return code
+
+
+@pytest.mark.parametrize(("kind", "name"), [("onnxruntime", "model.onnx"), ("torch", "model.pt2")])
+def test_the_lines_in_the_docs_give_predicts_top_5(kind, name, folder, run, expected, monkeypatch):
+    if kind == "onnxruntime":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+    run("export.py", folder / "c.pth.tar", folder / name)
+    monkeypatch.chdir(folder)
+    found: dict = {}
+    exec(compile(the_lines(kind), kind, "exec"), found)
+    assert [name for name, _ in found["top5"]] == [name for name, _ in expected]
+    assert expected[0][1] - expected[4][1] > 0.1  # which an even guess would not give
+    for (_, one), (_, two) in zip(found["top5"], expected, strict=True):
+        assert one == pytest.approx(two, abs=0.02)
+
+
+def test_safetensors_answers_as_its_checkpoint(folder, run, expected):
+    pytest.importorskip("safetensors")
+    said = run("export.py", folder / "c.pth.tar", folder / "m.safetensors").stdout
+    assert "resnet18 for 7 classes" in said and "the same weights" in said
+    said = run("predict.py", folder / "video.avi", "--spatial", folder / "m.safetensors", "--json").stdout
+    assert top5(json.loads(said)) == expected
+    # and as the network from which others are exported
+    run("export.py", folder / "m.safetensors", folder / "again.pt2")
+
+
+def test_safetensors_is_tested_as_its_checkpoint_and_starts_a_training(tiny, run, tmp_path):
+    pytest.importorskip("safetensors")
+    arguments = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", "--output", tmp_path / "out")
+    run(*arguments, *SMALL, "--epochs", 1)
+    predictions = tmp_path / "out/spatial_video_preds.pickle"
+    wanted = pickle.loads(predictions.read_bytes())
+    predictions.unlink()
+    run("export.py", tmp_path / "out/checkpoint.pth.tar", tmp_path / "m.safetensors")
+    run(*arguments, "--ucf-list", "none", "--resume", tmp_path / "m.safetensors", "--evaluate")
+    found = pickle.loads(predictions.read_bytes())
+    assert found.keys() == wanted.keys()
+    for name, logits in wanted.items():
+        np.testing.assert_array_equal(found[name], logits)
+    start = build_model("resnet18", 3, 101, str(tmp_path / "m.safetensors"))
+    trained = read_checkpoint(tmp_path / "out/checkpoint.pth.tar").tested_state
+    torch.testing.assert_close(start.state_dict(), trained, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("maker", ["timm", "torchvision"])
+def test_weights_of_timm_and_torchvision_start_both_streams(maker, tmp_path):
+    save = pytest.importorskip("safetensors.torch").save_file
+    torch.manual_seed(2)
+    network = pytest.importorskip("timm").create_model("resnet18") if maker == "timm" else resnet18()
+    for norm in (m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        torch.nn.init.uniform_(norm.weight)  # timm starts some at zero, where nothing behind them shows
+    save(network.state_dict(), tmp_path / "w.safetensors")
+    clips = torch.randn(2, 3, 64, 64)
+    theirs, ours = network.eval(), build_model("resnet18", 3, 1000, str(tmp_path / "w.safetensors")).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(clips), theirs(clips), rtol=1e-4, atol=1e-4)
+    motion = build_model("resnet18", 20, 5, str(tmp_path / "w.safetensors"))
+    mean = network.conv1.weight.detach().mean(1, keepdim=True)  # TSN, section 3.2
+    torch.testing.assert_close(motion.conv1.weight.detach(), mean.expand(-1, 20, -1, -1), rtol=1e-6, atol=1e-7)
