@@ -5,20 +5,19 @@ from __future__ import annotations
 import errno
 import http.client
 import json
-import logging
 import os
 import socket
 import ssl
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-import requests
-import urllib3
 from tqdm import tqdm
 
 from data.archives import progress_bar
@@ -27,11 +26,7 @@ from utils import InputError, plural, write_json
 CHUNK = 1 << 16  # bytes read from the network at once: what a killed run loses at most
 GONE = (403, 404, 410)  # 403: what a bucket that may not be listed answers for a missing file
 BY_HAND = "fetch it by hand into downloads/ inside --output and run this with --offline"
-NO_ADDRESS = (ValueError, requests.TooManyRedirects, urllib3.exceptions.LocationValueError)  # in a Location
-FAILURES = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError, *NO_ADDRESS)  # requests' are OSErrors
 Result = TypeVar("Result")
-urllib3.disable_warnings()  # of --no-check-certificate, which has a line of its own
-logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # odd headers, with a traceback
 
 
 class Transient(Exception):
@@ -78,25 +73,38 @@ class Client:
     timeout: float = 60.0  # seconds without a byte that count as a failure
     check_certificate: bool = True
 
-    def open(self, url: str, method: str = "GET", **headers: str) -> requests.Response:
-        """Send one request and return the response (200, 206 or 416). Raises Transient, Missing or InputError.
-
-        Proxies (HTTPS_PROXY, NO_PROXY) and REQUESTS_CA_BUNDLE are requests' to honour.
-        """
+    def open(self, url: str, method: str = "GET", **headers: str) -> http.client.HTTPResponse:
+        """Send one request and return the response (200, 206 or 416). Raises Transient, Missing or InputError."""
         if not is_web_address(url):
             raise InputError(f"{url!r} is no http or https address: check --ucf-url and --base-url")
-        session = requests.Session()
-        session.verify = ssl.get_default_verify_paths().cafile or True  # this system's certificates, else certifi's
+        context = ssl.create_default_context()
+        if not self.check_certificate:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
         headers = {"User-Agent": "two-stream", "Accept-Encoding": "identity"} | headers
+        request = urllib.request.Request(url, headers=headers, method=method)
         try:
-            response = session.request(method, url, headers=headers, timeout=self.timeout, stream=True,
-                                       verify=None if self.check_certificate else False)
-        except FAILURES as error:
-            raise failure_of(url, error) from error
-        if response.status_code in (200, 206, 416) and "text/html" not in response.headers.get("Content-Type", ""):
-            return response
-        response.close()
-        raise refusal(url, response)
+            opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), WebRedirects)
+            response = opener.open(request, timeout=self.timeout)
+        except urllib.error.HTTPError as error:
+            if error.code == 416:
+                return error  # type: ignore[return-value]  # an HTTPError is a response as well
+            error.close()
+            raise refusal(url, error) from error
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, ssl.SSLCertVerificationError):
+                raise InputError(f"cannot verify the certificate of {url} ({reason.verify_message}): update this "
+                                 "system's certificates or set SSL_CERT_FILE; --no-check-certificate goes on "
+                                 "without knowing who answers") from error
+            nowhere = isinstance(reason, socket.gaierror) or getattr(reason, "errno", None) == errno.ENETUNREACH
+            raise (Unreachable if nowhere else Transient)(words(reason)) from error
+        except ValueError as error:  # of a Location that is no address
+            raise bad_redirect(url, error) from error
+        if response.headers.get_content_type() == "text/html":
+            response.close()
+            raise Missing(f"{url} answers with a web page, not the file: open it in a browser to see why")
+        return response
 
     def patiently(self, attempt: Callable[[], Result], task: str, progress: Callable[[], int] = int) -> Result:
         """Call `attempt` until it raises no Transient, pausing ever longer between.
@@ -119,11 +127,24 @@ class Client:
                 time.sleep(pause)
 
 
+class WebRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but only to http and https."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
+        if not is_web_address(newurl):
+            raise ValueError(f"{newurl} is no http or https address")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def is_web_address(url: str) -> bool:
     try:
         return urlsplit(url).scheme in ("http", "https") and url.isprintable() and " " not in url
     except ValueError:
         return False
+
+
+def bad_redirect(url: str, reason: object) -> InputError:
+    return InputError(f"{url} sends on to where no file can be ({words(reason)}): {BY_HAND}")
 
 
 def words(error: object) -> str:
@@ -137,40 +158,22 @@ def whole_number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
 
-def failure_of(url: str, error: BaseException) -> Exception:
-    """The exception that a request without an answer stands for; its reason is what lies deepest."""
-    if isinstance(error, NO_ADDRESS):
-        return InputError(f"{url} sends on to where no file can be ({words(error)}): {BY_HAND}")
-    while isinstance(error.__context__, FAILURES):
-        error = error.__context__
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return InputError(f"cannot verify the certificate of {url} ({error.verify_message}): update this system's "
-                          "certificates or set REQUESTS_CA_BUNDLE; --no-check-certificate goes on without knowing "
-                          "who answers")
-    nowhere = isinstance(error, socket.gaierror) or getattr(error, "errno", None) == errno.ENETUNREACH
-    cut = isinstance(error, http.client.IncompleteRead)
-    return (Unreachable if nowhere else Transient)("the connection was cut" if cut else words(error))
-
-
-def refusal(url: str, response: requests.Response) -> Exception:
-    """The exception that an answer which is not the file stands for."""
-    status, reason = response.status_code, words(response.reason)
-    if status in GONE:
-        return Missing(f"{url} is not there (HTTP {status}): look for it in a browser; if it has moved, give its "
+def refusal(url: str, error: urllib.error.HTTPError) -> Exception:
+    """The exception that an HTTP error status stands for."""
+    if error.code in GONE:
+        return Missing(f"{url} is not there (HTTP {error.code}): look for it in a browser; if it has moved, give its "
                        "new folder with --ucf-url or --base-url")
-    if status in (408, 429) or (status >= 500 and status != 501):
-        return Transient(f"HTTP {status}", min(600, whole_number(response.headers.get("Retry-After", "")) or 0))
-    if status < 300:
-        return Missing(f"{url} answers with a web page, not the file: open it in a browser to see why")
-    if status < 400:
-        return InputError(f"{url} sends on to where no file can be ({reason}): {BY_HAND}")
-    return InputError(f"{url} answers HTTP {status} {reason}: {BY_HAND}")
+    if error.code in (408, 429) or (error.code >= 500 and error.code != 501):
+        return Transient(f"HTTP {error.code}", min(600, whole_number(error.headers.get("Retry-After", "")) or 0))
+    if 300 <= error.code < 400:  # in a circle
+        return bad_redirect(url, error.reason)
+    return InputError(f"{url} answers HTTP {error.code} {words(error.reason)}: {BY_HAND}")
 
 
-def describe(url: str, response: requests.Response) -> Remote:
+def describe(url: str, response: http.client.HTTPResponse) -> Remote:
     """What a response tells of the whole file. Raises InputError if it does not tell the size."""
     text = response.headers.get("Content-Length", "")
-    if response.status_code == 206:
+    if response.status == 206:
         text = response.headers.get("Content-Range", "").rpartition("/")[2]
     if (size := whole_number(text)) is None:
         raise InputError(f"the server does not tell the size of {url}: {BY_HAND}")
@@ -246,10 +249,10 @@ def fetch_rest(client: Client, url: str, part: Path, remote: Remote, have: int, 
     if have and remote.validator:
         headers["If-Range"] = remote.validator
     with client.open(url, **headers) as response:
-        if response.status_code == 416 or not describe(url, response).is_same(remote):
+        if response.status == 416 or not describe(url, response).is_same(remote):
             raise Transient("the file has changed on the server")
         begin = 0  # a server that ignores the range sends the whole file
-        if response.status_code == 206:
+        if response.status == 206:
             span = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
             if span != str(have):
                 raise Transient("the server sent another range than was asked for")
@@ -260,9 +263,9 @@ def fetch_rest(client: Client, url: str, part: Path, remote: Remote, have: int, 
             file.truncate(begin)
             while begin < remote.size:
                 try:
-                    chunk = response.raw.read(min(CHUNK, remote.size - begin))
-                except FAILURES as error:
-                    raise failure_of(url, error) from error
+                    chunk = response.read(min(CHUNK, remote.size - begin))
+                except (OSError, http.client.HTTPException) as error:
+                    raise Transient(words(error)) from error
                 if not chunk:
                     raise Transient("the connection was cut")
                 file.write(chunk)
