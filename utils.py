@@ -90,7 +90,7 @@ class _LoggedBar(tqdm):
 
 
 def duration(seconds: float) -> str:
-    """A time left, in words: `40 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
+    """A length of time in rounded words: `40 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f"{seconds:.0f} s"

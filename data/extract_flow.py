@@ -29,7 +29,6 @@ from data.flow import (
 )
 from data.flow_picture import draw_flow
 from data.jobs import Report
-from data.progress import duration
 from data.tvl1.backends import OPENCVS, pair_method, suitable_backends
 from data.videos import (
     VideoError,
@@ -42,7 +41,7 @@ from data.videos import (
     read_frames,
 )
 from dataloader.extracted import extraction_settings
-from utils import ArgumentParser, InputError, bounded, cpu_count, plural, run_main
+from utils import ArgumentParser, InputError, bounded, cpu_count, duration, plural, run_main
 
 METHODS = ("tvl1", *PLAIN_METHODS, "raft", "flo")
 WORKERS_PER_GPU = 4  # so that decoding and writing keep pace with the GPU

@@ -43,15 +43,3 @@ class Progress(tqdm):
             print(text, file=sys.stderr, flush=True)
         else:
             self.write(text, file=sys.stderr)
-
-
-def duration(seconds: float) -> str:
-    """A length of time in rounded words: `40 s`, `12 min`, `3 h 20 min`, `4.6 days`."""
-    if seconds < 60:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min" if minutes < 600 else f"{round(minutes / 60)} h"
-    return f"{minutes / 60 / 24:.1f} days"

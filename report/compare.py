@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from report import curves
 from report.curves import Phases
-from saved.provenance import duration, provenance
-from utils import ArgumentParser, InputError, check_writable, run_main
+from saved.provenance import provenance
+from utils import ArgumentParser, InputError, check_writable, duration, run_main
 
 
 @dataclass(frozen=True)

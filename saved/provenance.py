@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from utils import BEGAN
+from utils import BEGAN, duration
 
 PACKAGES = ("torch", "torchvision", "numpy")
 
@@ -47,13 +47,3 @@ def in_words(made: Any) -> str:
     if isinstance(made.get("system"), str):
         parts.append(made["system"])
     return "; ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """12 s, 3 min 20 s, 5 h 2 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.0f} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

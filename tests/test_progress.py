@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from data import progress
-from data.progress import Progress, duration
+from data.progress import Progress
+from utils import duration
 
 
 def log_of(monkeypatch, updates: int) -> list[str]:
@@ -38,7 +39,7 @@ def test_a_line_says_how_much_time_is_left(monkeypatch):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "1 s"), (40, "40 s"), (720, "12 min"), (12000, "3 h 20 min"), (40000, "11 h"), (397440, "4.6 days")],
+    [(0, "0 s"), (40, "40 s"), (720, "12 min"), (12000, "3 h 20 min"), (11100, "3 h 05 min"), (187200, "2 d 4 h")],
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
