@@ -25,6 +25,7 @@ from utils import InputError, plural, write_json
 
 CHUNK = 1 << 16  # bytes read from the network at once: what a killed run loses at most
 GONE = (403, 404, 410)  # 403: what a bucket that may not be listed answers for a missing file
+BY_HAND = "fetch it by hand into downloads/ inside --output and run this with --offline"
 Result = TypeVar("Result")
 
 
@@ -143,8 +144,7 @@ def is_web_address(url: str) -> bool:
 
 
 def bad_redirect(url: str, reason: object) -> InputError:
-    return InputError(f"{url} sends on to where no file can be ({words(reason)}): fetch it by hand into downloads/ "
-                      "inside --output and run this with --offline")
+    return InputError(f"{url} sends on to where no file can be ({words(reason)}): {BY_HAND}")
 
 
 def words(error: object) -> str:
@@ -167,8 +167,7 @@ def refusal(url: str, error: urllib.error.HTTPError) -> Exception:
         return Transient(f"HTTP {error.code}", min(600, whole_number(error.headers.get("Retry-After", "")) or 0))
     if 300 <= error.code < 400:  # in a circle
         return bad_redirect(url, error.reason)
-    return InputError(f"{url} answers HTTP {error.code} {words(error.reason)}: fetch it by hand into downloads/ inside "
-                      "--output and run this with --offline")
+    return InputError(f"{url} answers HTTP {error.code} {words(error.reason)}: {BY_HAND}")
 
 
 def describe(url: str, response: http.client.HTTPResponse) -> Remote:
@@ -177,8 +176,7 @@ def describe(url: str, response: http.client.HTTPResponse) -> Remote:
     if response.status == 206:
         text = response.headers.get("Content-Range", "").rpartition("/")[2]
     if (size := whole_number(text)) is None:
-        raise InputError(f"the server does not tell the size of {url}: fetch it by hand into downloads/ inside "
-                         "--output and run this with --offline")
+        raise InputError(f"the server does not tell the size of {url}: {BY_HAND}")
     return Remote(size, response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""))
 
 
@@ -273,19 +271,3 @@ def fetch_rest(client: Client, url: str, part: Path, remote: Remote, have: int, 
                 file.write(chunk)
                 begin += len(chunk)
                 bar.update(len(chunk))
-
-
-def measure_rate(client: Client, url: str, seconds: float = 2.0, most: int = 8 << 20) -> float:
-    """Bytes per second that `url` comes with now, from reading it for `seconds` or `most` bytes.
-
-    Raises Transient, Missing or InputError.
-    """
-    count, start = 0, time.perf_counter()
-    try:
-        with client.open(url, Range=f"bytes=0-{most - 1}") as response:
-            start = time.perf_counter()
-            while count < most and time.perf_counter() - start < seconds and (chunk := response.read1(CHUNK)):
-                count += len(chunk)
-    except (OSError, http.client.HTTPException) as error:
-        raise Transient(words(error)) from error
-    return count / max(time.perf_counter() - start, 1e-9)
