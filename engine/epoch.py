@@ -17,8 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dataloader.clips import Batch, Loader, TestSampling, clips_of, each_once, sent_ahead
 from dataloader.transforms import to_input
+from engine.frozen import FrozenLoader
 from engine.state import Training
-from network import InferenceNet, freeze_batchnorm
+from network import InferenceNet
 from utils import InputError, accuracy, cross_entropy, duration, mean_logits, progress_bar, seed_step, world
 
 # --- training ------------------------------------------------------------------------------------------
@@ -40,14 +41,14 @@ def ranks(scores: Tensor, labels: Tensor) -> Tensor:
     return (~(scores < own) & ~((scores == own) & ~earlier)).sum(1)
 
 
-def train_one_epoch(training: Training, loader: Loader, after_batch: Callable[[Training], None]) -> dict[str, float]:
+def train_one_epoch(
+    training: Training, loader: Loader | FrozenLoader, after_batch: Callable[[Training], None]
+) -> dict[str, float]:
     """Train the epoch in progress, from its first batch that is not done, and return its record row.
 
     `after_batch` is called when a batch is complete in every respect: there a run may be saved or stopped.
     """
-    training.stepped.train()
-    if training.settings.partial_bn:
-        freeze_batchnorm(training.model)
+    training.set_train_mode()
     recent: list[tuple[list[str], Tensor]] = []  # losses not yet looked at: looking waits for the device
     shown = 0.0
     start = asked = time.perf_counter()
@@ -92,7 +93,10 @@ def train_step(training: Training, batch: Batch) -> Tensor:
     """Forward, backward and one step of SGD on a batch. Returns the batch's mean loss, still on the device."""
     settings, device = training.settings, training.device
     seed_step(settings.seed, training.epoch, training.batch)
-    inputs = to_input(clips_of(batch, training.preparation.modality, device), training.preparation)
+    if batch.activations is None:
+        inputs = to_input(clips_of(batch, training.preparation.modality, device), training.preparation)
+    else:  # what the frozen part of the network makes of the clips (engine.frozen)
+        inputs = batch.activations.to(device)
     labels = batch.labels.to(device, non_blocking=True)
     clips = len(batch.clips) // len(batch.names)
     # Gradients are averaged over processes whose shares may differ in size: weigh each by its share.
