@@ -22,6 +22,7 @@ from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from engine import options
 from engine.epoch import train_one_epoch
 from engine.features import extract_features
+from engine.frozen import start_from_linear_head, training_loader
 from engine.state import Training, choose_preparation
 from network import build_model
 from utils import InputError, run_main, seed_everything, set_up_device
@@ -39,6 +40,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "test_samples": 25, "test_views": 10, "test_resize": "center", "test_starts": "tsn",
         "flow_mean": 0.5, "flow_std": 0.226,
     },  # TSN's released code (Caffe), with the epochs that tsn-pytorch and mmaction share
+    "small": {
+        "arch": "resnet50", "size": 160, "crop": "squash", "flip": True, "train_from": "layer4", "linear_start": True,
+        "epochs": 20, "eval_every": 10000, "batch_size": 16, "lr": 1e-3, "schedule": "cosine", "flow_picture": 12.0,
+        "test_samples": 16, "test_views": 2,
+    },  # a linear head, then the last stage (Kumar et al. 2022): docs/small_data.md
 }  # fmt: skip
 # of --input rgbdiff: tsn-pytorch's README, which alone has one
 RECIPES["tsn rgbdiff"] = RECIPES["tsn"] | {
@@ -114,10 +120,13 @@ def main() -> int:
     if data.train is None:  # --evaluate
         return run.evaluate(training)
     training.distribute()
+    train = training_loader(data.train, training, args.frozen_versions, args.frozen_memory)
     with run.training(training):  # which Ctrl-C and SIGTERM end in order
+        if args.linear_start and training.epoch == training.batch == 0:
+            run.say(start_from_linear_head(training, train, len(classes), run.after_batch))
         while training.epoch < args.epochs:
             training.set_lr()
-            row = train_one_epoch(training, data.train, run.after_batch)
+            row = train_one_epoch(training, train, run.after_batch)
             result, is_best = None, False
             if run.tests_after(training):
                 result = run.test(training)

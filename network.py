@@ -133,13 +133,34 @@ def parameter_groups(
     return [{"params": group, "lr": rate, "initial_lr": rate, "weight_decay": decay} for group, rate, decay in groups]
 
 
-def freeze_batchnorm(model: nn.Module) -> None:
+TRAINED_FROM = ("all", "layer3", "layer4", "fc")  # --train-from
+
+
+def split_network(model: ResNet, train_from: str) -> tuple[nn.Sequential, nn.Sequential]:
+    """The part below stage `train_from`, whose weights are frozen here, and the part from there on.
+
+    They share `model`'s modules: clips (N, channels, H, W) -> activations (N, C, h, w) -> logits (N, classes). Under
+    "fc" the activations are the pooled features, (N, C, 1, 1).
+    """
+    stages = ["layer1", "layer2", "layer3", "layer4"]
+    edge = stages.index(train_from) if train_from in stages else len(stages)
+    stem = (model.conv1, model.bn1, model.relu, model.maxpool)
+    below = nn.Sequential(*stem, *(getattr(model, stage) for stage in stages[:edge]))
+    if train_from == "fc":
+        below.append(nn.AdaptiveAvgPool2d(1))
+    above = nn.Sequential(*(getattr(model, stage) for stage in stages[edge:]), model.avgpool, nn.Flatten(), model.fc)
+    return below.requires_grad_(False), above
+
+
+def freeze_batchnorm(model: nn.Module, but: int = 1) -> None:
     """Partial BN (TSN, section 3.2): every batch norm but the first keeps its statistics and its weights.
+
+    `but`: how many of the first are left to train; 0: none.
 
     Call it after each `model.train()`, which would otherwise switch them back to updating.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms[1:]:
+    for norm in norms[but:]:
         norm.eval()
         norm.requires_grad_(False)
 

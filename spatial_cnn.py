@@ -18,6 +18,7 @@ from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from engine import options
 from engine.epoch import train_one_epoch
 from engine.features import extract_features
+from engine.frozen import start_from_linear_head, training_loader
 from engine.state import Training, choose_preparation
 from network import build_model
 from utils import run_main, seed_everything, set_up_device
@@ -31,6 +32,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "crop": "multiscale", "crop_positions": 13,
         "test_samples": 25, "test_views": 10, "test_resize": "center", "test_starts": "tsn",
     },  # TSN's released code (Caffe), with the epochs that tsn-pytorch and mmaction share
+    "small": {
+        "arch": "resnet50", "size": 160, "crop": "squash", "flip": True, "train_from": "layer4", "linear_start": True,
+        "epochs": 20, "eval_every": 10000, "batch_size": 16, "lr": 1e-3, "schedule": "cosine",
+        "test_samples": 10, "test_views": 2,
+    },  # a linear head, then the last stage (Kumar et al. 2022): docs/small_data.md
 }  # fmt: skip
 
 
@@ -68,10 +74,13 @@ def main() -> int:
     if data.train is None:  # --evaluate
         return run.evaluate(training)
     training.distribute()
+    train = training_loader(data.train, training, args.frozen_versions, args.frozen_memory)
     with run.training(training):  # which Ctrl-C and SIGTERM end in order
+        if args.linear_start and training.epoch == training.batch == 0:
+            run.say(start_from_linear_head(training, train, len(classes), run.after_batch))
         while training.epoch < args.epochs:
             training.set_lr()
-            row = train_one_epoch(training, data.train, run.after_batch)
+            row = train_one_epoch(training, train, run.after_batch)
             result, is_best = None, False
             if run.tests_after(training):
                 result = run.test(training)

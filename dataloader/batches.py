@@ -28,6 +28,7 @@ class Batch(NamedTuple):
     problems: list[tuple[str, str]]  # (video, reason) of those replaced by another
     error: str | None = None
     of_all: int = 0  # videos that all processes' shares of this batch make together; 0: not known yet
+    activations: Tensor | None = None  # (videos * clips per video, C, h, w): in place of images (engine.frozen)
     place: Tensor | None = None  # (videos * clips per video,) int64: rows of `clips`, if each is there once
 
 

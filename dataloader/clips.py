@@ -228,15 +228,26 @@ class Loader:
         A batch's images are valid until the next batch is asked for.
         """
         self.batches.epoch, self.batches.first_batch = epoch, first_batch
+        for number, batch in enumerate(self._checked(self._loader), first_batch):
+            yield batch._replace(of_all=self.batches.size(number))
+
+    def one_by_one(self, items: Sequence[tuple[int, int]]) -> Iterator[Batch]:
+        """Batches of one video, of these (epoch, index) of the dataset."""
+        if items:
+            yield from self._checked(
+                DataLoader(self.dataset, sampler=items, collate_fn=Collate(), num_workers=self.workers,
+                           pin_memory=self.pin_memory, worker_init_fn=_start_worker, generator=torch.Generator())
+            )  # fmt: skip
+
+    def _checked(self, loader: DataLoader) -> Iterator[Batch]:
         try:
             with _signals_held():
-                batches = iter(self._loader)
-            for number, batch in enumerate(batches, first_batch):
+                batches = iter(loader)
+            for batch in batches:
                 if batch.error is not None:
                     raise InputError(batch.error)
                 self.problems.update(batch.problems)
-                tensors = {name: torch.as_tensor(getattr(batch, name)) for name in SENT_AS_ARRAYS}
-                yield batch._replace(**tensors, of_all=self.batches.size(number))
+                yield batch._replace(**{name: torch.as_tensor(getattr(batch, name)) for name in SENT_AS_ARRAYS})
         except RuntimeError as error:
             cause = plain_cause(error)
             if cause is None:

@@ -21,8 +21,9 @@ from dataloader.augmentation import augment
 from dataloader.batches import Batch, clips_of, each_once, sent_ahead
 from dataloader.clips import Loader, TestSampling
 from dataloader.preparation import to_input
+from engine.frozen import FrozenLoader
 from engine.state import Training
-from network import InferenceNet, freeze_batchnorm
+from network import InferenceNet
 from utils import InputError, seed_step, world
 
 # --- training ------------------------------------------------------------------------------------------
@@ -44,14 +45,14 @@ def ranks(scores: Tensor, labels: Tensor) -> Tensor:
     return (~(scores < own) & ~((scores == own) & ~earlier)).sum(1)
 
 
-def train_one_epoch(training: Training, loader: Loader, after_batch: Callable[[Training], None]) -> dict[str, float]:
+def train_one_epoch(
+    training: Training, loader: Loader | FrozenLoader, after_batch: Callable[[Training], None]
+) -> dict[str, float]:
     """Train the epoch in progress, from its first batch that is not done, and return its record row.
 
     `after_batch` is called when a batch is complete in every respect: there a run may be saved or stopped.
     """
-    training.stepped.train()
-    if training.settings.partial_bn:
-        freeze_batchnorm(training.model)
+    training.set_train_mode()
     recent: list[tuple[list[str], Tensor]] = []  # losses not yet looked at: looking waits for the device
     shown = 0.0
     start = asked = time.perf_counter()
@@ -96,9 +97,12 @@ def train_step(training: Training, batch: Batch) -> Tensor:
     """Forward, backward and one step of SGD on a batch. Returns the batch's mean loss, still on the device."""
     settings, device = training.settings, training.device
     seed_step(settings.seed, training.epoch, training.batch)
-    images = clips_of(batch, training.preparation.modality, device)  # (videos * clips, images * planes, H, W) uint8
-    images = augment(images, batch.names, settings.colour_jitter, settings.seed, training.epoch)
-    inputs = to_input(images, training.preparation)  # (videos * clips, channels, H, W) float32
+    if batch.activations is None:
+        images = clips_of(batch, training.preparation.modality, device)  # (videos * clips, images * planes, H, W) uint8
+        images = augment(images, batch.names, settings.colour_jitter, settings.seed, training.epoch)
+        inputs = to_input(images, training.preparation)  # (videos * clips, channels, H, W) float32
+    else:  # what the frozen part of the network makes of the clips (engine.frozen)
+        inputs = batch.activations.to(device)
     labels = batch.labels.to(device, non_blocking=True)  # (videos,)
     clips = len(batch.clips) // len(batch.names)
     # Gradients are averaged over processes whose shares may differ in size: weigh each by its share.

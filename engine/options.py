@@ -1,4 +1,4 @@
-"""The flags of spatial_cnn.py and motion_cnn.py: one list, two recipes, and what a checkpoint brings back."""
+"""The flags of spatial_cnn.py and motion_cnn.py: one list, their recipes, and what a checkpoint brings back."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from engine.board import Board
 from engine.features import FeatureSettings
 from engine.run import Run
 from engine.state import TrainingSettings
+from network import TRAINED_FROM
 from saved.checkpoints import Checkpoint, read_checkpoint
 from utils import InputError, world
 
@@ -25,15 +26,19 @@ NOT_RESTORED = {
     "resume", "evaluate", "start_epoch", "output", "features", "pooling", "rgb_dir", "flow_dir", "ucf_list", "workers",
     "device", "compile", "save_every_minutes", "allow_missing", "on_error", "weights", "flow_order",
     "tensorboard",
+    "frozen_memory",
 }  # fmt: skip
+
+RECIPES = ("baseline", "tsn", "small")
 
 
 def stream_parser(stream: str, description: str) -> ArgumentParser:
     """The flags that both streams have. A script adds its own and hands the parser to `parse`."""
     # all flags in a usage line would fill a screen
     parser = ArgumentParser(description, usage="%(prog)s [--resume [PATH]] [--evaluate] [--recipe tsn] [flags]")
-    parser.add_argument("--recipe", choices=("baseline", "tsn"), default="baseline",
-                        help="baseline: the original's; tsn: what the better peers share. Sets defaults; any flag wins")
+    parser.add_argument("--recipe", choices=RECIPES, default="baseline",
+                        help="baseline: the original's; tsn: what the better peers share; small: for up to 2,000 "
+                             "videos, the last stage alone, from a linear head on. Sets defaults; any flag wins")
 
     group = parser.add_argument_group("data")
     group.add_argument("--ucf-list", metavar="DIR", default="data/ucfTrainTestlist",
@@ -84,6 +89,16 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
                        help="limit the gradient's norm; 0: off (TSN code: 40 RGB, 20 flow)")
     group.add_argument("--partial-bn", action=Switch, default=False,
                        help="freeze every batch norm but the first (TSN 3.2)")
+    group.add_argument("--train-from", choices=TRAINED_FROM, default="all",
+                       help="train this stage and what follows; below it, and in all batch norms, nothing changes. "
+                            "What is frozen is computed once for each clip")
+    group.add_argument("--linear-start", action=Switch, default=False,
+                       help="of --train-from: the last layer starts as logistic regression on the frozen features "
+                            "(Kumar et al. 2022)")
+    group.add_argument("--frozen-versions", type=bounded(int, 1), default=4, metavar="N",
+                       help="of --train-from: epochs take turns at N versions of each video (clips, crop, flip)")
+    group.add_argument("--frozen-memory", type=bounded(float, 0), default=4.0, metavar="GB",
+                       help="of --train-from: for what is computed once; what does not fit is computed each time")
     group.add_argument("--label-smoothing", type=bounded(float, 0, 1), default=0.0,
                        help="share of a label given to all classes (Szegedy et al. 2016, section 7)")
     group.add_argument("--ema", type=bounded(float, 0, 1), default=0.0, metavar="DECAY",
@@ -153,7 +168,7 @@ def parse(
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     first = ArgumentParser(add_help=False)
-    first.add_argument("--recipe", choices=("baseline", "tsn"), default="baseline")
+    first.add_argument("--recipe", choices=RECIPES, default="baseline")
     first.add_argument("--input", default="")
     named = first.parse_known_args(argv)[0]
     recipe = recipes.get(f"{named.recipe} {named.input}", recipes[named.recipe])
@@ -164,6 +179,10 @@ def parse(
     parser.set_defaults(**dict.fromkeys(vars(args), absent))
     args.given = {name for name, value in vars(parser.parse_args(argv)).items() if value is not absent}
     args.of_recipe = set(recipe)
+    if named.recipe == "small" and "batch_size" in args.given and "lr" not in args.given:
+        args.lr *= args.batch_size / recipe["batch_size"]  # Goyal et al. 2017, arXiv 1706.02677, section 2.1
+    if args.linear_start and args.train_from == "all":
+        raise InputError("--linear-start is of features that stay what they are: add --train-from layer4 (or fc)")
     if args.evaluate and not args.resume:
         raise InputError("--evaluate tests a trained network: name it with --resume PATH")
     args.resume = _find_checkpoint(args.resume, args.output)
@@ -239,13 +258,14 @@ def make_run(stream: str, prefix: str, args: argparse.Namespace, data: Data) -> 
     """A run that writes where the flags say; they go into its checkpoints as plain values."""
     flags = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()
              if name not in ("given", "of_recipe")}  # fmt: skip
+    advise = "recipe" not in args.given and args.resume is None
     features = Path(args.features) if args.features else None
     board = None
     if args.tensorboard and data.train is not None and world()[0] == 0:
         board = Board(Path(args.output) / "tensorboard", data.split.class_names)
     return Run(
         stream, prefix, data, args.arch, Path(args.output), args.resume, features,
-        args.val_groups, args.eval_every, args.save_every_minutes, flags, board,
+        args.val_groups, args.eval_every, args.save_every_minutes, flags, board, advise,
     )  # fmt: skip
 
 

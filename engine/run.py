@@ -40,6 +40,8 @@ from utils import (
     world,
 )
 
+FEW = 2000  # training videos, below which training all of a network is not the best that can be done
+
 
 @dataclass
 class Run:
@@ -61,6 +63,7 @@ class Run:
     save_every_minutes: float
     flags: dict[str, Any]  # all flags, as the checkpoint keeps them
     board: Board | None = None  # of --tensorboard, in rank 0
+    advise: bool = False  # say what to use where training videos are few?
     signal: int = 0  # of the one that asked to stop
     best_written: bool = False  # are the predictions on disk those of model_best, on the test videos?
     saved_at: float = field(default_factory=time.monotonic)
@@ -109,16 +112,24 @@ class Run:
             self._check_features()
             if not goes_on:
                 self._set_aside()
+        assert self.data.train is not None
         self.say(self._headline(training))
         if untrained := self._untrained():
             names = self.data.split.class_names
             self.say(f"note: no training video in {len(untrained)} of {len(names)} classes: {first_few(untrained)}")
         if self.val_groups:
             self.say(f"model_best is chosen by {plural(len(self.data.select.dataset), 'video')} held out of training")
+        elif self._chosen_by(training) == "last":
+            self.say("tested once, after the last epoch: nothing is chosen by the test set")
         else:
             self.say(
                 "model_best is chosen by the test set, which flatters its accuracy; --val-groups 3 holds training "
                 "videos out to choose by"
+            )
+        if self.advise and training.frozen is None and len(self.data.train.dataset) < FEW:
+            self.say(
+                f"note: {plural(len(self.data.train.dataset), 'training video')} are few to train all of a network on: "
+                "python run.py VIDEOS, heads.py or --recipe small do better, and in minutes (README, Your own videos)"
             )
         if training.epoch >= training.settings.epochs:
             self.say(f"nothing is left of --epochs {training.settings.epochs}; a higher number trains further")
@@ -134,6 +145,11 @@ class Run:
             yield
         finally:
             self.board.close()
+
+    def _chosen_by(self, training: Training) -> str:
+        """What the tested network's epoch is chosen by; "last": by nothing, as there is no other test."""
+        once = self.eval_every >= training.settings.epochs
+        return "val" if self.val_groups else "last" if once else "test"
 
     @property
     def exit_code(self) -> int:
@@ -308,7 +324,7 @@ class Run:
             "protocol": {"samples": sampling.samples, "views": sampling.views, "starts": sampling.starts,
                          **training.preparation.as_dict()},
             "checkpoint": {"name": name, "epoch": epoch, "weights_sha256": weights_hash(weights)},
-            "chosen_by": None if self.data.train is None else "val" if self.val_groups else "test",
+            "chosen_by": None if self.data.train is None else self._chosen_by(training),
             "made": provenance(self.flags),
             "frames": {"root": str(root), "folders": {
                 s.video.name: os.path.relpath(s.folder, self.data.root) for s in loader.dataset.sources}},

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dataloader.preparation import Preparation
-from network import explain_mismatch, freeze_batchnorm, parameter_groups
+from network import explain_mismatch, freeze_batchnorm, parameter_groups, split_network
 from saved.checkpoints import Checkpoint
 from utils import InputError, world
 
@@ -37,6 +37,7 @@ class TrainingSettings:
     consensus: str = "mean"  # mean | sum
     clip_grad: float = 0.0
     partial_bn: bool = False
+    train_from: str = "all"  # all | layer3 | layer4 | fc: what is below keeps its weights (network.split_network)
     label_smoothing: float = 0.0
     colour_jitter: float = 0.0
     ema: float = 0.0
@@ -71,6 +72,7 @@ class Training:
         self.dtype = amp_dtype(settings.amp, device)
         self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.stepped = self.model  # what a step calls; see `distribute`
+        self.frozen: nn.Module | None = None  # what stands before it, if it is not all of the network
         groups = parameter_groups(self.model, settings.lr, settings.weight_decay, settings.conv1_lr_factor)
         self.optimizer = torch.optim.SGD(
             groups, lr=settings.lr, momentum=settings.momentum, fused=device.type in ("cpu", "cuda")
@@ -120,14 +122,26 @@ class Training:
             if self.device.type != "cuda":
                 raise InputError("--sync-bn needs GPUs: torch has it for no other device")
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        if self.settings.partial_bn:
-            freeze_batchnorm(self.model)  # DistributedDataParallel asks at its start what needs a gradient
-        if self.settings.compile:
-            self.model.compile()
         self.stepped = self.model
+        if self.settings.train_from != "all":
+            if world()[1] > 1:
+                raise InputError("--train-from works in one process: start it without torchrun")
+            self.frozen, self.stepped = split_network(self.model, self.settings.train_from)
+            self.frozen.eval()
+        self.set_train_mode()  # DistributedDataParallel asks at its start what needs a gradient
+        if self.settings.compile:
+            self.stepped.compile()
         if world()[1] > 1:
             ids = [self.device] if self.device.type == "cuda" else None
             self.stepped = DistributedDataParallel(self.model, device_ids=ids)
+
+    def set_train_mode(self) -> None:
+        """Before each epoch. Where only a part of the network is trained, no batch norm is: few videos mislead it."""
+        self.stepped.train()
+        if self.settings.train_from != "all":
+            freeze_batchnorm(self.model, but=0)
+        elif self.settings.partial_bn:
+            freeze_batchnorm(self.model)
 
     @property
     def tested_model(self) -> nn.Module:

@@ -109,7 +109,8 @@ def selection(*tests: dict) -> str:
     )
     by_test = [name for name, how in chosen if how == "test"]
     by_val = [name for name, how in chosen if how == "val"]
-    unknown = [name for name, how in chosen if how not in ("test", "val")]
+    unknown = [name for name, how in chosen if how not in ("test", "val", "last")]
+    last = [name for name, how in chosen if how == "last"]
     words = []
     if by_test:
         words.append(
@@ -118,6 +119,8 @@ def selection(*tests: dict) -> str:
         )
     if by_val:
         words.append(f"The epoch of {' and '.join(by_val)} was chosen on videos held out of training, not on these.")
+    if last:
+        words.append(f"The epoch of {' and '.join(last)} is the last of a number that was fixed before.")
     if unknown:
         words.append(
             f"How the epoch of {' and '.join(unknown)} was chosen is not recorded. The original training chooses it by "

@@ -56,12 +56,12 @@ def write_features(
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(
             file, videos=np.array(videos), labels=np.array(labels, dtype=np.int64), subset=np.array(subset),
-            groups=np.array([_group(video) for video in videos]), features=values,
+            groups=np.array([group_or_video(video) for video in videos]), features=values,
             about=np.array(json.dumps({"format": FORMAT, **about}, ensure_ascii=False)),
         )  # fmt: skip
 
 
-def _group(video: str) -> str:
+def group_or_video(video: str) -> str:
     """Its recording or person, which may be in several classes; its whole name where that tells neither."""
     group = group_of(video)
     return video if group == video.rpartition("/")[2] else group

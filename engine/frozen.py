@@ -1,0 +1,145 @@
+"""Training from a stage on (--train-from): what is frozen below it is computed once per clip, and kept in memory.
+
+A small data set is learnt best by the end of a network alone, and from a linear head on (Kumar et al. 2022,
+"Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", arXiv 2202.10054).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from common.progress import progress_bar
+from dataloader.batches import Batch, clips_of
+from dataloader.clips import ClipDataset, Loader
+from dataloader.preparation import to_input
+from engine.crossfit import fit_linear
+from engine.state import Training
+from saved.features import group_or_video
+from utils import InputError, plural
+
+FOLDS = 5  # that choose the linear head's strength
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One version of a video: what the frozen part makes of its clips."""
+
+    name: str
+    label: int
+    activations: Tensor  # (clips, C, h, w), as the network computes them: float32, bfloat16 or float16
+
+
+class FrozenLoader:
+    """A training loader's epochs, their clips as activations of the frozen part.
+
+    A video has `versions`, each with clips, crop and flip of its own: epoch e shows those of the loader's epoch
+    e mod `versions`. As many as `memory` bytes hold are kept; the rest are computed anew each time. Each video is
+    computed by itself, so that a version has the same bits whenever and beside whatever it is computed.
+    """
+
+    def __init__(self, loader: Loader, training: Training, versions: int, memory: float) -> None:
+        assert training.frozen is not None
+        self.loader, self.training, self.versions, self.memory = loader, training, versions, memory
+        self.frozen: nn.Module = training.frozen
+        self.kept: dict[tuple[int, int], Kept] = {}  # by (version, index)
+        self.used = 0  # bytes
+
+    @property
+    def dataset(self) -> ClipDataset:
+        return self.loader.dataset
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from `first_batch` on, as dataloader.clips.Loader.epoch has them."""
+        batches = self.loader.batches
+        batches.epoch, batches.first_batch = epoch, first_batch
+        orders = [[index for _, index in batch] for batch in batches]
+        videos = self.videos([(epoch % self.versions, index) for order in orders for index in order])
+        for order in orders:
+            own = [next(videos) for _ in order]
+            count = sum(len(one.activations) for one in own)
+            yield Batch(
+                [one.name for one in own], torch.tensor([one.label for one in own]), torch.empty(0, dtype=torch.uint8),
+                torch.zeros(count, 1, dtype=torch.int64), torch.zeros(count, dtype=torch.bool), len(own), [],
+                of_all=len(own), activations=torch.cat([one.activations for one in own]),
+            )  # fmt: skip
+
+    def videos(self, items: Sequence[tuple[int, int]]) -> Iterator[Kept]:
+        """These (version, index), in this order, from memory or from disk."""
+        computed = self.loader.one_by_one([item for item in items if item not in self.kept])
+        for item in items:
+            found = self.kept.get(item)
+            yield self._compute(item, next(computed)) if found is None else found
+
+    @torch.no_grad()
+    def _compute(self, item: tuple[int, int], batch: Batch) -> Kept:
+        training = self.training
+        inputs = to_input(clips_of(batch, training.preparation.modality, training.device), training.preparation)
+        with torch.autocast(training.device.type, training.dtype, enabled=training.dtype != torch.float32):
+            activations = self.frozen(inputs).cpu()
+        video = Kept(batch.names[0], int(batch.labels[0]), activations)
+        if not self.used:
+            self._say_what_fits(activations.nbytes)
+        if self.used + activations.nbytes <= self.memory:
+            self.kept[item] = video
+            self.used += activations.nbytes
+        return video
+
+    def _say_what_fits(self, size: int) -> None:
+        wanted = len(self.dataset) * self.versions
+        fit = int(self.memory // size)
+        if fit < wanted:
+            tqdm.write(
+                f"note: --frozen-memory {self.memory / 1e9:g} holds {fit:,} of {len(self.dataset):,} videos x "
+                f"{self.versions} versions ({wanted * size / 1e9:.1f} GB); the others are computed anew each time"
+            )
+
+
+def training_loader(loader: Loader, training: Training, versions: int, memory_gb: float) -> Loader | FrozenLoader:
+    """The loader itself; of a training whose lower part is frozen, with that part's results kept in memory."""
+    return loader if training.frozen is None else FrozenLoader(loader, training, versions, 1e9 * memory_gb)
+
+
+def start_from_linear_head(
+    training: Training, loader: Loader | FrozenLoader, classes: int, after_video: Callable[[Training], None]
+) -> str:
+    """Make the last layer logistic regression on the features of all versions. Returns a line that says how.
+
+    Its strength is chosen by cross-validation of the training videos, by group. `after_video` may stop the training.
+    """
+    assert isinstance(loader, FrozenLoader)
+    count = len(loader.dataset)
+    items = [(version, index) for version in range(loader.versions) for index in range(count)]
+    values: list[list[np.ndarray]] = [[] for _ in range(count)]
+    labels = np.zeros(count, np.int64)
+    pooled = training.stepped[:-1].eval()  # type: ignore[index]  # all but the last layer
+    with progress_bar(len(items), "frozen part", "video") as bar, torch.no_grad():
+        for (_, index), video in zip(items, loader.videos(items), strict=True):
+            with torch.autocast(training.device.type, training.dtype, enabled=training.dtype != torch.float32):
+                features = pooled(video.activations.to(training.device))
+            values[index].append(features.float().cpu().numpy())
+            labels[index] = video.label
+            bar.update()
+            after_video(training)
+    samples = np.stack([np.concatenate(own) for own in values])
+    groups = np.array([group_or_video(source.video.name) for source in loader.dataset.sources])
+    rows, seed = np.arange(count), training.settings.seed
+    try:
+        fit = fit_linear(samples, rows, labels, groups, classes, FOLDS, seed, "mean")
+    except InputError as error:
+        raise InputError(f"no linear head to start from: {error} (or --no-linear-start)") from None
+    for model in (training.model, training.tested_model):  # the same one, or its moving average
+        model.get_submodule("fc").load_state_dict(fit.state)
+    right = 100 * np.mean(fit.held_out.argmax(1) == labels)
+    return (
+        f"starts from a linear head on {plural(count, 'video')} x {samples.shape[1]} clips: top-1 {right:.2f} % of "
+        f"videos held out of it, C {fit.choice['C']:.3g} by {fit.choice['chosen_by']}"
+    )
