@@ -3,8 +3,8 @@
   python run.py VIDEOS                    VIDEOS holds a folder for each class
   python run.py VIDEOS --way train        trains both networks, whatever the number of videos
 
-Up to 2,000 videos take the fast way: features from ImageNet networks, and a linear head for each stream, minutes
-without a GPU. More are trained on, for which a GPU is needed. What is done is not done again: kill it, start it again.
+Up to 2,000 videos take the fast way: features from ImageNet networks, a linear head for each stream, and weights of
+the two learnt on held-out training videos: minutes without a GPU. More are trained on, for which a GPU is needed. What is done is not done again: kill it, start it again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataloader.names import UCF101_CLASSES, ucf_parts
 from utils import plural, run_main
 
 FEW = 2000  # videos that the fast way is for
-# RGB at every second frame; as many samples as a short video has, and as two cores pass through in minutes
+# as many samples as a short video has, and as two cores pass through in minutes
 FAST = ["--arch", "resnet50", "--size", "160", "--test-views", "2"]
 
 
@@ -60,6 +60,9 @@ def parse_arguments() -> argparse.Namespace:
                         help="for frames, flow, lists, features (default: record/<name of VIDEOS>/data; train: data)")
     parser.add_argument("--record", type=Path, metavar="DIR",
                         help="for what is found out (default: record/<name of VIDEOS>; train: record)")
+    parser.add_argument("--motion", choices=("greydiff", "flow"), default="greydiff",
+                        help="what the fast way's motion stream sees: differences of frames, or optical flow, which "
+                             "takes longer (docs/small_data.md)")
     parser.add_argument("--flags", default="", metavar='"..."', help="more flags for both streams, such as --flags "
                         "'--weights resnet50.pth'")  # fmt: skip
     parser.add_argument("--flow-flags", default="", metavar='"..."', help="more flags for data/extract_flow.py")
@@ -75,17 +78,22 @@ def heads_way(args: argparse.Namespace) -> list[Step]:
     lists: Path = args.lists or data / "lists"
     steps = split_step(args.videos, lists)
     common = ["--ucf-list", str(lists), *FAST, *shlex.split(args.flags)]
-    spatial, motion, heads = data / "rgb.npz", data / "flow.npz", record / "heads"
+    spatial, motion, heads = data / "rgb.npz", data / f"{args.motion}.npz", record / "heads"
+    if args.motion == "flow":
+        motion_flags = ["--flow-dir", str(data / "flow"), "--flow-picture", "12", "--test-samples", "16"]
+    else:
+        motion_flags = ["--input", "greydiff", "--rgb-dir", str(data / "rgb"), "--test-samples", "10",
+                        "--pooling", "layer3.mean", "layer4.max"]  # fmt: skip
+    steps += [("RGB frames", ["data/extract_rgb.py", str(args.videos), str(data / "rgb"), "--sampling-rate", "1"])]
+    if args.motion == "flow":
+        steps += [("optical flow", ["data/extract_flow.py", str(args.videos), str(data / "flow"), "--method", "dis",
+                                    *shlex.split(args.flow_flags)])]  # fmt: skip
     steps += [
-        ("RGB frames", ["data/extract_rgb.py", str(args.videos), str(data / "rgb"), "--sampling-rate", "2"]),
-        ("optical flow", ["data/extract_flow.py", str(args.videos), str(data / "flow"), "--method", "dis",
-                          *shlex.split(args.flow_flags)]),
         ("features of RGB", ["spatial_cnn.py", "--rgb-dir", str(data / "rgb"), "--features", str(spatial),
                              "--test-samples", "10", *common]),
-        ("features of flow", ["motion_cnn.py", "--flow-dir", str(data / "flow"), "--features", str(motion),
-                              "--flow-picture", "12", "--test-samples", "16", *common]),
+        ("features of motion", ["motion_cnn.py", *motion_flags, "--features", str(motion), *common]),
         ("heads", ["heads.py", "--spatial", str(spatial), "--motion", str(motion), "--output", str(heads)]),
-        fusion_step(heads / "linear", record / "fusion"),
+        fusion_step(heads / "linear", record / "fusion", "--learn"),
     ]  # fmt: skip
     return steps
 
@@ -126,9 +134,10 @@ def split_step(videos: Path, lists: Path) -> list[Step]:
     return [("split into training and test", ["data/make_split.py", str(videos), str(lists)])]
 
 
-def fusion_step(streams: Path, output: Path) -> Step:
+def fusion_step(streams: Path, output: Path, *flags: str) -> Step:
     spatial, motion = str(streams / "spatial"), str(streams / "motion")
-    return "fusion and report", ["fusion.py", "--spatial", spatial, "--motion", motion, "--output", str(output)]
+    return "fusion and report", ["fusion.py", "--spatial", spatial, "--motion", motion, "--output", str(output),
+                                   *flags]  # fmt: skip
 
 
 if __name__ == "__main__":
