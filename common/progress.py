@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +39,14 @@ class Progress(tqdm):
     def clear(self, nolock: bool = False) -> None:
         if not self.in_log:
             super().clear(nolock)
+
+    def close(self) -> None:
+        if self.in_log and not self.disable:
+            if self.leave:
+                self.refresh()
+            # what tqdm would still write moves a terminal's cursor
+            self.fp, self.sp = io.StringIO(), lambda text: None
+        super().close()
 
     def say(self, text: str) -> None:
         """A line of its own, beside the bar."""
