@@ -49,7 +49,7 @@ class Board:
         self.length = length
         with self._safely():
             done = training.epoch * length + training.batch
-            self.batches = self._make(str(self.folder / "batches"), purge_step=done)
+            self.batches = self._make(str(self.folder / "batches"), purge_step=done + 1)
             self.epochs = self._make(str(self.folder / "epochs"), purge_step=training.epoch)
 
     def batch(self, training: Training) -> None:

@@ -244,16 +244,15 @@ class Run:
         test = plural(len(data.test.dataset), "test video")
         dtype = str(training.dtype).removeprefix("torch.")
         processes = f" x {world()[1]} processes" if world()[1] > 1 else ""
-        left = ""
+        plan = ""
         if data.train:
-            done, epochs = training.epoch, training.settings.epochs
-            left = f"\n{plural(epochs, 'epoch')}{f', from epoch {done} on,' if done else ''} of "
-            left += f"{plural(len(data.train), 'batch')}, tested every {self.eval_every}" if self.eval_every > 1 else (
-                f"{plural(len(data.train), 'batch')}, each tested")
+            done = f", from epoch {training.epoch} on," if training.epoch else ""
+            plan = f"{plural(training.settings.epochs, 'epoch')}{done} of {plural(len(data.train), 'step')}, a test after "
+            plan += f"every {self.eval_every}; " if self.eval_every > 1 else "each; "
         return (
             f"{self.stream} stream: {split.dataset} split {split.number}, {len(split.class_names)} classes, "
             f"{train}{test}; {self.arch} on {training.device.type}{processes}, {dtype}"
-            f"{left}; all that is written goes to {self.output}"
+            f"\n{plan}writes to {self.output}"
         )
 
     def _untrained(self) -> list[str]:

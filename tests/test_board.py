@@ -1,0 +1,80 @@
+"""--tensorboard: its files, read by TensorBoard's own reader, say what the CSVs say and show what was wrong."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import SMALL
+from PIL import Image
+
+pytest.importorskip("tensorboard")
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+def read(folder: Path) -> EventAccumulator:
+    found = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    found.Reload()
+    return found
+
+
+def series(found: EventAccumulator, name: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in found.Scalars(name)]
+
+
+@pytest.mark.parametrize("stream", ["spatial", "motion"])
+def test_a_training_and_its_resume(stream, tiny, run, tmp_path):
+    frames = ("--rgb-dir", tiny / "rgb") if stream == "spatial" else ("--flow-dir", tiny / "flow")
+    arguments = (f"{stream}_cnn.py", *frames, "--output", tmp_path, *SMALL, "--tensorboard", "--lr", 1e-4)
+    said = run(*arguments, "--epochs", 2).stdout
+    assert f"2 epochs of 2 steps, a test after each; writes to {tmp_path}" in said
+    said = run(*arguments, "--epochs", 3, "--resume").stdout
+    assert "3 epochs, from epoch 2 on, of 2 steps, a test after each" in said
+    epochs, prefix = read(tmp_path / "tensorboard/epochs"), {"spatial": "rgb", "motion": "opf"}[stream]
+    for part in ("train", "test"):
+        record = pd.read_csv(tmp_path / f"{prefix}_{part}.csv")
+        for column in ("Loss", "Prec@1", "Prec@5", "lr", "Batch Time", "Data Time"):
+            found = series(epochs, f"{part}/{column}")
+            assert [step for step, _ in found] == [0, 1, 2]
+            np.testing.assert_allclose([value for _, value in found], record[column], rtol=1e-5)
+    batches = read(tmp_path / "tensorboard/batches")
+    last = dict(series(batches, "train/loss so far"))
+    assert sorted(last)[-1] == 6 and {2, 4, 6} <= last.keys()  # an epoch's end is always looked at
+    record = pd.read_csv(tmp_path / f"{prefix}_train.csv")
+    np.testing.assert_allclose([last[step] for step in (2, 4, 6)], record["Loss"], rtol=1e-5)
+    assert all(value > 0 for _, value in series(batches, "speed/videos per second"))
+    assert all(0 <= value <= 100 for _, value in series(batches, "speed/waiting for data, %"))
+    # what was wrong in the last test, from the predictions and the names alone
+    predictions = pickle.loads((tmp_path / f"{stream}_video_preds.pickle").read_bytes())
+    text = epochs.Tensors("test/confused most/text_summary")[-1].tensor_proto.string_val[0].decode()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
+    wrong = Counter(name.split("_")[-3] for name, logits in predictions.items() if not right(name, logits))
+    assert sum(int(row[2]) for row in rows) == sum(wrong.values()) > 0
+    assert {row[0] for row in rows} == set(wrong)
+    picture = Image.open(io.BytesIO(epochs.Images("test/wrong")[-1].encoded_image_string))
+    width = 160 if stream == "spatial" else 320
+    assert picture.size == (width * min(6, sum(wrong.values())), 190)
+    assert np.asarray(picture)[:160].std() > 10
+
+
+def right(name: str, logits: np.ndarray) -> bool:
+    from dataloader.names import UCF101_CLASSES
+
+    return UCF101_CLASSES[int(np.argmax(logits))] == name.split("_")[-3]
+
+
+def test_without_the_package_is_one_line(tiny, run, tmp_path):
+    (tmp_path / "tensorboard.py").write_text("raise ImportError('no')")
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['tensorboard'] = None")
+    said = run(
+        "spatial_cnn.py", "--rgb-dir", tiny / "rgb", "--output", tmp_path / "out", *SMALL, "--tensorboard", code=2,
+        PYTHONPATH=str(tmp_path),
+    ).stderr  # fmt: skip
+    assert "--tensorboard needs the package tensorboard: pip install tensorboard" in said
+    assert not list((tmp_path / "out").glob("*"))
