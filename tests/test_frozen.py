@@ -1,4 +1,4 @@
-"""Training from a stage on: what is computed once gives the same steps, what is frozen stays, and a kill costs nothing."""
+"""Training from a stage on: the same steps from what is computed once, frozen weights stay, and kills cost nothing."""
 
 import copy
 import json
@@ -86,7 +86,8 @@ def test_steps_are_those_of_the_whole_network(make, train_from):
     trained = tuple(stages[stages.index(train_from):])
     for name, value in after.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
-        moves = name.startswith(trained) and (name.startswith("fc") or "conv" in name or name.endswith("downsample.0.weight"))
+        convolution = "conv" in name or name.endswith("downsample.0.weight")
+        moves = name.startswith(trained) and (name.startswith("fc") or convolution)
         assert torch.equal(value, before[name]) != moves, name  # batch norms stay, statistics and weights
 
 
@@ -148,10 +149,10 @@ def test_a_small_training_tests_once(untouched):
     assert json.loads((out / "predictions.json").read_text())["chosen_by"] == "last"
 
 
-@pytest.mark.parametrize("moment, count, number", [("in a batch", 4, signal.SIGKILL), ("in a batch", 5, signal.SIGTERM)])
-def test_a_killed_small_training_goes_on_to_the_same_bits(untouched, tiny, run, tmp_path, moment, count, number):
+@pytest.mark.parametrize("count, number", [(4, signal.SIGKILL), (5, signal.SIGTERM)])
+def test_a_killed_small_training_goes_on_to_the_same_bits(untouched, tiny, run, tmp_path, count, number):
     flags = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *RECIPE, "--output", tmp_path)
-    stopped = run_and_strike(moment, count, number, *flags)
+    stopped = run_and_strike("in a batch", count, number, *flags)
     assert stopped.returncode == (128 + number if number == signal.SIGTERM else -number), stopped.stderr
     run(*flags, "--resume")
     assert_same_runs(untouched[0], tmp_path)
@@ -187,7 +188,8 @@ def test_the_rate_follows_the_batch():
     from engine import options
 
     def rate(*words):
-        return options.parse(options.stream_parser("spatial", ""), spatial_cnn.RECIPES, ["--recipe", "small", *words]).lr
+        parser = options.stream_parser("spatial", "")
+        return options.parse(parser, spatial_cnn.RECIPES, ["--recipe", "small", *words]).lr
 
     assert rate("--batch-size", "64") == pytest.approx(4 * rate())
     assert rate("--batch-size", "64", "--lr", "0.5") == 0.5
