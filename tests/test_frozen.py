@@ -1,0 +1,195 @@
+"""Training from a stage on: the same steps from what is computed once, frozen weights stay, and kills cost nothing."""
+
+import copy
+import json
+import signal
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from test_resume import assert_same_runs, run_and_strike
+
+from dataloader.clips import TestSampling as Sampling
+from dataloader.clips import TrainSampling
+from dataloader.layouts import index_frames
+from dataloader.loaders import DataSettings, make_data
+from dataloader.spatial_dataloader import ReadFrame, spatial_sources
+from dataloader.transforms import default_preparation
+from engine.epoch import train_step
+from engine.frozen import FrozenLoader, start_from_linear_head, training_loader
+from engine.state import Training, TrainingSettings
+from network import build_model
+from utils import InputError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def make(tiny):
+    """make(settings of a training) -> (training, its plain loader), the same each time."""
+
+    def make(workers=0, **settings):
+        index, preparation = index_frames(tiny / "rgb", "rgb"), default_preparation("rgb", 64, "squash")
+        wanted = DataSettings(None, "1", Sampling(2), TrainSampling(2, "multiscale"), 4, workers=workers, seed=5)
+        data = make_data(wanted, index, ReadFrame(index.root), spatial_sources, preparation, CPU)
+        torch.manual_seed(0)
+        model = build_model("resnet18", 3, len(data.split.class_names))
+        training = Training(model, preparation, CPU, TrainingSettings(lr=0.01, seed=5, amp="off", **settings))
+        return training, data.train
+
+    return make
+
+
+def weights(training):
+    return {name: value.clone() for name, value in training.model.state_dict().items()}
+
+
+def steps(training, loader, epochs):
+    for training.epoch in epochs:
+        training.set_train_mode()
+        for training.batch, batch in enumerate(loader.epoch(training.epoch)):
+            train_step(training, batch)
+    return weights(training)
+
+
+@pytest.mark.parametrize("train_from", ["layer3", "layer4", "fc"])
+def test_steps_are_those_of_the_whole_network(make, train_from):
+    """Epochs 0 and 1 of two versions are the plain loader's; epoch 2 shows the clips of epoch 0 again."""
+    training, loader = make(train_from=train_from, accumulate=2)
+    training.distribute()
+    before = weights(training)
+    cached = FrozenLoader(loader, training, 2, 1e9)
+    after = steps(training, cached, range(3))
+    assert len(cached.kept) == 2 * len(loader.dataset) == 12
+
+    plain, loader = make(train_from=train_from, accumulate=2)
+    plain.distribute()
+    plain.stepped = plain.model  # every layer, on the clips themselves
+
+    class Repeated:
+        def epoch(self, epoch):
+            shown = {batch.names[0]: batch for batch in loader.one_by_one([(epoch % 2, i) for i in range(6)])}
+            for batch in loader.epoch(epoch):
+                own = [shown[name] for name in batch.names]
+                images = torch.cat([one.images for one in own])
+                offsets = np.cumsum([0] + [len(one.images) for one in own])
+                clips = torch.cat([one.clips + int(at) for one, at in zip(own, offsets, strict=False)])
+                yield batch._replace(images=images, clips=clips, flip=torch.cat([one.flip for one in own]))
+
+    def frozen_norms():
+        plain.model.eval()  # all batch norms are; there is no dropout here
+
+    plain.set_train_mode = frozen_norms
+    expected = steps(plain, Repeated(), range(3))
+    stages = ["layer3", "layer4", "fc"]
+    trained = tuple(stages[stages.index(train_from):])
+    for name, value in after.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+        convolution = "conv" in name or name.endswith("downsample.0.weight")
+        moves = name.startswith(trained) and (name.startswith("fc") or convolution)
+        assert torch.equal(value, before[name]) != moves, name  # batch norms stay, statistics and weights
+
+
+def test_what_does_not_fit_is_computed_each_time_to_the_same_bits(make, capsys):
+    results = []
+    for memory in (1e9, 300_000, 0):  # a version of a video: 2 clips x 256 x 4 x 4 x 4 bytes
+        training, loader = make(train_from="layer4", ema=0.5)
+        training.distribute()
+        cached = FrozenLoader(loader, training, 2, memory)
+        results.append(steps(training, cached, range(3)))
+        assert len(cached.kept) == min(12, memory // 32_768) and cached.used <= memory
+        said = capsys.readouterr().out
+        assert ("--frozen-memory" in said) == (memory < 1e9)
+        assert memory != 300_000 or "holds 9 of 6 videos x 2 versions (0.0 GB)" in said
+    for other in results[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in results[0].items())
+
+
+def test_the_last_layer_starts_as_a_linear_head(make):
+    training, loader = make(train_from="layer4", ema=0.9)
+    assert training_loader(loader, training, 4, 1) is loader  # not yet split
+    training.distribute()
+    cached = training_loader(loader, training, 3, 1)
+    before = weights(training)
+    seen = []
+    said = start_from_linear_head(training, cached, 101, lambda training: seen.append(1))
+    assert "6 videos x 6 clips" in said and "2 folds by group" in said and len(seen) == 18
+    after = weights(training)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+    assert torch.equal(training.ema.module.fc.weight, training.model.fc.weight)
+    # by itself: the network on the videos' clips says what they are
+    network = copy.deepcopy(training.model).eval()
+    rest = cached.frozen
+    for video in cached.videos([(0, i) for i in range(6)]):
+        x = video.activations
+        logits = network.fc(network.avgpool(network.layer4(x)).flatten(1)).mean(0)
+        assert logits.argmax() == video.label
+    assert not any(parameter.requires_grad for parameter in rest.parameters())
+
+
+# --- as a user runs it ---------------------------------------------------------------------------------
+
+
+RECIPE = (*SMALL, "--recipe", "small", "--batch-size", 2, "--epochs", 3, "--lr", 0.01, "--frozen-versions", 2,
+          "--dropout", 0.5, "--ema", 0.9, "--accumulate", 2, "--seed", 3)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def untouched(tiny, run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("untouched")
+    return out, run("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *RECIPE, "--output", out).stdout
+
+
+def test_a_small_training_tests_once(untouched):
+    out, said = untouched
+    assert "starts from a linear head on 6 videos x 6 clips" in said and "nothing is chosen by the test set" in said
+    assert said.count("| test:") == 1 and "few to train" not in said
+    assert json.loads((out / "predictions.json").read_text())["chosen_by"] == "last"
+
+
+@pytest.mark.parametrize("count, number", [(4, signal.SIGKILL), (5, signal.SIGTERM)])
+def test_a_killed_small_training_goes_on_to_the_same_bits(untouched, tiny, run, tmp_path, count, number):
+    flags = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *RECIPE, "--output", tmp_path)
+    stopped = run_and_strike("in a batch", count, number, *flags)
+    assert stopped.returncode == (128 + number if number == signal.SIGTERM else -number), stopped.stderr
+    run(*flags, "--resume")
+    assert_same_runs(untouched[0], tmp_path)
+
+
+def test_held_out_groups_and_the_motion_stream(tiny, run, tmp_path):
+    common = (*SMALL, "--recipe", "small", "--epochs", 2, "--frozen-versions", 1, "--output", tmp_path)
+    flow = ("motion_cnn.py", "--flow-dir", tiny / "flow", *common)
+    assert "--no-linear-start" in run(*flow, "--val-groups", 1, code=2).stderr  # one video is left of each class
+    said = run(*flow, "--val-groups", 1, "--no-linear-start", "--eval-every", 1, "--frozen-memory", 0).stdout
+    assert said.count("| val:") == 2 and "--frozen-memory 0 holds 0 of 3 videos" in said
+    state = torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["state_dict"]
+    assert state["conv1.weight"].shape[1] == 3  # a flow picture
+    run(*flow[:3], "--ucf-list", "none", "--workers", 0, "--output", tmp_path / "test", "--resume",
+        tmp_path / "checkpoint.pth.tar", "--evaluate")  # fmt: skip
+
+
+def test_what_is_told(tiny, run, tmp_path):
+    flags = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *SMALL, "--output", tmp_path)
+    assert "--train-from layer4" in run(*flags, "--linear-start", code=2).stderr
+    assert "6 training videos are few" in run(*flags, "--epochs", 1).stdout
+
+
+def test_several_processes_are_refused(make, monkeypatch):
+    training, _ = make(train_from="layer4")
+    monkeypatch.setattr("engine.state.world", lambda: (0, 2))
+    with pytest.raises(InputError, match="without torchrun"):
+        training.distribute()
+
+
+def test_the_rate_follows_the_batch():
+    import spatial_cnn
+    from engine import options
+
+    def rate(*words):
+        parser = options.stream_parser("spatial", "")
+        return options.parse(parser, spatial_cnn.RECIPES, ["--recipe", "small", *words]).lr
+
+    assert rate("--batch-size", "64") == pytest.approx(4 * rate())
+    assert rate("--batch-size", "64", "--lr", "0.5") == 0.5
