@@ -4,7 +4,8 @@
   python run.py VIDEOS --way train        trains both networks, whatever the number of videos
 
 Up to 2,000 videos take the fast way: features from ImageNet networks, a linear head for each stream, and weights of
-the two learnt on held-out training videos: minutes without a GPU. More are trained on, for which a GPU is needed. What is done is not done again: kill it, start it again.
+the two learnt on held-out training videos: minutes without a GPU. More are trained on, for which a GPU is needed. What
+is done is not done again: kill it, start it again.
 """
 
 from __future__ import annotations
