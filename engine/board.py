@@ -25,7 +25,7 @@ from utils import InputError, printable, world
 
 SECONDS = 5.0  # between two looks at the running sums, each of which waits for the device
 PAIRS, CLIPS = 10, 6  # shown after a test
-TILE, CAPTION = 160, 30  # of a wrong clip, in pixels
+TILE, CAPTION = 160, 43  # of a wrong clip, in pixels
 
 
 class Board:
@@ -151,6 +151,6 @@ def tile(image: np.ndarray, video: str, is_: str, called: str) -> np.ndarray:
     whole.paste(Image.fromarray(np.ascontiguousarray(image)).resize((width, TILE)), (0, 0))
     draw = ImageDraw.Draw(whole)
     font = ImageFont.load_default(10)
-    for line, text in enumerate((video, f"{is_}, called {called}")):
+    for line, text in enumerate((video, is_, f"called {called}")):
         draw.text((3, TILE + 2 + 13 * line), printable(text), "black", font)
     return np.asarray(whole)

@@ -247,8 +247,8 @@ class Run:
         plan = ""
         if data.train:
             done = f", from epoch {training.epoch} on," if training.epoch else ""
-            plan = f"{plural(training.settings.epochs, 'epoch')}{done} of {plural(len(data.train), 'step')}, a test after "
-            plan += f"every {self.eval_every}; " if self.eval_every > 1 else "each; "
+            plan = f"{plural(training.settings.epochs, 'epoch')}{done} of {plural(len(data.train), 'step')}, "
+            plan += "a test after " + (f"every {self.eval_every}; " if self.eval_every > 1 else "each; ")
         return (
             f"{self.stream} stream: {split.dataset} split {split.number}, {len(split.class_names)} classes, "
             f"{train}{test}; {self.arch} on {training.device.type}{processes}, {dtype}"

@@ -59,7 +59,7 @@ def test_a_training_and_its_resume(stream, tiny, run, tmp_path):
     assert {row[0] for row in rows} == set(wrong)
     picture = Image.open(io.BytesIO(epochs.Images("test/wrong")[-1].encoded_image_string))
     width = 160 if stream == "spatial" else 320
-    assert picture.size == (width * min(6, sum(wrong.values())), 190)
+    assert picture.size == (width * min(6, sum(wrong.values())), 203)
     assert np.asarray(picture)[:160].std() > 10
 
 

@@ -75,7 +75,7 @@ def test_the_lines_in_the_docs_give_predicts_top_5(kind, name, folder, run, expe
     assert [name for name, _ in found["top5"]] == [name for name, _ in expected]
     assert expected[0][1] - expected[4][1] > 0.1  # which an even guess would not give
     for (_, one), (_, two) in zip(found["top5"], expected, strict=True):
-        assert one == pytest.approx(two, abs=0.03)
+        assert one == pytest.approx(two, abs=0.015)
 
 
 def test_safetensors_answers_as_its_checkpoint(folder, run, expected):
