@@ -46,9 +46,11 @@ def weights(training):
 
 
 def steps(training, loader, epochs):
-    for training.epoch in epochs:
+    for epoch in epochs:
+        training.epoch = epoch
         training.set_train_mode()
-        for training.batch, batch in enumerate(loader.epoch(training.epoch)):
+        for number, batch in enumerate(loader.epoch(training.epoch)):
+            training.batch = number
             train_step(training, batch)
     return weights(training)
 
