@@ -137,7 +137,7 @@ def start_from_linear_head(
     except InputError as error:
         raise InputError(f"no linear head to start from: {error} (or --no-linear-start)") from None
     for model in (training.model, training.tested_model):  # the same one, or its moving average
-        model.get_submodule("fc").load_state_dict(fit.state)
+        model.load_state_dict(fit.state, strict=False)  # fc.weight and fc.bias alone
     right = 100 * np.mean(fit.held_out.argmax(1) == labels)
     return (
         f"starts from a linear head on {plural(count, 'video')} x {samples.shape[1]} clips: top-1 {right:.2f} % of "
