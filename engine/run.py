@@ -129,7 +129,7 @@ class Run:
         if self.advise and training.frozen is None and len(self.data.train.dataset) < FEW:
             self.say(
                 f"note: {plural(len(self.data.train.dataset), 'training video')} are few to train all of a network on: "
-                "use python run.py VIDEOS, heads.py or --recipe small (README, Your own videos)"
+                "python run.py VIDEOS does better, in minutes (README, Your own videos)"
             )
         if training.epoch >= training.settings.epochs:
             self.say(f"nothing is left of --epochs {training.settings.epochs}; a higher number trains further")
