@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from prediction_files import make_streams, write
+from scripts import run_script, start_server
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -45,12 +45,11 @@ def run():
     The exit code is checked, and an error must be one plain line.
     """
 
+    server = start_server()
+
     def run(script: str, *arguments: object, code: int = 0, cwd: Path = ROOT, timeout: float = 300, **env: str):
-        command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-        process = subprocess.run(
-            command, capture_output=True, text=True, cwd=cwd, timeout=timeout,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-        )  # fmt: skip
+        command = [str(ROOT / script), *map(str, arguments)]
+        process = run_script(server, command, cwd, {**os.environ, "OMP_NUM_THREADS": "1", **env}, timeout)
         assert process.returncode == code, f"exit code {process.returncode}\n{process.stdout}\n{process.stderr}"
         if code == 2:
             assert "Traceback" not in process.stderr, process.stderr
