@@ -25,7 +25,7 @@ from torchvision.models.resnet import ResNet
 from common.commandline import ArgumentParser
 from dataloader.preparation import Preparation
 from network import fold_batchnorm, trained_model
-from saved.checkpoints import FLOW_ORDERS, Checkpoint, read_checkpoint
+from saved.checkpoints import FLOW_ORDERS, HELD, Checkpoint, read_checkpoint
 from saved.safetensors_file import write_safetensors
 from utils import InputError, atomic_path, plural, run_main
 
@@ -99,7 +99,7 @@ def describe(read: Checkpoint) -> dict[str, Any]:
 def _safetensors(target: Path, read: Checkpoint) -> None:
     if read.source == "tsn-pytorch" and read.num_classes == 51:  # see Checkpoint.in_order_of
         raise InputError(f"{read.path}: the order of its HMDB51 classes shows only beside lists; use it as it is")
-    write_safetensors(target, read.tested_state, vars(read))
+    write_safetensors(target, read.tested_state, {name: getattr(read, name) for name in HELD})
     back = read_checkpoint(target).tested_state
     if not all(torch.equal(value, back[name]) for name, value in read.tested_state.items()):
         target.unlink()

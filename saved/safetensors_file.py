@@ -16,23 +16,22 @@ from saved.plainpickle import Refused
 from utils import InputError, atomic_path
 
 KEY = "two-stream"
-FIELDS = ("preparation", "args", "epoch", "best_prec1", "class_names")  # of a checkpoint of ours, beside its weights
 
 
 def write_safetensors(path: str | os.PathLike, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Write a state_dict, on the CPU and contiguous, and `about`: FIELDS, as in a checkpoint of ours.
+    """Write a state_dict, on the CPU and contiguous, and what `about` says of it (saved.checkpoints.HELD).
 
     Give `checkpoint.tested_state` for the weights that a test uses.
     """
     save = _library().torch.save
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    text = json.dumps({name: about[name] for name in FIELDS}, default=str)
+    text = json.dumps(dict(about), default=str)
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(tensors, {"format": "pt", KEY: text}))
 
 
 def load_safetensors(path: str | os.PathLike) -> dict[str, Any]:
-    """A file as the content of a checkpoint: ours with FIELDS and "state_dict", any other its tensors by name."""
+    """A file as the content of a checkpoint: ours with what it says of itself, any other its tensors by name."""
     library = _library()
     try:
         with library.safe_open(path, "pt") as file:

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, SMALL
 from torchvision.models import resnet18
 
-from saved.checkpoints import read_checkpoint, read_state_dict
+from saved.checkpoints import HELD, read_checkpoint, read_state_dict
 from saved.safe import load_checkpoint
 from saved.safetensors_file import write_safetensors
 from utils import InputError
@@ -24,7 +24,7 @@ PREPARATION = {
     "modality": "flow", "size": 64, "test_resize": "center", "mean": (0.5,), "std": (0.25,), "stack_length": 3,
 }  # fmt: skip
 ABOUT = {
-    "preparation": PREPARATION, "args": {"test_samples": 5}, "epoch": 7, "best_prec1": 62.5,
+    "arch": "resnet18", "preparation": PREPARATION, "args": {"test_samples": 5}, "epoch": 7, "best_prec1": 62.5,
     "class_names": ["Hammering", "HammerThrow", "Überschlag"],
 }  # fmt: skip
 
@@ -38,7 +38,7 @@ def network() -> torch.nn.Module:
 
 def test_ours_comes_back_with_all_it_says(tmp_path):
     state = network().state_dict()
-    write_safetensors(tmp_path / "m.safetensors", state, {**ABOUT, "optimizer": "left out"})
+    write_safetensors(tmp_path / "m.safetensors", state, ABOUT)
     found = read_checkpoint(tmp_path / "m.safetensors", "flow")
     assert (found.source, found.arch, found.in_channels, found.epoch) == ("two-stream", "resnet18", 6, 7)
     assert found.class_names == ABOUT["class_names"] and found.args == {"test_samples": 5} and found.best_prec1 == 62.5
@@ -95,7 +95,7 @@ def test_a_training_tested_from_safetensors_gives_the_same_predictions(tiny, run
     expected = pickle.loads(predictions.read_bytes())
     predictions.unlink()
     checkpoint = read_checkpoint(tmp_path / "out/checkpoint.pth.tar")
-    write_safetensors(tmp_path / "m.safetensors", checkpoint.tested_state, checkpoint.raw)
+    write_safetensors(tmp_path / "m.safetensors", checkpoint.tested_state, {k: checkpoint.raw[k] for k in HELD})
     line = run(*arguments, "--ucf-list", "none", "--resume", tmp_path / "m.safetensors", "--epochs", 2, code=2).stderr
     assert "m.safetensors holds weights alone" in line
     run(*arguments, "--ucf-list", "none", "--resume", tmp_path / "m.safetensors", "--evaluate")

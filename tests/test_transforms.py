@@ -66,10 +66,10 @@ def test_differences_are_of_consecutive_frames():
 def test_grey_differences_are_of_pillows_grey():
     """Four frames make a picture of three planes; Pillow's L is ITU-R BT.601's grey, within a level of rounding."""
     frames = torch.randint(0, 256, (1, 4, 3, 4, 6), dtype=torch.uint8)
-    preparation = transforms.default_preparation("greydiff", 4, "squash", 3)
+    preparation = default_preparation("greydiff", 4, "squash", 3)
     assert preparation.channels == 3 and preparation.clip_length == 4
     grey = [np.asarray(Image.fromarray(frame.permute(1, 2, 0).numpy()).convert("L"), float) for frame in frames[0]]
-    out = transforms.to_input(frames.flatten(1, 2), preparation)[0] * 255 * np.mean([0.229, 0.224, 0.225])
+    out = to_input(frames.flatten(1, 2), preparation)[0] * 255 * np.mean([0.229, 0.224, 0.225])
     assert np.abs(np.diff(grey, axis=0) - out.numpy()).max() < 2.1
 
 
