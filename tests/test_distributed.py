@@ -3,26 +3,36 @@
 import json
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, SMALL
+from scripts import run_ranks
 
 
-def torchrun(*arguments, processes=2):
+def torchrun(*arguments):
     with socket.socket() as probe:  # a free port, so that tests may run beside each other
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", processes, "--master_port", port]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", port]
     return subprocess.run(
         [*map(str, (*command, ROOT / arguments[0], *arguments[1:]))], cwd=ROOT, capture_output=True, text=True,
         timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+def both(*arguments, code=0):
+    """The same without torchrun's own process, which takes seconds: what both said, joined."""
+    ranks = run_ranks(*arguments)
+    assert [rank.returncode for rank in ranks] == [code, code], ranks
+    return SimpleNamespace(**{kind: "".join(getattr(rank, kind) for rank in ranks) for kind in ("stdout", "stderr")})
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +68,7 @@ def test_a_test_by_two_is_that_by_one(flags, one, tmp_path):
 
 def epoch_by_two(flags, batch, output):
     saves = ("--save-every-minutes", 1e-6)  # after each batch, which must change no sum
-    process = torchrun(*flags, "--batch-size", batch, "--epochs", 1, "--lr", 0.01, "--output", output, *saves)
-    assert process.returncode == 0, process.stderr
+    process = both(*flags, "--batch-size", batch, "--epochs", 1, "--lr", 0.01, "--output", output, *saves)
     assert "x 2 processes" in process.stdout and process.stdout.count("epoch 0:") == 1
     return output
 
@@ -93,13 +102,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     script.write_text(code)
     arguments = (ROOT / "motion_cnn.py", "--flow-dir", tiny / "flow", *SMALL, "--amp", "off", "--batch-size", 4,
                  "--epochs", 1, "--lr", 1e-3, "--weight-decay", 1e-3, "--accumulate", 2)  # fmt: skip
-    alone = subprocess.run(
-        [*map(str, (sys.executable, script, *arguments, "--output", tmp_path / "one"))], cwd=ROOT,
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
-    )  # fmt: skip
-    assert alone.returncode == 0, alone.stderr
-    process = torchrun(script, *arguments, "--output", tmp_path / "two")
-    assert process.returncode == 0, process.stderr
+    run(script, *arguments, "--output", tmp_path / "one")
+    both(script, *arguments, "--output", tmp_path / "two")
     a, b = (torch.load(tmp_path / n / "checkpoint.pth.tar", weights_only=True)["state_dict"] for n in ("one", "two"))
     start = torch.load(tmp_path / "one/checkpoint.pth.tar", weights_only=True)["optimizer"]["state"]
     assert start  # steps were made
@@ -128,12 +132,11 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """)
     epoch = (*flags[1:], "--batch-size", 4, "--epochs", 1, "--lr", 0.01)
-    stopped = torchrun(script, ROOT / flags[0], *epoch, "--output", tmp_path / "stopped")
-    assert stopped.returncode != 0 and "stopped by SIGTERM" in stopped.stdout
+    stopped = both(script, ROOT / flags[0], *epoch, "--output", tmp_path / "stopped", code=128 + signal.SIGTERM)
+    assert "stopped by SIGTERM" in stopped.stdout
     saved = torch.load(tmp_path / "stopped/checkpoint.pth.tar", weights_only=True)
     assert (saved["epoch"], saved["batch"], saved["sums"][3].item()) == (-1, 1, 3)  # half of six videos, two and one
-    resumed = torchrun(flags[0], *epoch, "--output", tmp_path / "stopped", "--resume", "auto")
-    assert resumed.returncode == 0, resumed.stderr
+    both(flags[0], *epoch, "--output", tmp_path / "stopped", "--resume", "auto")
     columns = ["Epoch", "Loss", "Prec@1", "Prec@5", "lr"]
     rows = [pd.read_csv(folder / "opf_train.csv")[columns] for folder in (two, tmp_path / "stopped")]
     pd.testing.assert_frame_equal(*rows, check_exact=True)
@@ -180,11 +183,10 @@ epoch.train_step = train_step
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """)
-    process = torchrun(script, ROOT / flags[0], *flags[1:], "--epochs", 2, "--output", tmp_path / "out")
-    assert process.returncode != 0 and "Signal 9 (SIGKILL)" in process.stderr  # torchrun's report
-    # torchrun, too, ends with a traceback, ChildFailedError; the training's own would name its file
-    assert "run_main" not in process.stderr and "train_one_epoch" not in process.stderr
-    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    ranks = run_ranks(script, ROOT / flags[0], *flags[1:], "--epochs", 2, "--output", tmp_path / "out")
+    assert ranks[dies].returncode == -signal.SIGKILL and ranks[1 - dies].returncode == 2
+    assert "Traceback" not in ranks[1 - dies].stderr
+    errors = [line for line in ranks[1 - dies].stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) <= 1 and all("another process of this run has ended" in line for line in errors)
     saved = torch.load(tmp_path / "out/checkpoint.pth.tar", weights_only=True)
     assert (saved["epoch"], saved["batch"]) == (0, 0)

@@ -17,7 +17,7 @@ pytest.importorskip("cv2")
 
 from video_files import make_video
 
-from dataloader.transforms import default_preparation
+from dataloader.preparation import default_preparation
 from network import build_model
 from saved.checkpoints import read_checkpoint
 

@@ -14,8 +14,8 @@ from dataloader.clips import TestSampling as Sampling
 from dataloader.clips import TrainSampling
 from dataloader.layouts import index_frames
 from dataloader.loaders import DataSettings, make_data
+from dataloader.preparation import default_preparation
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
-from dataloader.transforms import default_preparation
 from engine.epoch import train_step
 from engine.frozen import FrozenLoader, start_from_linear_head, training_loader
 from engine.state import Training, TrainingSettings

@@ -56,6 +56,13 @@ def untouched(flags, run, tmp_path_factory):
     return output
 
 
+@pytest.fixture
+def striker(tmp_path_factory):
+    script = tmp_path_factory.mktemp("striker") / "striker.py"
+    script.write_text(STRIKER)
+    return script
+
+
 def start(*command):
     return subprocess.Popen(
         [sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -63,23 +70,20 @@ def start(*command):
     )  # fmt: skip
 
 
-def test_sigterm_to_the_whole_group_saves(flags, untouched, run, tmp_path):
+def test_sigterm_to_the_whole_group_saves(flags, untouched, run, striker, tmp_path):
     """As `timeout`, schedulers and service managers send it: the workers leave it to the main process."""
-    process = start("-c", STRIKER, "group", 2, ROOT / flags[0], *flags[1:], "--output", tmp_path)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 128 + signal.SIGTERM, err
+    process = run(striker, "group", 2, ROOT / flags[0], *flags[1:], "--output", tmp_path, code=128 + signal.SIGTERM)
+    out, err = process.stdout, process.stderr
     assert "Traceback" not in err and "killed by signal" not in err and "stopped by SIGTERM; nothing is lost" in out
     assert torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["batch"] == 2
     run(*flags, "--output", tmp_path, "--resume")
     assert_same_runs(untouched, tmp_path)
 
 
-def test_a_killed_loader_process_is_one_line(flags, untouched, run, tmp_path):
+def test_a_killed_loader_process_is_one_line(flags, untouched, run, striker, tmp_path):
     """As the out-of-memory killer does it, while the main process computes: the last checkpoint is as it was."""
     command = (ROOT / flags[0], *flags[1:], "--save-every-minutes", 1e-6, "--output", tmp_path)
-    process = start("-c", STRIKER, "worker", 3, *command)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 2 and "Traceback" not in err, err
+    err = run(striker, "worker", 3, *command, code=2).stderr
     assert err.count("error: ") == 1 and "a loader process died" in err and "--resume" in err
     assert torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["batch"] == 2
     run(*flags, "--output", tmp_path, "--resume")

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from conftest import ROOT, SMALL
-from test_distributed import torchrun
+from scripts import run_ranks
 
 from engine.owner import owned
 from utils import InputError, check_output
@@ -74,8 +74,9 @@ def test_a_second_run_is_refused_and_touches_nothing(flags, run, trained, traini
         assert re.search(r"since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d", line)
     assert sorted(path.name for path in output.iterdir()) == before
     # processes of torchrun are one run, and are refused as one
-    process = torchrun(*flags, "--output", output)
-    assert process.returncode != 0 and process.stderr.count(f"process {training.pid} on ") == 1
+    ranks = run_ranks(*flags, "--output", output)
+    assert all(rank.returncode == 2 for rank in ranks)
+    assert sum(rank.stderr.count(f"process {training.pid} on ") for rank in ranks) == 1
     # the owner's death, however sudden, frees the folder for the next
     training.kill()
     training.wait()
@@ -156,20 +157,18 @@ def test_the_disk_check_counts_what_will_be_replaced(monkeypatch, tmp_path):
         check_output(tmp_path, 3 * size, replaced=own)
 
 
-def test_resume_where_the_disk_just_fits(flags, trained, tmp_path):
+def test_resume_where_the_disk_just_fits(flags, run, trained, tmp_path):
     """As a run: with room for one more checkpoint a resume goes on, and a training from the start is refused."""
     shutil.copytree(trained, tmp_path / "out")
     size = (trained / "checkpoint.pth.tar").stat().st_size
-    code = f"""
+    script = tmp_path / "nearly_full.py"
+    script.write_text(f"""
 import runpy, shutil, sys
 sys.path.insert(0, {str(ROOT)!r})
 shutil.disk_usage = lambda _: shutil._ntuple_diskusage(10**12, 0, {int(1.2 * size)})
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-    command = [*map(str, (sys.executable, "-c", code, ROOT / flags[0], *flags[1:], "--epochs", 2,
-                          "--output", tmp_path / "out"))]  # fmt: skip
-    afresh = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert afresh.returncode == 2 and "GB free" in afresh.stderr
-    resumed = subprocess.run([*command, "--resume"], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert resumed.returncode == 0, resumed.stderr
+""")
+    command = (script, ROOT / flags[0], *flags[1:], "--epochs", 2, "--output", tmp_path / "out")
+    assert "GB free" in run(*command, code=2).stderr
+    run(*command, "--resume")

@@ -1,10 +1,7 @@
 """Exact resume: runs killed at the worst moments end with the bits of a run that nobody touched."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,9 +13,9 @@ from conftest import ROOT, SMALL
 from engine import run as runs
 
 # Runs a script in this very process, which ends itself by a signal at a chosen moment.
-KILLER = """
+KILLER = f"""
 import os, pathlib, runpy, signal, sys
-sys.path.insert(0, {root!r})
+sys.path.insert(0, {str(ROOT)!r})
 moment, count, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 sys.argv = sys.argv[4:]
 
@@ -56,12 +53,16 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def run_and_strike(moment, count, number, *arguments):
-    command = [sys.executable, "-c", KILLER.format(root=str(ROOT)), moment, str(count), str(int(number))]
-    return subprocess.run(
-        [*command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def strike(run, tmp_path_factory):
+    """strike(moment, count, signal, script, ...): a run that ends itself at the count-th such moment."""
+    script = tmp_path_factory.mktemp("killer") / "killer.py"
+    script.write_text(KILLER)
+
+    def strike(moment, count, number, *arguments):
+        return run(script, moment, count, int(number), *arguments, code=None)
+
+    return strike
 
 
 def assert_same_runs(a, b):
@@ -99,13 +100,13 @@ def untouched(flags, run, tmp_path_factory):
     return output
 
 
-def test_killed_again_and_again(flags, untouched, run, tmp_path):
+def test_killed_again_and_again(flags, untouched, run, strike, tmp_path):
     """One run, killed by SIGKILL in turn at six moments, each time resumed; 3 batches make an epoch."""
     arguments = (ROOT / flags[0], *flags[1:], "--output", tmp_path, "--resume", "auto", "--workers", 0)
     moments = [("in a batch", 2), ("in the checkpoint's write", 1), ("after checkpoint.pth.tar", 1), ("in a batch", 3),
                ("after frame_preds.pickle", 1), ("before the checkpoint counts", 2)]  # fmt: skip
     for moment, count in moments:
-        process = run_and_strike(moment, count, signal.SIGKILL, *arguments)
+        process = strike(moment, count, signal.SIGKILL, *arguments)
         assert process.returncode == -signal.SIGKILL, f"{moment}: {process.stdout}{process.stderr}"
         for name in ("checkpoint.pth.tar", "model_best.pth.tar"):  # the old file or the new one, never half of one
             if (tmp_path / name).exists():
@@ -114,9 +115,9 @@ def test_killed_again_and_again(flags, untouched, run, tmp_path):
     assert_same_runs(untouched, tmp_path)
 
 
-def test_killed_within_an_epoch_with_saves_in_it(flags, untouched, run, tmp_path):
+def test_killed_within_an_epoch_with_saves_in_it(flags, untouched, run, strike, tmp_path):
     arguments = (ROOT / flags[0], *flags[1:], "--output", tmp_path, "--resume", "auto", "--save-every-minutes", 1e-6)
-    process = run_and_strike("in a batch", 5, signal.SIGKILL, *arguments)
+    process = strike("in a batch", 5, signal.SIGKILL, *arguments)
     assert process.returncode == -signal.SIGKILL
     saved = torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)
     assert (saved["epoch"], saved["batch"]) == (0, 1)
@@ -124,9 +125,9 @@ def test_killed_within_an_epoch_with_saves_in_it(flags, untouched, run, tmp_path
     assert_same_runs(untouched, tmp_path)
 
 
-def test_the_same_command_again_keeps_to_its_schedule(flags, run, tmp_path):
+def test_the_same_command_again_keeps_to_its_schedule(flags, run, strike, tmp_path):
     cosine = (*flags[1:], "--schedule", "cosine", "--output", tmp_path, "--resume", "auto")  # with --lr again
-    assert run_and_strike("after checkpoint.pth.tar", 1, signal.SIGKILL, ROOT / flags[0], *cosine).returncode < 0
+    assert strike("after checkpoint.pth.tar", 1, signal.SIGKILL, ROOT / flags[0], *cosine).returncode < 0
     run(flags[0], *cosine)
     rates = pd.read_csv(tmp_path / "rgb_train.csv")["lr"]
     np.testing.assert_allclose(rates, 0.01 * (1 + np.cos(np.pi * np.arange(3) / 3)) / 2)
@@ -148,8 +149,8 @@ def test_a_signal_that_comes_during_a_look_is_seen_at_the_next(monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_asked_to_stop(flags, untouched, run, tmp_path, number, code):
-    process = run_and_strike("in a batch", 4, number, ROOT / flags[0], *flags[1:], "--output", tmp_path)
+def test_asked_to_stop(flags, untouched, run, strike, tmp_path, number, code):
+    process = strike("in a batch", 4, number, ROOT / flags[0], *flags[1:], "--output", tmp_path)
     assert process.returncode == code and "Traceback" not in process.stderr
     assert f"{tmp_path / 'checkpoint.pth.tar'}. Go on with the same command and --resume" in process.stdout
     assert torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["batch"] == 1
@@ -162,7 +163,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(flags, run, tmp_path, untouched):
     """The write of a checkpoint fails as on a full disk: one line, and the old file is as it was."""
     for name in ("checkpoint.pth.tar", "model_best.pth.tar"):
         (tmp_path / name).write_bytes((untouched / name).read_bytes())
-    code = f"""
+    script = tmp_path / "full.py"
+    script.write_text(f"""
 import errno, pathlib, runpy, sys
 sys.path.insert(0, {str(ROOT)!r})
 write = pathlib.Path.write_bytes
@@ -174,10 +176,8 @@ def full(path, data):
 pathlib.Path.write_bytes = full
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-    command = [sys.executable, "-c", code, ROOT / flags[0], *flags[1:], "--epochs", 4, "--output", tmp_path, "--resume"]
-    process = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert process.returncode == 2 and "Traceback" not in process.stderr
+""")
+    process = run(script, ROOT / flags[0], *flags[1:], "--epochs", 4, "--output", tmp_path, "--resume", code=2)
     assert "No space left" in process.stderr and "checkpoint.pth.tar" in process.stderr
     assert (tmp_path / "checkpoint.pth.tar").read_bytes() == (untouched / "checkpoint.pth.tar").read_bytes()
     assert not list(tmp_path.glob(".*.tmp"))
