@@ -4,6 +4,7 @@
   python motion_cnn.py --features flow.npz
   python heads.py --spatial rgb.npz --motion flow.npz
 
+Features of several inputs of one stream, such as flow and --input greydiff, are joined: --motion flow.npz grey.npz.
 Heads: linear is logistic regression on each stream's features, their mean and spread over time; ts-lstm and
 inception (Ma et al. 2017, arXiv 1703.10667) look at the course over time of both streams' features together. What is
 chosen, the strength or the epochs, is chosen on training videos alone, by folds that keep the videos of one recording
@@ -40,13 +41,15 @@ from saved.predictions import write_predictions
 from utils import InputError, check_writable, plural, run_main, set_up_device, write_json
 
 HEADS = ("linear", *TEMPORAL)
+Inputs = dict[str, Features]  # of one head, by name: a stream's, or "motion flow" and "motion greydiff" of one stream
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     group = parser.add_argument_group("features")
-    group.add_argument("--spatial", metavar="NPZ", help="what spatial_cnn.py --features wrote")
-    group.add_argument("--motion", metavar="NPZ", help="what motion_cnn.py --features wrote; one of the two is enough")
+    group.add_argument("--spatial", nargs="+", default=[], metavar="NPZ", help="what spatial_cnn.py --features wrote")
+    group.add_argument("--motion", nargs="+", default=[], metavar="NPZ",
+                       help="what motion_cnn.py --features wrote; one of the two streams is enough")
     group = parser.add_argument_group("heads")
     group.add_argument("--head", nargs="+", choices=HEADS, default=["linear"], metavar="HEAD",
                        help=f"one or several of {', '.join(HEADS)}")
@@ -74,17 +77,18 @@ def main() -> int:
     device = set_up_device(args.device)
     streams = load_streams(args)
     check_writable(args.output)
-    networks = {name: load_network(one) for name, one in streams.items()}
+    networks = {name: load_network(one) for files in streams.values() for name, one in files.items()}
     rows: list[Row] = []
     for head in args.head:
         if head == "linear":
             for name, one in streams.items():
-                rows.append(fit_and_write(args, head, name, {name: one}, networks, device))
+                rows.append(fit_and_write(args, head, name, one, networks, device))
             if len(streams) == 2:
                 rows.append(average(rows[-2:]))
         else:
             name = "both" if len(streams) == 2 else next(iter(streams))
-            rows.append(fit_and_write(args, head, name, streams, networks, device))
+            both = {part: one for files in streams.values() for part, one in files.items()}
+            rows.append(fit_and_write(args, head, name, both, networks, device))
     write_json(args.output / "heads.json", [row.about() for row in rows])
     print(table(rows))
     print(next_commands(args, rows))
@@ -94,29 +98,35 @@ def main() -> int:
 # --- features and the networks that they come from ------------------------------------------------------
 
 
-def load_streams(args: argparse.Namespace) -> dict[str, Features]:
-    """The features that the flags name, by stream; of two, the same videos with the same labels in the same order."""
-    streams = {}
-    for name, path in (("spatial", args.spatial), ("motion", args.motion)):
-        if path:
-            streams[name] = read_features(path)
-            if streams[name].about["stream"] != name:
-                raise InputError(f"--{name} {path} holds features of the {streams[name].about['stream']} stream")
-    for one in streams.values():
+def load_streams(args: argparse.Namespace) -> dict[str, Inputs]:
+    """The features that the flags name, by stream: all of the same videos with the same labels in the same order."""
+    streams: dict[str, Inputs] = {}
+    for stream, paths in (("spatial", args.spatial), ("motion", args.motion)):
+        for path in paths:
+            one = read_features(path)
+            if one.about["stream"] != stream:
+                raise InputError(f"--{stream} {path} holds features of the {one.about['stream']} stream")
+            name = stream if len(paths) == 1 else f"{stream} {one.about['preparation']['modality']}"
+            if name in streams.setdefault(stream, {}):
+                raise InputError(f"{path} and {streams[stream][name].path} are both of {name}: name one of them")
+            streams[stream][name] = one
+    everything = [one for files in streams.values() for one in files.values()]
+    first, *others = everything
+    for one in everything:
         for subset in ("train", "test"):
             if not len(one.rows(subset)):
                 raise InputError(f"{one.path} holds no {subset} videos; extract features without --evaluate")
-    if len(streams) == 2:
-        spatial, motion = streams.values()
-        lacking = sorted(set(spatial.videos) ^ set(motion.videos))
-        if lacking:
-            raise InputError(f"{spatial.path} and {motion.path} are not of the same videos: {first_few(lacking)}")
-        same = spatial.videos == motion.videos and spatial.about["class_names"] == motion.about["class_names"]
-        if not same or (spatial.labels != motion.labels).any() or (spatial.subset != motion.subset).any():
-            raise InputError(f"{spatial.path} and {motion.path} are of different splits; extract both with one list")
-        samples = {one.values.shape[1] for one in streams.values()}
-        if len(samples) > 1 and args.head != ["linear"]:
-            raise InputError(f"{spatial.path} and {motion.path} differ in --test-samples: over time they don't match")
+    for one in others:
+        if lacking := sorted(set(first.videos) ^ set(one.videos)):
+            raise InputError(f"{first.path} and {one.path} are not of the same videos: {first_few(lacking)}")
+        same = first.videos == one.videos and first.about["class_names"] == one.about["class_names"]
+        if not same or (first.labels != one.labels).any() or (first.subset != one.subset).any():
+            raise InputError(f"{first.path} and {one.path} are of different splits; extract both with one list")
+    joined = streams.values() if args.head == ["linear"] else [{one.path: one for one in everything}]
+    for files in joined:
+        if len({one.values.shape[1] for one in files.values()}) > 1:
+            paths = " and ".join(str(one.path) for one in files.values())
+            raise InputError(f"{paths} differ in --test-samples: over time they don't match")
     return streams
 
 
@@ -161,30 +171,26 @@ class Row:
 
 
 def fit_and_write(
-    args: argparse.Namespace,
-    head: str,
-    name: str,
-    streams: dict[str, Features],
-    networks: dict[str, ResNet],
-    device: torch.device,
+    args: argparse.Namespace, head: str, name: str, inputs: Inputs, networks: dict[str, ResNet], device: torch.device
 ) -> Row:
-    """Fit a head on one stream's features, or on both, and write what it says and what it is."""
+    """Fit a head on features joined, of stream `name` or of both, and write what it says and what it is."""
     start = time.monotonic()
-    one = next(iter(streams.values()))
+    one = next(iter(inputs.values()))
     train, test, classes = one.rows("train"), one.rows("test"), len(one.about["class_names"])
+    values = [each.values for each in inputs.values()]
     if head == "linear":
-        fit = fit_linear(
-            one.values, train, one.labels, one.groups, classes, args.folds, args.seed, args.over_time
-        )  # fmt: skip
+        joined = np.concatenate(values, 2) if len(values) > 1 else values[0]
+        fit = fit_linear(joined, train, one.labels, one.groups, classes, args.folds, args.seed, args.over_time)
     else:
         total = (args.folds + 1) * TEMPORAL[head].epochs  # at most: the last training stops where the folds were best
         with progress_bar(total, f"{head} {name}", "epoch") as bar:
-            fit = fit_temporal(head, [each.values for each in streams.values()], train, one.labels, one.groups, classes,
-                               args.folds, args.seed, device, bar.update)  # fmt: skip
+            fit = fit_temporal(
+                head, values, train, one.labels, one.groups, classes, args.folds, args.seed, device, bar.update
+            )
     folder = args.output / head / name
-    sha256 = save(folder / "checkpoint.pth.tar", args, head, streams, networks, fit)
-    stream = name if name in streams else head
-    about = describe(streams, sha256)
+    sha256 = save(folder / "checkpoint.pth.tar", args, head, name, inputs, networks, fit)
+    stream = head if name == "both" else name
+    about = describe(inputs, sha256)
     for subset, rows, place in (("test", test, folder), ("val", train, folder / "val")):
         videos = [one.videos[row] for row in rows]
         logits = fit.logits[rows] if subset == "test" else fit.held_out[:, None]
@@ -203,37 +209,33 @@ def average(rows: Sequence[Row]) -> Row:
     return Row(rows[0].head, "average", held_out, test, rows[0].truth, sum(row.seconds for row in rows), {})
 
 
-def describe(streams: dict[str, Features], sha256: str) -> dict[str, Any]:
+def describe(inputs: Inputs, sha256: str) -> dict[str, Any]:
     """What predictions.json says of all of a head's predictions."""
-    one = next(iter(streams.values())).about
-    protocol = {"samples": one["samples"], "views": one["views"], **one["preparation"]}
-    if len(streams) == 2:
-        protocol = {name: {"samples": f.about["samples"], "views": f.about["views"], **f.about["preparation"]}
-                    for name, f in streams.items()}  # fmt: skip
-    kept = {key: one[key] for key in ("dataset", "split", "class_names")}
-    checkpoint = {"name": "checkpoint.pth.tar", "epoch": -1, "weights_sha256": sha256}
-    return {**kept, "protocol": protocol, "checkpoint": checkpoint}
+    protocols = {
+        name: {"samples": one.about["samples"], "views": one.about["views"], **one.about["preparation"]}
+        for name, one in inputs.items()
+    }
+    first = next(iter(inputs.values())).about
+    return {
+        **{key: first[key] for key in ("dataset", "split", "class_names")},
+        "protocol": protocols if len(inputs) > 1 else next(iter(protocols.values())),
+        "checkpoint": {"name": "checkpoint.pth.tar", "epoch": -1, "weights_sha256": sha256},
+    }
 
 
 def save(
-    path: Path,
-    args: argparse.Namespace,
-    head: str,
-    streams: dict[str, Features],
-    networks: dict[str, ResNet],
-    fit: Fit,
+    path: Path, args: argparse.Namespace, head: str, stream: str, inputs: Inputs, networks: dict[str, ResNet], fit: Fit
 ) -> str:
     """Write what predict.py takes, and return its weights' hash.
 
     A linear head on what a last layer sees is one: a stream's checkpoint like any other. Other heads come with the
     networks that make their features.
     """
-    one = next(iter(streams.values())).about
-    if not (head == "linear" and args.over_time == "mean" and tuple(one["pooling"]) == LAST):
-        about = {"kind": head, "over_time": args.over_time, "choice": fit.choice}
-        return write_head(path, about, fit.state, streams, {k: v.state_dict() for k, v in networks.items()})
-    (name,) = streams
-    state = {**networks[name].state_dict(), **fit.state}
+    one = next(iter(inputs.values())).about
+    if not (head == "linear" and args.over_time == "mean" and len(inputs) == 1 and tuple(one["pooling"]) == LAST):
+        about = {"kind": head, "stream": stream, "over_time": args.over_time, "choice": fit.choice}
+        return write_head(path, about, fit.state, inputs, {name: networks[name].state_dict() for name in inputs})
+    state = {**networks[stream].state_dict(), **fit.state}
     sha256 = weights_hash(state)
     progress = {"epoch": -1, "batch": 0, "best_prec1": -1.0, "ema": None, "state_dict": state}
     write_checkpoint(

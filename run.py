@@ -23,7 +23,7 @@ from utils import plural, run_main
 
 FEW = 2000  # videos that the fast way is for
 # as many samples as a short video has, and as two cores pass through in minutes
-FAST = ["--arch", "resnet50", "--size", "160", "--test-views", "2"]
+FAST = ["--arch", "resnet50", "--size", "160", "--test-views", "2", "--test-samples", "10"]
 
 
 def main() -> int:
@@ -61,9 +61,6 @@ def parse_arguments() -> argparse.Namespace:
                         help="for frames, flow, lists, features (default: record/<name of VIDEOS>/data; train: data)")
     parser.add_argument("--record", type=Path, metavar="DIR",
                         help="for what is found out (default: record/<name of VIDEOS>; train: record)")
-    parser.add_argument("--motion", choices=("greydiff", "flow"), default="greydiff",
-                        help="what the fast way's motion stream sees: differences of frames, or optical flow, which "
-                             "takes longer (docs/small_data.md)")
     parser.add_argument("--flags", default="", metavar='"..."', help="more flags for both streams, such as --flags "
                         "'--weights resnet50.pth'")  # fmt: skip
     parser.add_argument("--flow-flags", default="", metavar='"..."', help="more flags for data/extract_flow.py")
@@ -74,29 +71,26 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def heads_way(args: argparse.Namespace) -> list[Step]:
-    """Split, extract, features, heads, fusion."""
+    """Split, extract, features, heads, fusion. Motion is seen as differences of grey frames and as optical flow."""
     record, data = args.record, args.data
     lists: Path = args.lists or data / "lists"
-    steps = split_step(args.videos, lists)
+    rgb, flow = str(data / "rgb"), str(data / "flow")
+    spatial, grey, motion = (str(data / f"{name}.npz") for name in ("rgb", "greydiff", "flow"))
+    side = ["--short-side", "160"]  # what the networks see
     common = ["--ucf-list", str(lists), *FAST, *shlex.split(args.flags)]
-    spatial, motion, heads = data / "rgb.npz", data / f"{args.motion}.npz", record / "heads"
-    if args.motion == "flow":
-        motion_flags = ["--flow-dir", str(data / "flow"), "--flow-picture", "12", "--test-samples", "16"]
-    else:
-        motion_flags = ["--input", "greydiff", "--rgb-dir", str(data / "rgb"), "--test-samples", "10",
-                        "--pooling", "layer3.mean", "layer4.max"]  # fmt: skip
-    steps += [("RGB frames", ["data/extract_rgb.py", str(args.videos), str(data / "rgb"), "--sampling-rate", "1"])]
-    if args.motion == "flow":
-        steps += [("optical flow", ["data/extract_flow.py", str(args.videos), str(data / "flow"), "--method", "dis",
-                                    *shlex.split(args.flow_flags)])]  # fmt: skip
-    steps += [
-        ("features of RGB", ["spatial_cnn.py", "--rgb-dir", str(data / "rgb"), "--features", str(spatial),
-                             "--test-samples", "10", *common]),
-        ("features of motion", ["motion_cnn.py", *motion_flags, "--features", str(motion), *common]),
-        ("heads", ["heads.py", "--spatial", str(spatial), "--motion", str(motion), "--output", str(heads)]),
-        fusion_step(heads / "linear", record / "fusion", "--learn"),
+    return [
+        *split_step(args.videos, lists),
+        ("RGB frames", ["data/extract_rgb.py", str(args.videos), rgb, "--sampling-rate", "1", *side]),
+        ("optical flow", ["data/extract_flow.py", str(args.videos), flow, "--method", "dis", *side,
+                          *shlex.split(args.flow_flags)]),
+        ("features of RGB", ["spatial_cnn.py", "--rgb-dir", rgb, "--features", spatial, *common]),
+        ("features of grey differences", ["motion_cnn.py", "--input", "greydiff", "--rgb-dir", rgb, "--pooling",
+                                          "layer3.mean", "layer4.max", "--features", grey, *common]),
+        ("features of flow", ["motion_cnn.py", "--flow-dir", flow, "--flow-picture", "8", "--features", motion,
+                              *common]),
+        ("heads", ["heads.py", "--spatial", spatial, "--motion", grey, motion, "--output", str(record / "heads")]),
+        fusion_step(record / "heads/linear", record / "fusion", "--learn"),
     ]  # fmt: skip
-    return steps
 
 
 def train_way(args: argparse.Namespace, videos: Sequence[str]) -> list[Step]:

@@ -21,18 +21,18 @@ from utils import InputError
 
 @dataclass(frozen=True)
 class TrainedHead:
-    """A head and its extractors, one or both streams', whose last layer is no part of them."""
+    """A head and the networks that make its features, whose last layer is no part of them."""
 
     path: Path
     name: str  # of what it answers: a stream's, or the head's own where it sees both
     head: nn.Module  # in evaluation mode, on the CPU
-    streams: dict[str, Checkpoint]  # in the order in which their features are joined
+    inputs: dict[str, Checkpoint]  # in the order in which their features are joined
     pooling: dict[str, Sequence[str]]
 
     @torch.inference_mode()
     def answer(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
-        """One video's features (samples, F) by stream -> its logits (1, classes) float32."""
-        joined = torch.from_numpy(np.concatenate([features[name] for name in self.streams], 1))
+        """One video's features (samples, F) by input -> its logits (1, classes) float32."""
+        joined = torch.from_numpy(np.concatenate([features[name] for name in self.inputs], 1))
         return self.head(joined[None].half().float()).numpy()  # rounded as those it was trained on
 
 
@@ -43,8 +43,8 @@ def read_network(path: str | os.PathLike, flow_order: str = "original") -> Check
         return read_checkpoint(path, flow_order=flow_order)
     if file.kind not in ("linear", *TEMPORAL):
         raise InputError(f"{path} is a head of a kind {file.kind}, which this version does not know; update it")
-    width = sum(feature_count(trained_model(one), file.pooling[name]) for name, one in file.streams.items())
+    width = sum(feature_count(trained_model(one), file.pooling[name]) for name, one in file.inputs.items())
     head = build_head(file.kind, width, len(file.class_names), file.over_time)
     head.load_state_dict(file.state_dict)
-    name = file.kind if len(file.streams) == 2 else next(iter(file.streams))
-    return TrainedHead(file.path, name, head.eval(), file.streams, file.pooling)
+    name = file.kind if file.stream == "both" else file.stream
+    return TrainedHead(file.path, name, head.eval(), file.inputs, file.pooling)

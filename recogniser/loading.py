@@ -51,11 +51,11 @@ def load_streams(
         network = read_network(path, flow_order)
         if isinstance(network, TrainedHead):
             heads.append(network)
-            streams_of = network.streams
+            belongs = network.name if network.name in ("spatial", "motion") else "head"
+            checkpoints |= network.inputs
         else:
-            streams_of = {"spatial" if network.preparation["modality"] == "rgb" else "motion": network}
-        belongs = "head" if len(streams_of) == 2 else next(iter(streams_of))
-        checkpoints |= streams_of
+            belongs = "spatial" if network.preparation["modality"] == "rgb" else "motion"
+            checkpoints[belongs] = network
         if name != belongs:
             raise InputError(f"--{name} {path} is a network of the {belongs} stream: give it to --{belongs}")
     names = choose_class_names(list(checkpoints.values()), wishes.lists)
@@ -67,7 +67,7 @@ def load_streams(
         samples = wishes.samples or choose_samples(checkpoint.args.get("test_samples", 19), wishes.seconds)
         sampling = TestSampling(
             samples, wishes.views or checkpoint.args.get("test_views", 1), checkpoint.args.get("test_starts", "spread"),
-            every=preparation.sampling_rate or 1 if name == "spatial" else 1,
+            every=preparation.sampling_rate or 1 if preparation.modality == "rgb" else 1,
         )  # fmt: skip
         if sampling.views > 2 and preparation.test_resize == "squash":
             raise InputError(f"--views {sampling.views} cuts corners, but {checkpoint.path} was tested on whole images")

@@ -67,7 +67,7 @@ class Recogniser:
     unknown_below: float = 0.0  # probability that the first class must reach to be named
     stop_early: bool = False  # leave out clips that can hardly change the answer
     temperature: float = 1.0  # of the weighted mean of the streams' logits
-    heads: Sequence[TrainedHead] = ()  # which make logits of one or both streams' features
+    heads: Sequence[TrainedHead] = ()  # which make logits of some streams' features
 
     def frames_of(self, video: str) -> list[DecodedFrames]:
         """The makers of each stream's clips of one video."""
@@ -88,9 +88,8 @@ class Recogniser:
             for stream, one in zip(self.streams, decoded, strict=True)
             if window.count < one.fewest
         ]
-        weights = weighted(self.weights, [stream.name for stream, _ in pairs])
         if self.stop_early and not self.heads:
-            logits, places = _vote(window, pairs, weights)
+            logits, places = _vote(window, pairs, weighted(self.weights, [stream.name for stream, _ in pairs]))
             computed, planned = len(logits[0]), pairs[0][0].sampling.samples
             if computed < planned:
                 notes.append(f"decided after {computed} of {planned} clips")
@@ -103,16 +102,14 @@ class Recogniser:
             for (stream, one), own in zip(pairs, places, strict=True)
         }
         for head in self.heads:
-            if not head.streams.keys() <= named.keys():
-                fewest = max(decoded, key=lambda one: one.fewest)
-                raise VideoError(fewest.too_few(window.count))
-            middle = np.mean([times[name].mean() for name in head.streams], keepdims=True)
-            answer = head.answer(named)
-            if len(head.streams) == 2:  # of the two there is one answer
-                named, times, weights = {}, {}, [1.0]
-            named[head.name], times[head.name] = answer, middle
+            features = {name: named.pop(name) for name in head.inputs if name in named}
+            middle = [times.pop(name).mean() for name in features]
+            if len(features) == len(head.inputs):
+                named[head.name], times[head.name] = head.answer(features), np.mean(middle, keepdims=True)
+        if not named:
+            raise VideoError(max(decoded, key=lambda one: one.fewest).too_few(window.count))
         return Answer(
-            self.names, window.start, window.end, window.count, named, times, weights,
+            self.names, window.start, window.end, window.count, named, times, weighted(self.weights, list(named)),
             self.temperature, self.unknown_below, tuple(notes),
         )  # fmt: skip
 

@@ -44,6 +44,6 @@ def is_decided(logits: Sequence[np.ndarray], planned: Sequence[int], weights: Se
 
 
 def weighted(weights: Mapping[str, float], streams: Sequence[str]) -> list[float]:
-    """The weights of those streams that can see a video; equal ones where they would all be 0."""
-    chosen = [weights[name] for name in streams]
+    """The weights of those streams that can see a video, 1 for one without; equal ones where they would all be 0."""
+    chosen = [weights.get(name, 1.0) for name in streams]
     return chosen if sum(chosen) else [1.0] * len(chosen)

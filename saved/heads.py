@@ -23,10 +23,11 @@ class HeadFile:
 
     path: Path
     kind: str
+    stream: str  # spatial | motion | both: which it answers for
     over_time: str  # of linear: mean | mean+std
     state_dict: dict[str, Tensor]  # of the head
     class_names: list[str]
-    streams: dict[str, Checkpoint]  # in the order in which their features are joined
+    inputs: dict[str, Checkpoint]  # the networks of its features, in the order in which these are joined
     pooling: dict[str, Sequence[str]]
 
 
@@ -34,14 +35,15 @@ def write_head(
     path: str | os.PathLike,
     head: Mapping[str, Any],
     state: Mapping[str, Tensor],
-    streams: Mapping[str, Features],
+    inputs: Mapping[str, Features],
     trunks: Mapping[str, Mapping[str, Tensor]],
 ) -> str:
-    """Write a head, its `state` and what `head` says of it (kind, over_time, choice), and its features' networks.
+    """Write a head, its `state` and what `head` says of it (kind, stream, over_time, choice), and its networks.
 
-    `trunks` are the networks' state_dicts by stream; their last layers are left out. Returns the hash of `state`.
+    `inputs` are its features, and `trunks` the state_dicts of the networks that gave them, by the same names; their
+    last layers are left out. Returns the hash of `state`.
     """
-    first = next(iter(streams.values())).about
+    first = next(iter(inputs.values())).about
     parts = {
         name: {
             "arch": features.about["network"]["arch"], "preparation": features.about["preparation"],
@@ -49,11 +51,11 @@ def write_head(
             "pooling": features.about["pooling"],
             "state_dict": {key: value for key, value in trunks[name].items() if not key.startswith("fc.")},
         }
-        for name, features in streams.items()
+        for name, features in inputs.items()
     }  # fmt: skip
     sha256 = weights_hash(state)
     about = {key: first[key] for key in ("class_names", "dataset", "split")}
-    content = {"format": HEAD_FORMAT, **about, "streams": parts, "head": dict(head), "state_dict": dict(state)}
+    content = {"format": HEAD_FORMAT, **about, "inputs": parts, "head": dict(head), "state_dict": dict(state)}
     save_tensors({**content, "weights_sha256": sha256}, path)
     return sha256
 
@@ -63,20 +65,21 @@ def read_head(path: str | os.PathLike) -> HeadFile | None:
     content = load_checkpoint(path)
     if content.get("format") != HEAD_FORMAT:
         return None
-    lacking = {"head", "class_names", "streams", "state_dict"} - content.keys()
+    lacking = {"head", "class_names", "inputs", "state_dict"} - content.keys()
     if lacking:
         raise InputError(f"{path} is an incomplete head: it lacks {', '.join(sorted(lacking))}")
     names = content["class_names"]
-    streams = {}
-    for name, part in content["streams"].items():
+    inputs = {}
+    for name, part in content["inputs"].items():
         state = dict(part["state_dict"])
         features = state["layer4.0.downsample.1.weight"].shape[0]
         # a last layer that nothing looks at
         state |= {"fc.weight": torch.zeros(len(names), features), "fc.bias": torch.zeros(len(names))}
         args = {"test_samples": part["samples"], "test_views": part["views"]}
         channels = state["conv1.weight"].shape[1]
-        streams[name] = Checkpoint(Path(path), HEAD_FORMAT, state, part["arch"], len(names), channels,
-                                   part["preparation"], args, -1, 0.0, names, {})  # fmt: skip
-    pooling = {name: part["pooling"] for name, part in content["streams"].items()}
+        inputs[name] = Checkpoint(Path(path), HEAD_FORMAT, state, part["arch"], len(names), channels,
+                                  part["preparation"], args, -1, 0.0, names, {})  # fmt: skip
+    pooling = {name: part["pooling"] for name, part in content["inputs"].items()}
     about = content["head"]
-    return HeadFile(Path(path), about["kind"], about["over_time"], content["state_dict"], names, streams, pooling)
+    return HeadFile(Path(path), about["kind"], about["stream"], about["over_time"], content["state_dict"], names,
+                    inputs, pooling)  # fmt: skip

@@ -22,7 +22,7 @@ def videos(tmp_path):
 
 def test_few_videos_take_the_fast_way_to_the_table_and_a_prediction(videos, run, tmp_path):
     done = run("run.py", videos, "--flags", FEW, cwd=tmp_path)
-    for said in ("10 videos", "fast way", "== 1/6", "== 6/6", "fusion", "report.html", "predict.py VIDEO"):
+    for said in ("10 videos", "fast way", "== 1/8", "== 8/8", "fusion", "report.html", "predict.py VIDEO"):
         assert said in done.stdout, done.stdout
     record = tmp_path / "record/videos"
     results = json.loads((record / "fusion/results.json").read_text())
