@@ -55,6 +55,59 @@ def run():
     return run
 
 
+# Runs a script in this very process, which ends itself by a signal at a chosen moment.
+KILLER = f"""
+import os, pathlib, runpy, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+moment, count, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+sys.argv = sys.argv[4:]
+
+def strike(at):
+    global count
+    if at == moment:
+        count -= 1
+        if count == 0:
+            os.kill(os.getpid(), number)
+
+from engine import epoch as engine
+step, replace, write = engine.train_step, os.replace, pathlib.Path.write_bytes
+
+def train_step(*args, **kwargs):
+    loss = step(*args, **kwargs)
+    strike("in a batch")
+    return loss
+
+def replace_and_strike(source, target):
+    if str(target).endswith("checkpoint.pth.tar"):
+        strike("before the checkpoint counts")
+    replace(source, target)
+    for name in ("checkpoint.pth.tar", "frame_preds.pickle", "video_preds.pickle", "test.csv"):
+        if str(target).endswith(name):
+            strike("after " + name)
+
+def write_half(path, data):
+    if "checkpoint.pth.tar" in path.name and moment == "in the checkpoint's write":
+        write(path, bytes(data)[: len(data) // 2])
+        strike("in the checkpoint's write")
+    return write(path, data)
+
+engine.train_step, os.replace, pathlib.Path.write_bytes = train_step, replace_and_strike, write_half
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="session")
+def strike(run, tmp_path_factory):
+    """strike(moment, count, signal, script, ...): a run that ends itself at the count-th such moment."""
+    script = tmp_path_factory.mktemp("killer") / "killer.py"
+    script.write_text(KILLER)
+
+    def strike(moment, count, number, *arguments):
+        return run(script, moment, count, int(number), *arguments, code=None)
+
+    return strike
+
+
 @pytest.fixture
 def records(tmp_path: Path) -> Path:
     """Folders spatial/ and motion/ with the predictions of two streams of one made-up test."""

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
-from test_resume import run_and_strike
 
 from dataloader.clips import TestSampling as Sampling
 from dataloader.clips import TrainSampling
@@ -152,9 +151,9 @@ def test_a_small_training_tests_once(untouched):
 
 
 @pytest.mark.parametrize("count, number", [(4, signal.SIGKILL), (5, signal.SIGTERM)])
-def test_a_killed_small_training_goes_on_to_the_same_bits(untouched, tiny, run, tmp_path, count, number):
+def test_a_killed_small_training_goes_on_to_the_same_bits(untouched, tiny, run, strike, tmp_path, count, number):
     flags = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *RECIPE, "--output", tmp_path)
-    stopped = run_and_strike("in a batch", count, number, *flags)
+    stopped = strike("in a batch", count, number, *flags)
     assert stopped.returncode == (128 + number if number == signal.SIGTERM else -number), stopped.stderr
     run(*flags, "--resume")
     ends = [torch.load(folder / "checkpoint.pth.tar", weights_only=True) for folder in (untouched[0], tmp_path)]
