@@ -31,6 +31,8 @@ class PooledTrunk(nn.Module):
         x = trunk.maxpool(trunk.relu(trunk.bn1(trunk.conv1(x))))
         found = {}
         for stage in STAGES:
+            if len(found) == len(self.pooling):  # later stages would be for nothing
+                break
             x = getattr(trunk, stage)(x)
             if f"{stage}.mean" in self.pooling:
                 found[f"{stage}.mean"] = x.mean((2, 3), dtype=torch.float32)
