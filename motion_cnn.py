@@ -4,6 +4,7 @@
   python motion_cnn.py --resume PATH             go on from a checkpoint
   python motion_cnn.py --resume PATH --evaluate  only test, then stop
   python motion_cnn.py --features OUT.npz        only features of all videos, for heads.py
+  python run.py VIDEOS                           for up to 2,000 videos of your own: minutes, without a GPU
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@
   python spatial_cnn.py --resume PATH             go on from a checkpoint
   python spatial_cnn.py --resume PATH --evaluate  only test, then stop
   python spatial_cnn.py --features OUT.npz        only features of all videos, for heads.py
+  python run.py VIDEOS                            for up to 2,000 videos of your own: minutes, without a GPU
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class PooledTrunk(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         trunk = self.trunk
         x = trunk.maxpool(trunk.relu(trunk.bn1(trunk.conv1(x))))
-        found = {}
+        found: dict[str, Tensor] = {}
         for stage in STAGES:
             if len(found) == len(self.pooling):  # later stages would be for nothing
                 break
