@@ -17,9 +17,9 @@ from tqdm import tqdm
 from common.progress import progress_bar
 from dataloader.batches import Batch, clips_of
 from dataloader.clips import ClipDataset, Loader
-from dataloader.preparation import to_input
 from engine.crossfit import fit_linear
 from engine.state import Training
+from network import InferenceNet, split_network
 from saved.features import group_or_video
 from utils import InputError, plural
 
@@ -44,9 +44,8 @@ class FrozenLoader:
     """
 
     def __init__(self, loader: Loader, training: Training, versions: int, memory: float) -> None:
-        assert training.frozen is not None
         self.loader, self.training, self.versions, self.memory = loader, training, versions, memory
-        self.frozen: nn.Module = training.frozen
+        self.frozen = frozen_net(training)
         self.kept: dict[tuple[int, int], Kept] = {}  # by (version, index)
         self.used = 0  # bytes
 
@@ -82,9 +81,8 @@ class FrozenLoader:
     @torch.no_grad()
     def _compute(self, item: tuple[int, int], batch: Batch) -> Kept:
         training = self.training
-        inputs = to_input(clips_of(batch, training.preparation.modality, training.device), training.preparation)
-        with torch.autocast(training.device.type, training.dtype, enabled=training.dtype != torch.float32):
-            activations = self.frozen(inputs).cpu()
+        clips = clips_of(batch, training.preparation.modality, training.device)  # (clips, images * planes, H, W) uint8
+        activations = self.frozen(clips)[1].to(training.dtype).cpu()
         video = Kept(batch.names[0], int(batch.labels[0]), activations)
         if not self.used:
             self._say_what_fits(activations.nbytes)
@@ -103,9 +101,19 @@ class FrozenLoader:
             )
 
 
+def frozen_net(training: Training) -> InferenceNet:
+    """What stands below --train-from, made for testing: its second output are the activations."""
+    net = InferenceNet(training.model, training.preparation, training.dtype).to(training.device)
+    net.trunk, _ = split_network(net.trunk, training.settings.train_from)  # type: ignore[arg-type, assignment]
+    net.fc = nn.Identity()  # type: ignore[assignment]
+    return net
+
+
 def training_loader(loader: Loader, training: Training, versions: int, memory_gb: float) -> Loader | FrozenLoader:
     """The loader itself; of a training whose lower part is frozen, with that part's results kept in memory."""
-    return loader if training.frozen is None else FrozenLoader(loader, training, versions, 1e9 * memory_gb)
+    if training.settings.train_from == "all":
+        return loader
+    return FrozenLoader(loader, training, versions, 1e9 * memory_gb)
 
 
 def start_from_linear_head(

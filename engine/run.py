@@ -126,7 +126,7 @@ class Run:
                 "model_best is chosen by the test set, which flatters its accuracy; --val-groups 3 holds training "
                 "videos out to choose by"
             )
-        if self.advise and training.frozen is None and len(self.data.train.dataset) < FEW:
+        if self.advise and training.settings.train_from == "all" and len(self.data.train.dataset) < FEW:
             self.say(
                 f"note: {plural(len(self.data.train.dataset), 'training video')} are few to train all of a network on: "
                 "python run.py VIDEOS does better, in minutes (README, Your own videos)"

@@ -72,7 +72,6 @@ class Training:
         self.dtype = amp_dtype(settings.amp, device)
         self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.stepped = self.model  # what a step calls; see `distribute`
-        self.frozen: nn.Module | None = None  # what stands before it, if it is not all of the network
         groups = parameter_groups(self.model, settings.lr, settings.weight_decay, settings.conv1_lr_factor)
         self.optimizer = torch.optim.SGD(
             groups, lr=settings.lr, momentum=settings.momentum, fused=device.type in ("cpu", "cuda")
@@ -126,8 +125,7 @@ class Training:
         if self.settings.train_from != "all":
             if world()[1] > 1:
                 raise InputError("--train-from works in one process: start it without torchrun")
-            self.frozen, self.stepped = split_network(self.model, self.settings.train_from)
-            self.frozen.eval()
+            _, self.stepped = split_network(self.model, self.settings.train_from)  # below it: engine.frozen
         self.set_train_mode()  # DistributedDataParallel asks at its start what needs a gradient
         if self.settings.compile:
             self.stepped.compile()

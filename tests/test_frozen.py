@@ -108,8 +108,9 @@ def test_what_does_not_fit_is_computed_each_time_to_the_same_bits(make, capsys):
 
 
 def test_the_last_layer_starts_as_a_linear_head(make):
+    plain, loader = make()
+    assert training_loader(loader, plain, 4, 1) is loader  # nothing is frozen
     training, loader = make(train_from="layer4", ema=0.9)
-    assert training_loader(loader, training, 4, 1) is loader  # not yet split
     training.distribute()
     cached = training_loader(loader, training, 3, 1)
     before = weights(training)
