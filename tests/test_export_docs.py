@@ -1,10 +1,11 @@
-"""docs/export.md: its very lines give predict.py's top 5; and export.py's .safetensors, read back by every reader."""
+"""docs/export.md: its very lines give predict.py's top 5, of either stream; export.py's .safetensors, read by all."""
 
 from __future__ import annotations
 
 import json
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ pytest.importorskip("cv2")
 
 from video_files import make_video
 
-from dataloader.preparation import default_preparation
+from dataloader.preparation import Preparation, default_preparation
 from network import build_model
 from saved.checkpoints import read_checkpoint
 
@@ -30,24 +31,35 @@ def top5(line: dict) -> list[tuple[str, float]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """video.avi and c.pth.tar: an RGB network with batch norms that have seen pictures, and classes it tells apart."""
+    """video.avi, c.pth.tar of the spatial and motion.pth.tar of the motion stream."""
     folder = tmp_path_factory.mktemp("export")
+    rgb = default_preparation("rgb", 64, "squash").with_extraction({"sampling_rate": 2, "short_side": 72})
+    save_network(folder / "c.pth.tar", rgb)
+    made = {"method": "dis", "bound": 2.5, "short_side": 72, "quality": 85}
+    flow = default_preparation("flow", 64, "squash", 4).with_extraction(made)
+    save_network(folder / "motion.pth.tar", replace(flow, std=(0.03,)))  # so that the order of planes changes answers
+    make_video(folder / "video.avi", 5)
+    return folder
+
+
+def save_network(path: Path, preparation: Preparation) -> None:
+    """A network with batch norms that have seen pictures, and classes it tells apart."""
     torch.manual_seed(1)
     model = resnet18(num_classes=len(CLASSES))
-    preparation = default_preparation("rgb", 64, "squash").with_extraction({"sampling_rate": 2, "short_side": 72})
+    channels = preparation.channels
+    if channels != 3:
+        model.conv1 = torch.nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
     with torch.no_grad():
         for _ in range(3):
-            pictures = torch.nn.functional.interpolate(2 * torch.randn(8, 3, 5, 6), (64, 64), mode="bicubic")
+            pictures = torch.nn.functional.interpolate(2 * torch.randn(8, channels, 5, 6), (64, 64), mode="bicubic")
             model(pictures)
-        model.fc.weight *= 8
+        model.fc.weight *= 8 if channels == 3 else 16
     about = {
         "format": "two-stream", "epoch": 3, "arch": "resnet18", "best_prec1": 50.0, "class_names": CLASSES,
         "preparation": preparation.as_dict(), "args": {"test_samples": 7, "test_views": 1, "test_starts": "spread"},
         "ema": None, "batch": 0,
     }  # fmt: skip
-    torch.save({**about, "state_dict": model.state_dict()}, folder / "c.pth.tar")
-    make_video(folder / "video.avi", 5)
-    return folder
+    torch.save({**about, "state_dict": model.state_dict()}, path)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +75,13 @@ def the_lines(kind: str) -> str:
     return code
 
 
+def agree(found: list[tuple[str, float]], expected: list[tuple[str, float]]) -> None:
+    assert [name for name, _ in found] == [name for name, _ in expected]
+    assert expected[0][1] - expected[4][1] > 0.1  # which an even guess would not give
+    for (_, one), (_, two) in zip(found, expected, strict=True):
+        assert one == pytest.approx(two, abs=0.015)
+
+
 @pytest.mark.parametrize(("kind", "name"), [("onnxruntime", "model.onnx"), ("torch", "model.pt2")])
 def test_the_lines_in_the_docs_give_predicts_top_5(kind, name, folder, run, expected, monkeypatch):
     if kind == "onnxruntime":
@@ -72,10 +91,31 @@ def test_the_lines_in_the_docs_give_predicts_top_5(kind, name, folder, run, expe
     monkeypatch.chdir(folder)
     found: dict = {}
     exec(compile(the_lines(kind), kind, "exec"), found)
-    assert [name for name, _ in found["top5"]] == [name for name, _ in expected]
-    assert expected[0][1] - expected[4][1] > 0.1  # which an even guess would not give
-    for (_, one), (_, two) in zip(found["top5"], expected, strict=True):
-        assert one == pytest.approx(two, abs=0.015)
+    agree(found["top5"], expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "between", "end"),
+    [
+        ("onnxruntime", "motion.onnx", "", "logits = "),
+        ("torch", "motion.pt2", "clips = torch.from_numpy(clips)\n", "scores = "),
+    ],
+)
+def test_the_motion_streams_lines_too(kind, name, between, end, folder, run, monkeypatch):
+    if kind == "onnxruntime":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+    said = run("predict.py", folder / "video.avi", "--motion", folder / "motion.pth.tar", "--json").stdout
+    run("export.py", folder / "motion.pth.tar", folder / name)
+    lines = the_lines(kind).replace("model.", "motion.").splitlines(keepends=True)
+    about = next(place for place, line in enumerate(lines) if line.startswith("about = "))
+    last = next(place for place, line in enumerate(lines) if line.startswith(end))
+    code = "".join(lines[: about + 1]) + the_lines("motion") + between + "".join(lines[last:])
+    monkeypatch.chdir(folder)
+    found: dict = {}
+    exec(compile(code, kind, "exec"), found)
+    assert found["clips"].shape == (7, 8, 64, 64)
+    agree(found["top5"], top5(json.loads(said)))
 
 
 def test_safetensors_answers_as_its_checkpoint(folder, run, expected):
