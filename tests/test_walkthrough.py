@@ -1,0 +1,90 @@
+"""docs/walkthrough.ipynb runs from its first cell to its last, on few clips, and what it shows is true of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+for package in ("nbformat", "nbclient", "ipykernel", "matplotlib", "cv2"):
+    pytest.importorskip(package, reason=f"the notebook needs {package}")
+
+import nbformat
+from nbclient import NotebookClient
+
+NOTEBOOK = ROOT / "docs/walkthrough.ipynb"
+FEWER = {"GROUPS = range(1, 26)": "GROUPS = [1, 2, 9]", '{"spatial": 8, "motion": 4}': '{"spatial": 1, "motion": 1}'}
+TESTED = 2 * 9  # groups 1 and 2 are of split 1's test set (1 to 7), and each has a clip of every class
+# What the notebook's last cell leaves behind, said by one more: files are read before the folder goes.
+TOLD = """
+import json, pickle
+pickles = [pickle.loads((WORK / s / f"{s}_video_preds.pickle").read_bytes()) for s in ("spatial", "motion")]
+plain = [{name: scores.tolist() for name, scores in one.items()} for one in pickles]
+print(json.dumps({"names": names, "predictions": plain, "work": str(WORK), "results": outcome.results}))
+"""
+
+
+def beside() -> dict[Path, float]:
+    """What lies where the notebook runs, and where the scripts write by default, and when it changed."""
+    folders = (ROOT / name for name in ("docs", "data", "record"))
+    return {path: path.stat().st_mtime for folder in folders for path in folder.glob("*") if path.name != "__pycache__"}
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory) -> tuple[nbformat.NotebookNode, dict]:
+    """The notebook with its outputs, run in docs/ on three groups, and what the cell TOLD says."""
+    notebook = nbformat.read(NOTEBOOK, 4)
+    for whole, part in FEWER.items():
+        assert sum(cell.source.count(whole) for cell in notebook.cells) == 1
+        for cell in notebook.cells:
+            cell.source = cell.source.replace(whole, part)
+    notebook.cells.append(nbformat.v4.new_code_cell(TOLD))
+    scratch = tmp_path_factory.mktemp("notebook")
+    # one thread: others' tests run beside; its temporary folder, settings and histories in the test's
+    set_here = {"OMP_NUM_THREADS": "1", "TMPDIR": str(scratch), "IPYTHONDIR": str(scratch / "ipython")}
+    before = beside()
+    where = {"metadata": {"path": str(NOTEBOOK.parent)}}
+    client = NotebookClient(notebook, timeout=200, kernel_name="python3", resources=where)
+    client.execute(env={**os.environ, **set_here})
+    assert beside() == before
+    told = json.loads(notebook.cells.pop().outputs[0].text)
+    assert Path(told["work"]).parent == scratch
+    assert not Path(told["work"]).exists()  # gone with the kernel
+    return notebook, told
+
+
+def test_it_is_kept_without_outputs():
+    notebook = nbformat.read(NOTEBOOK, 4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert len(code) >= 8
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+
+
+def test_every_cell_runs_and_pictures_come(executed):
+    notebook, _ = executed
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 6
+
+
+def test_its_table_counts_the_test_clips_and_averages_both_streams(executed):
+    notebook, told = executed
+    said = "".join(o.text for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "stream")
+    assert f"{TESTED} videos, 9 classes" in said
+    spatial, motion = told["predictions"]
+    assert spatial.keys() == motion.keys()
+    appearances, motions = ("Checks", "Dots", "Stripes"), ("Fall", "Rise", "Spin")
+    assert told["names"] == [a + m for a in appearances for m in motions]
+    assert sorted(spatial) == sorted(f"{name}_g0{group}_c01" for name in told["names"] for group in (1, 2))
+    rows = {"spatial": spatial, "motion": motion}
+    rows["fusion"] = {name: np.add(spatial[name], motion[name]) / 2 for name in spatial}
+    for row, logits in rows.items():
+        right = [name.startswith(told["names"][int(np.argmax(scores))] + "_") for name, scores in logits.items()]
+        assert told["results"][row]["top1"] == pytest.approx(100 * np.mean(right)), row
