@@ -32,7 +32,7 @@ class Kept:
 
     name: str
     label: int
-    activations: Tensor  # (clips, C, h, w), of timm's networks (clips, C), as the network computes them: float32, bfloat16 or float16
+    activations: Tensor  # (clips, C, h, w) or (clips, C), as the network computes them: float32, bfloat16 or float16
 
 
 class FrozenLoader:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, SMALL
+from torchvision.models import resnet18
 from video_files import make_video
 
 timm = pytest.importorskip("timm")
@@ -234,6 +235,20 @@ def test_the_network_for_tests_computes_what_timm_computes(name):
         torch.testing.assert_close(features, pooled, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(logits, pooled @ model.fc.weight.T + model.fc.bias, rtol=1e-4, atol=1e-5)
     assert half.dtype == torch.float32 and ((half - logits).norm() / logits.norm()).item() < 3e-2
+
+
+@pytest.mark.parametrize("kind", ["rgb", "flow"])
+def test_timms_resnet_is_torchvisions(tmp_path, kind):
+    """The same weights, with the same names, through the folded network of the one and the other's as it is."""
+    torch.manual_seed(0)
+    torch.save(resnet18().state_dict(), tmp_path / "w.pth")
+    preparation = default_preparation(kind, 64, "squash", {"rgb": 1, "flow": 10}[kind])
+    clips = torch.randint(0, 256, (2, preparation.channels, 64, 64), dtype=torch.uint8)
+    ours, theirs = (
+        build_model(arch, preparation.channels, 5, str(tmp_path / "w.pth"), size=64) for arch in ("resnet18", "timm:resnet18")
+    )
+    ours, theirs = (InferenceNet(model, preparation)(clips)[1] for model in (ours, theirs))
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
 
 
 def test_dropout_sits_before_the_last_layer():
