@@ -20,11 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.export import Dim
-from torchvision.models.resnet import ResNet
 
 from common.commandline import ArgumentParser
 from dataloader.preparation import Preparation
-from network import fold_batchnorm, trained_model
+from network import Network, fold_batchnorm, trained_model
 from saved.checkpoints import FLOW_ORDERS, HELD, Checkpoint, read_checkpoint
 from saved.safetensors_file import write_safetensors
 from utils import InputError, atomic_path, plural, run_main
@@ -108,7 +107,7 @@ def _safetensors(target: Path, read: Checkpoint) -> None:
     print(f"{target}: {size:.1f} MB, {read.arch} for {plural(read.num_classes, 'class')}\nchecked: the same weights")
 
 
-def _check(run: Callable[[Tensor], np.ndarray], model: ResNet, shape: tuple[int, ...], target: Path) -> str:
+def _check(run: Callable[[Tensor], np.ndarray], model: Network, shape: tuple[int, ...], target: Path) -> str:
     """Compare the file's logits with the network's, on a number of clips that it wasn't traced with."""
     clips = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -120,7 +119,7 @@ def _check(run: Callable[[Tensor], np.ndarray], model: ResNet, shape: tuple[int,
     return text
 
 
-def _onnx(model: ResNet, clips: Tensor, about: dict[str, str]) -> bytes:
+def _onnx(model: Network, clips: Tensor, about: dict[str, str]) -> bytes:
     import onnx
 
     program = torch.onnx.export(
@@ -140,7 +139,7 @@ def _run_onnx(data: bytes) -> Callable[[Tensor], np.ndarray]:
     return lambda clips: session.run(["logits"], {"clips": clips.numpy()})[0]
 
 
-def _pt2(model: ResNet, clips: Tensor, about: dict[str, str]) -> bytes:
+def _pt2(model: Network, clips: Tensor, about: dict[str, str]) -> bytes:
     program = torch.export.export(model, (clips,), dynamic_shapes=({0: Dim("N")},))
     program.example_inputs = None  # not worth their megabytes
     file = io.BytesIO()

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchvision.models.resnet import ResNet
 
 from common.commandline import ArgumentParser
 from common.metrics import accuracy
@@ -32,8 +31,8 @@ from dataloader.preparation import Preparation
 from engine.crossfit import Fit, fit_linear, fit_temporal
 from engine.features import trunk_hash
 from engine.heads import TEMPORAL
-from engine.pooling import LAST
-from network import build_model, trained_model
+from engine.pooling import last_pooling
+from network import Network, build_model, trained_model
 from saved.checkpoints import read_checkpoint, weights_hash, write_checkpoint
 from saved.features import Features, read_features
 from saved.heads import write_head
@@ -130,7 +129,7 @@ def load_streams(args: argparse.Namespace) -> dict[str, Inputs]:
     return streams
 
 
-def load_network(features: Features) -> ResNet:
+def load_network(features: Features) -> Network:
     """The network that gave the features, in evaluation mode, for a checkpoint to hold."""
     about, preparation = features.about["network"], Preparation.from_dict(features.about["preparation"])
     if "checkpoint" in about:
@@ -138,7 +137,8 @@ def load_network(features: Features) -> ResNet:
     else:
         classes = len(features.about["class_names"])
         torch.manual_seed(about["seed"])  # of random weights
-        model = build_model(about["arch"], preparation.channels, classes, about["weights"]).eval()
+        model = build_model(about["arch"], preparation.channels, classes, about["weights"], size=preparation.size)
+        model.eval()
     if trunk_hash(model) != about["sha256"]:
         where = about.get("checkpoint") or about["weights"]
         raise InputError(f"{features.path} was made by another network than {where} is now; extract the features again")
@@ -171,7 +171,7 @@ class Row:
 
 
 def fit_and_write(
-    args: argparse.Namespace, head: str, name: str, inputs: Inputs, networks: dict[str, ResNet], device: torch.device
+    args: argparse.Namespace, head: str, name: str, inputs: Inputs, networks: dict[str, Network], device: torch.device
 ) -> Row:
     """Fit a head on features joined, of stream `name` or of both, and write what it says and what it is."""
     start = time.monotonic()
@@ -224,7 +224,7 @@ def describe(inputs: Inputs, sha256: str) -> dict[str, Any]:
 
 
 def save(
-    path: Path, args: argparse.Namespace, head: str, stream: str, inputs: Inputs, networks: dict[str, ResNet], fit: Fit
+    path: Path, args: argparse.Namespace, head: str, stream: str, inputs: Inputs, networks: dict[str, Network], fit: Fit
 ) -> str:
     """Write what predict.py takes, and return its weights' hash.
 
@@ -232,7 +232,8 @@ def save(
     networks that make their features.
     """
     one = next(iter(inputs.values())).about
-    if not (head == "linear" and args.over_time == "mean" and len(inputs) == 1 and tuple(one["pooling"]) == LAST):
+    seen_last = tuple(one["pooling"]) == last_pooling(networks[next(iter(inputs))])
+    if not (head == "linear" and args.over_time == "mean" and len(inputs) == 1 and seen_last):
         about = {"kind": head, "stream": stream, "over_time": args.over_time, "choice": fit.choice}
         return write_head(path, about, fit.state, inputs, {name: networks[name].state_dict() for name in inputs})
     state = {**networks[stream].state_dict(), **fit.state}

@@ -18,14 +18,14 @@ from dataloader.extracted import extraction_settings
 from dataloader.layouts import index_frames
 from dataloader.loaders import make_data
 from dataloader.motion_dataloader import ReadFlow, motion_sources
-from dataloader.preparation import DIFFERENCES, IMAGENET_MEAN, IMAGENET_STD, default_preparation
+from dataloader.preparation import DIFFERENCES, default_preparation
 from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from engine import options
 from engine.epoch import train_one_epoch
 from engine.features import extract_features
 from engine.frozen import start_from_linear_head, training_loader
 from engine.state import Training, choose_preparation
-from network import build_model
+from network import build_model, rgb_normalisation
 from utils import InputError, run_main, seed_everything, set_up_device
 
 # Each recipe sets defaults; any flag given beside --recipe wins.
@@ -85,7 +85,7 @@ def main() -> int:
         index = index_frames(args.flow_dir, "flow")
         fresh = replace(fresh, mean=(args.flow_mean,), std=(args.flow_std,))
         if args.flow_picture:
-            fresh = replace(fresh, picture=args.flow_picture, stack_length=1, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+            fresh = replace(fresh, picture=args.flow_picture, stack_length=1, **rgb_normalisation(args.arch))
         read: ReadSteps = ReadFlow(index.root)
         find_sources = motion_sources
     else:
@@ -105,8 +105,9 @@ def main() -> int:
     # model
     weights = args.weights if checkpoint is None else "none"
     model = build_model(
-        args.arch, preparation.channels, len(classes), weights, args.dropout, args.fc_std, args.flow_order
-    )
+        args.arch, preparation.channels, len(classes), weights, args.dropout, args.fc_std, args.flow_order,
+        preparation.size,
+    )  # fmt: skip
 
     if args.features and not args.evaluate:
         return extract_features(options.feature_settings(args), model, checkpoint, data, preparation, device)

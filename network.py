@@ -1,4 +1,4 @@
-"""The network of both streams: a torchvision ResNet for any number of input channels and classes."""
+"""The network of both streams: a ResNet of torchvision or any of timm, for any number of input channels and classes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import copy
 import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import ResNet
 
-from dataloader.preparation import DIFFERENCES, Preparation, grey_levels
+from common.timm_network import TIMM, TimmNet, normalisation, timm_state
+from dataloader.preparation import DIFFERENCES, IMAGENET_MEAN, IMAGENET_STD, Preparation, grey_levels, to_input
 from utils import InputError, plural
 
 if TYPE_CHECKING:
     from saved.checkpoints import Checkpoint
+
+Network: TypeAlias = ResNet | TimmNet
 
 
 def architectures() -> list[str]:
@@ -34,29 +37,29 @@ def build_model(
     dropout: float = 0.0,
     fc_std: float = 0.0,
     flow_order: str = "original",
-) -> ResNet:
-    """A ResNet for (N, in_channels, H, W) float inputs and (N, num_classes) logits.
+    size: int = 224,
+) -> Network:
+    """A network for (N, in_channels, size, size) float inputs and (N, num_classes) logits; ResNets take any size.
 
-    `weights` is "none" (random), "imagenet" (torchvision's, downloaded once), a torchvision weight set such
+    `arch` is one of `architectures()`, or "timm:NAME".
+
+    `weights` is "none" (random), "imagenet" (torchvision's or timm's, downloaded once), a torchvision weight set such
     as "IMAGENET1K_V2", or the path of any checkpoint; of ours the weights that its tests used, of the original's
     motion network with the channels in `flow_order` (checkpoints.FLOW_ORDERS). Weights made for RGB reach any
     other channel count by cross-modality initialisation; a last layer for other classes starts at random: normal of
     standard deviation `fc_std` and without bias (TSN's code: .001), or, for 0, as torch has it.
     `dropout` acts on the pooled features (TSN, section 3.2: 0.8 spatial, 0.7 motion).
     """
-    if arch not in architectures():
-        raise InputError(f"--arch {arch} is not a ResNet of torchvision; choose from {', '.join(architectures())}")
-    model: ResNet = models.get_model(arch, num_classes=num_classes)
-    old = model.conv1
-    model.conv1 = nn.Conv2d(in_channels, old.out_channels, 7, stride=2, padding=3, bias=False)
-    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model: Network
+    if arch.startswith(TIMM):
+        model = TimmNet(arch.removeprefix(TIMM), in_channels, num_classes, size, dropout)
+    else:
+        model = _resnet(arch, in_channels, num_classes, dropout)
     if fc_std:
         nn.init.normal_(model.fc.weight, std=fc_std)
         nn.init.zeros_(model.fc.bias)
-    if dropout > 0:  # inside avgpool, which has no weights, so that no key of the state_dict changes
-        model.avgpool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(dropout))
     if weights != "none":
-        start = fit_imagenet(pretrained_state(arch, weights, flow_order), model)
+        start = fit_imagenet(pretrained_state(arch, weights, flow_order, size), model)
         problem = explain_mismatch(model, start)
         if problem:
             raise InputError(f"--weights {weights} does not fit {arch}: {problem}; name its network with --arch")
@@ -64,10 +67,36 @@ def build_model(
     return model
 
 
-def trained_model(checkpoint: Checkpoint) -> ResNet:
-    """The network of any project's checkpoint in evaluation mode, with the weights that its tests used."""
-    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
-        model = build_model(checkpoint.arch, checkpoint.in_channels, checkpoint.num_classes)
+def _resnet(arch: str, in_channels: int, num_classes: int, dropout: float) -> ResNet:
+    if arch not in architectures():
+        names = f"{', '.join(architectures())}, or {TIMM}NAME"
+        raise InputError(f"--arch {arch} is not a ResNet of torchvision; choose from {names}")
+    model: ResNet = models.get_model(arch, num_classes=num_classes)
+    old = model.conv1
+    model.conv1 = nn.Conv2d(in_channels, old.out_channels, 7, stride=2, padding=3, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if dropout > 0:  # inside avgpool, which has no weights, so that no key of the state_dict changes
+        model.avgpool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(dropout))
+    return model
+
+
+def rgb_normalisation(arch: str) -> dict[str, Any]:
+    """The fields mean and std of a Preparation of RGB: ImageNet's, or those of timm's weights where they differ."""
+    if arch.startswith(TIMM):
+        return normalisation(arch.removeprefix(TIMM))
+    return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+
+
+def trained_model(checkpoint: Checkpoint, size: int | None = None) -> Network:
+    """The network of any project's checkpoint in evaluation mode, with the weights that its tests used.
+
+    `size` of its images, in pixels, where it is to be another than the checkpoint's own; some of timm's take one alone.
+    """
+    size = size or Preparation.from_dict(checkpoint.preparation).size
+    # No memory and no random numbers for weights that are replaced at once. timm's networks have to be real: some hold
+    # tables that no checkpoint has.
+    with torch.random.fork_rng([]), torch.device("cpu" if checkpoint.arch.startswith(TIMM) else "meta"):
+        model = build_model(checkpoint.arch, checkpoint.in_channels, checkpoint.num_classes, size=size)
     problem = explain_mismatch(model, checkpoint.tested_state)
     if problem:
         raise InputError(f"{checkpoint.path} does not fit {checkpoint.arch}: {problem}")
@@ -75,10 +104,13 @@ def trained_model(checkpoint: Checkpoint) -> ResNet:
     return model.eval()
 
 
-def pretrained_state(arch: str, weights: str, flow_order: str = "original") -> dict[str, Tensor]:
-    """The state_dict that `--weights` names, in float32."""
+def pretrained_state(arch: str, weights: str, flow_order: str = "original", size: int = 224) -> dict[str, Tensor]:
+    """The state_dict that `--weights` names, in float32; of timm's networks for images of `size`, and without fc."""
     offline = "name a local file with --weights PATH, or start from random with --weights none"
-    if weights == "imagenet" or weights.startswith("IMAGENET1K_"):
+    timm = arch.removeprefix(TIMM) if arch.startswith(TIMM) else None
+    if timm and weights == "imagenet":
+        return timm_state(timm, size)
+    if not timm and (weights == "imagenet" or weights.startswith("IMAGENET1K_")):
         sets = models.get_model_weights(arch)
         name = "IMAGENET1K_V1" if weights == "imagenet" else weights
         if name not in sets.__members__:
@@ -91,7 +123,9 @@ def pretrained_state(arch: str, weights: str, flow_order: str = "original") -> d
         raise InputError(f"--weights {weights}: no such file; {offline}")
     from saved.checkpoints import read_state_dict
 
-    return read_state_dict(weights, flow_order)
+    state = read_state_dict(weights, flow_order)
+    ours = any(name.startswith("trunk.") for name in state)
+    return timm_state(timm, size, state) if timm and not ours else state
 
 
 def cross_modality(weight: Tensor, in_channels: int) -> Tensor:
@@ -102,31 +136,39 @@ def cross_modality(weight: Tensor, in_channels: int) -> Tensor:
     return weight.mean(1, keepdim=True).repeat(1, in_channels, 1, 1)
 
 
-def fit_imagenet(state: Mapping[str, Tensor], model: ResNet) -> dict[str, Tensor]:
+def first_weights(model: nn.Module) -> tuple[str, ...]:
+    """Names, in the state_dict, of the first convolution's weights; some of timm's networks have more than one."""
+    return model.first_weights if isinstance(model, TimmNet) else ("conv1.weight",)
+
+
+def fit_imagenet(state: Mapping[str, Tensor], model: Network) -> dict[str, Tensor]:
     """Adapt ImageNet weights to `model`: its input channels by cross-modality, its classes by a fresh `fc`."""
     own = model.state_dict()
     result = dict(state)
-    first = result.get("conv1.weight")
-    if first is not None and first.ndim == 4 and first.shape[1] == 3 and own["conv1.weight"].shape[1] != 3:
-        result["conv1.weight"] = cross_modality(first, own["conv1.weight"].shape[1])
+    for name in first_weights(model):
+        first = result.get(name)
+        if first is not None and first.ndim == 4 and first.shape[1] == 3 and own[name].shape[1] != 3:
+            result[name] = cross_modality(first, own[name].shape[1])
     for name in ("fc.weight", "fc.bias"):
-        if name in result and result[name].shape != own[name].shape:
+        absent = isinstance(model, TimmNet) and name not in result  # timm's own last layer is none of ours
+        if absent or (name in result and result[name].shape != own[name].shape):
             result[name] = own[name]
     return result
 
 
 def parameter_groups(
-    model: ResNet, lr: float, weight_decay: float, conv1_lr_factor: float = 1.0
+    model: nn.Module, lr: float, weight_decay: float, conv1_lr_factor: float = 1.0
 ) -> list[dict]:
     """Groups for SGD: the first convolution with its own factor on lr; no decay on biases and BN.
 
     Leaving biases and BN undecayed follows He et al. 2019, "Bag of Tricks", section 3.1.
     """
+    first_names = first_weights(model)
     first: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        group = first if name == "conv1.weight" else decayed if parameter.ndim > 1 else plain
+        group = first if name in first_names else decayed if parameter.ndim > 1 else plain
         group.append(parameter)
     groups = [(first, lr * conv1_lr_factor, weight_decay), (decayed, lr, weight_decay), (plain, lr, 0.0)]
     # "initial_lr" is what a schedule multiplies; SGD leaves alone what is frozen and so has no gradient
@@ -136,12 +178,16 @@ def parameter_groups(
 TRAINED_FROM = ("all", "layer3", "layer4", "fc")  # --train-from
 
 
-def split_network(model: ResNet, train_from: str) -> tuple[nn.Sequential, nn.Sequential]:
+def split_network(model: Network, train_from: str) -> tuple[nn.Sequential, nn.Sequential]:
     """The part below stage `train_from`, whose weights are frozen here, and the part from there on.
 
     They share `model`'s modules: clips (N, channels, H, W) -> activations (N, C, h, w) -> logits (N, classes). Under
-    "fc" the activations are the pooled features, (N, C, 1, 1).
+    "fc" the activations are the pooled features, (N, C, 1, 1); timm's networks have no other split, and there (N, C).
     """
+    if isinstance(model, TimmNet):
+        if train_from != "fc":
+            raise InputError(f"--train-from {train_from} is a stage of torchvision's ResNets; of timm's take fc or all")
+        return nn.Sequential(model.trunk).requires_grad_(False), nn.Sequential(model.dropout, model.fc)
     stages = ["layer1", "layer2", "layer3", "layer4"]
     edge = stages.index(train_from) if train_from in stages else len(stages)
     stem = (model.conv1, model.bn1, model.relu, model.maxpool)
@@ -166,23 +212,40 @@ def freeze_batchnorm(model: nn.Module, but: int = 1) -> None:
 
 
 class InferenceNet(nn.Module):
-    """A trained ResNet made for testing: batch norms folded, channels last, the trunk in `dtype`.
+    """A trained network made for testing: batch norms folded, channels last, the trunk in `dtype`.
 
     Takes uint8 clips (N, images x planes, H, W) and returns float32 logits (N, classes) and pooled features
     (N, features). The normalisation is folded into the first convolution: what enters it are whole grey levels,
     which bfloat16 holds exactly, where the rounding of normalised values was its largest error. They are counted
     from mid-grey, which is no motion in flow, so that most of them are small and so are errors of the weights.
     The last layer stays in float32, so that logits are not rounded to bfloat16's three digits.
+    A network of timm's stays as it is, and computes as in training.
     """
 
     LEVELS = 64.0  # grey levels to a unit of the network's input: a power of two, near what 255 * std is
     outside: Tensor
 
     def __init__(
-        self, model: ResNet, preparation: Preparation, dtype: torch.dtype = torch.float32, compiled: bool = False
+        self, model: Network, preparation: Preparation, dtype: torch.dtype = torch.float32, compiled: bool = False
     ) -> None:
         super().__init__()
-        trunk = fold_batchnorm(copy.deepcopy(model).eval())
+        self.preparation, self.dtype = preparation, dtype
+        own = fold_batchnorm(copy.deepcopy(model).eval())
+        self.fc = own.fc
+        self.folded = isinstance(own, ResNet)
+        if isinstance(own, TimmNet):
+            self.trunk = own.trunk
+        else:
+            self._fold_normalisation(own, preparation, dtype)
+            own.fc = nn.Identity()  # type: ignore[assignment]
+            self.trunk = own.to(dtype)
+        self.trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.requires_grad_(False)
+        self.compiled = compiled
+        if compiled:
+            self.trunk.compile(options={"freezing": True})  # its weights laid out once, as the kernels want them
+
+    def _fold_normalisation(self, trunk: ResNet, preparation: Preparation, dtype: torch.dtype) -> None:
         # normalised = scale * grey + offset = LEVELS * scale * ((grey - centre) / LEVELS - outside)
         images = preparation.channels // len(preparation.mean)
         scale, offset = (torch.tensor(values).repeat(images) for values in preparation.affine)
@@ -196,28 +259,33 @@ class InferenceNet(nn.Module):
         self.border = first.padding[0]  # made by hand: a normalised 0 is no 0 here
         first.padding = (0, 0)
         self.register_buffer("outside", outside[:, None, None].to(dtype))
-        self.fc, trunk.fc = trunk.fc, nn.Identity()
-        self.trunk = trunk.to(dtype=dtype, memory_format=torch.channels_last)
-        self.requires_grad_(False)
-        self.compiled = compiled
-        if compiled:
-            self.trunk.compile(options={"freezing": True})  # its weights laid out once, as the kernels want them
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        x = self._grey_levels(clips) if self.folded else to_input(clips, self.preparation)
+        if self.compiled:  # once for any number of clips: a test's last batch is smaller
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+        mixed = not self.folded and self.dtype != torch.float32
+        with torch.autocast(clips.device.type, self.dtype, enabled=mixed):
+            features = self.trunk(x).float()
+        return self.fc(features), features
+
+    def _grey_levels(self, clips: Tensor) -> Tensor:
         n, _, height, width = clips.shape
         edge = self.border
         x = self.outside.expand(n, -1, height + 2 * edge, width + 2 * edge)
         x = x.contiguous(memory_format=torch.channels_last)
         inside = x[:, :, edge:-edge, edge:-edge]
         grey_levels(clips, self.modality, inside).sub_(self.centre).mul_(1 / self.LEVELS)
-        if self.compiled:  # once for any number of clips: a test's last batch is smaller
-            torch._dynamo.maybe_mark_dynamic(x, 0)
-        features = self.trunk(x).float()
-        return self.fc(features), features
+        return x
 
 
-def fold_batchnorm(model: ResNet) -> ResNet:
-    """Multiply every batch norm of an eval-mode ResNet into the convolution before it, in place."""
+def fold_batchnorm(model: Network) -> Network:
+    """Multiply every batch norm of an eval-mode ResNet into the convolution before it, in place.
+
+    A network of timm's, whose blocks have many forms, stays as it is.
+    """
+    if isinstance(model, TimmNet):
+        return model
     fuse = nn.utils.fusion.fuse_conv_bn_eval
     for module in list(model.modules()):
         names = dict(module.named_children())

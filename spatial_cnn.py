@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from dataloader.extracted import extraction_settings
@@ -21,7 +22,7 @@ from engine.epoch import train_one_epoch
 from engine.features import extract_features
 from engine.frozen import start_from_linear_head, training_loader
 from engine.state import Training, choose_preparation
-from network import build_model
+from network import build_model, rgb_normalisation
 from utils import run_main, seed_everything, set_up_device
 
 # Each recipe sets defaults; any flag given beside --recipe wins.
@@ -54,13 +55,16 @@ def main() -> int:
     # data
     index = index_frames(args.rgb_dir, "rgb")
     fresh = default_preparation("rgb", args.size, args.test_resize).with_extraction(extraction_settings(index.root))
+    fresh = replace(fresh, **rgb_normalisation(args.arch))
     preparation = choose_preparation(checkpoint, fresh, options.given_preparation(args))
     data = make_data(options.data_settings(args), index, ReadFrame(index.root), spatial_sources, preparation, device)
     classes = data.split.class_names
 
     # model
     weights = args.weights if checkpoint is None else "none"
-    model = build_model(args.arch, preparation.channels, len(classes), weights, args.dropout, args.fc_std)
+    model = build_model(
+        args.arch, preparation.channels, len(classes), weights, args.dropout, args.fc_std, size=preparation.size
+    )
 
     if args.features and not args.evaluate:
         return extract_features(options.feature_settings(args), model, checkpoint, data, preparation, device)

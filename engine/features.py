@@ -15,16 +15,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from torchvision.models.resnet import ResNet
 
 from common.progress import progress_bar
 from dataloader.batches import clips_of, sent_ahead
 from dataloader.clips import ClipDataset, Source, TestSampling, make_loader
 from dataloader.loaders import Data
 from dataloader.preparation import Preparation
-from engine.pooling import DEFAULT, check_pooling, feature_count, feature_net
+from engine.pooling import check_pooling, default_pooling, feature_count, feature_net
 from engine.state import amp_dtype
-from network import trained_model
+from network import Network, trained_model
 from saved.checkpoints import Checkpoint, weights_hash
 from saved.features import FORMAT, read_about, write_features
 from utils import InputError, check_writable, plural, world
@@ -38,7 +37,7 @@ class FeatureSettings:
     """What is written, and of which network; see the flags of the same names in spatial_cnn.py -h."""
 
     path: Path  # OUT.npz
-    pooling: Sequence[str] | None  # None: DEFAULT of the stream
+    pooling: Sequence[str] | None  # None: default_pooling of the stream
     arch: str
     weights: str  # where the network's are: a file, or the name of torchvision's
     flow_order: str = "original"
@@ -50,7 +49,7 @@ class FeatureSettings:
 
 def extract_features(
     settings: FeatureSettings,
-    model: ResNet,
+    model: Network,
     checkpoint: Checkpoint | None,
     data: Data,
     preparation: Preparation,
@@ -65,13 +64,13 @@ def extract_features(
     if path.is_dir():
         raise InputError(f"--features {path} is a folder; name a file in it, such as out.npz")
     stream = "spatial" if preparation.modality == "rgb" else "motion"
-    pooling = settings.pooling or DEFAULT[stream]
-    check_pooling(pooling)
+    pooling = settings.pooling or default_pooling(model, stream)
+    check_pooling(pooling, model)
     check_writable(path.parent)
     if world()[1] > 1:
         raise InputError("--features works in one process: start it without torchrun")
     if checkpoint is not None:  # whatever its classes are
-        model = trained_model(checkpoint)
+        model = trained_model(checkpoint, preparation.size)
     preparation = at_stack_middles(preparation)
     sampling = data.test.dataset.sampling
     assert isinstance(sampling, TestSampling)
@@ -151,7 +150,7 @@ def at_stack_middles(preparation: Preparation) -> Preparation:
     return replace(preparation, margin=round(MIDDLE / (preparation.sampling_rate or 1)))
 
 
-def trunk_hash(model: ResNet) -> str:
+def trunk_hash(model: Network) -> str:
     """SHA-256 of a network's weights, but for the last layer, which has no part in features."""
     return weights_hash({name: value for name, value in model.state_dict().items() if not name.startswith("fc.")})
 

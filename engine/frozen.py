@@ -32,7 +32,7 @@ class Kept:
 
     name: str
     label: int
-    activations: Tensor  # (clips, C, h, w), as the network computes them: float32, bfloat16 or float16
+    activations: Tensor  # (clips, C, h, w) or (clips, C), as the network computes them: float32, bfloat16 or float16
 
 
 class FrozenLoader:
@@ -104,7 +104,8 @@ class FrozenLoader:
 def frozen_net(training: Training) -> InferenceNet:
     """What stands below --train-from, made for testing: its second output are the activations."""
     net = InferenceNet(training.model, training.preparation, training.dtype).to(training.device)
-    net.trunk, _ = split_network(net.trunk, training.settings.train_from)  # type: ignore[arg-type, assignment]
+    if net.folded:  # all that is trained of another is its last layer
+        net.trunk, _ = split_network(net.trunk, training.settings.train_from)  # type: ignore[arg-type, assignment]
     net.fc = nn.Identity()  # type: ignore[assignment]
     return net
 

@@ -55,10 +55,11 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
                        help="loader processes (default: one per core, at most 16)")
 
     group = parser.add_argument_group("model")
-    group.add_argument("--arch", default="resnet101", help="any ResNet, ResNeXt or Wide ResNet of torchvision")
+    group.add_argument("--arch", default="resnet101",
+                       help="any ResNet, ResNeXt or Wide ResNet of torchvision, or timm:NAME, any network of timm's")
     group.add_argument("--weights", default="imagenet", metavar="imagenet|none|NAME|PATH",
-                       help="where training starts: torchvision's ImageNet weights, random, a torchvision set such as "
-                            "IMAGENET1K_V2, or any project's checkpoint")
+                       help="where training starts: ImageNet weights of torchvision or timm, random, a torchvision set "
+                            "such as IMAGENET1K_V2, or any project's checkpoint; for timm:NAME, also a file of timm's")
     group.add_argument("--fc-std", type=bounded(float, 0, 1), default=0.0, metavar="STD",
                        help="the last layer starts normally distributed (TSN code: .001); 0: as torch starts it")
     group.add_argument("--dropout", type=bounded(float, 0, 1), default=0.0,
@@ -134,7 +135,7 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
 
     group.add_argument("--pooling", nargs="+", metavar="STAGE.POOL",
                        help="what --features takes of each clip: the mean or max over the image of layer1 to layer4; "
-                            "layer4.mean is what the last layer sees (default: "
+                            "layer4.mean is what the last layer sees, and of timm's networks pre-logits (default: "
                             f"{', '.join(f'{name} {chr(32).join(pools)}' for name, pools in pooling.DEFAULT.items())})")
 
     group = parser.add_argument_group("run")

@@ -8,15 +8,24 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
+from common.timm_network import TimmNet
 from dataloader.preparation import Preparation
-from network import InferenceNet
+from network import InferenceNet, Network
 from utils import InputError
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
-LAST = ("layer4.mean",)  # what the last layer sees
 POOLINGS = tuple(f"{stage}.{pool}" for stage in STAGES for pool in ("mean", "max"))
 # Where ImageNet's classes are far from the task, the last stage's mean says least: docs/results.md.
 DEFAULT = {"spatial": ("layer3.mean", "layer4.max"), "motion": ("layer3.mean",)}
+
+
+def last_pooling(model: nn.Module) -> tuple[str, ...]:
+    """What a network's last layer sees; of timm's, which have no stages here, there are no other features."""
+    return ("pre-logits",) if isinstance(model, TimmNet) else ("layer4.mean",)
+
+
+def default_pooling(model: Network, stream: str) -> tuple[str, ...]:
+    return last_pooling(model) if isinstance(model, TimmNet) else DEFAULT[stream]
 
 
 class PooledTrunk(nn.Module):
@@ -42,20 +51,23 @@ class PooledTrunk(nn.Module):
 
 
 def feature_net(
-    model: ResNet, preparation: Preparation, pooling: Sequence[str], dtype: torch.dtype, compiled: bool = False
+    model: Network, preparation: Preparation, pooling: Sequence[str], dtype: torch.dtype, compiled: bool = False
 ) -> InferenceNet:
     """A network made for testing whose both outputs are the pooled features."""
-    check_pooling(pooling)
+    check_pooling(pooling, model)
     net = InferenceNet(model, preparation, dtype)
-    net.trunk = PooledTrunk(net.trunk, pooling)  # type: ignore[arg-type]
+    if not isinstance(model, TimmNet):
+        net.trunk = PooledTrunk(net.trunk, pooling)  # type: ignore[arg-type]
     net.fc = nn.Identity()  # type: ignore[assignment]
     if compiled:
         net.trunk.compile()
     return net
 
 
-def feature_count(model: ResNet, pooling: Sequence[str]) -> int:
+def feature_count(model: Network, pooling: Sequence[str]) -> int:
     """How many features the poolings make."""
+    if isinstance(model, TimmNet):
+        return model.fc.in_features
     widths = {}
     for stage in STAGES:
         block = getattr(model, stage)[-1]
@@ -63,7 +75,8 @@ def feature_count(model: ResNet, pooling: Sequence[str]) -> int:
     return sum(widths[name.partition(".")[0]] for name in pooling)
 
 
-def check_pooling(pooling: Sequence[str]) -> None:
-    unknown = [name for name in pooling if name not in POOLINGS]
+def check_pooling(pooling: Sequence[str], model: nn.Module | None = None) -> None:
+    known = last_pooling(model) if isinstance(model, TimmNet) else POOLINGS
+    unknown = [name for name in pooling if name not in known]
     if unknown or len(set(pooling)) < len(pooling):
-        raise InputError(f"--pooling {' '.join(pooling)}: name some of {', '.join(POOLINGS)}, each once")
+        raise InputError(f"--pooling {' '.join(pooling)}: name some of {', '.join(known)}, each once")

@@ -25,6 +25,7 @@ from dataloader.names import first_few
 from engine.board import Board
 from engine.epoch import TestResult, test
 from engine.owner import owned
+from engine.pooling import last_pooling
 from engine.state import Training
 from saved.checkpoints import read_checkpoint, weights_hash, write_checkpoint
 from saved.features import write_features
@@ -338,7 +339,7 @@ class Run:
                 self.features, names, [result.labels[n] for n in names], ["test"] * len(names),
                 np.stack([result.features[n] for n in names]),
                 {"stream": self.stream, **kept, "preparation": training.preparation.as_dict(), "network": network,
-                 "samples": sampling.samples, "views": sampling.views, "pooling": ["layer4.mean"]},
+                 "samples": sampling.samples, "views": sampling.views, "pooling": list(last_pooling(training.model))},
             )  # fmt: skip
 
     @contextlib.contextmanager

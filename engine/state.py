@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from common.timm_network import TimmNet
 from dataloader.preparation import Preparation
 from network import explain_mismatch, freeze_batchnorm, parameter_groups, split_network
 from saved.checkpoints import Checkpoint
@@ -118,6 +119,8 @@ class Training:
     def distribute(self) -> None:
         """Make `stepped` the network as a step calls it: compiled and over all processes, where that is asked for."""
         if self.settings.sync_bn:
+            if isinstance(self.model, TimmNet):  # whose batch norms may hold activations, which torch would lose
+                raise InputError("--sync-bn is not for timm's networks: leave it out")
             if self.device.type != "cuda":
                 raise InputError("--sync-bn needs GPUs: torch has it for no other device")
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)

@@ -6,8 +6,8 @@
   groups    (V,) str, the recording or person that a video is of, as far as its name tells
   features  (V, samples, F) float16, averaged over views; samples in time order
   about     () str, JSON: format, stream, dataset, split, class_names, preparation, samples, views, frames; pooling,
-            such as layer4.mean, which is what the last layer sees; network: arch, where its weights are, and their
-            SHA-256 without fc
+            such as layer4.mean, which is what the last layer sees (pre-logits of timm's networks); network: arch, where
+            its weights are, and their SHA-256 without fc
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataloader.preparation import Preparation
 from saved.checkpoints import HEAD_FORMAT, Checkpoint, save_tensors, weights_hash
 from saved.features import Features
 from saved.safe import load_checkpoint
@@ -48,7 +49,7 @@ def write_head(
         name: {
             "arch": features.about["network"]["arch"], "preparation": features.about["preparation"],
             "samples": features.about["samples"], "views": features.about["views"],
-            "pooling": features.about["pooling"],
+            "pooling": features.about["pooling"], "features": features.values.shape[-1],
             "state_dict": {key: value for key, value in trunks[name].items() if not key.startswith("fc.")},
         }
         for name, features in inputs.items()
@@ -72,11 +73,12 @@ def read_head(path: str | os.PathLike) -> HeadFile | None:
     inputs = {}
     for name, part in content["inputs"].items():
         state = dict(part["state_dict"])
-        features = state["layer4.0.downsample.1.weight"].shape[0]
+        norm = state.get("layer4.0.downsample.1.weight")  # None of timm's networks, whose features are pre-logits
+        features = part["features"] if norm is None else norm.shape[0]
         # a last layer that nothing looks at
         state |= {"fc.weight": torch.zeros(len(names), features), "fc.bias": torch.zeros(len(names))}
         args = {"test_samples": part["samples"], "test_views": part["views"]}
-        channels = state["conv1.weight"].shape[1]
+        channels = Preparation.from_dict(part["preparation"]).channels
         inputs[name] = Checkpoint(Path(path), HEAD_FORMAT, state, part["arch"], len(names), channels,
                                   part["preparation"], args, -1, 0.0, names, {})  # fmt: skip
     pooling = {name: part["pooling"] for name, part in content["inputs"].items()}

@@ -1,0 +1,110 @@
+"""Networks of the package timm (--arch timm:NAME), in the form that the rest of this project knows: a trunk and fc."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils import InputError
+
+TIMM = "timm:"  # before timm's own name of an architecture, with or without the tag of its weights
+
+
+class TimmNet(nn.Module):
+    """timm's network as `trunk`, and a last layer of our own: (N, in_channels, size, size) -> (N, num_classes).
+
+    The trunk gives the features that timm's own last layer would see, (N, features). Raises InputError for a name that
+    timm has not, and for a number of channels or a size that the network does not take.
+    """
+
+    def __init__(self, name: str, in_channels: int, num_classes: int, size: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.trunk = _create(name, size, in_chans=in_channels, num_classes=0)
+        with _one_line(name, size), torch.no_grad():  # some take any size until they see an image of it
+            features = self.trunk.eval()(torch.zeros(1, in_channels, size, size)).shape[1]
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(features, num_classes)
+        self.train()
+        # of the state_dict, those that see the input: more than one where a network begins with branches side by side
+        self.first_weights = tuple(f"trunk.{first}.weight" for first in _names(_config(name).first_conv))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.dropout(self.trunk(x)))
+
+
+def import_timm() -> Any:
+    try:
+        import timm
+    except ImportError:
+        raise InputError(f"networks {TIMM}NAME need the package timm: pip install timm") from None
+    return timm
+
+
+def normalisation(name: str) -> dict[str, tuple[float, ...]]:
+    """The mean and std of RGB, in units of pixel / 255, that timm's weights of this name were trained with."""
+    config = _config(name)
+    return {"mean": tuple(map(float, config.mean)), "std": tuple(map(float, config.std))}
+
+
+def timm_state(name: str, size: int, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The weights of a TimmNet for RGB, all but fc: `state`, in timm's names, or by default timm's, downloaded once."""
+    classifiers = _names(_config(name).classifier)
+    if state is None:
+        trunk = _create(name, size, pretrained=True, num_classes=0)
+    else:  # timm adapts them to the size, and loads strictly where it need not drop a last layer
+        classes = next((len(state[f"{last}.weight"]) for last in classifiers if f"{last}.weight" in state), 0)
+        trunk = _create(name, size, pretrained=True, num_classes=classes,
+                        pretrained_cfg_overlay={"state_dict": dict(state), "num_classes": classes})  # fmt: skip
+    return {
+        f"trunk.{key}": value
+        for key, value in trunk.state_dict().items()
+        if key.rpartition(".")[0] not in classifiers
+    }
+
+
+def _config(name: str) -> Any:
+    """What timm says of a network's weights and input. Raises InputError, with names like it, for one that is none."""
+    timm = import_timm()
+    try:
+        return timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError:
+        near = timm.list_pretrained(f"{name.partition('.')[0]}.*")  # the weights of a network that it has
+        near = near or difflib.get_close_matches(name, timm.list_models(), 5, 0.5)
+        hint = f"near it are {', '.join(near[:5])}" if near else "timm.list_models() lists them"
+        raise InputError(f"--arch {TIMM}{name}: timm has no such network; {hint}") from None
+
+
+def _create(name: str, size: int, **options: Any) -> nn.Module:
+    config = _config(name)
+    if config.fixed_input_size and config.input_size[-1] != size:
+        options["img_size"] = size
+    with _one_line(name, size):
+        return import_timm().create_model(name, **options)
+
+
+@contextlib.contextmanager
+def _one_line(name: str, size: int) -> Iterator[None]:
+    """timm's refusals, and the failures of its downloads, as InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"timm's weights of {name} could not be downloaded ({_short(error)}); name a local file with "
+            "--weights PATH, or start from random with --weights none"
+        ) from None
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"--arch {TIMM}{name} at --size {size}: timm refuses that ({_short(error)})") from None
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _names(named: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """What timm has as one name, some or none."""
+    return (named,) if isinstance(named, str) else tuple(named or ())

@@ -1,0 +1,273 @@
+"""timm's networks in both streams: they train, go on, test, give features and heads, answer and are exported."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, SMALL
+from torchvision.models import resnet18
+from video_files import make_video
+
+timm = pytest.importorskip("timm")
+
+from dataloader.preparation import Preparation, default_preparation
+from engine.state import Training, TrainingSettings
+from network import InferenceNet, build_model, parameter_groups, rgb_normalisation
+from saved.checkpoints import read_checkpoint
+from saved.features import read_features
+from utils import InputError
+
+FLAGS = [flag for flag in SMALL if flag not in ("--arch", "resnet18")]
+FOLDERS = {"spatial": ("--rgb-dir", "rgb"), "motion": ("--flow-dir", "flow")}
+ARCH = {"spatial": "timm:test_vit", "motion": "timm:resnet10t"}  # without batch norm, and with
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="module")
+def trained(run, tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("timm")
+    for stream, (flag, where) in FOLDERS.items():
+        run(f"{stream}_cnn.py", *FLAGS, "--arch", ARCH[stream], "--epochs", 1, flag, tiny / where,
+            "--output", folder / stream)  # fmt: skip
+    return folder
+
+
+# --- as a user runs them -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", FOLDERS)
+def test_a_stream_goes_on_and_tests_the_same(run, tiny, trained, tmp_path, stream):
+    flag, where = FOLDERS[stream]
+    path, name = trained / stream / "checkpoint.pth.tar", f"{stream}_video_preds.pickle"
+    assert read_checkpoint(path).arch == ARCH[stream]
+    common = (f"{stream}_cnn.py", "--ucf-list", "none", flag, tiny / where, "--workers", 0, "--resume", path)
+    run(*common, "--evaluate", "--output", tmp_path / "test", "--features", tmp_path / "f.npz")
+    first, again = (pickle.loads((folder / name).read_bytes()) for folder in (trained / stream, tmp_path / "test"))
+    assert len(first) == 6 and first.keys() == again.keys()
+    for video in first:
+        np.testing.assert_array_equal(first[video], again[video])
+    assert read_features(tmp_path / "f.npz").about["pooling"] == ["pre-logits"]
+    run(*common, "--epochs", 2, "--output", tmp_path / "on")
+    assert read_checkpoint(tmp_path / "on/checkpoint.pth.tar").epoch == 1
+    assert "leave --arch out" in run(*common, "--evaluate", "--arch", "timm:vgg11", code=2).stderr
+
+
+def test_features_heads_and_answers(run, tiny, trained, tmp_path):
+    path = trained / "spatial/checkpoint.pth.tar"
+    run("spatial_cnn.py", "--ucf-list", "none", "--rgb-dir", tiny / "rgb", "--workers", 0, "--resume", path,
+        "--features", tmp_path / "f.npz")  # fmt: skip
+    features = read_features(tmp_path / "f.npz")
+    assert features.values.shape == (12, 3, 64)  # the width of test_vit
+    answers, video = {}, make_video(tmp_path / "v.avi", 1)
+    for over_time, flag in (("mean", "--spatial"), ("mean+std", "--head")):
+        run("heads.py", "--spatial", tmp_path / "f.npz", "--over-time", over_time, "--folds", 2,
+            "--output", tmp_path / over_time)  # fmt: skip
+        head = tmp_path / over_time / "linear/spatial/checkpoint.pth.tar"
+        answers[over_time] = run("predict.py", video, flag.replace("--head", "--spatial"), head, "--json").stdout
+    answers["stream"] = run("predict.py", video, "--spatial", path, "--json").stdout
+    for text in answers.values():
+        assert CLASSES[0] in text
+    trunk = {name: value for name, value in read_checkpoint(path).state_dict.items() if name.startswith("trunk.")}
+    linear = read_checkpoint(tmp_path / "mean/linear/spatial/checkpoint.pth.tar")
+    assert linear.arch == "timm:test_vit" and all(torch.equal(linear.state_dict[name], trunk[name]) for name in trunk)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2", "safetensors"])
+@pytest.mark.parametrize("stream", FOLDERS)
+def test_exports_compute_what_timm_computes(run, trained, tmp_path, stream, kind):
+    path, target = trained / stream / "checkpoint.pth.tar", tmp_path / f"m.{kind}"
+    channels = {"spatial": 3, "motion": 20}[stream]
+    clips = torch.randn(5, channels, 64, 64, generator=torch.Generator().manual_seed(1))
+    assert "checked" in run("export.py", path, target).stdout
+    state = read_checkpoint(path).state_dict
+    size = {"img_size": 64} if stream == "spatial" else {}
+    theirs = timm.create_model(ARCH[stream].removeprefix("timm:"), in_chans=channels, num_classes=0, **size).eval()
+    theirs.load_state_dict({name.removeprefix("trunk."): v for name, v in state.items() if name.startswith("trunk.")})
+    with torch.inference_mode():
+        expected = (theirs(clips) @ state["fc.weight"].T + state["fc.bias"]).numpy()
+    if kind == "onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(target, providers=["CPUExecutionProvider"])
+        found = session.run(["logits"], {"clips": clips.numpy()})[0]
+    elif kind == "pt2":
+        found = torch.export.load(target).module()(clips).detach().numpy()
+    else:
+        assert read_checkpoint(target).arch == ARCH[stream]
+        assert all(torch.equal(value, state[name]) for name, value in read_checkpoint(target).state_dict.items())
+        return
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_the_last_layer_alone_from_a_linear_head_on(run, tiny, tmp_path):
+    weights = tmp_path / "w.pth"
+    torch.save(timm.create_model("resnet10t").state_dict(), weights)
+    run("spatial_cnn.py", *FLAGS, "--arch", "timm:resnet10t", "--weights", weights, "--epochs", 1, "--train-from", "fc",
+        "--linear-start", "--rgb-dir", tiny / "rgb", "--output", tmp_path)  # fmt: skip
+    state, start = read_checkpoint(tmp_path / "checkpoint.pth.tar").state_dict, torch.load(weights)
+    for name, value in state.items():
+        if name.startswith("trunk."):
+            assert torch.equal(value, start[name.removeprefix("trunk.")]), name
+    assert state["fc.weight"].shape == (101, 512)  # UCF101's, of whose classes there are videos of three
+
+
+def test_what_cannot_be_is_one_line(run, tiny, trained, tmp_path):
+    path = trained / "spatial/checkpoint.pth.tar"
+    base = ("spatial_cnn.py", *FLAGS, "--rgb-dir", tiny / "rgb", "--epochs", 1, "--output", tmp_path / "o")
+    for flags, said in (
+        (("--arch", "timm:resnet10"), "resnet10t"),
+        (("--arch", "timm:resnet10t.a1_in1k"), "resnet10t.c3_in1k"),  # a tag that it has not, and one that it has
+        (("--arch", "timm:resnet10t", "--train-from", "layer4"), "take fc or all"),
+        (("--arch", "timm:resnet10t", "--sync-bn"), "--sync-bn is not for timm's networks"),
+        (("--arch", "timm:resnet10t", "--features", tmp_path / "f.npz", "--pooling", "layer3.mean"), "pre-logits"),
+        (("--arch", "timm:resnet10t", "--weights", "IMAGENET1K_V2"), "no such file"),
+        (("--arch", "timm:resnet10t", "--weights", "imagenet"), "could not be downloaded"),
+        (("--arch", "timm:test_vit", "--size", 70), "at --size 70: timm refuses that (Input height (70) should be"),
+        (("--resume", path, "--size", 96, "--evaluate"), "another shape (first: trunk.pos_embed"),
+        (("--resume", path, "--size", 96, "--features", tmp_path / "f.npz"), "another shape (first: trunk.pos_embed"),
+    ):  # fmt: skip
+        error = run(*base, *flags, code=2, HF_HOME=str(tmp_path)).stderr
+        assert said in error and len(error) < 700 and error.count("\n") == 1, error
+
+
+# --- where a training starts ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def theirs():
+    torch.manual_seed(1)
+    return timm.create_model("resnet10t", num_classes=7)
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_a_file_of_timms_starts_both_streams(theirs, tmp_path, kind):
+    state, path = theirs.state_dict(), tmp_path / f"w.{kind}"
+    if kind == "pth":
+        torch.save(state, path)
+    else:
+        pytest.importorskip("safetensors.torch").save_file(state, path)
+    rgb, flow = (build_model("timm:resnet10t", channels, 7, str(path), size=64).state_dict() for channels in (3, 20))
+    for name, value in state.items():
+        if not name.startswith("fc."):
+            assert torch.equal(rgb[f"trunk.{name}"], value), name
+    # TSN's mean over RGB, in each channel alike; timm's own way is R, G, B in turn, times 3 / 20
+    assert torch.equal(flow["trunk.conv1.0.weight"], state["conv1.0.weight"].mean(1, keepdim=True).repeat(1, 20, 1, 1))
+    same = rgb.keys() - {"trunk.conv1.0.weight", "fc.weight", "fc.bias"}
+    assert len(same) > 60 and all(torch.equal(rgb[name], flow[name]) for name in same)
+
+
+def test_each_of_several_first_convolutions_takes_the_mean_over_rgb(tmp_path):
+    state = timm.create_model("repvgg_a0").state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    model = build_model("timm:repvgg_a0", 10, 3, str(tmp_path / "w.pth"), size=32)
+    first = ("stem.conv_kxk.conv.weight", "stem.conv_1x1.conv.weight")
+    for name in first:
+        assert torch.equal(model.trunk.state_dict()[name], state[name].mean(1, keepdim=True).repeat(1, 10, 1, 1))
+    rates = {id(p): group["lr"] for group in parameter_groups(model, 0.1, 0, 5) for p in group["params"]}
+    fast = {name for name, parameter in model.named_parameters() if rates[id(parameter)] == 0.5}
+    assert fast == {f"trunk.{name}" for name in first}
+
+
+def test_positions_are_fitted_to_the_size(tmp_path):
+    theirs = timm.create_model("test_vit")  # for 160 pixels
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    model = build_model("timm:test_vit", 3, 5, str(tmp_path / "w.pth"), size=64)
+    assert model.trunk.pos_embed.shape[1] == (64 // 16) ** 2 + 1
+    assert torch.equal(model.trunk.blocks[0].attn.qkv.weight, theirs.blocks[0].attn.qkv.weight)
+
+
+def test_weights_that_do_not_fit_are_one_line(theirs, tmp_path):
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    ours = build_model("timm:mobilenetv3_small_050", 3, 7, size=64).state_dict()
+    torch.save(ours, tmp_path / "ours.pth")
+    for arch, name in (("timm:mobilenetv3_small_050", "w.pth"), ("timm:resnet10t", "ours.pth"), ("resnet18", "w.pth")):
+        with pytest.raises(InputError) as error:
+            build_model(arch, 3, 7, str(tmp_path / name), size=64)
+        assert "\n" not in str(error.value) and len(str(error.value).replace(str(tmp_path), "")) < 500
+    again = build_model("timm:mobilenetv3_small_050", 3, 7, str(tmp_path / "ours.pth"), size=64).state_dict()
+    assert all(torch.equal(again[name], value) for name, value in ours.items())  # its last layer among them
+
+
+def test_weights_from_the_hub(theirs, monkeypatch):
+    asked = []
+
+    def give(repository, *rest, **options):
+        asked.append(repository)
+        return timm.create_model("resnet10t").state_dict() | {"layer1.0.conv1.weight": theirs.layer1[0].conv1.weight}
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", give)
+    model = build_model("timm:resnet10t", 20, 5, "imagenet", fc_std=0.001, size=64)
+    assert asked == ["timm/resnet10t.c3_in1k"]
+    assert torch.equal(model.trunk.layer1[0].conv1.weight, theirs.layer1[0].conv1.weight)
+    assert model.fc.weight.abs().max() < 0.01 and not model.fc.bias.any()  # as --fc-std starts it
+
+
+def test_the_mean_and_std_are_those_of_the_weights(trained):
+    half = (0.5, 0.5, 0.5)
+    found = Preparation.from_dict(read_checkpoint(trained / "spatial/checkpoint.pth.tar").preparation)
+    assert (found.mean, found.std) == (half, half)  # test_vit's
+    clip = rgb_normalisation("timm:vit_base_patch16_clip_224.openai")  # as OpenAI published it with CLIP
+    np.testing.assert_allclose(clip["mean"], (0.4815, 0.4578, 0.4082), atol=1e-4)
+    flow = Preparation.from_dict(read_checkpoint(trained / "motion/checkpoint.pth.tar").preparation)
+    assert (flow.mean, flow.std) == ((0.0,), (1.0,))  # the original's, as of any network
+
+
+# --- the network itself --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["test_vit", "resnet10t", "mobilenetv3_small_050"])
+def test_the_network_for_tests_computes_what_timm_computes(name):
+    torch.manual_seed(0)
+    model = build_model(f"timm:{name}", 3, 5, size=64, dropout=0.5).eval()
+    preparation = default_preparation("rgb", 64, "squash")
+    clips = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preparation.mean, preparation.std))
+    x = (clips.float() / 255 - mean) / std
+    logits, features = InferenceNet(model, preparation)(clips)
+    half = InferenceNet(model, preparation, torch.bfloat16)(clips)[0]
+    with torch.no_grad():
+        pooled = model.trunk.forward_head(model.trunk.forward_features(x), pre_logits=True)
+        torch.testing.assert_close(features, pooled, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits, pooled @ model.fc.weight.T + model.fc.bias, rtol=1e-4, atol=1e-5)
+    assert half.dtype == torch.float32 and ((half - logits).norm() / logits.norm()).item() < 3e-2
+
+
+@pytest.mark.parametrize("kind", ["rgb", "flow"])
+def test_timms_resnet_is_torchvisions(tmp_path, kind):
+    """The same weights, with the same names, through the folded network of the one and the other's as it is."""
+    torch.manual_seed(0)
+    torch.save(resnet18().state_dict(), tmp_path / "w.pth")
+    preparation = default_preparation(kind, 64, "squash", {"rgb": 1, "flow": 10}[kind])
+    clips = torch.randint(0, 256, (2, preparation.channels, 64, 64), dtype=torch.uint8)
+    archs = ("resnet18", "timm:resnet18")
+    ours, theirs = (build_model(arch, preparation.channels, 5, str(tmp_path / "w.pth"), size=64) for arch in archs)
+    ours, theirs = (InferenceNet(model, preparation)(clips)[1] for model in (ours, theirs))
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_sits_before_the_last_layer():
+    model = build_model("timm:resnet10t", 3, 5, size=64, dropout=0.8)
+    seen = []
+    model.fc.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    model.train()(torch.randn(8, 3, 64, 64))
+    assert (seen[0] == 0).float().mean().item() > 0.75
+
+
+def test_partial_bn_and_the_average_know_them():
+    model = build_model("timm:resnet10t", 3, 5, size=64)
+    training = Training(model, Preparation(size=64), torch.device("cpu"), TrainingSettings(partial_bn=True, ema=0.9))
+    training.distribute()
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert [norm.training for norm in norms] == [True] + [False] * (len(norms) - 1) and len(norms) > 10
+    assert training.tested_model.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_missing_package_is_a_line(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    with pytest.raises(InputError, match="pip install timm"):
+        build_model("timm:resnet10t", 3, 5)
