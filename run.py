@@ -22,8 +22,9 @@ from dataloader.names import UCF101_CLASSES, ucf_parts
 from utils import plural, run_main
 
 FEW = 2000  # videos that the fast way is for
-# as many samples as a short video has, and as two cores pass through in minutes
-FAST = ["--arch", "resnet50", "--size", "160", "--test-views", "2", "--test-samples", "10"]
+# sizes and samples that two cores pass through in minutes (docs/small_data.md)
+RGB = ["--size", "160", "--test-samples", "10"]
+MOTION = ["--size", "128", "--test-samples", "16"]
 
 
 def main() -> int:
@@ -76,18 +77,20 @@ def heads_way(args: argparse.Namespace) -> list[Step]:
     lists: Path = args.lists or data / "lists"
     rgb, flow = str(data / "rgb"), str(data / "flow")
     spatial, grey, motion = (str(data / f"{name}.npz") for name in ("rgb", "greydiff", "flow"))
-    side = ["--short-side", "160"]  # what the networks see
-    common = ["--ucf-list", str(lists), *FAST, *shlex.split(args.flags)]
+    common = ["--ucf-list", str(lists), "--arch", "resnet50", "--test-views", "2"]
+    last = shlex.split(args.flags)
     return [
         *split_step(args.videos, lists),
-        ("RGB frames", ["data/extract_rgb.py", str(args.videos), rgb, "--sampling-rate", "1", *side]),
-        ("optical flow", ["data/extract_flow.py", str(args.videos), flow, "--method", "dis", *side,
+        ("RGB frames", ["data/extract_rgb.py", str(args.videos), rgb, "--sampling-rate", "1",
+                        "--short-side", "160"]),
+        ("optical flow", ["data/extract_flow.py", str(args.videos), flow, "--method", "dis",
                           *shlex.split(args.flow_flags)]),
-        ("features of RGB", ["spatial_cnn.py", "--rgb-dir", rgb, "--features", spatial, *common]),
+        ("features of RGB", ["spatial_cnn.py", "--rgb-dir", rgb, "--features", spatial, *common, *RGB, *last]),
         ("features of grey differences", ["motion_cnn.py", "--input", "greydiff", "--rgb-dir", rgb, "--pooling",
-                                          "layer3.mean", "layer4.max", "--features", grey, *common]),
-        ("features of flow", ["motion_cnn.py", "--flow-dir", flow, "--flow-picture", "8", "--features", motion,
-                              *common]),
+                                          "layer3.mean", "layer4.max", "--features", grey, *common, *MOTION,
+                                          *last]),
+        ("features of flow", ["motion_cnn.py", "--flow-dir", flow, "--flow-picture", "12", "--features", motion,
+                              *common, *MOTION, *last]),
         ("heads", ["heads.py", "--spatial", spatial, "--motion", grey, motion, "--output", str(record / "heads")]),
         fusion_step(record / "heads/linear", record / "fusion", "--learn"),
     ]  # fmt: skip
