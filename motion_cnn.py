@@ -44,7 +44,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "small": {
         "arch": "resnet50", "size": 160, "crop": "multiscale", "flip": True, "train_from": "layer4",
         "linear_start": True, "epochs": 10, "eval_every": 10000, "batch_size": 16, "lr": 5e-3, "schedule": "cosine",
-        "label_smoothing": 0.1, "weight_decay": 5e-4, "clip_grad": 5.0, "flow_picture": 12.0, "test_samples": 16, "test_views": 2,
+        "label_smoothing": 0.1, "weight_decay": 5e-4, "clip_grad": 5.0, "flow_picture": 12.0,
+        "test_samples": 16, "test_views": 2,
     },  # a linear head, then the last stage (Kumar et al. 2022): docs/small_data.md
 }  # fmt: skip
 # of --input rgbdiff: tsn-pytorch's README, which alone has one
