@@ -7,6 +7,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of two threads on two cores wait for one another
+
 import numpy as np
 import pytest
 from PIL import Image
