@@ -248,11 +248,12 @@ class InferenceNet(nn.Module):
     def _fold_normalisation(self, trunk: ResNet, preparation: Preparation, dtype: torch.dtype) -> None:
         # normalised = scale * grey + offset = LEVELS * scale * ((grey - centre) / LEVELS - outside)
         images = preparation.channels // len(preparation.mean)
-        scale, offset = (torch.tensor(values).repeat(images) for values in preparation.affine)
+        first = trunk.conv1
+        device = first.weight.device
+        scale, offset = (torch.tensor(values, device=device).repeat(images) for values in preparation.affine)
         self.modality = preparation.modality
         self.centre = 0 if self.modality in DIFFERENCES else 128
         outside = -(offset / scale + self.centre) / self.LEVELS
-        first = trunk.conv1
         with torch.no_grad():
             first.weight *= (self.LEVELS * scale)[:, None, None]
             first.bias -= torch.einsum("ocij,c->o", first.weight, outside)

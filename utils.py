@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,14 @@ def run_main(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # `... | head` has read enough
         code = 141
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at Python's end
-    except (InputError, RuntimeError, MemoryError) as error:
-        code = 2
+    except Exception as error:
         cause = str(error) if isinstance(error, InputError) else plain_cause(error)
+        code = 1 if cause is None else 2
+        # Not raised again: while an exception lives, so do the loaders in its frames, and Python's end would wait for
+        # their workers, which ignore its SIGTERM, for ever.
         if cause is None:
-            raise
-        if first_to_report():
+            traceback.print_exc()
+        elif first_to_report():
             print(f"error: {printable(cause)}", file=sys.stderr)
     except KeyboardInterrupt:
         code = 130

@@ -26,7 +26,7 @@ from engine.crossfit import fit_linear, fit_temporal
 from engine.heads import TEMPORAL
 from fusion import learn_weights
 from saved.features import Features, read_features
-from utils import run_main
+from utils import run_main, set_up_device
 
 STREAMS = {"spatial": ["rgb"], "motion": ["greydiff", "flow"], "greydiff alone": ["greydiff"], "flow alone": ["flow"]}
 
@@ -34,6 +34,7 @@ STREAMS = {"spatial": ["rgb"], "motion": ["greydiff", "flow"], "greydiff alone":
 def main() -> int:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
+    device = set_up_device(args.device)
     files = {name: read_features(args.data / f"{name}.npz") for name in ("rgb", "greydiff", "flow")}
     one = files["rgb"]
     labels, classes = one.labels, len(one.about["class_names"])
@@ -56,7 +57,7 @@ def main() -> int:
             said = {}
         for kind in set(args.head) & TEMPORAL.keys():
             values = [files[name].values for name in files]
-            fit = fit_temporal(kind, values, train, labels, one.groups, classes, 5, 0, torch.device("cpu"))
+            fit = fit_temporal(kind, values, train, labels, one.groups, classes, 5, 0, device)
             said[f"{kind}, both streams"] = fit.logits[test].mean(1)
         for name, logits in said.items():
             rows.setdefault(name, []).append(100 * float((logits.argmax(1) == labels[test]).mean()))
@@ -73,6 +74,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--head", nargs="+", choices=("linear", *TEMPORAL), default=["linear"])
     parser.add_argument("--repeats", type=int, default=2, help="of the 5 folds, where there are no groups")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="auto", help="of the heads over time")
     return parser.parse_args()
 
 

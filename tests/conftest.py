@@ -18,6 +18,11 @@ from scripts import ROOT, run_script
 sys.path.insert(0, str(ROOT))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr != "gpu":  # bits are a CPU's, on every machine: a GPU is for the tests made for it
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # Files that run scripts most often take longest: they go first, so that no process is left alone with one.
     runs = Counter(item.path for item in items if "run" in getattr(item, "fixturenames", ()))
@@ -27,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         import torch
 
         for item in gpu:
-            item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
+            item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device, or not run by -m gpu"))
 
 
 @pytest.fixture(scope="session")

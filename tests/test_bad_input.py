@@ -277,3 +277,23 @@ def test_spaces_and_umlauts_in_every_path(works, tiny, tmp_path):
         works(name, flag, root / folder, *small(tmp_path), "--output", root / f"für {stream}")
     works("fusion.py", root / "für spatial", root / "für motion", "--output", root / "zusammen é", "--no-report")
     assert (root / "zusammen é/results.json").is_file()
+
+
+def test_a_bug_gets_a_traceback_and_an_end(tiny, run, tmp_path):
+    """Python's end waits for loader processes that ignore its SIGTERM, as long as the exception keeps them."""
+    script = tmp_path / "broken.py"
+    script.write_text(f"""
+import runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+from engine import run
+
+def test(*_):
+    raise RuntimeError("a bug")
+
+run.test = test
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+""")
+    arguments = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *SMALL, "--epochs", 1, "--workers", 2)
+    process = run(script, ROOT / arguments[0], *arguments[1:], "--output", tmp_path / "out", code=1, timeout=60)
+    assert "Traceback" in process.stderr and "a bug" in process.stderr

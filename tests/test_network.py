@@ -307,3 +307,10 @@ def test_the_real_resnet50_weights_load(shared):
     assert model.conv1.weight.dtype == torch.float32
     first = model.conv1.weight
     assert torch.equal(first[:, 0], first[:, 19]) and first.abs().sum() > 0
+
+
+def test_the_network_may_lie_on_any_device():
+    preparation = default_preparation("rgb", 64, "squash")
+    with torch.device("meta"):  # on which what stays behind on the CPU is an error, as on a GPU
+        model = network.build_model("resnet18", preparation.channels, 5)
+    assert network.InferenceNet(model, preparation, torch.bfloat16).outside.device.type == "meta"
