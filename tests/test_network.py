@@ -310,7 +310,7 @@ def test_the_real_resnet50_weights_load(shared):
 
 
 def test_the_network_may_lie_on_any_device():
-    preparation = default_preparation("rgb", 64, "squash")
+    preparation = Preparation(size=64)
     with torch.device("meta"):  # on which what stays behind on the CPU is an error, as on a GPU
         model = network.build_model("resnet18", preparation.channels, 5)
     assert network.InferenceNet(model, preparation, torch.bfloat16).outside.device.type == "meta"
