@@ -31,8 +31,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if gpu:
         import torch
 
+        absent = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device, or not run by -m gpu")
         for item in gpu:
-            item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device, or not run by -m gpu"))
+            item.add_marker(absent)
 
 
 @pytest.fixture(scope="session")
