@@ -87,8 +87,9 @@ class Bench:
         training = phase == "training"
         self.videos = (64 if stream == "motion" else 25) if training else 13
         sampling = TrainSampling(1 if stream == "motion" else 3) if training else TestSampling(19)
-        repeats = -(-4 * self.videos * max(1, args.workers) // len(names))
-        self.dataset = our_dataset(stream, root, names * repeats, sampling, args.size)
+        count = 4 * self.videos * max(1, args.workers)  # whole batches: cuDNN would tune itself anew for a smaller one
+        names = list(itertools.islice(itertools.cycle(names), count))
+        self.dataset = our_dataset(stream, root, names, sampling, args.size)
         self.preparation = self.dataset.preparation
         self.loader = make_loader(self.dataset, self.videos, args.workers, device)
         self.endless = self._batches()

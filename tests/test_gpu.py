@@ -22,13 +22,14 @@ FEW = (*SMALL, "--device", "cuda", "--batch-size", 2, "--epochs", 2)
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("modality", "length"), [("rgb", 1), ("flow", 10), ("greydiff", 3)])
 def test_the_network_says_what_it_says_on_a_cpu(modality, length, compiled):
+    """float32 by cuDNN is TF32 in convolutions: products of 10 bits."""
     torch.manual_seed(0)
     preparation = default_preparation(modality, 96, "squash", length)
     model = build_model("resnet50", preparation.channels, 11).eval()
     planes = preparation.clip_length * (1 if modality == "flow" else 3) * (2 if modality == "flow" else 1)
     clips = torch.randint(0, 256, (5, planes, 96, 96), dtype=torch.uint8)
     expected = InferenceNet(model, preparation)(clips)[0]
-    for dtype, bound in ((torch.float32, 1e-3), (torch.bfloat16, 3e-2)):
+    for dtype, bound in ((torch.float32, 1e-2), (torch.bfloat16, 3e-2)):
         net = InferenceNet(model.cuda(), preparation, dtype, compiled).cuda()
         found = net(clips.cuda())[0].cpu()
         model.cpu()
@@ -64,7 +65,7 @@ def test_motion_stream_its_test_features_and_prediction(tiny, run, tmp_path):
         scores[device] = pickle.loads((tmp_path / device / "video_preds.pickle").read_bytes())
     assert scores["cpu"].keys() == scores["cuda"].keys() and scores["cpu"]
     for name, logits in scores["cpu"].items():
-        np.testing.assert_allclose(scores["cuda"][name], logits, rtol=1e-3, atol=1e-3 * np.abs(logits).max())
+        np.testing.assert_allclose(scores["cuda"][name], logits, rtol=1e-2, atol=1e-2 * np.abs(logits).max())
 
 
 @pytest.mark.parametrize("kind", TEMPORAL)
