@@ -28,7 +28,7 @@ class InputError(Exception):
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run a script's `main` and exit: 0 or what it returns, 2 after an InputError, 130 after Ctrl-C,
+    """Run a script's `main` and exit: 0 or what it returns, 1 after a bug, 2 after an InputError, 130 after Ctrl-C,
     141 where nobody reads on, as `| head` does.
 
     InputError and what `plain_cause` knows are turned into a line; any other exception is a bug and keeps its
@@ -65,6 +65,8 @@ def plain_cause(error: Exception) -> str | None:
 
     torch raises the death of a loader process from a signal handler, wherever the main process happens to be.
     """
+    if not isinstance(error, (RuntimeError, MemoryError)):
+        return None
     first = next(iter(str(error).splitlines()), "")
     if "DataLoader worker (pid" in first:
         return (

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from prediction_files import make_streams, write
-from scripts import ROOT, run_script
+from scripts import ROOT, patched, run_script
 
 sys.path.insert(0, str(ROOT))
 
@@ -64,11 +64,10 @@ def run():
 
 
 # Runs a script in this very process, which ends itself by a signal at a chosen moment.
-KILLER = f"""
-import os, pathlib, runpy, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
+KILLER = """
+import os, pathlib, signal
 moment, count, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-sys.argv = sys.argv[4:]
+del sys.argv[1:4]
 
 def strike(at):
     global count
@@ -100,15 +99,13 @@ def write_half(path, data):
     return write(path, data)
 
 engine.train_step, os.replace, pathlib.Path.write_bytes = train_step, replace_and_strike, write_half
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 @pytest.fixture(scope="session")
 def strike(run, tmp_path_factory):
     """strike(moment, count, signal, script, ...): a run that ends itself at the count-th such moment."""
-    script = tmp_path_factory.mktemp("killer") / "killer.py"
-    script.write_text(KILLER)
+    script = patched(tmp_path_factory.mktemp("killer"), KILLER)
 
     def strike(moment, count, number, *arguments):
         return run(script, moment, count, int(number), *arguments, code=None)

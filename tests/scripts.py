@@ -45,6 +45,16 @@ def run_script(*command: object, cwd: Path = ROOT, timeout: float = 300, **env: 
     return _run_all(command, [env], cwd, timeout)[0]
 
 
+def patched(folder: Path, code: str) -> Path:
+    """A script that runs `code` and then the script that is its first argument, as one that patches a module must."""
+    script = folder / "patched.py"
+    script.write_text(
+        f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}\n"
+        "del sys.argv[0]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    return script
+
+
 def run_ranks(*command: object, timeout: float = 300) -> list[subprocess.CompletedProcess]:
     """Run a script as two processes of one run, as torchrun starts them, but for its watching over them."""
     with socket.socket() as probe:  # a free port, so that tests may run beside each other

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SMALL
+from scripts import patched
 
 from utils import InputError
 
@@ -281,18 +282,13 @@ def test_spaces_and_umlauts_in_every_path(works, tiny, tmp_path):
 
 def test_a_bug_gets_a_traceback_and_an_end(tiny, run, tmp_path):
     """Python's end waits for loader processes that ignore its SIGTERM, as long as the exception keeps them."""
-    script = tmp_path / "broken.py"
-    script.write_text(f"""
-import runpy, sys
-sys.path.insert(0, {str(ROOT)!r})
+    script = patched(tmp_path, """
 from engine import run
 
 def test(*_):
     raise RuntimeError("a bug")
 
 run.test = test
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """)
     arguments = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *SMALL, "--epochs", 1, "--workers", 2)
     process = run(script, ROOT / arguments[0], *arguments[1:], "--output", tmp_path / "out", code=1, timeout=60)

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, SMALL
-from scripts import run_ranks
+from scripts import patched, run_ranks
 
 
 def torchrun(*arguments):
@@ -90,16 +90,10 @@ def test_an_epoch_by_two_sees_each_video_once(flags, two, tmp_path):
 
 def test_the_step_of_two_is_the_step_of_one(tiny, run, tmp_path):
     """With batch norm in evaluation mode nothing depends on how a batch is shared out: the weights agree."""
-    code = f"""
-import runpy, sys
-sys.path.insert(0, {str(ROOT)!r})
+    script = patched(tmp_path, """
 import torch
 torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-    script = tmp_path / "frozen.py"
-    script.write_text(code)
+""")
     arguments = (ROOT / "motion_cnn.py", "--flow-dir", tiny / "flow", *SMALL, "--amp", "off", "--batch-size", 4,
                  "--epochs", 1, "--lr", 1e-3, "--weight-decay", 1e-3, "--accumulate", 2)  # fmt: skip
     run(script, *arguments, "--output", tmp_path / "one")
@@ -115,10 +109,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def test_two_stopped_within_an_epoch_go_on_to_the_same_record(flags, two, tmp_path):
     """SIGTERM reaches one of two processes after the first of two batches: both stop, and no video is lost."""
-    script = tmp_path / "stopped.py"
-    script.write_text(f"""
-import os, runpy, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
+    script = patched(tmp_path, """
+import os, signal
 from engine import run as runs
 after_batch = runs.Run.after_batch
 
@@ -128,8 +120,6 @@ def stop(self, training):
     after_batch(self, training)
 
 runs.Run.after_batch = stop
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """)
     epoch = (*flags[1:], "--batch-size", 4, "--epochs", 1, "--lr", 0.01)
     stopped = both(script, ROOT / flags[0], *epoch, "--output", tmp_path / "stopped", code=128 + signal.SIGTERM)
@@ -167,10 +157,8 @@ def test_an_error_of_one_ends_all(flags, tiny, tmp_path):
 
 @pytest.mark.parametrize("dies", [0, 1])
 def test_a_killed_process_ends_the_other_with_one_line(flags, tmp_path, dies):
-    script = tmp_path / "killed.py"
-    script.write_text(f"""
-import os, runpy, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
+    script = patched(tmp_path, f"""
+import os, signal
 from engine import epoch
 step = epoch.train_step
 
@@ -180,8 +168,6 @@ def train_step(training, *rest):
     return step(training, *rest)
 
 epoch.train_step = train_step
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """)
     ranks = run_ranks(script, ROOT / flags[0], *flags[1:], "--epochs", 2, "--output", tmp_path / "out")
     assert ranks[dies].returncode == -signal.SIGKILL and ranks[1 - dies].returncode == 2

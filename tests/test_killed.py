@@ -14,16 +14,17 @@ import time
 import pytest
 import torch
 from conftest import ROOT, SMALL
+from scripts import patched
 from test_resume import assert_same_runs
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are of Unix")
 
 # Runs a script that does something to its processes in its N-th training step, in the middle of Python code.
-STRIKER = f"""
-import multiprocessing, os, runpy, signal, sys, time
-sys.path.insert(0, {str(ROOT)!r})
+STRIKER = """
+import multiprocessing, os, signal, time
 from engine import epoch
 what, count, step = sys.argv[1], int(sys.argv[2]), epoch.train_step
+del sys.argv[1:3]
 
 def train_step(*args, **kwargs):
     global count
@@ -38,8 +39,6 @@ def train_step(*args, **kwargs):
     return step(*args, **kwargs)
 
 epoch.train_step = train_step
-sys.argv = sys.argv[3:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -58,9 +57,7 @@ def untouched(flags, run, tmp_path_factory):
 
 @pytest.fixture
 def striker(tmp_path_factory):
-    script = tmp_path_factory.mktemp("striker") / "striker.py"
-    script.write_text(STRIKER)
-    return script
+    return patched(tmp_path_factory.mktemp("striker"), STRIKER)
 
 
 def start(*command):

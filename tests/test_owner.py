@@ -11,15 +11,14 @@ import time
 
 import pytest
 from conftest import ROOT, SMALL
-from scripts import run_ranks
+from scripts import patched, run_ranks
 
 from engine.owner import owned
 from utils import InputError, check_output
 
 # A script that goes on to its first training step and there waits to be killed.
-WAITING = f"""
-import runpy, sys, time
-sys.path.insert(0, {str(ROOT)!r})
+WAITING = """
+import time
 from engine import epoch
 
 def wait(*_, **__):
@@ -27,8 +26,6 @@ def wait(*_, **__):
     time.sleep(3600)
 
 epoch.train_step = wait
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -50,7 +47,7 @@ def training(flags, tmp_path):
     output = tmp_path / "out"
     output.mkdir()
     (output / ".checkpoint.pth.tar.999999999-0123abcd.tmp").write_bytes(b"what a killed run left")
-    command = [sys.executable, "-c", WAITING, ROOT / flags[0], *flags[1:], "--output", output]
+    command = [sys.executable, patched(tmp_path, WAITING), ROOT / flags[0], *flags[1:], "--output", output]
     process = subprocess.Popen(
         [*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -161,13 +158,9 @@ def test_resume_where_the_disk_just_fits(flags, run, trained, tmp_path):
     """As a run: with room for one more checkpoint a resume goes on, and a training from the start is refused."""
     shutil.copytree(trained, tmp_path / "out")
     size = (trained / "checkpoint.pth.tar").stat().st_size
-    script = tmp_path / "nearly_full.py"
-    script.write_text(f"""
-import runpy, shutil, sys
-sys.path.insert(0, {str(ROOT)!r})
+    script = patched(tmp_path, f"""
+import shutil
 shutil.disk_usage = lambda _: shutil._ntuple_diskusage(10**12, 0, {int(1.2 * size)})
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """)
     command = (script, ROOT / flags[0], *flags[1:], "--epochs", 2, "--output", tmp_path / "out")
     assert "GB free" in run(*command, code=2).stderr

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, SMALL
+from scripts import patched
 
 from engine import run as runs
 
@@ -111,10 +112,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(flags, run, tmp_path, untouched):
     """The write of a checkpoint fails as on a full disk: one line, and the old file is as it was."""
     for name in ("checkpoint.pth.tar", "model_best.pth.tar"):
         (tmp_path / name).write_bytes((untouched / name).read_bytes())
-    script = tmp_path / "full.py"
-    script.write_text(f"""
-import errno, pathlib, runpy, sys
-sys.path.insert(0, {str(ROOT)!r})
+    script = patched(tmp_path, """
+import errno, pathlib
 write = pathlib.Path.write_bytes
 def full(path, data):
     if "checkpoint.pth.tar" in path.name:
@@ -122,8 +121,6 @@ def full(path, data):
         raise OSError(errno.ENOSPC, "No space left on device")
     return write(path, data)
 pathlib.Path.write_bytes = full
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """)
     process = run(script, ROOT / flags[0], *flags[1:], "--epochs", 4, "--output", tmp_path, "--resume", code=2)
     assert "No space left" in process.stderr and "checkpoint.pth.tar" in process.stderr
