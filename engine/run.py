@@ -177,7 +177,9 @@ class Run:
         if result is not None:
             subset = "val" if self.val_groups else "test"
             if is_best or subset == "test":  # those of validation videos stay model_best's
-                self._write(result, training, subset, training.epoch, "checkpoint.pth.tar")
+                # of the best epoch, model_best is the file that keeps the network when the next epoch has ended
+                name = "model_best.pth.tar" if is_best else "checkpoint.pth.tar"
+                self._write(result, training, subset, training.epoch, name)
             if self.leads:
                 times = {"Batch Time": result.batch_time, "Data Time": result.data_time}
                 scores = {"Loss": result.loss, "Prec@1": result.accuracy["top1"], "Prec@5": result.accuracy["top5"]}

@@ -136,3 +136,9 @@ def test_plateau_and_best_survive(untouched):
     best = torch.load(untouched / "model_best.pth.tar", weights_only=True)["epoch"]
     assert best == int(np.argmax(record["Prec@1"]))
     assert json.loads((untouched / "predictions.json").read_text())["checkpoint"]["epoch"] == best
+
+
+def test_predictions_name_the_file_that_keeps_their_network(untouched):
+    of = json.loads((untouched / "predictions.json").read_text())["checkpoint"]
+    assert of["name"] == "model_best.pth.tar"
+    assert torch.load(untouched / of["name"], weights_only=True)["epoch"] == of["epoch"]
