@@ -82,7 +82,7 @@ def main() -> int:
     train = training_loader(data.train, training, args.frozen_versions, args.frozen_memory)
     with run.training(training):  # which Ctrl-C and SIGTERM end in order
         if args.linear_start and training.epoch == training.batch == 0:
-            run.say(start_from_linear_head(training, train, len(classes), run.after_batch))
+            run.say(start_from_linear_head(training, train, len(classes), run.stop_if_asked))
         while training.epoch < args.epochs:
             training.set_lr()
             row = train_one_epoch(training, train, run.after_batch)

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
+from common.progress import duration
 from dataloader.clips import TestSampling
 from dataloader.loaders import Data
 from dataloader.names import first_few
@@ -68,6 +69,9 @@ class Run:
     signal: int = 0  # of the one that asked to stop
     best_written: bool = False  # are the predictions on disk those of model_best, on the test videos?
     saved_at: float = field(default_factory=time.monotonic)
+    steps: int = 0  # of this run
+    first_step_at: float = 0.0  # when its first step had ended
+    told: bool = False  # how long it will take?
 
     @property
     def leads(self) -> bool:
@@ -165,7 +169,7 @@ class Run:
         """Test on the videos that choose the model. The training is saved before: no failure of a test costs it."""
         _sync_buffers(training.tested_model)
         self._save(training, False)
-        return test(training, self.data.select, lambda: self._stop_if_asked(training))
+        return test(training, self.data.select, lambda: self.stop_if_asked(training))
 
     def end_epoch(self, training: Training, row: dict[str, float], result: TestResult | None, is_best: bool) -> None:
         """Write an epoch's records, predictions and, last, its checkpoint. Then the next epoch is in progress."""
@@ -224,7 +228,7 @@ class Run:
 
     def _final_test(self, training: Training, epoch: int, name: str) -> TestResult:
         def check_stop() -> None:
-            self._stop_if_asked(training, save=False)
+            self.stop_if_asked(training, save=False)
 
         result = test(training, self.data.test, check_stop, keep_features=self.features is not None)
         self._write(result, training, "test", epoch, name)
@@ -236,10 +240,30 @@ class Run:
         """Stop if that was asked for, and save where --save-every-minutes says so. Of all processes together."""
         if self.board:
             self.board.batch(training)
-        self._stop_if_asked(training)
+        if self.leads:
+            self._say_how_long(training)
+        self.stop_if_asked(training)
         minutes = self.save_every_minutes
         if minutes and self._agreed(training.device, time.monotonic() - self.saved_at > 60 * minutes):
             self._save(training, False)
+
+    def _say_how_long(self, training: Training) -> None:
+        """Once in a run, from its first steps but the very first, which starts loaders, tunes kernels and compiles."""
+        assert self.data.train is not None
+        now, epochs = time.monotonic(), training.settings.epochs
+        if not self.steps:
+            self.first_step_at = now
+        self.steps += 1
+        seconds = now - self.first_step_at
+        if self.told or (self.steps < 11 and seconds < 20):
+            return
+        self.told, step = True, seconds / (self.steps - 1)
+        if left := (epochs - training.epoch) * len(self.data.train) - training.batch:
+            tests = epochs // self.eval_every - training.epoch // self.eval_every + (epochs % self.eval_every > 0)
+            self.say(
+                f"about {duration(left * step)} for the {plural(left, 'step')} left, {step:.2g} s each; and "
+                f"{plural(tests, 'test')} of {plural(len(self.data.select.dataset), 'video')}"
+            )
 
     def _headline(self, training: Training) -> str:
         data, split = self.data, self.data.split
@@ -284,7 +308,7 @@ class Run:
         start = "a training from the start" if self.resume is None else f"going on from {self.resume}"
         self.say(f"{start}; {self.output} held another: its files are now {self.output}/{free}*")
 
-    def _stop_if_asked(self, training: Training, save: bool = True) -> None:
+    def stop_if_asked(self, training: Training, save: bool = True) -> None:
         """Stop where any process was asked to; the training is saved first, unless that is no use."""
         asked = self._agreed(training.device, self.signal)
         if asked:  # only then is it written to, or a signal that came meanwhile would be forgotten

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from conftest import SMALL
 from PIL import Image
+from scripts import patched
 
 pytest.importorskip("tensorboard")
 
@@ -61,6 +62,13 @@ def test_a_training_and_its_resume(stream, tiny, run, tmp_path):
     width = 160 if stream == "spatial" else 320
     assert picture.size == (width * min(6, sum(wrong.values())), 203)
     assert np.asarray(picture)[:160].std() > 10
+
+
+def test_the_frozen_part_shows_nothing_yet(tiny, run, tmp_path):
+    script = patched(tmp_path, "import engine.board; engine.board.SECONDS = 0.0")
+    run(script, "spatial_cnn.py", "--rgb-dir", tiny / "rgb", "--output", tmp_path / "out", *SMALL, "--recipe", "small",
+        "--epochs", 1, "--frozen-versions", 1, "--tensorboard")  # fmt: skip
+    assert [step for step, _ in series(read(tmp_path / "out/tensorboard/batches"), "train/lr")] == [1, 2]
 
 
 def right(name: str, logits: np.ndarray) -> bool:

@@ -92,9 +92,9 @@ def test_a_signal_that_comes_during_a_look_is_seen_at_the_next(monkeypatch):
         return asked
 
     monkeypatch.setattr(run, "_agreed", interrupted, raising=False)
-    run._stop_if_asked(training, save=False)
+    run.stop_if_asked(training, save=False)
     with pytest.raises(runs._Stopped):
-        run._stop_if_asked(training, save=False)
+        run.stop_if_asked(training, save=False)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
