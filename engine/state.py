@@ -73,12 +73,12 @@ class Training:
         self.dtype = amp_dtype(settings.amp, device)
         self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.stepped = self.model  # what a step calls; see `distribute`
-        groups = parameter_groups(self.model, settings.lr, settings.weight_decay, settings.conv1_lr_factor)
-        self.optimizer = torch.optim.SGD(
-            groups, lr=settings.lr, momentum=settings.momentum, fused=device.type in ("cpu", "cuda")
-        )
-        self.plateau = ReduceLROnPlateau(self.optimizer, factor=0.1, patience=settings.patience)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        groups = parameter_groups(self.model, settings.lr, settings.weight_decay, settings.conv1_lr_factor)
+        # Fused, it would keep a momentum that is whatever memory held, where float16's first step overflows (torch 2.14).
+        fused = device.type in ("cpu", "cuda") and not self.scaler.is_enabled()
+        self.optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=fused)
+        self.plateau = ReduceLROnPlateau(self.optimizer, factor=0.1, patience=settings.patience)
         # The moving average takes in batch norm's statistics, too.
         average = get_ema_multi_avg_fn(settings.ema)
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if settings.ema else None

@@ -148,6 +148,21 @@ def test_a_scaled_loss_makes_the_same_step(length):
     assert training.scaler.get_scale() == 2048
 
 
+def test_a_step_whose_scaled_gradient_overflows_leaves_nothing_behind():
+    batch, after = make_batch(), []
+    for overflows in (0, 1):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4000), nn.Linear(4000, CLASSES))
+        model.load_state_dict({name: torch.full_like(value, 1e-3) for name, value in model.state_dict().items()})
+        training = Training(model, PIXELS, CPU, TrainingSettings(lr=0.1, momentum=0.9, amp="fp16", clip_grad=5.0))
+        if overflows:
+            training.scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
+            engine.train_step(training, batch)
+            training.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        engine.train_step(training, batch)
+        after.append(list(model.parameters()))
+    torch.testing.assert_close(*after)
+
+
 def test_the_last_batch_is_averaged_over_the_videos_it_has():
     last = make_batch(2, seed=1)
     moved = step(last)
