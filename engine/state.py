@@ -75,7 +75,7 @@ class Training:
         self.stepped = self.model  # what a step calls; see `distribute`
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         groups = parameter_groups(self.model, settings.lr, settings.weight_decay, settings.conv1_lr_factor)
-        # Fused, it would keep a momentum that is whatever memory held, where float16's first step overflows (torch 2.14).
+        # Where float16's first step overflows, fused SGD keeps what memory held as its momentum (torch 2.14).
         fused = device.type in ("cpu", "cuda") and not self.scaler.is_enabled()
         self.optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=fused)
         self.plateau = ReduceLROnPlateau(self.optimizer, factor=0.1, patience=settings.patience)

@@ -1,6 +1,6 @@
 """Pickles and checkpoints that mean harm: they would run a command, or take all memory or time.
 
-Shared by the tests and by benchmarks/fuzz_loaders.py, which mutates them.
+Shared by the tests and by fuzz_loaders.py, which mutates them.
 """
 
 from __future__ import annotations

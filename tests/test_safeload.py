@@ -338,8 +338,8 @@ def test_text_of_the_file_cannot_reach_the_terminal(tmp_path):
 
 
 def test_mutated_files_short(tmp_path):
-    """A few thousand of benchmarks/fuzz_loaders.py's inputs; the script's own run takes 100,000 and more."""
-    script = [sys.executable, str(ROOT / "benchmarks" / "fuzz_loaders.py"), "--inputs", "3000"]
+    """A few thousand of fuzz_loaders.py's inputs; the script's own run takes 100,000 and more."""
+    script = [sys.executable, str(ROOT / "tests/fuzz_loaders.py"), "--inputs", "3000"]
     process = subprocess.run(script, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert process.returncode == 0, process.stdout + process.stderr
     assert "3000 inputs" in process.stdout

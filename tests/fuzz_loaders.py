@@ -1,6 +1,6 @@
 """Mutate pickles and checkpoints, good and hostile, and read them: each must be read or refused in one line.
 
-    python benchmarks/fuzz_loaders.py --inputs 100000
+    python tests/fuzz_loaders.py --inputs 100000
 
 Fails (exit code 1, with the input kept) if a reader crashes, takes more than 5 s or 1 GB, raises anything but
 InputError, or does anything that Python's audit events show (sys.addaudithook) beyond opening its own file: running
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
 import hostile_files
 import numpy as np
