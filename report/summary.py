@@ -47,7 +47,7 @@ def uncertainty_note(results: dict) -> str:
     """What intervals and test resample."""
     unit, count = results["resampled"]["unit"], results["resampled"]["count"]
     if unit == "video":
-        return "intervals and test take videos as independent: their names tell no groups"
+        return "intervals and test take videos as independent: no two of a class share a group by their names"
     return f"intervals and test are over {plural(count, unit)} of videos, since clips of one recording are alike"
 
 
