@@ -262,18 +262,18 @@ class InferenceNet(nn.Module):
         self.register_buffer("outside", outside[:, None, None].to(dtype))
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        x = self._grey_levels(clips) if self.folded else to_input(clips, self.preparation)
+        x = self._grey_levels(clips) if self.folded else to_input(clips, self.preparation)  # (N, channels, H, W)
         if self.compiled:  # once for any number of clips: a test's last batch is smaller
             torch._dynamo.maybe_mark_dynamic(x, 0)
         mixed = not self.folded and self.dtype != torch.float32
         with torch.autocast(clips.device.type, self.dtype, enabled=mixed):
-            features = self.trunk(x).float()
-        return self.fc(features), features
+            features = self.trunk(x).float()  # (N, features)
+        return self.fc(features), features  # (N, classes), (N, features)
 
     def _grey_levels(self, clips: Tensor) -> Tensor:
         n, _, height, width = clips.shape
         edge = self.border
-        x = self.outside.expand(n, -1, height + 2 * edge, width + 2 * edge)
+        x = self.outside.expand(n, -1, height + 2 * edge, width + 2 * edge)  # (channels, 1, 1) to (N, channels, H', W')
         x = x.contiguous(memory_format=torch.channels_last)
         inside = x[:, :, edge:-edge, edge:-edge]
         grey_levels(clips, self.modality, inside).sub_(self.centre).mul_(1 / self.LEVELS)

@@ -53,7 +53,7 @@ class Collate:
         count, (planes, height, width) = int(offsets[-1]), items[0].images.shape[1:]
         memory = self._memory(count * planes * height * width) if in_worker else None
         images = empty_images(count, planes, height, width, memory)
-        torch.cat([item.images for item in items], out=images)
+        torch.cat([item.images for item in items], out=images)  # (all images, planes, size, size)
         batch = Batch(
             [name for item in items for name in item.names],
             torch.cat([item.labels for item in items]),
@@ -115,7 +115,8 @@ def each_once(batch: Batch) -> Batch:
 def clips_of(batch: Batch, modality: str, device: torch.device) -> Tensor:
     """A batch's clips on `device`: uint8 (videos * clips per video, images x planes, size, size), channels last."""
     images = batch.images.to(device)  # on a GPU already there (sent_ahead); elsewhere a worker may write to it again
-    clips = images[batch.clips.to(device)].flatten(1, 2)
+    clips = images[batch.clips.to(device)]  # (clips, time steps, planes, size, size)
+    clips = clips.flatten(1, 2)  # (clips, time steps * planes, size, size)
     if bool(batch.flip.any()):
         clips = flip_clips(clips, batch.flip.to(device, non_blocking=True), modality)
     return clips.contiguous(memory_format=torch.channels_last)

@@ -136,20 +136,20 @@ class ClipDataset(Dataset):
         preparation, sampling = self.preparation, self.sampling
         length = preparation.clip_length
         if isinstance(sampling, TrainSampling):
-            starts = train_starts(source.count - length + 1, sampling.segments, rng)
+            starts = train_starts(source.count - length + 1, sampling.segments, rng)  # (segments,)
+            views = crops = 1
             flip = [sampling.flip and bool(rng.integers(2))] * sampling.segments
         else:
-            starts = sampling.starts_in(source.count, preparation)
-            crops = 5 if sampling.views >= 5 else 1
-            flip = [view >= crops for view in range(sampling.views) for _ in starts]
+            starts = sampling.starts_in(source.count, preparation)  # (samples,)
+            views, crops = sampling.views, 5 if sampling.views >= 5 else 1  # 2 and 10 are 1 and 5 crops and their flips
+            flip = [view >= crops for view in range(views) for _ in starts]
+        # Clips overlap: each time step is read once. steps (different,); rows: which of them, clip by clip.
         steps, rows = np.unique(starts[:, None] + np.arange(length), return_inverse=True)
-        views = len(flip) // len(starts)
-        crops = 5 if views >= 5 else 1  # the other half of two or ten views are their flips
         images = stack_resized(self._crops(source, steps.tolist(), rng), len(steps) * crops, preparation.size)
-        if preparation.picture:
-            images = flow_picture(images, preparation)
-        clips = torch.from_numpy(rows.reshape(len(starts), length)) * crops
-        clips = torch.cat([clips + view % crops for view in range(views)])
+        if preparation.picture:  # (steps * crops, planes, size, size) uint8
+            images = flow_picture(images, preparation)  # its two planes become three
+        clips = torch.from_numpy(rows.reshape(len(starts), length)) * crops  # (samples, length): rows of images
+        clips = torch.cat([clips + view % crops for view in range(views)])  # (views * samples, length)
         return Batch(
             [source.video.name],
             torch.tensor([source.video.label]),

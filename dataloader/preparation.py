@@ -115,9 +115,9 @@ def flow_picture(images: Tensor, preparation: Preparation) -> Tensor:
     """
     assert preparation.picture is not None
     unit = (preparation.flow_bound or 20.0) / preparation.picture / 127.5
-    flow = images.to(torch.float32).sub_(128).mul_(unit).clamp_(-1, 1)
-    speed = flow.square().sum(1, keepdim=True).sqrt_().clamp_(max=1)
-    picture = torch.cat((flow.add_(1).mul_(127.5), speed.mul_(255)), 1)
+    flow = images.to(torch.float32).sub_(128).mul_(unit).clamp_(-1, 1)  # (N, 2, H, W), in units of `picture` pixels
+    speed = flow.square().sum(1, keepdim=True).sqrt_().clamp_(max=1)  # (N, 1, H, W)
+    picture = torch.cat((flow.add_(1).mul_(127.5), speed.mul_(255)), 1)  # (N, 3, H, W)
     return picture.round_().to(torch.uint8, memory_format=torch.channels_last)
 
 
@@ -129,11 +129,11 @@ def grey_levels(clips: Tensor, modality: str, out: Tensor) -> Tensor:
     planes, which ImageNet's first convolution takes as it is.
     """
     if modality == "rgbdiff":
-        return out.copy_(clips[:, 3:]).sub_(clips[:, :-3])
+        return out.copy_(clips[:, 3:]).sub_(clips[:, :-3])  # one image of three planes fewer
     if modality == "greydiff":
         red, green, blue = (clips[:, plane::3].int() * LUMA[plane] for plane in range(3))
         grey = (red + green + blue + 500) // 1000  # (N, images, H, W)
-        return out.copy_(grey[:, 1:] - grey[:, :-1])
+        return out.copy_(grey[:, 1:] - grey[:, :-1])  # (N, images - 1, H, W)
     return out.copy_(clips)
 
 

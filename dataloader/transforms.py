@@ -128,11 +128,12 @@ def resize_planes(planes: Tensor, size: int) -> Tensor:
         return planes
     if channels == 3:
         return _bilinear(planes, size)
-    flat = planes.reshape(1, n * channels, height, width)
+    flat = planes.reshape(1, n * channels, height, width)  # each plane a channel
     whole = n * channels // 4 * 4
     parts = []
     if whole:
-        parts.append(_bilinear(flat[:, :whole].reshape(-1, 4, height, width), size).reshape(1, whole, size, size))
+        fours = flat[:, :whole].reshape(-1, 4, height, width)
+        parts.append(_bilinear(fours, size).reshape(1, whole, size, size))
     if whole < n * channels:
         parts.append(_bilinear(flat[:, whole:], size))
     together = parts[0] if len(parts) == 1 else torch.cat(parts, 1)

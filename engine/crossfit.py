@@ -92,7 +92,7 @@ def fit_linear(
     own features, so that their mean is the video's; as a network's last layer it takes the features as they are.
     """
     everyone = time_statistics(values, over_time)
-    means = everyone[train]
+    means = everyone[train]  # (n, F or 2 F)
     chosen, how = make_folds(labels[train], groups[train], folds, seed)
     y = labels[train]
 
@@ -100,7 +100,7 @@ def fit_linear(
         weights, biases = logistic_path(means[rows], y[rows], classes, STRENGTHS)
         return np.einsum("vf,scf->svc", means[held], weights) + biases[:, None]
 
-    curve = out_of_fold(chosen, path)
+    curve = out_of_fold(chosen, path)  # (strengths, n, classes)
     losses = [cross_entropy(logits, y) for logits in curve]
     best = int(np.argmin(losses))
     weights, biases = logistic_path(means, y, classes, STRENGTHS[: best + 1])
@@ -141,7 +141,7 @@ def logistic_path(
     scale = np.where(moving, 1 / np.where(moving, spread, 1), 0) / np.sqrt(max(1, moving.sum()))
     moved = (x - centre) * scale
     turn = np.linalg.svd(moved, full_matrices=False)[2] if len(x) < x.shape[1] else None
-    turned = moved if turn is None else moved @ turn.T
+    turned = moved if turn is None else moved @ turn.T  # (n, F), or (n, n)
     present, y = np.unique(y, return_inverse=True)
     model = LogisticRegression(max_iter=1000, tol=1e-5, warm_start=True)
     weights = np.zeros((len(strengths), classes, x.shape[1]))
@@ -187,7 +187,7 @@ def fit_temporal(
             recipe, streams, labels, classes, train[rows], recipe.epochs, seed, device, train[held], tick
         )[1]  # fmt: skip
 
-    curves = out_of_fold(chosen, curve)
+    curves = out_of_fold(chosen, curve)  # (epochs, n, classes)
     losses = [cross_entropy(logits, labels[train]) for logits in curves]
     best = int(np.argmin(losses))
     head, _ = train_temporal(recipe, streams, labels, classes, train, best + 1, seed, device, tick=tick)

@@ -120,8 +120,9 @@ def _compute(net, loader, sampling: TestSampling, preparation: Preparation, devi
     synced = time.monotonic()
     with progress_bar(done + len(loader.dataset), "features", "video", done) as bar:
         for batch in sent_ahead(loader.epoch(0), device):
-            values = net(clips_of(batch, preparation.modality, device))[1]
-            values = values.unflatten(0, (len(batch.names), sampling.views, sampling.samples)).mean(1)
+            values = net(clips_of(batch, preparation.modality, device))[1]  # (videos * views * samples, features)
+            values = values.unflatten(0, (len(batch.names), sampling.views, sampling.samples))
+            values = values.mean(1)  # over views: (videos, samples, features)
             file.write(values.half().cpu().numpy().tobytes())
             file.flush()
             if time.monotonic() - synced > SYNC_SECONDS:

@@ -56,9 +56,10 @@ class TemporalSegmentLSTM(nn.Module):
         length = x.shape[1] // self.SEGMENTS  # of 25 samples the last is left over, as in the authors' code
         segments = []
         for place, norm in enumerate(self.norms):
-            steps = x[:, place * length : (place + 1) * length]
-            segments.append(norm(steps.flatten(0, 1)).unflatten(0, steps.shape[:2]).amax(1))
-        outputs, _ = self.lstm(torch.stack(segments, 1))
+            steps = x[:, place * length : (place + 1) * length]  # (videos, length, features)
+            steps = norm(steps.flatten(0, 1)).unflatten(0, steps.shape[:2])  # over videos and length together
+            segments.append(steps.amax(1))  # (videos, features)
+        outputs, _ = self.lstm(torch.stack(segments, 1))  # (videos, segments, hidden)
         return self.fc(self.norm(outputs[:, -1]))
 
 
@@ -85,10 +86,10 @@ class TemporalInception(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.transpose(1, 2).unsqueeze(1)  # (videos, 1, features, samples)
         for place, (five, seven, norm) in enumerate(zip(self.fives, self.sevens, self.norms, strict=True)):
-            x = norm(torch.cat((five(x), seven(x)), 1)).relu()
+            x = norm(torch.cat((five(x), seven(x)), 1)).relu()  # (videos, 2 C, features, samples)
             # 25 samples become 12, 6, 3 and 1
             x = nn.functional.max_pool2d(x, (1, 2)) if place < 3 else x.amax(-1, keepdim=True)
-        return self.classify(self.merge(x).flatten(1))
+        return self.classify(self.merge(x).flatten(1))  # (videos, 16, features, 1) to (videos, features) to classes
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,9 @@ class PooledTrunk(nn.Module):
         for stage in STAGES:
             if len(found) == len(self.pooling):  # later stages would be for nothing
                 break
-            x = getattr(trunk, stage)(x)
+            x = getattr(trunk, stage)(x)  # (N, C, H / 4, W / 4) and at each later stage twice the C, half the sides
             if f"{stage}.mean" in self.pooling:
-                found[f"{stage}.mean"] = x.mean((2, 3), dtype=torch.float32)
+                found[f"{stage}.mean"] = x.mean((2, 3), dtype=torch.float32)  # (N, C)
             if f"{stage}.max" in self.pooling:
                 found[f"{stage}.max"] = x.amax((2, 3)).float()
         return torch.cat([found[name] for name in self.pooling], 1)

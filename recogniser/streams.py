@@ -47,7 +47,7 @@ class Stream:
         for rows, flip in tqdm(parts, desc=f"{self.name} network", leave=False, delay=1, disable=None):
             clips = batch._replace(clips=rows, flip=flip)
             outputs.append(self.net(clips_of(clips, self.preparation.modality, self.device))[0].cpu())
-        logits = torch.cat(outputs)[batch.place]
+        logits = torch.cat(outputs)[batch.place]  # (different clips, classes) to (views * samples, classes)
         return logits.unflatten(0, (self.sampling.views, self.sampling.samples)).mean(0).numpy()
 
     @torch.inference_mode()
