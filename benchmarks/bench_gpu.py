@@ -3,7 +3,8 @@
   python benchmarks/bench_gpu.py [--workers 16] [--compile] [--seconds 20]
 
 The aim: training and testing end to end at 90 % of the network alone, and the network within 70 % of what the card's
-matrix units reach in a large bfloat16 product. Also decodes JPEGs on the GPU (nvJPEG), to compare with the loader.
+matrix units reach in a large bfloat16 product; "bare" is what plain PyTorch makes of them. Also decodes JPEGs on the
+GPU (nvJPEG), to compare with the loader.
 --device cpu --arch resnet18 --size 64 --seconds 1 tries the script without a GPU.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from benchmarks import classic
 from benchmarks.bench_loaders import our_dataset
 from benchmarks.measure import bench_parser, chosen, machine, operations, prepare
 from dataloader.batches import Batch, clips_of, sent_ahead
-from dataloader.clips import TestSampling, TrainSampling, make_loader
+from dataloader.clips import Loader, TestSampling, TrainSampling, make_loader
 from engine.epoch import train_step
 from engine.state import Training, TrainingSettings, amp_dtype
 from network import InferenceNet, build_model
@@ -79,6 +80,32 @@ def nvjpeg_rate(files: list[Path], seconds: float, device: torch.device) -> floa
         return None
 
 
+def bare_rate(
+    arch: str, channels: int, clips: int, size: int, seconds: float, device: torch.device, dtype: torch.dtype
+) -> float:
+    """Clips per second of plain PyTorch's training step: forward, backward and SGD on a batch that lies there."""
+    model = build_model(arch, channels, CLASSES).to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, fused=True)
+    x = torch.randn(clips, channels, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    y = torch.zeros(clips, dtype=torch.int64, device=device)
+
+    def work() -> int:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return clips
+
+    return rate(work, seconds, device)
+
+
+def endless(loader: Loader, device: torch.device) -> Iterator[Batch]:
+    """Epoch after epoch. Not of Bench: a loader in a circle of references does not end its workers."""
+    for epoch in itertools.count():
+        yield from sent_ahead(loader.epoch(epoch), device)
+
+
 class Bench:
     """One stream and one phase (training or testing) on the device."""
 
@@ -92,7 +119,7 @@ class Bench:
         self.dataset = our_dataset(stream, root, names, sampling, args.size)
         self.preparation = self.dataset.preparation
         self.loader = make_loader(self.dataset, self.videos, args.workers, device)
-        self.endless = self._batches()
+        self.endless = endless(self.loader, device)
         self.dtype = amp_dtype("auto", device)
         model = build_model(args.arch, self.preparation.channels, CLASSES)
         if training:
@@ -102,10 +129,6 @@ class Bench:
             self.training.stepped.train()
         else:
             self.net = InferenceNet(model, self.preparation, self.dtype, args.compile).to(device)
-
-    def _batches(self) -> Any:
-        for epoch in itertools.count():
-            yield from sent_ahead(self.loader.epoch(epoch), self.device)
 
     def load(self) -> int:
         return len(next(self.endless).clips)
@@ -136,10 +159,17 @@ class Bench:
             "network": alone,
             "together": rate(lambda: self.compute(next(self.endless)), self.seconds, self.device),
         }
+        if self.phase == "training":
+            rows["bare"] = bare_rate(
+                self.args.arch, self.preparation.channels, len(here.clips), self.args.size, self.seconds, self.device,
+                self.dtype,
+            )  # fmt: skip
         for name, clips in rows.items():
             note = ""
             if name == "network":
                 note = f"{100 * clips * per_clip / matrix:5.1f} % of the matrix units' {matrix / 1e12:.1f} TFLOP/s"
+            if name == "bare":
+                note = f"plain PyTorch's step; the network is at {100 * alone / clips:.1f} % of it"
             if name == "together":
                 note = f"{100 * clips / alone:5.1f} % of the network alone"
             print(f"{what:16} {self.phase:9} {name:9} {clips:10.1f} clips/s  {note}", flush=True)
