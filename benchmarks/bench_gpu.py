@@ -84,7 +84,8 @@ def bare_rate(
     arch: str, channels: int, clips: int, size: int, seconds: float, device: torch.device, dtype: torch.dtype
 ) -> float:
     """Clips per second of plain PyTorch's training step: forward, backward and SGD on a batch that lies there."""
-    model = build_model(arch, channels, CLASSES).to(device, memory_format=torch.channels_last).train()
+    model = build_model(arch, channels, CLASSES).to(device).train()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, fused=True)
     x = torch.randn(clips, channels, size, size, device=device).contiguous(memory_format=torch.channels_last)
     y = torch.zeros(clips, dtype=torch.int64, device=device)
