@@ -80,27 +80,6 @@ def nvjpeg_rate(files: list[Path], seconds: float, device: torch.device) -> floa
         return None
 
 
-def bare_rate(
-    arch: str, channels: int, clips: int, size: int, seconds: float, device: torch.device, dtype: torch.dtype
-) -> float:
-    """Clips per second of plain PyTorch's training step: forward, backward and SGD on a batch that lies there."""
-    model = build_model(arch, channels, CLASSES).to(device).train()
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, fused=True)
-    x = torch.randn(clips, channels, size, size, device=device).contiguous(memory_format=torch.channels_last)
-    y = torch.zeros(clips, dtype=torch.int64, device=device)
-
-    def work() -> int:
-        optimizer.zero_grad()
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = torch.nn.functional.cross_entropy(model(x), y)
-        loss.backward()
-        optimizer.step()
-        return clips
-
-    return rate(work, seconds, device)
-
-
 def endless(loader: Loader, device: torch.device) -> Iterator[Batch]:
     """Epoch after epoch. Not of Bench: a loader in a circle of references does not end its workers."""
     for epoch in itertools.count():
@@ -148,6 +127,25 @@ class Bench:
                     output.cpu()
         return len(batch.clips)
 
+    def bare(self, clips: int) -> float:
+        """Clips per second of plain PyTorch's training step, eager: a batch of `clips` that lies on the device."""
+        channels, size = self.preparation.channels, self.args.size
+        model = build_model(self.args.arch, channels, CLASSES).to(self.device).train()
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, fused=True)
+        x = torch.randn(clips, channels, size, size, device=self.device).contiguous(memory_format=torch.channels_last)
+        y = torch.zeros(clips, dtype=torch.int64, device=self.device)
+
+        def work() -> int:
+            optimizer.zero_grad()
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                loss = torch.nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            return clips
+
+        return rate(work, self.seconds, self.device)
+
     def table(self, what: str, matrix: float) -> None:
         """Print this phase's lines."""
         batch = next(iter(self.loader.epoch(0)))  # where the loader leaves it: in pinned memory
@@ -161,16 +159,13 @@ class Bench:
             "together": rate(lambda: self.compute(next(self.endless)), self.seconds, self.device),
         }
         if self.phase == "training":
-            rows["bare"] = bare_rate(
-                self.args.arch, self.preparation.channels, len(here.clips), self.args.size, self.seconds, self.device,
-                self.dtype,
-            )  # fmt: skip
+            rows["bare"] = self.bare(len(here.clips))
         for name, clips in rows.items():
             note = ""
             if name == "network":
                 note = f"{100 * clips * per_clip / matrix:5.1f} % of the matrix units' {matrix / 1e12:.1f} TFLOP/s"
             if name == "bare":
-                note = f"plain PyTorch's step; the network is at {100 * alone / clips:.1f} % of it"
+                note = f"plain PyTorch's step, eager; the network is at {100 * alone / clips:.1f} % of it"
             if name == "together":
                 note = f"{100 * clips / alone:5.1f} % of the network alone"
             print(f"{what:16} {self.phase:9} {name:9} {clips:10.1f} clips/s  {note}", flush=True)
