@@ -12,36 +12,42 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from matplotlib import rc_context
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.commandline import ArgumentParser
 from common.progress import duration
-from report import curves
-from saved.provenance import provenance
+from report import page, plots
+from report.blocks import Report, Section, Table, Text
+from report.sections import curve_plots
+from saved.provenance import in_words, provenance
 from saved.records import Phases, find_records
 from utils import InputError, check_writable, run_main
+
+HEADINGS = ["run", "stream", "epochs", "best top-1", "at epoch", "last top-1", "last loss", "time"]
 
 
 @dataclass(frozen=True)
 class Run:
     name: str
     streams: dict[str, Phases]
-    about: dict[str, dict]  # stream -> its predictions.json
+    made: dict[str, dict]  # stream -> what saved.provenance says of its predictions, {} where that is not known
     fusion: dict  # results.json, {} where there is none
 
 
-def find(folder: Path, name: str) -> Run:
+def find(folder: Path) -> Run:
     """Everything of one run. Raises InputError for a folder that holds no record and no result."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; name record folders, such as record/spatial")
     folders = [folder, *sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))]
-    about: dict[str, dict] = {}
+    made: dict[str, dict] = {}
     for one in folders:
         meta = read_json(one / "predictions.json")
         if isinstance(stream := meta.get("stream"), str):
-            about.setdefault(stream, meta)
+            found = meta.get("made")
+            made.setdefault(stream, found if isinstance(found, dict) else {})
     fusion = next((found for one in folders if "fusion" in (found := read_json(one / "results.json"))), {})
     streams = find_records(folders)
     if not streams and not fusion:
@@ -49,7 +55,7 @@ def find(folder: Path, name: str) -> Run:
             f"no rgb_train.csv, rgb_test.csv, opf_train.csv, opf_test.csv or results.json in {folder}; "
             "train a stream first"
         )
-    return Run(name, streams, about, fusion)
+    return Run(str(folder), streams, made, fusion)
 
 
 def read_json(path: Path) -> dict:
@@ -62,7 +68,7 @@ def read_json(path: Path) -> dict:
 
 
 def rows(runs: list[Run]) -> list[list[str]]:
-    """run, stream, epochs, best top-1, its epoch, last top-1, last training loss, time: a row per run and stream."""
+    """A row of HEADINGS per run and stream, and one for the run's fusion."""
     found = []
     for run in runs:
         for stream, phases in run.streams.items():
@@ -72,7 +78,7 @@ def rows(runs: list[Run]) -> list[list[str]]:
                 best = [f"{top1.max():.2f}", f"{top1.idxmax():g}", f"{top1.iloc[-1]:.2f}"]
             if "train" in phases and len(loss := phases["train"]["Loss"].dropna()):
                 last_loss = f"{loss.iloc[-1]:.4f}"
-            seconds = made(run, stream).get("seconds")
+            seconds = run.made.get(stream, {}).get("seconds")
             time = duration(seconds) if isinstance(seconds, (int, float)) else ""
             found.append([run.name, stream, f"{epochs}", *best, last_loss, time])
         if run.fusion:
@@ -80,67 +86,43 @@ def rows(runs: list[Run]) -> list[list[str]]:
     return found
 
 
-HEADINGS = ["run", "stream", "epochs", "best top-1", "at epoch", "last top-1", "last loss", "time"]
-
-
-def made(run: Run, stream: str) -> dict[str, Any]:
-    found = run.about.get(stream, {}).get("made")
-    return found if isinstance(found, dict) else {}
-
-
 def differences(runs: list[Run]) -> list[list[str]]:
     """stream, setting, its value in each run: the settings of the trainings that are not the same in all runs."""
     found = []
-    for stream in dict.fromkeys(stream for run in runs for stream in run.about):
-        each = [made(run, stream).get("settings") for run in runs]
+    for stream in dict.fromkeys(stream for run in runs for stream in run.made):
+        each = [run.made.get(stream, {}).get("settings") for run in runs]
         known = [one for one in each if isinstance(one, dict)]
         for setting in dict.fromkeys(setting for one in known for setting in one):
             values = [str(one.get(setting, "")) if isinstance(one, dict) else "?" for one in each]
-            if len({value for value in values if value != "?"}) > 1:
+            if len({*values} - {"?"}) > 1:
                 found.append([stream, setting, *values])
     return found
 
 
 def text(table: list[list[str]]) -> str:
-    """A table for the terminal, its columns lined up: words to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines = []
-    for row in table:
-        cells = [
-            cell.ljust(width) if place < 2 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    """A table for the terminal, its columns lined up: two of words to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    sides = "<<" + ">" * (len(widths) - 2)
+    lines = (
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True))
+        for row in table
+    )
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def write_page(runs: list[Run], output: Path, table: list[list[str]], differing: list[list[str]]) -> Path:
-    from report import page
-    from report.blocks import Report, Section, Table, Text
-    from saved.provenance import in_words
-
+def comparison(runs: list[Run], table: list[list[str]], differing: list[list[str]]) -> Report:
+    """The page: the tables that the terminal shows, and the curves."""
     names = [run.name for run in runs]
-    sections = [
-        Section(
-            "Runs",
-            [
-                Text("Accuracies in per cent, of the videos that the run tested after each epoch."),
-                Table(HEADINGS, table, words=2),
-            ],
-        )
-    ]
-    plots = curves.plots_of({run.name: run.streams for run in runs})
-    if plots:
-        sections.append(Section("Curves", [Text("In full the test, dashed the training."), *plots]))
+    said = Text("Accuracies in per cent, of the videos that the run tested after each epoch.")
+    sections = [Section("Runs", [said, Table(HEADINGS, table, words=2)])]
+    if curves := curve_plots({run.name: run.streams for run in runs}):
+        sections.append(Section("Curves", [Text("In full the test, dashed the training."), *curves]))
     if differing:
-        sections.append(
-            Section("Settings that differ", [Table(["stream", "setting", *names], differing, words=2 + len(names))])
-        )
-    commands = [(f"{run.name}, {stream}", in_words(made(run, stream))) for run in runs for stream in run.about]
-    known = [line for line in commands if line[1]]
-    title = f"Runs: {', '.join(names)}"
-    report = Report(title, "", sections, made=[*known, ("this page", in_words(provenance({})))])
-    return page.write(report, output / "compare.html")
+        settings = Table(["stream", "setting", *names], differing, words=2 + len(names))
+        sections.append(Section("Settings that differ", [settings]))
+    made = [(f"{run.name}, {stream}", in_words(one)) for run in runs for stream, one in run.made.items()]
+    made = [*(line for line in made if line[1]), ("this page", in_words(provenance({})))]
+    return Report(f"Runs: {', '.join(names)}", "", sections, made=made)
 
 
 def main() -> None:
@@ -149,24 +131,14 @@ def main() -> None:
     add("runs", nargs="*", type=Path, default=[Path("record")], metavar="RUN", help="folders of runs")
     add("--output", type=Path, default=Path("record/compare"), metavar="DIR", help="for compare.html and its figures")
     args = parser.parse_args()
-    paths = list(dict.fromkeys(args.runs))
-    runs = [find(path, str(path)) for path in paths]
+    runs = [find(path) for path in dict.fromkeys(args.runs)]
     table, differing = rows(runs), differences(runs)
     print(text([HEADINGS, *table]))
     if differing:
         print("\n" + text([["stream", "setting", *(run.name for run in runs)], *differing]))
     check_writable(args.output)
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        print("no page: its plots need matplotlib; pip install matplotlib and run this again")
-        return
-    from matplotlib import rc_context
-
-    from report.plots import text_settings
-
-    with rc_context(text_settings(run.name for run in runs)):
-        print(f"\nwritten: {write_page(runs, args.output, table, differing)}")
+    with rc_context(plots.style(run.name for run in runs)):
+        print(f"\nwritten: {page.write(comparison(runs, table, differing), args.output / 'compare.html')}")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def svg(plot: Plot) -> str:
     """A figure as an SVG document. Its text stays text: a browser finds a font for any script."""
     file = io.StringIO()
     # The salt names what the figure defines, so that two figures on one page don't share a name.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.name}):
+    with rc_context({"svg.hashsalt": plot.name}):
         plot.figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     return file.getvalue()
 

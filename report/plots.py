@@ -1,6 +1,7 @@
 """The report's figures. Every function returns a matplotlib Figure; page.py makes SVG of them.
 
-Figures are drawn in the light theme's colours, and the page replaces each by its name in the theme: draw with LIGHT.
+Call them within matplotlib.rc_context(style(names)): colours, sizes and grid are in STYLE. Figures are drawn in the
+light theme's colours, and the page replaces each by its name in the theme: draw with LIGHT.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from report import fonts
+from saved.records import Phases
 
 # Of Okabe and Ito's palette: told apart with any colour vision. No two colours of LIGHT may be the same.
 LIGHT = {
@@ -28,13 +30,23 @@ DARK = {
     "other1": "#e08fbe", "other2": "#d8bd4a", "other3": "#8cc4ec", "other4": "#b695d4",
 }  # fmt: skip
 INK, GREY, LINE, PAPER = LIGHT["ink"], LIGHT["grey"], LIGHT["line"], LIGHT["paper"]
+STYLE = {
+    "svg.fonttype": "none", "text.parse_math": False, "text.color": INK,  # names are plain text, even with $ in them
+    "figure.facecolor": PAPER, "figure.labelsize": 9, "figure.constrained_layout.use": True,
+    "axes.facecolor": PAPER, "axes.edgecolor": LINE, "axes.labelcolor": INK, "axes.labelsize": 9, "axes.titlesize": 9,
+    "axes.spines.top": False, "axes.spines.right": False,
+    "axes.axisbelow": True, "axes.grid": True, "grid.color": LINE, "grid.linewidth": 0.6,
+    "xtick.color": INK, "xtick.labelsize": 9, "xtick.major.size": 0, "xtick.minor.size": 0,
+    "ytick.color": INK, "ytick.labelsize": 9, "ytick.major.size": 0, "ytick.minor.size": 0,
+    "legend.frameon": False, "legend.fontsize": 9, "legend.labelcolor": INK,
+}  # fmt: skip
 RUNS = [LIGHT[name] for name in ("spatial", "motion", "fusion", "other1", "other2", "other4")]  # side by side
 WIDTH = 4.6  # inches; narrow, so that the text is still read on a phone
 
 
-def text_settings(names: Iterable[str]) -> dict:
-    """matplotlib's settings for figures with class names: plain text, even of $, in fonts that have the names."""
-    return {"svg.fonttype": "none", "text.parse_math": False, "font.family": fonts.families(names)}
+def style(names: Iterable[str]) -> dict:
+    """matplotlib's settings for the figures, in fonts that have the characters of `names`."""
+    return {**STYLE, "font.family": fonts.families(names)}
 
 
 def hue(name: str, place: int) -> str:
@@ -44,25 +56,6 @@ def hue(name: str, place: int) -> str:
 
 def colour(name: str, place: int) -> str:
     return LIGHT[hue(name, place)]
-
-
-def figure(width: float, height: float) -> Figure:
-    """An empty figure in inches, drawn off screen: no window and no pyplot state."""
-    return Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
-
-
-def tidy(axes, grid: str = "both") -> None:
-    axes.set_facecolor(PAPER)
-    axes.spines[["top", "right"]].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(LINE)
-    axes.tick_params(which="both", colors=INK, length=0, labelsize=9)
-    axes.set_axisbelow(True)
-    axes.grid(axis=grid, color=LINE, linewidth=0.6)
-
-
-def legend(drawn: Figure, columns: int) -> None:
-    drawn.legend(loc="outside upper center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK)
 
 
 def span(low: float, high: float, videos: int) -> tuple[float, float]:
@@ -77,7 +70,7 @@ def span(low: float, high: float, videos: int) -> tuple[float, float]:
 
 def accuracy(rows: Sequence[tuple[str, str, float, Sequence[float] | None]], videos: int) -> Figure:
     """Top-1 with its 95 % interval. rows: (label, colour, top-1 in per cent, interval or None)."""
-    drawn = figure(WIDTH, 0.32 * len(rows) + 0.6)
+    drawn = Figure(figsize=(WIDTH, 0.32 * len(rows) + 0.6))
     axes = drawn.subplots()
     for place, (_, tone, top1, spread) in enumerate(rows):
         if spread is not None:
@@ -88,8 +81,8 @@ def accuracy(rows: Sequence[tuple[str, str, float, Sequence[float] | None]], vid
     ends = [end for *_, top1, spread in rows for end in (top1, *(spread or ()))]
     axes.set_xlim(span(min(ends), max(ends), videos))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    axes.set_xlabel("top-1, %", fontsize=9, color=INK)
-    tidy(axes, "x")
+    axes.set_xlabel("top-1, %")
+    axes.grid(False, axis="y")
     return drawn
 
 
@@ -100,7 +93,7 @@ def per_class(
 
     columns: name -> (classes,) accuracies in per cent, "fusion" last; gain (classes,); anchors: where names lead.
     """
-    drawn = figure(WIDTH, 0.185 * len(names) + 1.1)
+    drawn = Figure(figsize=(WIDTH, 0.185 * len(names) + 1.1))
     axes = drawn.subplots()
     rows = np.arange(len(names))
     values = np.stack(list(columns.values()))
@@ -114,17 +107,16 @@ def per_class(
             axes.plot(accuracies, rows + shifts[place], "o", ms=3.8, mew=0, color=tone, label=name, zorder=4)
     for row, value in enumerate(gain):
         shown = f"{value:+.0f}" if abs(value) >= 0.5 else "0"
-        axes.text(104, row, shown, va="center", ha="left", fontsize=8, color=INK)
+        axes.text(104, row, shown, va="center", ha="left", fontsize=8)
     axes.set_yticks(rows, names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(-2, 103)
-    axes.set_xlabel("accuracy in the class, %", fontsize=9, color=INK)
-    tidy(axes)
+    axes.set_xlabel("accuracy in the class, %")
     axes.tick_params(axis="y", labelsize=8)
     for label, anchor in zip(axes.get_yticklabels(), anchors, strict=True):
         label.set_url(anchor)
-    axes.annotate("gain", (104, 0), (0, 14), textcoords="offset points", fontsize=8, color=INK, annotation_clip=False)
-    legend(drawn, len(columns))
+    axes.annotate("gain", (104, 0), (0, 14), textcoords="offset points", fontsize=8, annotation_clip=False)
+    drawn.legend(loc="outside upper center", ncols=len(columns))
     return drawn
 
 
@@ -137,19 +129,18 @@ def confusion(matrix: np.ndarray, names: Sequence[str], anchors: Mapping[tuple[i
     count = len(names)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = min(max(0.3 * count + 1.8, 3.4), 7) if not wide else 0.115 * count + 2
-    drawn = figure(side, side)
+    drawn = Figure(figsize=(side, side))
     axes = drawn.subplots()
     size = 8.5 if not wide else 7
-    axes.set_xticks(range(count), names, rotation=90, fontsize=size, color=INK)
-    axes.set_yticks(range(count), names, fontsize=size, color=INK)
-    axes.tick_params(length=0)
+    axes.set_xticks(range(count), names, rotation=90, fontsize=size)
+    axes.set_yticks(range(count), names, fontsize=size)
     axes.set_xlim(-0.5, count - 0.5)
     axes.set_ylim(count - 0.5, -0.5)
     axes.set_aspect("equal")
-    axes.set_facecolor(PAPER)
-    axes.set_xlabel("guessed", fontsize=10, color=INK)
-    axes.set_ylabel("true", fontsize=10, color=INK)
-    axes.spines[:].set_color(LINE)
+    axes.set_xlabel("guessed", fontsize=10)
+    axes.set_ylabel("true", fontsize=10)
+    axes.spines[:].set_visible(True)
+    axes.grid(False)
     between = np.arange(1, count) - 0.5
     axes.hlines(between, -0.5, count - 0.5, color=LINE, linewidth=0.3)
     axes.vlines(between, -0.5, count - 0.5, color=LINE, linewidth=0.3)
@@ -167,7 +158,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str], anchors: Mapping[tuple[i
 
 def agreement(rows: Sequence[tuple[str, int, int]]) -> Figure:
     """Who is right, split by whether fusion is. rows: (who, videos, videos that fusion gets right)."""
-    drawn = figure(WIDTH, 0.36 * len(rows) + 1.0)
+    drawn = Figure(figsize=(WIDTH, 0.36 * len(rows) + 1.0))
     axes = drawn.subplots()
     place = np.arange(len(rows))
     total = np.array([videos for _, videos, _ in rows])
@@ -176,14 +167,14 @@ def agreement(rows: Sequence[tuple[str, int, int]]) -> Figure:
     axes.barh(place, total - right, left=right, color=LIGHT["wrong"], height=0.62, label="fusion wrong")
     for row, videos in enumerate(total):
         words = f"{videos:,}" + (f" ({100 * right[row] / videos:.0f} %)" if videos else "")
-        axes.annotate(words, (videos, row), (4, 0), textcoords="offset points", va="center", fontsize=8.5, color=INK)
+        axes.annotate(words, (videos, row), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
     axes.set_yticks(place, [who for who, _, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1.35 * max(total))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
-    axes.set_xlabel("videos (share that fusion gets right)", fontsize=9, color=INK)
-    tidy(axes, "x")
-    legend(drawn, 2)
+    axes.set_xlabel("videos (share that fusion gets right)")
+    axes.grid(False, axis="y")
+    drawn.legend(loc="outside upper center", ncols=2)
     return drawn
 
 
@@ -191,7 +182,7 @@ def calibration(found: Mapping[str, dict]) -> Figure:
     """Reliability diagrams side by side. found: name -> what report.metrics.calibration returns."""
     columns = min(len(found), 3)
     lines = -(-len(found) // columns)
-    drawn = figure(WIDTH, WIDTH / columns * lines + 0.5)
+    drawn = Figure(figsize=(WIDTH, WIDTH / columns * lines + 0.5))
     panels = drawn.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     for panel in panels.flat[len(found) :]:
         panel.set_visible(False)
@@ -201,14 +192,13 @@ def calibration(found: Mapping[str, dict]) -> Figure:
         panel.bar(centres, np.nan_to_num(one["correct"]), width=0.9 / bins, color=colour(name, place))
         panel.plot([0, 1], [0, 1], color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
         panel.plot(centres, one["count"] / one["count"].sum(), color=GREY, linewidth=1.2)
-        panel.set_title(f"{name}\nECE {100 * one['ece']:.1f} %", fontsize=9, color=INK)
+        panel.set_title(f"{name}\nECE {100 * one['ece']:.1f} %")
         panel.set_xlim(0, 1)
         panel.set_ylim(0, 1)
         panel.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         panel.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-        tidy(panel)
-    drawn.supxlabel("probability of the first guess", fontsize=9, color=INK)
-    drawn.supylabel("share correct", fontsize=9, color=INK)
+    drawn.supxlabel("probability of the first guess")
+    drawn.supylabel("share correct")
     return drawn
 
 
@@ -219,7 +209,7 @@ def sweep(
 
     levels: name -> top-1 in per cent.
     """
-    drawn = figure(WIDTH, 2.9)
+    drawn = Figure(figsize=(WIDTH, 2.9))
     axes = drawn.subplots()
     axes.plot(weights, top1, color=INK, linewidth=1.8)
     axes.plot([best], [top1.max()], "o", color=INK, zorder=3, label=f"{top1.max():.2f} at {best:g} (tuned)")
@@ -229,8 +219,41 @@ def sweep(
     ends = [*top1, *levels.values()]
     axes.set_ylim(span(min(ends), max(ends), videos))
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    axes.set_xlabel(f"weight of {stream} (the rest: 1)", fontsize=9, color=INK)
-    axes.set_ylabel("top-1, %", fontsize=9, color=INK)
-    tidy(axes)
-    legend(drawn, 2)
+    axes.set_xlabel(f"weight of {stream} (the rest: 1)")
+    axes.set_ylabel("top-1, %")
+    drawn.legend(loc="outside upper center", ncols=2)
+    return drawn
+
+
+def curves(stream: str, runs: Mapping[str, Phases], named: bool) -> Figure:
+    """Loss, top-1 and learning rate over epochs, one below the other; training dashed, test in full.
+
+    `named`: the legend tells the runs apart, not training and test.
+    """
+    drawn = Figure(figsize=(WIDTH, 5.2))
+    shown = {"Loss": "loss", "Prec@1": "top-1, %", "lr": "learning rate"}
+    panels = drawn.subplots(len(shown), sharex=True)
+    for axes, (column, label) in zip(panels, shown.items(), strict=True):
+        for place, (run, phases) in enumerate(runs.items()):
+            tone = RUNS[place % len(RUNS)] if named else colour(stream, place)
+            for phase, table in phases.items():
+                values = table[column].dropna()
+                if column == "lr" and phase == "test" and "train" in phases:
+                    continue  # the same once more
+                labelled = column == "Prec@1" and (phase == "test" or not named or len(phases) == 1)
+                axes.plot(
+                    values.index, values, "--" if phase == "train" and column != "lr" else "-", color=tone,
+                    linewidth=1.1 if phase == "train" else 1.8, marker="o" if len(values) < 30 else None, markersize=3,
+                    label=(run if named else phase) if labelled else None,
+                )  # fmt: skip
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    panels[1].set_ylim(-2, 102)
+    if panels[2].lines and min(min(line.get_ydata(), default=0) for line in panels[2].lines) > 0:
+        panels[2].set_yscale("log")
+        panels[2].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panels[2].yaxis.set_minor_formatter(NullFormatter())
+    panels[0].set_title(stream, fontsize=10)
+    panels[-1].set_xlabel("epoch")
+    drawn.legend(loc="outside upper center", ncols=1 if named else 2)
     return drawn

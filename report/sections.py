@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 
-from report import curves, gallery, metrics, page, plots, summary, tables
+from report import gallery, metrics, page, plots, summary, tables
 from report.blocks import Link, Plot, Report, Section, Table, Text, Tile
 from report.outcome import Outcome
 from saved.provenance import in_words, provenance
-from saved.records import find_records
+from saved.records import Phases, find_records
 from utils import plural
 
 PAIRS = 20  # kinds of mistake that are listed; the CSV has all
@@ -22,13 +23,14 @@ WIDE = 25  # classes from which a confusion matrix needs more than the page's wi
 
 def write_report(outcome: Outcome, output: Path, title: str) -> Path:
     """Write report.html with the files that it shows into `output`; returns the page's path."""
-    with rc_context(plots.text_settings(outcome.test_set.class_names)):
+    with rc_context(plots.style(outcome.test_set.class_names)):
         return page.write(fusion_report(outcome, title, provenance({})), output / "report.html")
 
 
 def write_overview(total: dict, output: Path, title: str) -> Path:
     """The same for the mean over several splits."""
-    return page.write(overview(total, title, provenance({})), output / "report.html")
+    with rc_context(plots.style(total["streams"])):
+        return page.write(overview(total, title, provenance({})), output / "report.html")
 
 
 def fusion_report(outcome: Outcome, title: str, made: dict) -> Report:
@@ -404,12 +406,20 @@ def mistakes(outcome: Outcome, chances: dict[str, np.ndarray]) -> Section:
 
 
 def training_curves(outcome: Outcome) -> Section | None:
-    folders = [source.path.parent for source in outcome.test_set.sources.values()]
-    streams = find_records(folders)
+    streams = find_records(source.path.parent for source in outcome.test_set.sources.values())
     if not streams:
         return None
-    blocks: list = [
-        Text("From the records beside the predictions, a row per epoch."),
-        *curves.plots_of({"": streams}),
-    ]
-    return Section("Training", blocks)
+    said = Text("From the records beside the predictions, a row per epoch.")
+    return Section("Training", [said, *curve_plots({"": streams})])
+
+
+def curve_plots(runs: Mapping[str, Mapping[str, Phases]]) -> list[Plot]:
+    """A plot per stream. runs: run's name -> stream -> phases; of a single run its name isn't shown."""
+    made = []
+    for stream in dict.fromkeys(stream for found in runs.values() for stream in found):
+        drawn = plots.curves(
+            stream, {run: found[stream] for run, found in runs.items() if stream in found}, len(runs) > 1
+        )
+        name = "curves_" + "".join(c if c.isalnum() else "_" for c in stream)
+        made.append(Plot(name, drawn, f"Training curves of the {stream} stream"))
+    return made
