@@ -19,13 +19,6 @@ METRICS = ("top1", "top5", "mean_class")
 softmax = functools.partial(special.softmax, axis=-1)  # probabilities of logits (..., classes)
 
 
-def per_class(correct: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Per cent correct in each class, (classes,) float; NaN for a class without videos."""
-    videos = np.bincount(labels, minlength=classes)
-    with np.errstate(invalid="ignore"):
-        return 100 * np.bincount(labels, weights=correct, minlength=classes) / videos
-
-
 def group_numbers(videos: Sequence[str], labels: np.ndarray) -> np.ndarray:
     """(videos,) int: which recording of its class each video was cut from, by its name.
 
@@ -97,8 +90,8 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray, groups: np.ndarra
 def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> dict:
     """Reliability of the first guess's probability in equal bins, and the expected calibration error.
 
-    Guo et al. 2017, section 2. Returns arrays of shape (bins,): `count`, `confidence` and `correct` (0..1,
-    NaN in an empty bin), and `ece` in 0..1.
+    Guo et al. 2017, section 2. Returns arrays of shape (bins,): the bins' bounds `low` and `high`, `count`,
+    `confidence` and `correct` (0..1, NaN in an empty bin), and `ece` in 0..1.
     """
     check_finite(probabilities)
     confidence = probabilities.max(axis=1)
@@ -109,5 +102,8 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
         mean_confidence = np.bincount(place, weights=confidence, minlength=bins) / count
         mean_correct = np.bincount(place, weights=correct, minlength=bins) / count
     gap = np.nan_to_num(np.abs(mean_confidence - mean_correct))
-    ece = float((count * gap).sum() / len(labels))
-    return {"count": count, "confidence": mean_confidence, "correct": mean_correct, "ece": ece}
+    edges = np.arange(bins + 1) / bins
+    return {
+        "low": edges[:-1], "high": edges[1:], "count": count, "confidence": mean_confidence, "correct": mean_correct,
+        "ece": float((count * gap).sum() / len(labels)),
+    }  # fmt: skip

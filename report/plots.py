@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from report import fonts
+from report.outcome import Sweep
 from saved.records import Phases
 
 # Of Okabe and Ito's palette: told apart with any colour vision. No two colours of LIGHT may be the same.
@@ -79,39 +81,33 @@ def accuracy(rows: Sequence[tuple[str, str, float, Sequence[float] | None]], vid
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     ends = [end for *_, top1, spread in rows for end in (top1, *(spread or ()))]
-    axes.set_xlim(span(min(ends), max(ends), videos))
+    axes.set(xlim=span(min(ends), max(ends), videos), xlabel="top-1, %")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    axes.set_xlabel("top-1, %")
     axes.grid(False, axis="y")
     return drawn
 
 
-def per_class(
-    names: Sequence[str], columns: Mapping[str, np.ndarray], gain: np.ndarray, anchors: Sequence[str]
-) -> Figure:
+def per_class(found: pd.DataFrame, columns: Sequence[str], anchors: Sequence[str]) -> Figure:
     """One line per class, best gain on top: a dot for each stream, a ring for fusion.
 
-    columns: name -> (classes,) accuracies in per cent, "fusion" last; gain (classes,); anchors: where names lead.
+    found: report.tables.per_class; columns: those of accuracies, "fusion" last; anchors: where the classes' names lead.
     """
-    drawn = Figure(figsize=(WIDTH, 0.185 * len(names) + 1.1))
+    drawn = Figure(figsize=(WIDTH, 0.185 * len(found) + 1.1))
     axes = drawn.subplots()
-    rows = np.arange(len(names))
-    values = np.stack(list(columns.values()))
-    axes.hlines(rows, values.min(axis=0), values.max(axis=0), color=LINE, linewidth=2)
+    rows = np.arange(len(found))
+    axes.hlines(rows, found[columns].min(axis=1), found[columns].max(axis=1), color=LINE, linewidth=2)
     shifts = np.linspace(-0.13, 0.13, len(columns) - 1)  # so that equal streams don't hide each other
-    for place, (name, accuracies) in enumerate(columns.items()):
+    for place, name in enumerate(columns):
         tone = colour(name, place)
         if name == "fusion":
-            axes.plot(accuracies, rows, "o", ms=6.5, mfc="none", mec=tone, mew=1.7, label=name, zorder=3)
+            axes.plot(found[name], rows, "o", ms=6.5, mfc="none", mec=tone, mew=1.7, label=name, zorder=3)
         else:
-            axes.plot(accuracies, rows + shifts[place], "o", ms=3.8, mew=0, color=tone, label=name, zorder=4)
-    for row, value in enumerate(gain):
-        shown = f"{value:+.0f}" if abs(value) >= 0.5 else "0"
+            axes.plot(found[name], rows + shifts[place], "o", ms=3.8, mew=0, color=tone, label=name, zorder=4)
+    for row, gain in enumerate(found["gain"]):
+        shown = f"{gain:+.0f}" if abs(gain) >= 0.5 else "0"
         axes.text(104, row, shown, va="center", ha="left", fontsize=8)
-    axes.set_yticks(rows, names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(-2, 103)
-    axes.set_xlabel("accuracy in the class, %")
+    axes.set_yticks(rows, found["class"])
+    axes.set(xlim=(-2, 103), ylim=(len(found) - 0.4, -0.6), xlabel="accuracy in the class, %")
     axes.tick_params(axis="y", labelsize=8)
     for label, anchor in zip(axes.get_yticklabels(), anchors, strict=True):
         label.set_url(anchor)
@@ -134,9 +130,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str], anchors: Mapping[tuple[i
     size = 8.5 if not wide else 7
     axes.set_xticks(range(count), names, rotation=90, fontsize=size)
     axes.set_yticks(range(count), names, fontsize=size)
-    axes.set_xlim(-0.5, count - 0.5)
-    axes.set_ylim(count - 0.5, -0.5)
-    axes.set_aspect("equal")
+    axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), aspect="equal")
     axes.set_xlabel("guessed", fontsize=10)
     axes.set_ylabel("true", fontsize=10)
     axes.spines[:].set_visible(True)
@@ -156,23 +150,20 @@ def confusion(matrix: np.ndarray, names: Sequence[str], anchors: Mapping[tuple[i
     return drawn
 
 
-def agreement(rows: Sequence[tuple[str, int, int]]) -> Figure:
-    """Who is right, split by whether fusion is. rows: (who, videos, videos that fusion gets right)."""
-    drawn = Figure(figsize=(WIDTH, 0.36 * len(rows) + 1.0))
+def agreement(found: pd.DataFrame) -> Figure:
+    """Who is right, split by whether fusion is: rows of report.tables.agreement."""
+    drawn = Figure(figsize=(WIDTH, 0.36 * len(found) + 1.0))
     axes = drawn.subplots()
-    place = np.arange(len(rows))
-    total = np.array([videos for _, videos, _ in rows])
-    right = np.array([right for _, _, right in rows])
+    place = np.arange(len(found))
+    total, right = found["videos"].to_numpy(), found["fusion_right"].to_numpy()
     axes.barh(place, right, color=LIGHT["fusion"], height=0.62, label="fusion right")
     axes.barh(place, total - right, left=right, color=LIGHT["wrong"], height=0.62, label="fusion wrong")
     for row, videos in enumerate(total):
         words = f"{videos:,}" + (f" ({100 * right[row] / videos:.0f} %)" if videos else "")
         axes.annotate(words, (videos, row), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
-    axes.set_yticks(place, [who for who, _, _ in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlim(0, 1.35 * max(total))
+    axes.set_yticks(place, found["who"])
+    axes.set(xlim=(0, 1.35 * max(total)), ylim=(len(found) - 0.4, -0.6), xlabel="videos (share that fusion gets right)")
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
-    axes.set_xlabel("videos (share that fusion gets right)")
     axes.grid(False, axis="y")
     drawn.legend(loc="outside upper center", ncols=2)
     return drawn
@@ -187,14 +178,11 @@ def calibration(found: Mapping[str, dict]) -> Figure:
     for panel in panels.flat[len(found) :]:
         panel.set_visible(False)
     for place, (panel, (name, one)) in enumerate(zip(panels.flat, found.items(), strict=False)):
-        bins = len(one["count"])
-        centres = (np.arange(bins) + 0.5) / bins
-        panel.bar(centres, np.nan_to_num(one["correct"]), width=0.9 / bins, color=colour(name, place))
+        centres = (one["low"] + one["high"]) / 2
+        panel.bar(centres, np.nan_to_num(one["correct"]), width=0.9 / len(centres), color=colour(name, place))
         panel.plot([0, 1], [0, 1], color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
         panel.plot(centres, one["count"] / one["count"].sum(), color=GREY, linewidth=1.2)
-        panel.set_title(f"{name}\nECE {100 * one['ece']:.1f} %")
-        panel.set_xlim(0, 1)
-        panel.set_ylim(0, 1)
+        panel.set(xlim=(0, 1), ylim=(0, 1), title=f"{name}\nECE {100 * one['ece']:.1f} %")
         panel.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         panel.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
     drawn.supxlabel("probability of the first guess")
@@ -202,25 +190,23 @@ def calibration(found: Mapping[str, dict]) -> Figure:
     return drawn
 
 
-def sweep(
-    stream: str, weights: np.ndarray, top1: np.ndarray, best: float, levels: Mapping[str, float], videos: int
-) -> Figure:
-    """Top-1 against one stream's weight, the `best` marked, with the untuned fusions as level lines.
+def sweep(found: Sweep, levels: Mapping[str, float], videos: int) -> Figure:
+    """Top-1 against one stream's weight, the best marked, with the untuned fusions as level lines.
 
     levels: name -> top-1 in per cent.
     """
     drawn = Figure(figsize=(WIDTH, 2.9))
     axes = drawn.subplots()
-    axes.plot(weights, top1, color=INK, linewidth=1.8)
-    axes.plot([best], [top1.max()], "o", color=INK, zorder=3, label=f"{top1.max():.2f} at {best:g} (tuned)")
+    axes.plot(found.weights, found.top1, color=INK, linewidth=1.8)
+    best, top = found.best[found.place], found.top1.max()
+    axes.plot([best], [top], "o", color=INK, zorder=3, label=f"{top:.2f} at {best:g} (tuned)")
     for place, (name, level) in enumerate(levels.items()):
         dashes = ((6, 2), (3, 2), (1, 1.5), (6, 2, 1, 2))[place % 4]
         axes.axhline(level, color=GREY, linewidth=1.1, linestyle=(0, dashes), label=f"{name} {level:.2f}")
-    ends = [*top1, *levels.values()]
-    axes.set_ylim(span(min(ends), max(ends), videos))
+    ends = [*found.top1, *levels.values()]
+    axes.set(ylim=span(min(ends), max(ends), videos), ylabel="top-1, %")
+    axes.set_xlabel(f"weight of {found.stream} (the rest: 1)")
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    axes.set_xlabel(f"weight of {stream} (the rest: 1)")
-    axes.set_ylabel("top-1, %")
     drawn.legend(loc="outside upper center", ncols=2)
     return drawn
 

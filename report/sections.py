@@ -19,79 +19,50 @@ from utils import plural
 PAIRS = 20  # kinds of mistake that are listed; the CSV has all
 LISTED = 10  # classes listed where one stream beats the other most, and the surest mistakes
 WIDE = 25  # classes from which a confusion matrix needs more than the page's width
+CHOSEN = {  # what an accuracy is worth where predictions.json says of its network's epoch that it was chosen by ...
+    "test": "The epoch of {} was chosen by the accuracy on these same test videos, as in the original work: its "
+    "figures here are somewhat too high. --val-groups chooses without the test set.",
+    "val": "The epoch of {} was chosen on videos held out of training, not on these.",
+    "last": "The epoch of {} is the last of a number that was fixed before.",
+    "unknown": "How the epoch of {} was chosen is not recorded. The original training chooses it by the accuracy on "
+    "the test videos themselves, which makes such figures somewhat too high.",
+}
 
 
 def write_report(outcome: Outcome, output: Path, title: str) -> Path:
     """Write report.html with the files that it shows into `output`; returns the page's path."""
     with rc_context(plots.style(outcome.test_set.class_names)):
-        return page.write(fusion_report(outcome, title, provenance({})), output / "report.html")
+        chances = probabilities(outcome)
+        sections = [
+            accuracy(outcome.results),
+            weight_sweep(outcome),
+            per_class(outcome),
+            confusion(outcome),
+            agreement(outcome),
+            calibration(outcome, chances),
+            mistakes(outcome, chances),
+            *training_curves(outcome),
+        ]
+        return page.write(build_report(outcome.results, title, sections, sources(outcome)), output / "report.html")
 
 
 def write_overview(total: dict, output: Path, title: str) -> Path:
     """The same for the mean over several splits."""
     with rc_context(plots.style(total["streams"])):
-        return page.write(overview(total, title, provenance({})), output / "report.html")
+        return page.write(build_report(total, title, [accuracy(total), each_split(total)], []), output / "report.html")
 
 
-def fusion_report(outcome: Outcome, title: str, made: dict) -> Report:
-    """The report on one test set; `made` is what saved.provenance says of this fusion."""
-    results = outcome.results
-    chances = probabilities(outcome)
-    sections = [
-        accuracy(results),
-        weight_sweep(outcome),
-        per_class(outcome),
-        confusion(outcome),
-        agreement(outcome),
-        calibration(outcome, chances),
-        mistakes(outcome, chances),
-        training_curves(outcome),
-    ]
+def build_report(results: dict, title: str, sections: list[Section], made: list[tuple[str, str]]) -> Report:
+    """`sections` with an opening above them; below, `made` and how this fusion came about."""
+    settings = ", ".join(f"{key} {value}" for key, value in results["settings"].items())
     return Report(
         title=f"Two-stream fusion: {title}",
-        summary=opening(results),
+        summary=f"{plural(results['videos'], 'test video')}, {results['classes']} classes. Top-1 accuracy in per cent, "
+        f"with bootstrap 95 % intervals over {results['resampled']['unit']}s.",
         tiles=tiles(results),
         notes=[selection(results)],
-        sections=[section for section in sections if section is not None],
-        made=[*sources(outcome), ("fusion", in_words(made)), ("settings", settings(results))],
-    )
-
-
-def overview(total: dict, title: str, made: dict) -> Report:
-    """The report on the mean over several splits, with links to each split's own."""
-    columns = [(label, key) for label, key in summary.rows(total) if key != "best_weight"]
-    rows = [
-        [
-            Link(split, f"split{split}/report.html"),
-            f"{one['videos']:,}",
-            *(f"{one[key]['top1']:.2f}" for _, key in columns),
-        ]
-        for split, one in total["splits"].items()
-    ]
-    each = Section(
-        "Split by split",
-        [
-            Text("Top-1 accuracy in per cent. A split's number leads to its own report."),
-            Table(["split", "videos", *(label for label, _ in columns)], rows),
-        ],
-    )
-    return Report(
-        title=f"Two-stream fusion: {title}",
-        summary=opening(total),
-        tiles=tiles(total),
-        notes=[selection(*total["splits"].values())],
-        sections=[accuracy(total), each],
-        made=[("fusion", in_words(made)), ("settings", settings(total))],
-    )
-
-
-# --- the opening and the end ---------------------------------------------------------------------------
-
-
-def opening(results: dict) -> str:
-    return (
-        f"{plural(results['videos'], 'test video')}, {results['classes']} classes. Top-1 accuracy in per cent, with "
-        f"bootstrap 95 % intervals over {results['resampled']['unit']}s."
+        sections=sections,
+        made=[*made, ("fusion", in_words(provenance({}))), ("settings", settings)],
     )
 
 
@@ -104,31 +75,14 @@ def tiles(results: dict) -> list[Tile]:
     return made
 
 
-def selection(*tests: dict) -> str:
-    """How the networks' epochs were chosen, which decides what the accuracies are worth: of the results of `tests`."""
-    chosen = dict.fromkeys(
-        (name, str(about.get("chosen_by"))) for one in tests for name, about in one["streams"].items()
-    )
-    by_test = [name for name, how in chosen if how == "test"]
-    by_val = [name for name, how in chosen if how == "val"]
-    unknown = [name for name, how in chosen if how not in ("test", "val", "last")]
-    last = [name for name, how in chosen if how == "last"]
-    words = []
-    if by_test:
-        words.append(
-            f"The epoch of {' and '.join(by_test)} was chosen by the accuracy on these same test videos, as in the "
-            "original work: its figures here are somewhat too high. --val-groups chooses without the test set."
-        )
-    if by_val:
-        words.append(f"The epoch of {' and '.join(by_val)} was chosen on videos held out of training, not on these.")
-    if last:
-        words.append(f"The epoch of {' and '.join(last)} is the last of a number that was fixed before.")
-    if unknown:
-        words.append(
-            f"How the epoch of {' and '.join(unknown)} was chosen is not recorded. The original training chooses it by "
-            "the accuracy on the test videos themselves, which makes such figures somewhat too high."
-        )
-    return " ".join(words)
+def selection(results: dict) -> str:
+    """How the networks' epochs were chosen, in the test or in each of several splits."""
+    streams: dict[str, dict[str, None]] = {how: {} for how in CHOSEN}  # in order, each once
+    for one in results.get("splits", {"": results}).values():
+        for name, about in one["streams"].items():
+            how = str(about.get("chosen_by"))
+            streams[how if how in CHOSEN else "unknown"][name] = None
+    return " ".join(CHOSEN[how].format(" and ".join(names)) for how, names in streams.items() if names)
 
 
 def sources(outcome: Outcome) -> list[tuple[str, str]]:
@@ -136,8 +90,7 @@ def sources(outcome: Outcome) -> list[tuple[str, str]]:
     lines = []
     for name, source in outcome.test_set.sources.items():
         line = f"{source.path}, {source.level}-level logits"
-        checkpoint = source.meta.get("checkpoint")
-        if isinstance(checkpoint, dict):
+        if isinstance(checkpoint := source.meta.get("checkpoint"), dict):
             line += f"; checkpoint {checkpoint.get('name')}, epoch {checkpoint.get('epoch')}"
         if isinstance(protocol := source.meta.get("protocol"), dict):
             line += "; " + ", ".join(f"{key} {value}" for key, value in protocol.items())
@@ -145,10 +98,6 @@ def sources(outcome: Outcome) -> list[tuple[str, str]]:
         if made := in_words(source.meta.get("made")):
             lines.append((f"{name}'s run", made))
     return lines
-
-
-def settings(results: dict) -> str:
-    return ", ".join(f"{key} {value}" for key, value in results["settings"].items())
 
 
 # --- sections ------------------------------------------------------------------------------------------
@@ -182,22 +131,25 @@ def accuracy(results: dict) -> Section:
     return Section("Accuracy", blocks)
 
 
+def each_split(total: dict) -> Section:
+    columns = [(label, key) for label, key in summary.rows(total) if key != "best_weight"]
+    rows = []
+    for split, one in total["splits"].items():
+        top1 = (f"{one[key]['top1']:.2f}" for _, key in columns)
+        rows.append([Link(split, f"split{split}/report.html"), f"{one['videos']:,}", *top1])
+    said = Text("Top-1 accuracy in per cent. A split's number leads to its own report.")
+    return Section("Split by split", [said, Table(["split", "videos", *(label for label, _ in columns)], rows)])
+
+
 def weight_sweep(outcome: Outcome) -> Section:
     sweep, results = outcome.sweep, outcome.results
-    levels = {name: results[name]["top1"] for name in summary.FIXED}
-    best = sweep.best[sweep.place]
-    drawn = plots.sweep(sweep.stream, sweep.weights, sweep.top1, best, levels, results["videos"])
-    return Section(
-        "Weight sweep",
-        [
-            Text(
-                f"Top-1 against the weight of {sweep.stream}. The curve needs the test labels, so its highest point is "
-                "tuned on the test set; the dashed lines are not."
-            ),
-            Plot("weights", drawn, "Top-1 against weight"),
-        ],
-        {"weights": pd.DataFrame({f"weight of {sweep.stream}": sweep.weights, "top1": sweep.top1})},
+    drawn = plots.sweep(sweep, {name: results[name]["top1"] for name in summary.FIXED}, results["videos"])
+    said = Text(
+        f"Top-1 against the weight of {sweep.stream}. The curve needs the test labels, so its highest point is tuned "
+        "on the test set; the dashed lines are not."
     )
+    table = pd.DataFrame({f"weight of {sweep.stream}": sweep.weights, "top1": sweep.top1})
+    return Section("Weight sweep", [said, Plot("weights", drawn, "Top-1 against weight")], {"weights": table})
 
 
 def class_table(outcome: Outcome) -> pd.DataFrame:
@@ -207,33 +159,26 @@ def class_table(outcome: Outcome) -> pd.DataFrame:
 
 
 def per_class(outcome: Outcome) -> Section:
-    better = outcome.results["mcnemar"]["against"]
     found = class_table(outcome)
     columns = [*outcome.test_set.streams, "fusion"]
-    up, down = int((found["gain"] > 0).sum()), int((found["gain"] < 0).sum())
     anchors = ["#" + gallery.anchor(label) for label in found["label"]]
-    accuracies = {name: found[name].to_numpy() for name in columns}
+    up, down = int((found["gain"] > 0).sum()), int((found["gain"] < 0).sum())
+    said = (
+        f"Sorted by what fusion gains over {outcome.results['mcnemar']['against']}, the better stream: a gain in "
+        f"{plural(up, 'class')}, a loss in {down}. The mean of the gains, {found['gain'].mean():+.2f}, is the gain in "
+        "mean-class accuracy. A class's name leads to its videos."
+    )
+    drawn = plots.per_class(found, columns, anchors)
     rows = [
         [Link(row["class"], anchor), row["videos"], *(f"{row[name]:.1f}" for name in columns), f"{row['gain']:+.1f}"]
         for row, anchor in zip(found.to_dict("records"), anchors, strict=True)
     ]
-    return Section(
-        "Class by class",
-        [
-            Text(
-                f"Sorted by what fusion gains over {better}, the better stream: a gain in {plural(up, 'class')}, a "
-                f"loss in {down}. The mean of the gains, {found['gain'].mean():+.2f}, is the gain in mean-class "
-                "accuracy. A class's name leads to its videos."
-            ),
-            Plot(
-                "per_class",
-                plots.per_class(found["class"].tolist(), accuracies, found["gain"].to_numpy(), anchors),
-                "Accuracy in each class, by stream and fusion",
-            ),
-            Table(["class", "videos", *columns, "gain"], rows, folded="The same as numbers"),
-        ],
-        {"per_class": found.drop(columns="label")},
-    )
+    blocks: list = [
+        Text(said),
+        Plot("per_class", drawn, "Accuracy in each class, by stream and fusion"),
+        Table(["class", "videos", *columns, "gain"], rows, folded="The same as numbers"),
+    ]
+    return Section("Class by class", blocks, {"per_class": found.drop(columns="label")})
 
 
 def confusion(outcome: Outcome) -> Section:
@@ -244,28 +189,22 @@ def confusion(outcome: Outcome) -> Section:
     blocks: list = []
     if len(pairs):
         part = f"The {PAIRS} most frequent of {len(pairs)} kinds of mistake" if len(pairs) > PAIRS else "The mistakes"
-        blocks.append(
-            Text(f"Fusion gets {plural(pairs['videos'].sum(), 'video')} wrong. {part}, each leading to its videos:")
-        )
-        rows = [
-            [
-                Link(f"{row.true} → {row.guessed}", f"#{gallery.anchor(row.label, row.guess)}"),
-                row.videos,
-                f"{row.share:.0f} %",
-            ]
-            for row in pairs.head(PAIRS).itertuples()
-        ]
-        blocks.append(Table(["true class → guess", "videos", "of the class"], rows))
+        said = f"Fusion gets {plural(pairs['videos'].sum(), 'video')} wrong. {part}, each leading to its videos:"
+        rows = []
+        for row in pairs.head(PAIRS).itertuples():
+            link = Link(f"{row.true} → {row.guessed}", f"#{gallery.anchor(row.label, row.guess)}")
+            rows.append([link, row.videos, f"{row.share:.0f} %"])
+        blocks += [Text(said), Table(["true class → guess", "videos", "of the class"], rows)]
     else:
         blocks.append(Text("Fusion makes no mistake."))
     used = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
     wide = len(used) > WIDE
-    unused = plural(len(names) - len(used), "class")
-    rest = "" if len(used) == len(names) else f" Left out: {unused} without a video or guess."
-    hint = " It scrolls sideways on a narrow screen." if len(used) > 8 else ""
-    blocks.append(
-        Text(f"The matrix: each row is a true class and adds up to 100 %. A cell leads to its videos.{rest}{hint}")
-    )
+    said = "The matrix: each row is a true class and adds up to 100 %. A cell leads to its videos."
+    if unused := len(names) - len(used):
+        said += f" Left out: {plural(unused, 'class')} without a video or guess."
+    if len(used) > 8:
+        said += " It scrolls sideways on a narrow screen."
+    blocks.append(Text(said))
     shown = counts[np.ix_(used, used)]
     anchors, titles = {}, {}
     for row, column in zip(*np.nonzero(shown), strict=True):
@@ -291,14 +230,13 @@ def agreement(outcome: Outcome) -> Section:
     contested = apart & some_right
     found = tables.agreement(dict(zip(test_set.streams, guesses, strict=True)), fused_right, test_set.labels)
     shown = found.nlargest(10, "videos", keep="first") if len(found) > 10 else found
-    counts = list(shown[["who", "videos", "fusion_right"]].itertuples(index=False, name=None))
     blocks: list = [
         Text(
             f"The streams disagree on {apart.sum():,} of {apart.size:,} videos. On {contested.sum():,} of these at "
             f"least one is right, and fusion is right on {fused_right[contested].sum():,}. An oracle that always "
             f"picked a right stream would reach {100 * some_right.mean():.2f} % top-1."
         ),
-        Plot("agreement", plots.agreement(counts), "Which streams are right, and how often fusion is"),
+        Plot("agreement", plots.agreement(shown), "Which streams are right, and how often fusion is"),
     ]
     if len(test_set.streams) == 2:
         one, other = test_set.streams
@@ -335,22 +273,16 @@ def calibration(outcome: Outcome, chances: dict[str, np.ndarray]) -> Section:
     verdicts = " ".join(
         sureness(name, values, labels, outcome.results["interval_95"][name]["top1"]) for name, values in chances.items()
     )
-    return Section(
-        "Calibration",
-        [
-            Text(verdicts),
-            Plot("calibration", plots.calibration(found), "Reliability diagrams"),
-            Text(
-                "How often the first guess is right, against the probability that softmax gives it. On the dashed line "
-                "the two are equal; a bar below it is too sure of itself, one above it not sure enough. The grey line "
-                "is the share of the videos. ECE is the mean distance from the dashed line over the videos (Guo et al. "
-                f"2017, {bins} bins). It judges the scale of the logits, not their order: dividing them by a number "
-                "changes how sure they are and no guess.",
-                soft=True,
-            ),
-        ],
-        {"calibration": tables.calibration(found)},
+    drawn = Plot("calibration", plots.calibration(found), "Reliability diagrams")
+    legend = Text(
+        "How often the first guess is right, against the probability that softmax gives it. On the dashed line the two "
+        "are equal; a bar below it is too sure of itself, one above it not sure enough. The grey line is the share of "
+        f"the videos. ECE is the mean distance from the dashed line over the videos (Guo et al. 2017, {bins} bins). It "
+        "judges the scale of the logits, not their order: dividing them by a number changes how sure they are and no "
+        "guess.",
+        soft=True,
     )
+    return Section("Calibration", [Text(verdicts), drawn, legend], {"calibration": tables.calibration(found)})
 
 
 def sureness(name: str, values: np.ndarray, labels: np.ndarray, spread: list[float]) -> str:
@@ -376,21 +308,15 @@ def mistakes(outcome: Outcome, chances: dict[str, np.ndarray]) -> Section:
     if len(wrong):
         none_right = int((wrong["streams_right"] == 0).sum())
         everybody = "both streams" if len(test_set.streams) == 2 else "all streams"
-        blocks.append(
-            Text(
-                f"Fusion gets {plural(len(wrong), 'video')} wrong; in {none_right:,} of them {everybody} are wrong, "
-                "too. Those that fusion is surest about:"
-            )
+        said = (
+            f"Fusion gets {plural(len(wrong), 'video')} wrong; in {none_right:,} of them {everybody} are wrong, too. "
+            "Those that fusion is surest about:"
         )
-        rows = [
-            [
-                Link(row["video"], f"#v{place}"),
-                f"{row['class']} → {row['fusion guess']}",
-                f"{100 * row['fusion p(guess)']:.0f} %",
-            ]
-            for place, row in wrong.head(LISTED).to_dict("index").items()
-        ]
-        blocks.append(Table(["video", "true class → guess", "sure"], rows, words=2))
+        rows = []
+        for place, row in wrong.head(LISTED).to_dict("index").items():
+            mistake, sure = f"{row['class']} → {row['fusion guess']}", f"{100 * row['fusion p(guess)']:.0f} %"
+            rows.append([Link(row["video"], f"#v{place}"), mistake, sure])
+        blocks += [Text(said), Table(["video", "true class → guess", "sure"], rows, words=2)]
     else:
         blocks.append(Text("There are none: fusion gets every video right."))
     blocks.append(
@@ -405,12 +331,11 @@ def mistakes(outcome: Outcome, chances: dict[str, np.ndarray]) -> Section:
     return Section("Every mistake", [*blocks, shown], {"videos": found})
 
 
-def training_curves(outcome: Outcome) -> Section | None:
+def training_curves(outcome: Outcome) -> list[Section]:
+    """The section, where there are records beside the predictions."""
     streams = find_records(source.path.parent for source in outcome.test_set.sources.values())
-    if not streams:
-        return None
     said = Text("From the records beside the predictions, a row per epoch.")
-    return Section("Training", [said, *curve_plots({"": streams})])
+    return [Section("Training", [said, *curve_plots({"": streams})])] if streams else []
 
 
 def curve_plots(runs: Mapping[str, Mapping[str, Phases]]) -> list[Plot]:

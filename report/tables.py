@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from report import metrics
 from utils import atomic_path, csv_text
 
 
@@ -26,12 +25,12 @@ def per_class(
     scores: name -> (videos, classes), "fusion" among them. gain is fusion minus `better`, the stream that is
     best over all videos, so that the mean of the column is the gain in mean-class accuracy.
     """
-    count = len(class_names)
-    table = pd.DataFrame({"label": range(count), "class": class_names, "videos": np.bincount(labels, minlength=count)})
+    label, videos = np.unique(labels, return_counts=True)
+    table = pd.DataFrame({"label": label, "class": [class_names[one] for one in label], "videos": videos})
     for name, values in scores.items():
-        table[name] = metrics.per_class(values.argmax(axis=1) == labels, labels, count)
+        right = values.argmax(axis=1) == labels
+        table[name] = 100 * np.bincount(labels, weights=right)[label] / videos
     table["gain"] = table["fusion"] - table[better]
-    table = table[table["videos"] > 0]
     return table.sort_values(["gain", "fusion", "class"], ascending=[False, False, True], ignore_index=True)
 
 
@@ -107,20 +106,5 @@ def videos(
 
 def calibration(found: Mapping[str, dict]) -> pd.DataFrame:
     """A row per stream and bin: stream, bin's lower and upper bound, videos, mean confidence, share correct."""
-    parts = []
-    for name, one in found.items():
-        bins = len(one["count"])
-        edges = np.arange(bins + 1) / bins
-        parts.append(
-            pd.DataFrame(
-                {
-                    "stream": name,
-                    "low": edges[:-1],
-                    "high": edges[1:],
-                    "videos": one["count"],
-                    "confidence": one["confidence"],
-                    "correct": one["correct"],
-                }
-            )
-        )
-    return pd.concat(parts, ignore_index=True)
+    table = pd.concat([pd.DataFrame({"stream": name, **one}) for name, one in found.items()], ignore_index=True)
+    return table.drop(columns="ece").rename(columns={"count": "videos"})
