@@ -213,6 +213,7 @@ def test_table_and_rolling_lines(prepared, monkeypatch, capsys):
 
 
 def test_films_and_pictures(prepared, monkeypatch, tmp_path):
+    pytest.importorskip("av")
     video, flags = prepared / "videos/walk/b.avi", flags_of(prepared)
     call(monkeypatch, video, *flags, "--save", tmp_path / "a.png")
     call(monkeypatch, video, *flags, "--save", tmp_path / "a.mp4", "--sliding", 0.4)
@@ -229,7 +230,7 @@ def test_films_and_pictures(prepared, monkeypatch, tmp_path):
 
 
 def test_a_folder_of_films(prepared, monkeypatch, tmp_path, capsys):
-    """One for each video, at the videos' places; H.264 where PyAV writes it."""
+    """One for each video, at the videos' places; H.264 where FFmpeg has it."""
     av = pytest.importorskip("av")
     assert call(monkeypatch, prepared / "videos/run", *flags_of(prepared), "--save", tmp_path / "films") == 0
     films = sorted((tmp_path / "films").rglob("*.*"))
@@ -241,14 +242,22 @@ def test_a_folder_of_films(prepared, monkeypatch, tmp_path, capsys):
         assert len([*opened.decode(stream)]) == FRAMES and stream.average_rate == 25
 
 
-def test_without_pyav_the_film_is_opencvs(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "av", None)
+@pytest.mark.parametrize("codecs", [{"libx264"}, set()], ids=["H.264", "MPEG-4"])
+def test_a_film_keeps_its_pictures(codecs, tmp_path, monkeypatch):
+    monkeypatch.setattr(pytest.importorskip("av"), "codecs_available", codecs)
     picture = np.full((96, 128, 3), (200, 40, 40), np.uint8)
     with film.open_film(tmp_path / "a.mp4", 25) as write:
         for _ in range(5):
             write(picture)
     found = [*read_frames(tmp_path / "a.mp4")]
     assert len(found) == 5 and abs(found[2].astype(int) - picture).mean() < 8
+
+
+def test_without_pyav_the_message_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(InputError, match="pip install av"), film.open_film(tmp_path / "a.mp4", 25):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_video_shorter_than_a_stack_is_the_spatial_streams(prepared, monkeypatch, tmp_path, capsys):
