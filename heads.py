@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.commandline import ArgumentParser
+from common.commandline import ArgumentParser, bounded
 from common.metrics import accuracy
 from common.progress import progress_bar
 from dataloader.names import first_few
@@ -55,18 +55,16 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--over-time", choices=("mean", "mean+std"), default="mean+std",
                        help="what linear sees of a video's samples; of the mean of layer4.mean alone, it becomes a "
                             "network's last layer, to fine-tune with --weights")
-    group.add_argument("--folds", type=int, default=5, help="parts of the training videos, each held out once")
-    group.add_argument("--seed", type=int, default=0, help="of the folds, and of what is random in training")
+    group.add_argument("--folds", type=bounded(int, 2), default=5,
+                       help="parts of the training videos, each held out once")
+    group.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), default=0,
+                       help="of the folds, and of what is random in training")
     group.add_argument("--output", type=Path, default=Path("record/heads"), metavar="DIR",
                        help="for HEAD/STREAM/: predictions, checkpoint, and in val/ the held-out predictions")
     group.add_argument("--device", default="auto", help="of ts-lstm and inception: auto, cpu, cuda, cuda:N or mps")
     args = parser.parse_args()
     if not (args.spatial or args.motion):
         raise InputError("no features: name a file with --spatial NPZ, --motion NPZ or both")
-    if args.folds < 2:
-        raise InputError(f"--folds {args.folds}: give at least 2")
-    if not 0 <= args.seed < 2**32:
-        raise InputError(f"--seed {args.seed}: must be from 0 to {2**32 - 1}")
     args.head = [head for head in HEADS if head in args.head]
     return args
 
@@ -76,7 +74,8 @@ def main() -> int:
     device = set_up_device(args.device)
     streams = load_streams(args)
     check_writable(args.output)
-    networks = {name: load_network(one) for files in streams.values() for name, one in files.items()}
+    everything = {name: one for files in streams.values() for name, one in files.items()}
+    networks = {name: load_network(one) for name, one in everything.items()}
     rows: list[Row] = []
     for head in args.head:
         if head == "linear":
@@ -86,8 +85,7 @@ def main() -> int:
                 rows.append(average(rows[-2:]))
         else:
             name = "both" if len(streams) == 2 else next(iter(streams))
-            both = {part: one for files in streams.values() for part, one in files.items()}
-            rows.append(fit_and_write(args, head, name, both, networks, device))
+            rows.append(fit_and_write(args, head, name, everything, networks, device))
     write_json(args.output / "heads.json", [row.about() for row in rows])
     print(table(rows))
     print(next_commands(args, rows))

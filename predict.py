@@ -20,13 +20,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common.commandline import ArgumentParser
+from common.commandline import ArgumentParser, bounded
 from data.flow import PLAIN_METHODS
 from data.videos import VideoError, find_videos, import_cv2
 from engine.state import amp_dtype
 from recogniser.answers import Answer, as_json, as_line, as_table
 from recogniser.decoded import DecodedFrames
+from recogniser.film import open_film
 from recogniser.loading import Wishes, load_streams
+from recogniser.overlay import LiveFilm, save
 from recogniser.streams import Recogniser
 from recogniser.windows import Camera, frame_rate, rolling_windows, whole_video
 from report.outcome import Learnt
@@ -52,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
                        help="channel order of the original repo's motion checkpoint: see motion_cnn.py -h")
 
     group = parser.add_argument_group("preparation")
-    group.add_argument("--samples", type=int,
+    group.add_argument("--samples", type=bounded(int, 1),
                        help="clips per video or window (default: as the checkpoint was tested; of a rolling window at "
                             "most 2.5 per second)")
     group.add_argument("--views", type=int, choices=(1, 2, 5, 10),
@@ -66,8 +68,10 @@ def parse_arguments() -> argparse.Namespace:
                        help="of raft (default: those that the motion stream was trained on)")
 
     group = parser.add_argument_group("rolling")
-    group.add_argument("--sliding", type=float, metavar="SECONDS", help="answer for every window of this length")
-    group.add_argument("--step", type=float, metavar="SECONDS", help="between windows (default: half of --sliding)")
+    group.add_argument("--sliding", type=bounded(float, 1e-3), metavar="SECONDS",
+                       help="answer for every window of this length")
+    group.add_argument("--step", type=bounded(float, 1e-3), metavar="SECONDS",
+                       help="between windows (default: half of --sliding)")
     group.add_argument("--camera", metavar="SOURCE",
                        help="number of a camera, or a URL, in place of videos; --sliding is then 2 unless given")
 
@@ -100,10 +104,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         args.step = (args.sliding or 0) / 2
     elif args.sliding is None:
         raise InputError("--step is of a rolling answer: give --sliding SECONDS, too")
-    if args.sliding is not None and not (args.sliding > 0 and args.step > 0):
-        raise InputError("--sliding and --step are seconds, more than 0")
-    if args.samples is not None and args.samples < 1:
-        raise InputError(f"--samples {args.samples}: must be at least 1")
     if args.fusion and (args.weights or not (args.spatial and args.motion)):
         raise InputError("--fusion brings the weights of two streams: give --spatial and --motion, and no --weights")
     if args.weights is None:
@@ -163,9 +163,6 @@ def watch_camera(args: argparse.Namespace, recogniser: Recogniser) -> None:
     with contextlib.ExitStack() as whole:
         film = None
         if args.save:
-            from recogniser.film import open_film
-            from recogniser.overlay import LiveFilm
-
             film = LiveFilm(whole.enter_context(open_film(args.save, camera.rate)), camera.rate)
         windows = camera.windows(args.sliding, args.step, film.see if film else None)
         whole.enter_context(contextlib.closing(windows))
@@ -194,10 +191,8 @@ def list_videos(named: Sequence[str]) -> dict[Path, Path]:
             raise InputError(f"{path} does not exist; give a video file or a folder of videos")
         if not (path.is_file() or path.is_dir()):  # opening a pipe waits for somebody to write to it
             raise InputError(f"{path} is a pipe or a device; give a video file, or name a camera with --camera")
-        if path.is_dir():
-            videos |= {video.path: Path(video.name).with_suffix(".mp4") for video in find_videos(path)}
-        else:
-            videos[path] = Path(path.name).with_suffix(".mp4")
+        found = {video.path: video.name for video in find_videos(path)} if path.is_dir() else {path: path.name}
+        videos |= {video: Path(name).with_suffix(".mp4") for video, name in found.items()}
     return videos
 
 
@@ -246,8 +241,6 @@ def main() -> int:
                 if video in targets:
                     answers.append(answer)
             if video in targets:
-                from recogniser.overlay import save
-
                 save(targets[video], video, answers)
                 if not args.json:
                     print(f"written: {targets[video]}")

@@ -60,17 +60,11 @@ def make_folds(labels: np.ndarray, groups: np.ndarray, number: int, seed: int) -
 def out_of_fold(folds: Sequence[np.ndarray], fit: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
     """Run `fit(rows to train on, rows held out)` for each fold, and put what it says of the held-out rows in order.
 
-    What it returns is (..., held out, classes).
+    What it returns is (..., held out, classes), and in order float32.
     """
-    total = sum(len(fold) for fold in folds)
-    result = None
-    for held in folds:
-        found = fit(np.setdiff1d(np.arange(total), held), held)
-        if result is None:
-            result = np.empty((*found.shape[:-2], total, found.shape[-1]), np.float32)
-        result[..., held, :] = found
-    assert result is not None
-    return result
+    order = np.concatenate(folds)
+    found = [fit(np.setdiff1d(order, held), held).astype(np.float32) for held in folds]
+    return np.concatenate(found, -2)[..., np.argsort(order), :]
 
 
 # --- logistic regression -------------------------------------------------------------------------------

@@ -170,16 +170,13 @@ def append_to(path: Path, about: dict[str, Any], shape: tuple[int, int]) -> Iter
     """
     head = json.dumps(about).encode() + b"\n"
     size = 2 * shape[0] * shape[1]
-    same = False
-    if path.is_file():
-        with open(path, "rb") as old:
-            same = old.read(len(head)) == head
-        if not same:
-            print(f"note: {path} was begun with other settings or videos, and is begun again", file=sys.stderr)
-    with open(path, "r+b" if same else "wb") as file:
-        if not same:
+    with open(path, "a+b") as file:  # what is written goes to its end
+        file.seek(0)
+        if file.read(len(head)) != head:
+            if file.tell():
+                print(f"note: {path} was begun with other settings or videos, and is begun again", file=sys.stderr)
+            file.truncate(0)
             file.write(head)
         done = (file.seek(0, os.SEEK_END) - len(head)) // size
         file.truncate(len(head) + done * size)  # a killed run may leave half a video
-        file.seek(0, os.SEEK_END)
         yield file, len(head), done

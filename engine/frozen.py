@@ -85,20 +85,17 @@ class FrozenLoader:
         activations = self.frozen(clips)[1].to(training.dtype).cpu()
         video = Kept(batch.names[0], int(batch.labels[0]), activations)
         if not self.used:
-            self._say_what_fits(activations.nbytes)
+            wanted, fit = len(self.dataset) * self.versions, int(self.memory // activations.nbytes)
+            if fit < wanted:
+                tqdm.write(
+                    f"note: --frozen-memory {self.memory / 1e9:g} holds {fit:,} of {len(self.dataset):,} videos x "
+                    f"{self.versions} versions ({wanted * activations.nbytes / 1e9:.1f} GB); the others are computed "
+                    "anew each time"
+                )
         if self.used + activations.nbytes <= self.memory:
             self.kept[item] = video
             self.used += activations.nbytes
         return video
-
-    def _say_what_fits(self, size: int) -> None:
-        wanted = len(self.dataset) * self.versions
-        fit = int(self.memory // size)
-        if fit < wanted:
-            tqdm.write(
-                f"note: --frozen-memory {self.memory / 1e9:g} holds {fit:,} of {len(self.dataset):,} videos x "
-                f"{self.versions} versions ({wanted * size / 1e9:.1f} GB); the others are computed anew each time"
-            )
 
 
 def frozen_net(training: Training) -> InferenceNet:

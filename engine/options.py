@@ -240,9 +240,9 @@ def given_preparation(args: argparse.Namespace) -> dict[str, Any]:
 
 def training_settings(args: argparse.Namespace) -> TrainingSettings:
     """The flags that say how a network is trained, as values with types."""
-    names = [field.name for field in dataclasses.fields(TrainingSettings) if hasattr(args, field.name)]
-    values: dict[str, Any] = {name: getattr(args, name) for name in names}
-    return TrainingSettings(**{**values, "milestones": tuple(args.milestones)})
+    names = {field.name for field in dataclasses.fields(TrainingSettings)}
+    values = {name: value for name, value in vars(args).items() if name in names}
+    return TrainingSettings(**values | {"milestones": tuple(args.milestones)})
 
 
 def feature_settings(args: argparse.Namespace) -> FeatureSettings:

@@ -9,6 +9,7 @@ import os
 import shlex
 import socket
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +66,5 @@ def _read(note: Path) -> dict:
 def _describe(owner: dict) -> str:
     if not owner:
         return "it has just started or is ending"
-    command = str(owner.get("command"))
-    command = command if len(command) < 200 else f"{command[:200]} ..."
+    command = textwrap.shorten(str(owner.get("command")), 200, placeholder=" ...")
     return f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('started')}: {command}"

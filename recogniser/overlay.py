@@ -179,7 +179,7 @@ def _draw_strip(scores: Scores, width: int, unit: float, now: float | None) -> I
     row, pad, head = 32 * unit, 10 * unit, 18 * unit
     floor = round(head + len(scores.names) * row)
     canvas = Image.new("RGB", (width, round((floor + 26 * unit) / 4) * 4), PANEL)
-    pen = ImageDraw.Draw(canvas)
+    pen = ImageDraw.Draw(canvas, "RGBA")
     font, small = (fonts.font("0123456789 %s", round(size * unit)) for size in (14, 12))
     names = [fonts.drawable(name) for name in scores.names]
     named = [fonts.font(name, round(14 * unit)) for name in names]
@@ -195,7 +195,7 @@ def _draw_strip(scores: Scores, width: int, unit: float, now: float | None) -> I
         values = np.interp(seconds, scores.times, scores.probabilities[:, place])
         heights = base - values * (row - 5 * unit)
         outline = list(zip(columns.tolist(), heights.tolist(), strict=True))
-        pen.polygon([(left, base), *outline, (right, base)], fill=_mixed(colour, PANEL, 0.45))
+        pen.polygon([(left, base), *outline, (right, base)], fill=f"{colour}73")  # 45 % over the panel
         pen.line(outline, fill=colour, width=max(1, round(1.5 * unit)))
         pen.line((left, base, right, base), fill=RULE)
         value = scores.overall[place]
@@ -227,8 +227,3 @@ def _shortened(text: str, font, width: float) -> str:
     while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"
-
-
-def _mixed(colour: str, other: str, share: float) -> tuple[int, ...]:
-    one, two = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in (colour, other))
-    return tuple(int(value) for value in np.round(one * share + two * (1 - share)))

@@ -33,10 +33,6 @@ class Stream:
     flow: Flow | None
     device: torch.device
 
-    def frames_of(self, video: str) -> DecodedFrames:
-        """What makes this stream's clips of one video."""
-        return DecodedFrames(video, self.preparation, self.sampling, self.flow)
-
     @torch.inference_mode()
     def logits(self, batch: Batch) -> np.ndarray:
         """(samples, classes) float32 of one video's clips, averaged over views. Equal clips are computed once."""
@@ -71,7 +67,7 @@ class Recogniser:
 
     def frames_of(self, video: str) -> list[DecodedFrames]:
         """The makers of each stream's clips of one video."""
-        return [stream.frames_of(video) for stream in self.streams]
+        return [DecodedFrames(video, one.preparation, one.sampling, one.flow) for one in self.streams]
 
     def answer(self, window: Window, decoded: Sequence[DecodedFrames]) -> Answer:
         """What the streams say of one window. One that needs more frames than there are is left out and named.

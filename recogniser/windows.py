@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,10 +32,14 @@ class Window:
 
 def frame_rate(path: Path | str) -> float:
     """Frames per second by a video's header; 25 where it says nothing usable."""
-    cv2 = import_cv2()
-    capture = cv2.VideoCapture(str(path))
-    rate = capture.get(cv2.CAP_PROP_FPS)
+    capture = import_cv2().VideoCapture(str(path))
+    rate = _rate_of(capture)
     capture.release()
+    return rate
+
+
+def _rate_of(capture: Any) -> float:
+    rate = capture.get(import_cv2().CAP_PROP_FPS)
     return rate if 1 <= rate <= 1000 else 25.0
 
 
@@ -94,12 +99,10 @@ class Camera:
     """
 
     def __init__(self, source: str, sides: Sequence[int]) -> None:
-        cv2 = import_cv2()
-        self.capture = cv2.VideoCapture(int(source) if source.isdigit() else source)
+        self.capture = import_cv2().VideoCapture(int(source) if source.isdigit() else source)
         if not self.capture.isOpened():
             raise InputError(f"--camera {source}: no such camera, or it is in use; try another number, a URL or a file")
-        rate = self.capture.get(cv2.CAP_PROP_FPS)
-        self.rate = rate if 1 <= rate <= 1000 else 25.0  # frames per second, if it keeps pace
+        self.rate = _rate_of(self.capture)  # frames per second, if it keeps pace
         self.sides, self.paced = sides, Path(source).is_file()
         self.changed = threading.Condition()  # guards the four below
         self.held: list[tuple[float, dict[int, np.ndarray]]] = []  # (second, short side -> frame)
