@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -60,7 +61,8 @@ def svg(plot: Plot) -> str:
     """A figure as an SVG document. Its text stays text: a browser finds a font for any script."""
     file = io.StringIO()
     # The salt names what the figure defines, so that two figures on one page don't share a name.
-    with rc_context({"svg.hashsalt": plot.name}):
+    with rc_context({"svg.hashsalt": plot.name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser's fonts will have it
         plot.figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     return file.getvalue()
 

@@ -60,6 +60,11 @@ def colour(name: str, place: int) -> str:
     return LIGHT[hue(name, place)]
 
 
+def short(name: str) -> str:
+    """A class name that leaves room for the figure beside it: of a long one, how it begins and ends."""
+    return name if len(name) <= 30 else f"{name[:15]}\N{HORIZONTAL ELLIPSIS}{name[-14:]}"
+
+
 def span(low: float, high: float, videos: int) -> tuple[float, float]:
     """Limits of an axis of accuracy in per cent around `low` and `high`, on which one video is no cliff.
 
@@ -106,7 +111,7 @@ def per_class(found: pd.DataFrame, columns: Sequence[str], anchors: Sequence[str
     for row, gain in enumerate(found["gain"]):
         shown = f"{gain:+.0f}" if abs(gain) >= 0.5 else "0"
         axes.text(104, row, shown, va="center", ha="left", fontsize=8)
-    axes.set_yticks(rows, found["class"])
+    axes.set_yticks(rows, found["class"].map(short))
     axes.set(xlim=(-2, 103), ylim=(len(found) - 0.4, -0.6), xlabel="accuracy in the class, %")
     axes.tick_params(axis="y", labelsize=8)
     for label, anchor in zip(axes.get_yticklabels(), anchors, strict=True):
@@ -128,8 +133,9 @@ def confusion(matrix: np.ndarray, names: Sequence[str], anchors: Mapping[tuple[i
     drawn = Figure(figsize=(side, side))
     axes = drawn.subplots()
     size = 8.5 if not wide else 7
-    axes.set_xticks(range(count), names, rotation=90, fontsize=size)
-    axes.set_yticks(range(count), names, fontsize=size)
+    labels = list(map(short, names))
+    axes.set_xticks(range(count), labels, rotation=90, fontsize=size)
+    axes.set_yticks(range(count), labels, fontsize=size)
     axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), aspect="equal")
     axes.set_xlabel("guessed", fontsize=10)
     axes.set_ylabel("true", fontsize=10)
