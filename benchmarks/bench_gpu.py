@@ -3,8 +3,7 @@
   python benchmarks/bench_gpu.py [--workers 16] [--compile] [--seconds 20]
 
 The aim: training and testing end to end at 90 % of the network alone, and the network within 70 % of what the card's
-matrix units reach in a large bfloat16 product; "bare" is what plain PyTorch makes of them. Also decodes JPEGs on the
-GPU (nvJPEG), to compare with the loader.
+matrix units reach in a large bfloat16 product; "bare" is what plain PyTorch makes of them.
 --device cpu --arch resnet18 --size 64 --seconds 1 tries the script without a GPU.
 """
 
@@ -62,22 +61,6 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> flo
         return 10 * 2 * side**3
 
     return rate(work, seconds, device)
-
-
-def nvjpeg_rate(files: list[Path], seconds: float, device: torch.device) -> float | None:
-    """JPEGs per second that torchvision decodes on the GPU, 64 at once; None where it can't."""
-    from torchvision.io import ImageReadMode, decode_jpeg, read_file
-
-    data = [read_file(str(path)) for path in files]
-
-    def work() -> int:
-        return len(decode_jpeg(data, mode=ImageReadMode.UNCHANGED, device=device))
-
-    try:
-        return rate(work, seconds, device)
-    except RuntimeError as error:
-        print(f"  nvJPEG: {str(error).splitlines()[0]}")
-        return None
 
 
 def endless(loader: Loader, device: torch.device) -> Iterator[Batch]:
@@ -196,11 +179,6 @@ def main() -> int:
             bench = Bench(stream, phase, home / kind, names, args, device)
             bench.table(stream, matrix)
             del bench
-        if device.type == "cuda":
-            files = sorted((home / kind).rglob("frame*.jpg"))[:64]
-            images = nvjpeg_rate(files, args.seconds, device)
-            if images is not None:
-                print(f"{stream:16} {'nvJPEG':9} {'decode':9} {images:10.1f} images/s")
     return 0
 
 

@@ -1,12 +1,10 @@
 """A whole test of the motion stream, as a process from start to end: the classic way against motion_cnn.py --evaluate.
 
   python benchmarks/bench_test.py [--data DIR] [--videos 6] [--rounds 3] [--compile]
-  python benchmarks/bench_test.py --agreement ../shared/weights/resnet50_imagenet.pth --videos 38
 
 All ways test the same clips of the same videos with the same ResNet101, whose last layer is fitted to the clips, so
 that its answers mean something. "per clip" is what one more clip costs: the start of the process is taken off by a
-run on one video. The video-level predictions are compared. --agreement does only that, with a ResNet-50 trained on
-ImageNet's 1000 classes, on RGB frames.
+run on one video. The video-level predictions are compared.
 """
 
 from __future__ import annotations
@@ -91,25 +89,6 @@ def compare(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> str:
     )
 
 
-def agreement(weights: Path, home: Path, count: int) -> None:
-    """A trained network in float32 as it is, and as a test runs it."""
-    state = {name: value.float() for name, value in torch.load(weights, weights_only=True).items()}
-    model = build_model("resnet50", 3, 1000)
-    model.load_state_dict(state)
-    model.eval()
-    dtype = amp_dtype("auto", CPU)
-    names = chosen(list(classic.videos_of(home / "rgb", "rgb")), count)
-    dataset = our_dataset("spatial", home / "rgb", names, TestSampling(19))
-    net = InferenceNet(model, dataset.preparation, dtype)
-    plain, ours = {}, {}
-    with torch.inference_mode():
-        for i, source in enumerate(dataset.sources):
-            clips = clips_of(dataset[0, i], "rgb", CPU)
-            plain[source.video.name] = model(to_input(clips, dataset.preparation)).mean(0).numpy()
-            ours[source.video.name] = net(clips)[0].mean(0).numpy()
-    print(f"ResNet-50 of ImageNet, {str(dtype).removeprefix('torch.')} against float32: {compare(plain, ours)}")
-
-
 def whole_tests(home: Path, count: int, rounds: int, compiled: bool) -> None:
     """Run every way as a process, on one video and on `count`, in turns."""
     flow = home / "flow"
@@ -161,13 +140,9 @@ def main() -> int:
     parser = bench_parser(__doc__)
     parser.set_defaults(videos=6, rounds=3)
     parser.add_argument("--compile", action="store_true", help="also measure --compile, whose start takes a while")
-    parser.add_argument("--agreement", type=Path, metavar="PATH", help="torchvision's ResNet-50 of ImageNet")
     args = parser.parse_args()
     home = prepare(args.data)
     print(machine())
-    if args.agreement:
-        agreement(args.agreement, home, args.videos)
-        return 0
     print(HEADER)
     whole_tests(home, args.videos, args.rounds, args.compile)
     return 0
