@@ -16,12 +16,13 @@ from dataloader.clips import TestSampling
 from dataloader.names import UCF101_CLASSES
 from dataloader.preparation import Preparation
 from dataloader.splits import load_split
+from engine.heads import TEMPORAL, build_head
 from engine.pooling import feature_net
 from network import InferenceNet, trained_model
 from recogniser.decoded import PAIRS_AT_ONCE, Flow
-from recogniser.heads import TrainedHead, read_network
-from recogniser.streams import Stream
-from saved.checkpoints import Checkpoint
+from recogniser.streams import Stream, TrainedHead
+from saved.checkpoints import Checkpoint, read_checkpoint
+from saved.heads import HeadFile, read_head
 from utils import InputError, cpu_count
 
 PER_SECOND = 2.5  # clips of a rolling window: more of them overlap in most of their frames
@@ -44,22 +45,24 @@ def load_streams(
 ) -> tuple[list[Stream], list[str], list[TrainedHead]]:
     """The streams of these files, {"spatial": path, "motion": path, "head": path}, their classes' names and heads."""
     checkpoints: dict[str, Checkpoint] = {}
-    heads = []
+    heads: list[TrainedHead] = []
+    pooling: dict[str, Sequence[str]] = {}
     for name, path in paths.items():
         if not path:
             continue
-        network = read_network(path, flow_order)
-        if isinstance(network, TrainedHead):
-            heads.append(network)
-            belongs = network.name if network.name in ("spatial", "motion") else "head"
-            checkpoints |= network.inputs
+        file = read_head(path)
+        if file is not None:
+            belongs = "head" if file.stream == "both" else file.stream
+            heads.append(load_head(file))
+            checkpoints |= file.inputs
+            pooling |= file.pooling
         else:
-            belongs = "spatial" if network.preparation["modality"] == "rgb" else "motion"
-            checkpoints[belongs] = network
+            checkpoint = read_checkpoint(path, flow_order=flow_order)
+            belongs = "spatial" if checkpoint.preparation["modality"] == "rgb" else "motion"
+            checkpoints[belongs] = checkpoint
         if name != belongs:
             raise InputError(f"--{name} {path} is a network of the {belongs} stream: give it to --{belongs}")
     names = choose_class_names(list(checkpoints.values()), wishes.lists)
-    pooling = {name: pools for head in heads for name, pools in head.pooling.items()}
     streams = []
     for name, theirs in checkpoints.items():
         checkpoint = theirs.in_order_of(names)
@@ -79,6 +82,18 @@ def load_streams(
             net = InferenceNet(model, preparation, dtype).to(device)
         streams.append(Stream(name, net, preparation, sampling, flow, device))
     return streams, names, heads
+
+
+def load_head(file: HeadFile) -> TrainedHead:
+    """The small network in the file. Raises InputError where this version doesn't know it, or it is damaged."""
+    if file.kind not in ("linear", *TEMPORAL):
+        raise InputError(f"{file.path} is a head of a kind {file.kind}, which this version does not know; update it")
+    head = build_head(file.kind, file.features, len(file.class_names), file.over_time)
+    try:
+        head.load_state_dict(file.state_dict)
+    except RuntimeError:
+        raise InputError(f"{file.path} is a damaged head, its weights do not fit {file.kind}: train it again") from None
+    return TrainedHead(file.kind if file.stream == "both" else file.stream, head.eval(), list(file.inputs))
 
 
 def choose_samples(tested: int, seconds: float | None) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from data.videos import VideoError
@@ -16,7 +17,6 @@ from dataloader.preparation import Preparation
 from network import InferenceNet
 from recogniser.answers import Answer
 from recogniser.decoded import DecodedFrames, Flow
-from recogniser.heads import TrainedHead
 from recogniser.vote import ROUND, is_decided, spread_order, weighted
 from recogniser.windows import Window
 from utils import plural
@@ -51,6 +51,21 @@ class Stream:
         """(batches, classes) float32 of batches of one clip each, averaged over views."""
         clips = torch.cat([clips_of(batch, self.preparation.modality, self.device) for batch in batches])
         return self.net(clips)[0].cpu().unflatten(0, (len(batches), -1)).mean(1).numpy()
+
+
+@dataclass(frozen=True)
+class TrainedHead:
+    """A head of heads.py on the features of some streams, whose last layer is no part of them."""
+
+    name: str  # of what it answers: a stream's, or the head's own where it sees both
+    head: nn.Module  # in evaluation mode, on the CPU
+    inputs: Sequence[str]  # the streams, in the order in which their features are joined
+
+    @torch.inference_mode()
+    def answer(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
+        """One video's features (samples, F) by input -> its logits (1, classes) float32."""
+        joined = torch.from_numpy(np.concatenate([features[name] for name in self.inputs], 1))
+        return self.head(joined[None].half().float()).numpy()  # rounded as those it was trained on
 
 
 @dataclass(frozen=True)

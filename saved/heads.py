@@ -30,6 +30,7 @@ class HeadFile:
     class_names: list[str]
     inputs: dict[str, Checkpoint]  # the networks of its features, in the order in which these are joined
     pooling: dict[str, Sequence[str]]
+    features: int  # that it takes: those of all inputs joined
 
 
 def write_head(
@@ -66,12 +67,16 @@ def read_head(path: str | os.PathLike) -> HeadFile | None:
     content = load_checkpoint(path)
     if content.get("format") != HEAD_FORMAT:
         return None
-    lacking = {"head", "class_names", "inputs", "state_dict"} - content.keys()
-    if lacking:
-        raise InputError(f"{path} is an incomplete head: it lacks {', '.join(sorted(lacking))}")
-    names = content["class_names"]
+    try:
+        return _head_file(Path(path), content)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is an incomplete head ({type(error).__name__} {error}); train it again") from None
+
+
+def _head_file(path: Path, content: dict[str, Any]) -> HeadFile:
+    names, about, parts = content["class_names"], content["head"], content["inputs"]
     inputs = {}
-    for name, part in content["inputs"].items():
+    for name, part in parts.items():
         state = dict(part["state_dict"])
         norm = state.get("layer4.0.downsample.1.weight")  # None of timm's networks, whose features are pre-logits
         features = part["features"] if norm is None else norm.shape[0]
@@ -79,9 +84,11 @@ def read_head(path: str | os.PathLike) -> HeadFile | None:
         state |= {"fc.weight": torch.zeros(len(names), features), "fc.bias": torch.zeros(len(names))}
         args = {"test_samples": part["samples"], "test_views": part["views"]}
         channels = Preparation.from_dict(part["preparation"]).channels
-        inputs[name] = Checkpoint(Path(path), HEAD_FORMAT, state, part["arch"], len(names), channels,
-                                  part["preparation"], args, -1, 0.0, names, {})  # fmt: skip
-    pooling = {name: part["pooling"] for name, part in content["inputs"].items()}
-    about = content["head"]
-    return HeadFile(Path(path), about["kind"], about["stream"], about["over_time"], content["state_dict"], names,
-                    inputs, pooling)  # fmt: skip
+        inputs[name] = Checkpoint(
+            path, HEAD_FORMAT, state, part["arch"], len(names), channels, part["preparation"], args, -1, 0.0, names, {}
+        )
+    pooling = {name: part["pooling"] for name, part in parts.items()}
+    width = sum(part["features"] for part in parts.values())
+    return HeadFile(
+        path, about["kind"], about["stream"], about["over_time"], content["state_dict"], names, inputs, pooling, width
+    )

@@ -12,8 +12,9 @@ from sklearn.linear_model import LogisticRegression
 
 from engine.crossfit import STRENGTHS, fit_linear, fit_temporal, logistic_path, make_folds, out_of_fold
 from engine.heads import TEMPORAL, TimeStatistics, build_head, train_temporal
-from recogniser.heads import read_network
+from recogniser.loading import load_head
 from saved.features import read_features, write_features
+from saved.heads import read_head
 from utils import InputError
 
 CPU = torch.device("cpu")
@@ -214,13 +215,20 @@ def test_all_heads_on_both_streams(features, run, tmp_path):
     ]  # fmt: skip
     assert set(load(tmp_path / "inception/both", "inception")) == set(load(tmp_path / "linear/motion", "motion"))
     # what predict.py reads answers as the predictions say
-    head = read_network(tmp_path / "inception/both/checkpoint.pth.tar")
+    head = load_head(read_head(tmp_path / "inception/both/checkpoint.pth.tar"))
     both = {name: read_features(features / f"{name}.npz") for name in ("spatial", "motion")}
     for video, logits in load(tmp_path / "inception/both", "inception").items():
         own = {name: one.values[one.videos.index(video)] for name, one in both.items()}
         np.testing.assert_allclose(head.answer(own)[0], logits, rtol=1e-3, atol=1e-4)
     error = run("spatial_cnn.py", "--resume", tmp_path / "inception/both/checkpoint.pth.tar", "--evaluate", code=2)
     assert "predict.py --head" in error.stderr
+    # a file that was changed by hand
+    whole = torch.load(tmp_path / "inception/both/checkpoint.pth.tar", weights_only=True)
+    for change in ({"head": {"kind": "inception"}}, {"inputs": []}, {"state_dict": {}}):
+        torch.save({**whole, **change}, tmp_path / "changed.pth.tar")
+        with pytest.raises(InputError, match=r"changed.pth.tar is an? .*train it again"):
+            load_head(read_head(tmp_path / "changed.pth.tar"))
+
 
 
 def made_up(path, stream, **changes):
