@@ -32,7 +32,7 @@ class Board:
     """A training's TensorBoard files. With several processes, rank 0's: its share of an epoch in progress."""
 
     def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
-        """Raises InputError where the package tensorboard is missing. Nothing is written before `begin`."""
+        """Raises InputError where the package tensorboard is missing. Nothing is written before it is `opened`."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -44,13 +44,21 @@ class Board:
         self._seen = (-1, 0.0, 0.0, 0.0)  # epoch, videos, seconds and seconds of waiting at the last look
         self._looked = 0.0
 
-    def begin(self, training: Training, length: int) -> None:
-        """Open the files; points of epochs and batches that are to be done again are hidden."""
+    @contextlib.contextmanager
+    def opened(self, training: Training, length: int) -> Iterator[None]:
+        """Around a training of `length` batches an epoch; points that are to be done again are hidden."""
         self.length = length
         with self._safely():
             done = training.epoch * length + training.batch
             self.batches = self._make(str(self.folder / "batches"), purge_step=done + 1)
             self.epochs = self._make(str(self.folder / "epochs"), purge_step=training.epoch)
+        try:
+            yield
+        finally:
+            with self._safely():
+                for writer in (self.batches, self.epochs):
+                    if writer is not None:
+                        writer.close()
 
     def batch(self, training: Training) -> None:
         """After a batch: the epoch's loss and top-1 so far, the rate, videos per second, the share of waiting."""
@@ -99,12 +107,6 @@ class Board:
                 ]  # fmt: skip
                 self.epochs.add_image("test/wrong", np.concatenate(tiles, 1), step, dataformats="HWC")
             self.epochs.flush()
-
-    def close(self) -> None:
-        with self._safely():
-            for writer in (self.batches, self.epochs):
-                if writer is not None:
-                    writer.close()
 
     def _rows(self, what: str, row: Mapping[str, float]) -> None:
         values = {f"{what}/{name}": value for name, value in row.items() if name != "Epoch"}

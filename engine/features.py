@@ -25,8 +25,8 @@ from engine.pooling import check_pooling, default_pooling, feature_count, featur
 from engine.state import amp_dtype
 from network import Network, trained_model
 from saved.checkpoints import Checkpoint, weights_hash
-from saved.features import FORMAT, read_about, write_features
-from utils import InputError, check_writable, plural, world
+from saved.features import FORMAT, check_target, read_about, write_features
+from utils import InputError, plural, world
 
 MIDDLE = 5  # the frame of a stack of 10 flow pairs that stands for it, counted from the stack's first
 SYNC_SECONDS = 10.0  # at most so much work is lost in a power cut; a killed process loses one batch
@@ -61,12 +61,10 @@ def extract_features(
     done stands in OUT.npz.partial: started again with the same settings, it goes on there.
     """
     path = settings.path
-    if path.is_dir():
-        raise InputError(f"--features {path} is a folder; name a file in it, such as out.npz")
     stream = "spatial" if preparation.modality == "rgb" else "motion"
     pooling = settings.pooling or default_pooling(model, stream)
     check_pooling(pooling, model)
-    check_writable(path.parent)
+    check_target(path)
     if world()[1] > 1:
         raise InputError("--features works in one process: start it without torchrun")
     if checkpoint is not None:  # whatever its classes are

@@ -29,18 +29,11 @@ from engine.owner import owned
 from engine.pooling import last_pooling
 from engine.state import Training
 from saved.checkpoints import read_checkpoint, weights_hash, write_checkpoint
-from saved.features import write_features
+from saved.features import check_target, write_features
 from saved.predictions import write_predictions
 from saved.provenance import provenance
 from saved.records import record_path, write_record
-from utils import (
-    InputError,
-    check_output,
-    check_writable,
-    plural,
-    printable,
-    world,
-)
+from utils import check_output, plural, printable, world
 
 FEW = 2000  # training videos, below which training all of a network is not the best that can be done
 
@@ -89,9 +82,11 @@ class Run:
 
         Ctrl-C or SIGTERM ends the block after the batch, saved; `exit_code` then says so.
         """
+        assert self.data.train is not None
         with owned(self.output):
             self._begin(training)
-            with self._signals(), self._board(training):
+            length = len(self.data.train)
+            with self._signals(), self.board.opened(training, length) if self.board else contextlib.nullcontext():
                 try:
                     yield
                 except _Stopped:
@@ -101,7 +96,6 @@ class Run:
                         f"{self.output / 'checkpoint.pth.tar'}. Go on with the same command and --resume"
                     )
                     return
-            assert self.data.train is not None
             if problems := self.data.train.problems:
                 self.say(f"replaced {plural(len(problems), 'video')} that could not be read:")
                 for name, reason in sorted(problems.items()):
@@ -114,7 +108,8 @@ class Run:
             own = [(self.output / name).resolve() for name in ("checkpoint.pth.tar", "model_best.pth.tar")]
             goes_on = self.resume is not None and self.resume.resolve() in own
             check_output(self.output, size, replaced=own if goes_on else ())
-            self._check_features()
+            if self.features:
+                check_target(self.features)
             if not goes_on:
                 self._set_aside()
         assert self.data.train is not None
@@ -138,18 +133,6 @@ class Run:
             )
         if training.epoch >= training.settings.epochs:
             self.say(f"nothing is left of --epochs {training.settings.epochs}; a higher number trains further")
-
-    @contextlib.contextmanager
-    def _board(self, training: Training) -> Iterator[None]:
-        if self.board is None:
-            yield
-            return
-        assert self.data.train is not None
-        self.board.begin(training, len(self.data.train))
-        try:
-            yield
-        finally:
-            self.board.close()
 
     def _chosen_by(self, training: Training) -> str:
         """What the tested network's epoch is chosen by; "last": by nothing, as there is no other test."""
@@ -216,7 +199,8 @@ class Run:
         with owned(self.output), self._signals():
             if self.leads:
                 check_output(self.output, 0)
-                self._check_features()
+                if self.features:
+                    check_target(self.features)
             self.say(self._headline(training))
             try:
                 result = self._final_test(training, training.epoch - 1, self.resume.name)
@@ -287,13 +271,6 @@ class Run:
         assert self.data.train is not None
         trained = {source.video.label for source in self.data.train.dataset.sources}
         return [name for label, name in enumerate(self.data.split.class_names) if label not in trained]
-
-    def _check_features(self) -> None:
-        """--features is written after the test, which can take an hour: better to know before."""
-        if self.features:
-            if self.features.is_dir():
-                raise InputError(f"--features {self.features} is a folder; name a file in it, such as out.npz")
-            check_writable(self.features.parent)
 
     def _set_aside(self) -> None:
         """Keep what another training left here: forgetting --resume or --output must not cost the days it took."""

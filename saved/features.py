@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from dataloader.names import first_few, group_of
-from utils import InputError, atomic_path
+from utils import InputError, atomic_path, check_writable
 
 FORMAT = 1
 
@@ -42,6 +42,13 @@ class Features:
     def rows(self, subset: str) -> np.ndarray:
         """Where the videos of a subset stand: (n,) indices."""
         return np.flatnonzero(self.subset == subset)
+
+
+def check_target(path: Path) -> None:
+    """Raise InputError where no features can be written: before the hour that they take."""
+    if path.is_dir():
+        raise InputError(f"--features {path} is a folder; name a file in it, such as out.npz")
+    check_writable(path.parent)
 
 
 def write_features(

@@ -50,8 +50,7 @@ def one(flags, run, tmp_path_factory):
 
 def test_a_test_by_two_is_that_by_one(flags, one, tmp_path):
     evaluate = ("--resume", one / "checkpoint.pth.tar", "--evaluate", "--features", tmp_path / "features.npz")
-    process = torchrun(*flags, *evaluate, "--output", tmp_path)
-    assert process.returncode == 0, process.stderr
+    process = both(*flags, *evaluate, "--output", tmp_path)
     for kind in ("frame", "video"):
         a, b = (pickle.loads((folder / f"motion_{kind}_preds.pickle").read_bytes()) for folder in (one, tmp_path))
         assert list(a) == list(b) and len(b) == 6  # each video once, in list order
