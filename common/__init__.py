@@ -1,1 +1,1 @@
-"""What is kept on disk: checkpoints, predictions, records, and the reader that runs nothing it reads."""
+"""What every other folder may use: command lines, metrics, progress, networks of timm."""

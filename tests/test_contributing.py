@@ -50,10 +50,14 @@ def test_a_place_exists(row):
         assert any((ROOT / folder / name).exists() for folder in [*folders, "."]), name
 
 
-@pytest.mark.parametrize("folder", sorted(path.parent.name for path in ROOT.glob("*/__init__.py")))
-def test_every_folder_of_code_has_its_row(folder):
-    if folder not in ("benchmarks", "tests"):
-        assert any(f"`{folder}/`" in row for row in PLACES)
+FOLDERS = sorted(path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("[a-z]*/**/__init__.py"))
+
+
+@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder not in ("benchmarks", "tests")])
+def test_every_file_of_code_has_its_place(folder):
+    (row,) = (row for row in PLACES if f"`{folder}/`" in row.split(" | ")[0])
+    files = {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
+    assert files <= set(in_backticks(row))
 
 
 @pytest.mark.parametrize("row", CHANGES)
