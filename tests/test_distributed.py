@@ -135,8 +135,7 @@ runs.Run.after_batch = stop
 
 
 def test_an_error_of_all_is_shown_once(flags, tmp_path):
-    process = torchrun(*flags, "--flow-dir", tmp_path / "nowhere", "--output", tmp_path / "out")
-    assert process.returncode != 0
+    process = both(*flags, "--flow-dir", tmp_path / "nowhere", "--output", tmp_path / "out", code=2)
     assert process.stderr.count("nowhere") == 1 and process.stderr.count("error: ") == 1
 
 
