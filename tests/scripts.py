@@ -97,7 +97,7 @@ def _be_script(command: list[str], cwd: str, env: dict[str, str], output: str) -
     os.environ.clear()
     os.environ.update(env)
     sys.dont_write_bytecode = False  # else each run compiles the project's modules again
-    os.fsync = lambda file: None  # no test cuts the power, and to wait for the disk is a tenth of a training here
+    os.fsync = lambda file: None  # no test cuts the power: none need wait for the disk
     sys.argv = list(command)
     others = [path for path in sys.path if path not in (str(ROOT), str(ROOT / "tests"))]
     sys.path[:] = [str(Path(command[0]).parent), *others]

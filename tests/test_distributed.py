@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import signal
-import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -18,10 +17,7 @@ from scripts import patched, run_ranks
 
 
 def torchrun(*arguments):
-    with socket.socket() as probe:  # a free port, so that tests may run beside each other
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", port]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
     return subprocess.run(
         [*map(str, (*command, ROOT / arguments[0], *arguments[1:]))], cwd=ROOT, capture_output=True, text=True,
         timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
