@@ -1,4 +1,4 @@
-"""export.py: the file computes the network's logits for any number of clips, and says what they mean."""
+"""recogniser/export.py: the file computes the network's logits for any number of clips, and says what they mean."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-import export
 from dataloader.preparation import default_preparation
+from recogniser import export
 from utils import InputError
 
 SIZE = 64
@@ -56,7 +56,7 @@ def check(logits: np.ndarray, network: torch.nn.Module, clips: torch.Tensor) -> 
 
 
 def test_pt2(checkpoint, network, clips, tmp_path, run):
-    said = run("export.py", checkpoint, tmp_path / "m.pt2").stdout
+    said = run("recogniser/export.py", checkpoint, tmp_path / "m.pt2").stdout
     assert "clips (N, 6, 64, 64) -> logits (N, 3)" in said and "checked: on 3 random clips" in said
     about = {"class_names.json": "", "preparation.json": "", "input.json": "", "protocol.json": ""}
     module = torch.export.load(tmp_path / "m.pt2", extra_files=about).module()
@@ -76,7 +76,7 @@ def test_onnx(checkpoint, network, clips, tmp_path, run):
         pytest.importorskip(package)
     import onnxruntime
 
-    said = run("export.py", checkpoint, tmp_path / "m.onnx")
+    said = run("recogniser/export.py", checkpoint, tmp_path / "m.onnx")
     assert "checked: on 3 random clips" in said.stdout and said.stderr == ""
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]  # weights included
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])

@@ -87,7 +87,7 @@ def test_the_lines_in_the_docs_give_predicts_top_5(kind, name, folder, run, expe
     if kind == "onnxruntime":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(package)
-    run("export.py", folder / "c.pth.tar", folder / name)
+    run("recogniser/export.py", folder / "c.pth.tar", folder / name)
     monkeypatch.chdir(folder)
     found: dict = {}
     exec(compile(the_lines(kind), kind, "exec"), found)
@@ -106,7 +106,7 @@ def test_the_motion_streams_lines_too(kind, name, between, end, folder, run, mon
         for package in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(package)
     said = run("predict.py", folder / "video.avi", "--motion", folder / "motion.pth.tar", "--json").stdout
-    run("export.py", folder / "motion.pth.tar", folder / name)
+    run("recogniser/export.py", folder / "motion.pth.tar", folder / name)
     lines = the_lines(kind).replace("model.", "motion.").splitlines(keepends=True)
     about = next(place for place, line in enumerate(lines) if line.startswith("about = "))
     last = next(place for place, line in enumerate(lines) if line.startswith(end))
@@ -120,12 +120,12 @@ def test_the_motion_streams_lines_too(kind, name, between, end, folder, run, mon
 
 def test_safetensors_answers_as_its_checkpoint(folder, run, expected):
     pytest.importorskip("safetensors")
-    said = run("export.py", folder / "c.pth.tar", folder / "m.safetensors").stdout
+    said = run("recogniser/export.py", folder / "c.pth.tar", folder / "m.safetensors").stdout
     assert "resnet18 for 7 classes" in said and "the same weights" in said
     said = run("predict.py", folder / "video.avi", "--spatial", folder / "m.safetensors", "--json").stdout
     assert top5(json.loads(said)) == expected
     # and as the network from which others are exported
-    run("export.py", folder / "m.safetensors", folder / "again.pt2")
+    run("recogniser/export.py", folder / "m.safetensors", folder / "again.pt2")
 
 
 def test_safetensors_is_tested_as_its_checkpoint_and_starts_a_training(tiny, run, tmp_path):
@@ -135,7 +135,7 @@ def test_safetensors_is_tested_as_its_checkpoint_and_starts_a_training(tiny, run
     predictions = tmp_path / "out/spatial_video_preds.pickle"
     wanted = pickle.loads(predictions.read_bytes())
     predictions.unlink()
-    run("export.py", tmp_path / "out/checkpoint.pth.tar", tmp_path / "m.safetensors")
+    run("recogniser/export.py", tmp_path / "out/checkpoint.pth.tar", tmp_path / "m.safetensors")
     run(*arguments, "--ucf-list", "none", "--resume", tmp_path / "m.safetensors", "--evaluate")
     found = pickle.loads(predictions.read_bytes())
     assert found.keys() == wanted.keys()

@@ -85,7 +85,7 @@ def test_exports_compute_what_timm_computes(run, trained, tmp_path, stream, kind
     path, target = trained / stream / "checkpoint.pth.tar", tmp_path / f"m.{kind}"
     channels = {"spatial": 3, "motion": 20}[stream]
     clips = torch.randn(5, channels, 64, 64, generator=torch.Generator().manual_seed(1))
-    assert "checked" in run("export.py", path, target).stdout
+    assert "checked" in run("recogniser/export.py", path, target).stdout
     state = read_checkpoint(path).state_dict
     size = {"img_size": 64} if stream == "spatial" else {}
     theirs = timm.create_model(ARCH[stream].removeprefix("timm:"), in_chans=channels, num_classes=0, **size).eval()

@@ -1,7 +1,7 @@
 """A trained network as one file for other programs: ONNX, torch.export or safetensors, checked against the network.
 
-  python export.py CHECKPOINT OUT.onnx            or OUT.pt2: what it takes and means stands in it (docs/export.md)
-  python export.py CHECKPOINT OUT.safetensors     weights and their description, for predict.py and --resume --evaluate
+  python recogniser/export.py CHECKPOINT OUT.onnx           or OUT.pt2: what it takes stands in it (docs/export.md)
+  python recogniser/export.py CHECKPOINT OUT.safetensors    weights and their description, for predict.py and --resume
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib.util
 import io
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.export import Dim
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.commandline import ArgumentParser
 from dataloader.preparation import Preparation
