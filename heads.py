@@ -34,8 +34,8 @@ from engine.heads import TEMPORAL
 from engine.pooling import last_pooling
 from network import Network, build_model, trained_model
 from saved.checkpoints import read_checkpoint, weights_hash, write_checkpoint
-from saved.features import Features, read_features
-from saved.heads import write_head
+from saved.feature_file import Features, read_features
+from saved.head_file import write_head
 from saved.predictions import write_predictions
 from utils import InputError, check_writable, plural, run_main, set_up_device, write_json
 

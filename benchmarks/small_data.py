@@ -25,7 +25,7 @@ from common.commandline import ArgumentParser
 from engine.crossfit import fit_linear, fit_temporal
 from engine.heads import TEMPORAL
 from fusion import learn_weights
-from saved.features import Features, read_features
+from saved.feature_file import Features, read_features
 from utils import run_main, set_up_device
 
 STREAMS = {"spatial": ["rgb"], "motion": ["greydiff", "flow"], "greydiff alone": ["greydiff"], "flow alone": ["flow"]}

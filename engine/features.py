@@ -25,7 +25,7 @@ from engine.pooling import check_pooling, default_pooling, feature_count, featur
 from engine.state import amp_dtype
 from network import Network, trained_model
 from saved.checkpoints import Checkpoint, weights_hash
-from saved.features import FORMAT, check_target, read_about, write_features
+from saved.feature_file import FORMAT, check_target, read_about, write_features
 from utils import InputError, plural, world
 
 MIDDLE = 5  # the frame of a stack of 10 flow pairs that stands for it, counted from the stack's first
@@ -55,7 +55,7 @@ def extract_features(
     preparation: Preparation,
     device: torch.device,
 ) -> int:
-    """Write --features OUT.npz (saved.features) of the split's training and test videos. Returns the exit code.
+    """Write --features OUT.npz (saved.feature_file) of the split's training and test videos. Returns the exit code.
 
     Clips are sampled and prepared as in a test; RGB frames lie in the middle of the motion stream's stacks. What is
     done stands in OUT.npz.partial: started again with the same settings, it goes on there.

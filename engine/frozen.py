@@ -20,7 +20,7 @@ from dataloader.clips import ClipDataset, Loader
 from engine.crossfit import fit_linear
 from engine.state import Training
 from network import InferenceNet, split_network
-from saved.features import group_or_video
+from saved.feature_file import group_or_video
 from utils import InputError, plural
 
 FOLDS = 5  # that choose the linear head's strength

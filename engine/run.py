@@ -29,7 +29,7 @@ from engine.owner import owned
 from engine.pooling import last_pooling
 from engine.state import Training
 from saved.checkpoints import read_checkpoint, weights_hash, write_checkpoint
-from saved.features import check_target, write_features
+from saved.feature_file import check_target, write_features
 from saved.predictions import write_predictions
 from saved.provenance import provenance
 from saved.records import record_path, write_record

@@ -22,7 +22,7 @@ from network import InferenceNet, trained_model
 from recogniser.decoded import PAIRS_AT_ONCE, Flow
 from recogniser.streams import Stream, TrainedHead
 from saved.checkpoints import Checkpoint, read_checkpoint
-from saved.heads import HeadFile, read_head
+from saved.head_file import HeadFile, read_head
 from utils import InputError, cpu_count
 
 PER_SECOND = 2.5  # clips of a rolling window: more of them overlap in most of their frames

@@ -23,7 +23,7 @@ from dataloader.splits import load_split
 from dataloader.transforms import flip_clips
 from engine.pooling import check_pooling, feature_count, feature_net
 from network import build_model
-from saved.features import read_features, write_features
+from saved.feature_file import read_features, write_features
 from utils import InputError
 
 FLAGS = {"spatial": ("spatial_cnn.py", "--rgb-dir", "rgb"), "motion": ("motion_cnn.py", "--flow-dir", "flow")}

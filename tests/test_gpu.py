@@ -14,7 +14,7 @@ from test_resume import assert_same_runs
 
 from engine.heads import TEMPORAL, train_temporal
 from network import InferenceNet, build_model
-from saved.features import read_features
+from saved.feature_file import read_features
 
 pytestmark = pytest.mark.gpu
 FEW = (*SMALL, "--device", "cuda", "--batch-size", 2, "--epochs", 2)

@@ -17,7 +17,7 @@ from dataloader.preparation import Preparation, default_preparation
 from engine.state import Training, TrainingSettings
 from network import InferenceNet, build_model, parameter_groups, rgb_normalisation
 from saved.checkpoints import read_checkpoint
-from saved.features import read_features
+from saved.feature_file import read_features
 from utils import InputError
 
 FLAGS = [flag for flag in SMALL if flag not in ("--arch", "resnet18")]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dataloader.preparation import Preparation
 from saved.checkpoints import HEAD_FORMAT, Checkpoint, save_tensors, weights_hash
-from saved.features import Features
+from saved.feature_file import Features
 from saved.safe import load_checkpoint
 from utils import InputError
 
