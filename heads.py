@@ -30,8 +30,8 @@ from dataloader.names import first_few
 from dataloader.preparation import Preparation
 from engine.crossfit import Fit, fit_linear, fit_temporal
 from engine.features import trunk_hash
-from engine.heads import TEMPORAL
 from engine.pooling import last_pooling
+from engine.temporal_heads import TEMPORAL
 from network import Network, build_model, trained_model
 from saved.checkpoints import read_checkpoint, weights_hash, write_checkpoint
 from saved.feature_file import Features, read_features

@@ -23,7 +23,7 @@ from sklearn.model_selection import LeaveOneGroupOut, StratifiedKFold
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.commandline import ArgumentParser
 from engine.crossfit import fit_linear, fit_temporal
-from engine.heads import TEMPORAL
+from engine.temporal_heads import TEMPORAL
 from fusion import learn_weights
 from saved.feature_file import Features, read_features
 from utils import run_main, set_up_device

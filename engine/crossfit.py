@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from common.metrics import cross_entropy
-from engine.heads import TEMPORAL, predict_temporal, train_temporal
+from engine.temporal_heads import TEMPORAL, predict_temporal, train_temporal
 from utils import InputError
 
 # C of logistic regression, on z-scores of mean square length 1

@@ -16,8 +16,8 @@ from dataloader.clips import TestSampling
 from dataloader.names import UCF101_CLASSES
 from dataloader.preparation import Preparation
 from dataloader.splits import load_split
-from engine.heads import TEMPORAL, build_head
 from engine.pooling import feature_net
+from engine.temporal_heads import TEMPORAL, build_head
 from network import InferenceNet, trained_model
 from recogniser.decoded import PAIRS_AT_ONCE, Flow
 from recogniser.streams import Stream, TrainedHead

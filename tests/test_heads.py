@@ -11,7 +11,7 @@ from conftest import CLASSES, SMALL
 from sklearn.linear_model import LogisticRegression
 
 from engine.crossfit import STRENGTHS, fit_linear, fit_temporal, logistic_path, make_folds, out_of_fold
-from engine.heads import TEMPORAL, TimeStatistics, build_head, train_temporal
+from engine.temporal_heads import TEMPORAL, TimeStatistics, build_head, train_temporal
 from recogniser.loading import load_head
 from saved.feature_file import read_features, write_features
 from saved.head_file import read_head
