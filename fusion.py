@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from scipy.special import log_softmax
 
+from common.accuracy import accuracy
 from common.commandline import ArgumentParser, bounded
-from common.metrics import accuracy
 from report.metrics import METRICS, bootstrap, group_numbers, interval, mcnemar, softmax
 from report.outcome import Learnt, Outcome, Sweep
 from report.summary import describe, text

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.accuracy import accuracy
 from common.commandline import ArgumentParser, bounded
-from common.metrics import accuracy
 from common.progress import progress_bar
 from dataloader.names import first_few
 from dataloader.preparation import Preparation

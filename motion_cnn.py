@@ -13,13 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 from common.commandline import bounded
-from dataloader.clips import ReadSteps
 from dataloader.extracted import extraction_settings
+from dataloader.images import ReadFlow, ReadFrame, ReadSteps
 from dataloader.layouts import index_frames
-from dataloader.loaders import make_data
-from dataloader.motion_dataloader import ReadFlow, motion_sources
+from dataloader.loader import make_data
 from dataloader.preparation import DIFFERENCES, default_preparation
-from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from engine import options
 from engine.epoch import train_one_epoch
 from engine.features import extract_features
@@ -88,10 +86,9 @@ def main() -> int:
         if args.flow_picture:
             fresh = replace(fresh, picture=args.flow_picture, stack_length=1, **rgb_normalisation(args.arch))
         read: ReadSteps = ReadFlow(index.root)
-        find_sources = motion_sources
     else:
         index = index_frames(args.rgb_dir, "rgb")
-        read, find_sources = ReadFrame(index.root), spatial_sources
+        read = ReadFrame(index.root)
     fresh = fresh.with_extraction(extraction_settings(index.root))
     if args.input in DIFFERENCES and fresh.sampling_rate not in (None, 1):
         rate = fresh.sampling_rate
@@ -100,7 +97,7 @@ def main() -> int:
             "data/extract_rgb.py --sampling-rate 1 to another folder, and name that with --rgb-dir"
         )
     preparation = choose_preparation(checkpoint, fresh, options.given_preparation(args))
-    data = make_data(options.data_settings(args), index, read, find_sources, preparation, device)
+    data = make_data(options.data_settings(args), index, read, preparation, device)
     classes = data.split.class_names
 
     # model

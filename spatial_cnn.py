@@ -13,10 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 from dataloader.extracted import extraction_settings
+from dataloader.images import ReadFrame
 from dataloader.layouts import index_frames
-from dataloader.loaders import make_data
+from dataloader.loader import make_data
 from dataloader.preparation import default_preparation
-from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from engine import options
 from engine.epoch import train_one_epoch
 from engine.features import extract_features
@@ -57,7 +57,7 @@ def main() -> int:
     fresh = default_preparation("rgb", args.size, args.test_resize).with_extraction(extraction_settings(index.root))
     fresh = replace(fresh, **rgb_normalisation(args.arch))
     preparation = choose_preparation(checkpoint, fresh, options.given_preparation(args))
-    data = make_data(options.data_settings(args), index, ReadFrame(index.root), spatial_sources, preparation, device)
+    data = make_data(options.data_settings(args), index, ReadFrame(index.root), preparation, device)
     classes = data.split.class_names
 
     # model

@@ -73,7 +73,7 @@ def plain_cause(error: Exception) -> str | None:
             "a loader process died, most likely killed for lack of memory (or of /dev/shm in a container): use fewer "
             f"--workers or a smaller --batch-size, and go on with --resume ({first.strip()})"
         )
-    if world()[1] > 1 and any(words in str(error) for words in PEER_GONE):
+    if processes() > 1 and any(words in str(error) for words in PEER_GONE):
         return f"another process of this run has ended, see its own words; go on with --resume ({first[:200]})"
     if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
         return f"not enough memory: use a smaller --batch-size or --size, or --accumulate 4 ({first[:200]})"
@@ -208,7 +208,7 @@ def seed_step(seed: int, epoch: int, batch: int) -> None:
     """
     import torch
 
-    sequence = np.random.SeedSequence((seed, epoch, batch, world()[0]))
+    sequence = np.random.SeedSequence((seed, epoch, batch, rank()))
     torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
 
 
@@ -227,16 +227,28 @@ def first_to_report() -> bool:
         return False
 
 
-def world() -> tuple[int, int]:
-    """This process' rank and the number of processes, as torchrun set them; (0, 1) without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+def rank() -> int:
+    """This process' number, from 0, as torchrun set it."""
+    return _from_torchrun("RANK", 0)
+
+
+def processes() -> int:
+    """How many processes do this run together, as torchrun set it; 1 without it."""
+    return _from_torchrun("WORLD_SIZE", 1)
+
+
+def _from_torchrun(name: str, default: int) -> int:
+    try:
+        return int(os.environ.get(name, default))
+    except ValueError:
+        raise InputError(f"the environment's {name} is no number: {os.environ[name]}; torchrun sets it") from None
 
 
 def set_up_device(name: str) -> Any:
     """The torch.device that `--device` names, and the process group when torchrun started this process."""
     import torch
 
-    local = int(os.environ.get("LOCAL_RANK", 0))
+    local = _from_torchrun("LOCAL_RANK", 0)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -253,7 +265,7 @@ def set_up_device(name: str) -> Any:
             raise InputError(f"--device {name}: there is no GPU {index}, this machine has {torch.cuda.device_count()}")
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
-    if world()[1] > 1:
+    if processes() > 1:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device
 
@@ -261,4 +273,4 @@ def set_up_device(name: str) -> Any:
 def cpu_count() -> int:
     """Cores this process may use, divided among the processes that torchrun started on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, cores // _from_torchrun("LOCAL_WORLD_SIZE", 1))

@@ -20,8 +20,8 @@ from scipy.optimize import brentq
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from common.accuracy import accuracy
 from common.commandline import ArgumentParser
-from common.metrics import accuracy
 from dataloader.names import group_of
 from fusion import PULL, fuse, learn_weights
 from report.metrics import calibration, softmax

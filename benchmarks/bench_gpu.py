@@ -23,8 +23,8 @@ import torch
 from benchmarks import classic
 from benchmarks.bench_loaders import our_dataset
 from benchmarks.measure import bench_parser, chosen, machine, operations, prepare
-from dataloader.batches import Batch, clips_of, sent_ahead
-from dataloader.clips import Loader, TestSampling, TrainSampling, make_loader
+from dataloader.clips import Batch, TestSampling, TrainSampling, clips_of, sent_ahead
+from dataloader.loader import Loader, make_loader
 from engine.epoch import train_step
 from engine.state import Training, TrainingSettings, amp_dtype
 from network import InferenceNet, build_model

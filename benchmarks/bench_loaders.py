@@ -22,13 +22,12 @@ from torch.utils.data import default_collate
 
 from benchmarks import classic
 from benchmarks.measure import HEADER, ROOT, Stopwatch, bench_parser, chosen, in_turns, machine, prepare, ratio_line
-from dataloader.batches import clips_of
-from dataloader.clips import ClipDataset, TestSampling, TrainSampling, make_loader
+from dataloader.clips import ClipDataset, TestSampling, TrainSampling, clips_of
+from dataloader.images import ReadFlow, ReadFrame, find_sources
 from dataloader.layouts import index_frames
-from dataloader.motion_dataloader import ReadFlow, motion_sources
+from dataloader.loader import make_loader
 from dataloader.names import Video
 from dataloader.preparation import default_preparation, to_input
-from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from utils import run_main
 
 BARS = {("motion", "train"): 4.5, ("spatial", "train"): 3.0, ("motion", "test"): 4.0, ("spatial", "test"): 4.0}
@@ -90,10 +89,10 @@ def our_dataset(stream: str, root: Path, names: list[str], sampling: Any, size: 
     if stream == "motion":
         index = index_frames(root, "flow")
         preparation = default_preparation("flow", size, "squash", 10)
-        return ClipDataset(motion_sources(index, videos), ReadFlow(index.root), preparation, sampling)
+        return ClipDataset(find_sources(index, videos), ReadFlow(index.root), preparation, sampling)
     index = index_frames(root, "rgb")
     preparation = default_preparation("rgb", size, "squash")
-    return ClipDataset(spatial_sources(index, videos), ReadFrame(index.root), preparation, sampling)
+    return ClipDataset(find_sources(index, videos), ReadFrame(index.root), preparation, sampling)
 
 
 def pack(home: Path, kind: str) -> Path:

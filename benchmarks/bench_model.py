@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.classic import classic_model, classic_step
 from benchmarks.measure import HEADER, Stopwatch, Times, bench_parser, in_turns, machine, operations, ratio_line
-from dataloader.batches import Batch, clips_of
+from dataloader.clips import Batch, clips_of
 from dataloader.preparation import default_preparation, to_input
 from engine.epoch import train_step
 from engine.state import Training, TrainingSettings, amp_dtype

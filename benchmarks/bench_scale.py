@@ -40,9 +40,10 @@ def child(root: str) -> None:
     """Measure one size and print it as JSON."""
     import torch
 
-    from dataloader.clips import ClipDataset, TrainSampling, make_loader
+    from dataloader.clips import ClipDataset, TrainSampling
+    from dataloader.images import ReadFlow, find_sources
     from dataloader.layouts import index_frames
-    from dataloader.motion_dataloader import ReadFlow, motion_sources
+    from dataloader.loader import make_loader
     from dataloader.names import Video
     from dataloader.preparation import default_preparation
 
@@ -58,7 +59,7 @@ def child(root: str) -> None:
     warm = time.perf_counter() - start
     videos = [Video(name, 0, name) for name in index.names]
     preparation = default_preparation("flow", 224, "squash", 10)
-    dataset = ClipDataset(motion_sources(index, videos), ReadFlow(index.root), preparation, TrainSampling(1))
+    dataset = ClipDataset(find_sources(index, videos), ReadFlow(index.root), preparation, TrainSampling(1))
     ready = time.perf_counter() - start
     loader = make_loader(dataset, 8, 1, torch.device("cpu"))
     clips, start = 0, time.perf_counter()

@@ -25,8 +25,7 @@ import torch
 from benchmarks import classic
 from benchmarks.bench_loaders import our_dataset
 from benchmarks.measure import HEADER, ROOT, Times, bench_parser, chosen, machine, prepare, ratio_line
-from dataloader.batches import clips_of
-from dataloader.clips import TestSampling
+from dataloader.clips import TestSampling, clips_of
 from dataloader.names import UCF101_CLASSES
 from dataloader.preparation import to_input
 from engine.state import amp_dtype

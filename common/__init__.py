@@ -1,1 +1,1 @@
-"""What every other folder may use: command lines, metrics, progress, networks of timm."""
+"""What every other folder may use: command lines, accuracy, progress, networks of timm."""

@@ -1,39 +1,36 @@
-"""Clips of videos, sampled, cropped and loaded: what both streams share. A stream brings how one image is read.
+"""Clips of videos: sampled, cropped and read by a loader's workers, joined to batches, laid out on the device.
 
 disk -> decode (each image of a video once) -> crop -> resize -> Batch of uint8 images -> device -> `clips_of`
 """
 
 from __future__ import annotations
 
-import contextlib
-import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
 
-from dataloader.batches import PREFETCHED, SENT_AS_ARRAYS, Batch, Collate
+from dataloader.images import ReadSteps, Source
 from dataloader.preparation import Preparation, flow_picture
-from dataloader.sampling import EpochBatches, original_starts, rng_for, test_starts, train_starts, tsn_starts
-from dataloader.splits import Video
-from dataloader.transforms import TSN_SCALES, Box, multiscale_crop, random_crop, stack_resized, test_boxes
-from utils import InputError, cpu_count, plain_cause, plural, world
+from dataloader.sampling import original_starts, rng_for, test_starts, train_starts, tsn_starts
+from dataloader.transforms import (
+    TSN_SCALES,
+    Box,
+    empty_images,
+    flip_clips,
+    multiscale_crop,
+    random_crop,
+    stack_resized,
+    test_boxes,
+)
+from utils import InputError, plural
 
-# (where a video's images lie, time steps from 0) -> for each step uint8 (planes, height, width): RGB, or x and y
-ReadSteps = Callable[[Any, Sequence[int]], Iterable[np.ndarray]]
-
-
-@dataclass(frozen=True)
-class Source:
-    """One video as a stream sees it: `frames` is what its ReadSteps takes, `count` its time steps."""
-
-    video: Video
-    frames: Any
-    count: int
-    folder: str  # for messages
+SENT_AS_ARRAYS = ("labels", "clips", "flip")
+PREFETCHED = 2  # batches that each worker makes ahead
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,20 @@ class TestSampling:
         return test_starts(valid, self.samples, preparation.margin)
 
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+class Batch(NamedTuple):
+    """Some videos' clips. Images that several clips share travel once; `clips` says which make a clip."""
+
+    names: list[str]
+    labels: Tensor  # (videos,) int64
+    images: Tensor  # (images, planes, size, size) uint8
+    clips: Tensor  # (videos * clips per video, time steps) int64: rows of `images`
+    flip: Tensor  # (videos * clips per video,) bool
+    counted: int  # videos that count: 0 for the repeat that keeps processes in step
+    problems: list[tuple[str, str]]  # (video, reason) of those replaced by another
+    error: str | None = None
+    of_all: int = 0  # videos that all processes' shares of this batch make together; 0: not known yet
+    activations: Tensor | None = None  # (videos * clips per video, C, h, w): in place of images (engine.frozen)
+    place: Tensor | None = None  # (videos * clips per video,) int64: rows of `clips`, if each is there once
 
 
 class ClipDataset(Dataset):
@@ -188,98 +198,91 @@ class ClipDataset(Dataset):
         return [multiscale_crop(height, width, rng, sampling.scales, sampling.crop_positions)]
 
 
-@dataclass
-class Loader:
-    """A DataLoader over one split whose epochs are numbered, and that can start in the middle of one."""
+class Collate:
+    """Joins videos to one batch: images one behind the other, clips renumbered to match.
 
-    dataset: ClipDataset
-    batch_size: int  # videos in a global batch
-    shuffle_seed: int | None  # None: in list order
-    workers: int
-    pin_memory: bool
-    batches: EpochBatches = field(init=False)
-    problems: dict[str, str] = field(default_factory=dict)  # videos that another stood in for, and why
-    _loader: DataLoader = field(init=False)
+    A worker puts the images into shared memory that it uses again, because the system takes longer to provide fresh
+    memory than the worker to fill it. PREFETCHED batches of a worker are ready or under way, and one is at work in
+    the main process until that asks for the next (Loader.epoch): what was used before these is free.
+    """
 
-    def __post_init__(self) -> None:
-        rank, processes = world()
-        self.batches = EpochBatches(
-            len(self.dataset), self.batch_size, seed=self.shuffle_seed, rank=rank, world=processes
+    def __init__(self) -> None:
+        self.memory = [torch.empty(0, dtype=torch.uint8)] * (PREFETCHED + 1)
+        self.batches = 0
+
+    def __call__(self, items: list[Batch]) -> Batch:
+        for item in items:
+            if item.error is not None:
+                return item
+        offsets = np.cumsum([0] + [len(item.images) for item in items])
+        in_worker = get_worker_info() is not None
+        count, (planes, height, width) = int(offsets[-1]), items[0].images.shape[1:]
+        memory = self._memory(count * planes * height * width) if in_worker else None
+        images = empty_images(count, planes, height, width, memory)
+        torch.cat([item.images for item in items], out=images)  # (all images, planes, size, size)
+        batch = Batch(
+            [name for item in items for name in item.names],
+            torch.cat([item.labels for item in items]),
+            images,
+            torch.cat([item.clips + int(offset) for item, offset in zip(items, offsets, strict=False)]),
+            torch.cat([item.flip for item in items]),
+            sum(item.counted for item in items),
+            [problem for item in items for problem in item.problems],
         )
-        self._loader = DataLoader(
-            self.dataset,
-            batch_sampler=self.batches,
-            collate_fn=Collate(),
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            prefetch_factor=PREFETCHED if self.workers > 0 else None,
-            pin_memory=self.pin_memory,
-            worker_init_fn=_start_worker,
-            generator=torch.Generator(),  # its own, so that loading never draws from the training's
-        )
+        if in_worker:  # a tensor takes a shared file to send; small ones travel faster as plain arrays
+            return batch._replace(**{name: getattr(batch, name).numpy() for name in SENT_AS_ARRAYS})
+        return batch
 
-    def __len__(self) -> int:
-        """Batches in a whole epoch."""
-        return -(-len(self.dataset) // self.batch_size)
-
-    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from `first_batch` on. A bad file or a dead worker is an InputError.
-
-        A batch's images are valid until the next batch is asked for.
-        """
-        self.batches.epoch, self.batches.first_batch = epoch, first_batch
-        for number, batch in enumerate(self._checked(self._loader), first_batch):
-            yield batch._replace(of_all=self.batches.size(number))
-
-    def one_by_one(self, items: Sequence[tuple[int, int]]) -> Iterator[Batch]:
-        """Batches of one video, of these (epoch, index) of the dataset."""
-        if items:
-            yield from self._checked(
-                DataLoader(self.dataset, sampler=items, collate_fn=Collate(), num_workers=self.workers,
-                           pin_memory=self.pin_memory, worker_init_fn=_start_worker, generator=torch.Generator())
-            )  # fmt: skip
-
-    def _checked(self, loader: DataLoader) -> Iterator[Batch]:
-        try:
-            with _signals_held():
-                batches = iter(loader)
-            for batch in batches:
-                if batch.error is not None:
-                    raise InputError(batch.error)
-                self.problems.update(batch.problems)
-                yield batch._replace(**{name: torch.as_tensor(getattr(batch, name)) for name in SENT_AS_ARRAYS})
-        except RuntimeError as error:
-            cause = plain_cause(error)
-            if cause is None:
-                raise
-            raise InputError(cause) from None
+    def _memory(self, size: int) -> Tensor:
+        self.batches += 1
+        place = self.batches % len(self.memory)
+        if len(self.memory[place]) < size:
+            self.memory[place] = torch.empty(size, dtype=torch.uint8).share_memory_()
+        return self.memory[place][:size]
 
 
-def make_loader(dataset: ClipDataset, batch_size: int, workers: int | None, device: torch.device) -> Loader:
-    """The loader of a training set (shuffled by its seed) or of a test set (in list order)."""
-    shuffle = dataset.seed if isinstance(dataset.sampling, TrainSampling) else None
-    workers = min(cpu_count(), 16) if workers is None else workers
-    return Loader(dataset, batch_size, shuffle, workers, pin_memory=device.type == "cuda")
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait while workers start: one that does not yet ignore them would die of them."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
+def sent_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches with their images on `device`, each sent to a GPU while the one before is at work there."""
+    if device.type != "cuda":
+        yield from batches
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    stream = torch.cuda.Stream(device)
+    waiting: tuple[Batch, torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            images, clips = (t.to(device, non_blocking=True) for t in (batch.images, batch.clips))
+        sent = batch._replace(images=images, clips=clips), stream.record_event()
+        if waiting is not None:
+            yield _arrived(*waiting)
+        waiting = sent
+    if waiting is not None:
+        yield _arrived(*waiting)
 
 
-def _start_worker(_: int) -> None:
-    # One decoding thread per worker: the workers are the parallelism. Ctrl-C and SIGTERM, which reach a whole group
-    # of processes, are the main process' to handle.
-    torch.set_num_threads(1)
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
+    current = torch.cuda.current_stream(batch.images.device)
+    current.wait_event(event)
+    for tensor in (batch.images, batch.clips):
+        tensor.record_stream(current)  # its memory is not to be used again before this stream is done with it
+    return batch
+
+
+def each_once(batch: Batch) -> Batch:
+    """The batch with equal clips of a video only once: `place` says where each clip is now. Shorter videos repeat some.
+
+    What is computed of the clips becomes what it is of all by `output[place]`.
+    """
+    if batch.error is not None:
+        return batch
+    different, place = torch.cat([batch.clips, batch.flip[:, None]], 1).unique(dim=0, return_inverse=True)
+    return batch._replace(clips=different[:, :-1], flip=different[:, -1].bool(), place=place)
+
+
+def clips_of(batch: Batch, modality: str, device: torch.device) -> Tensor:
+    """A batch's clips on `device`: uint8 (videos * clips per video, images x planes, size, size), channels last."""
+    images = batch.images.to(device)  # on a GPU already there (sent_ahead); elsewhere a worker may write to it again
+    clips = images[batch.clips.to(device)]  # (clips, time steps, planes, size, size)
+    clips = clips.flatten(1, 2)  # (clips, time steps * planes, size, size)
+    if bool(batch.flip.any()):
+        clips = flip_clips(clips, batch.flip.to(device, non_blocking=True), modality)
+    return clips.contiguous(memory_format=torch.channels_last)

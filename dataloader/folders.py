@@ -21,8 +21,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from dataloader.images import read_bytes
-from utils import InputError, atomic_path, world
+from utils import InputError, atomic_path, rank
 
 CACHE_NAME = ".frame_index.json"
 _CACHE_VERSION = 1
@@ -31,6 +30,17 @@ _MAX_DEPTH = 8  # deeper than any layout; ends a loop of links
 
 PREFIXES = {"frame": "rgb", "img_": "rgb", "image_": "rgb", "flow_x_": "x", "flow_y_": "y"}  # by name's start
 _IMAGE = re.compile(r"(.*?)([0-9]+)(\.jpe?g|\.png)", re.IGNORECASE | re.DOTALL)
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """A file's bytes; a missing or unreadable one is an InputError."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.readall()
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; was it moved since the start? extract this video again"
+        ) from None
 
 
 class Images(NamedTuple):
@@ -105,7 +115,7 @@ def scan(root: Path) -> dict[str, Folder]:
     now = time.time_ns()
     todo = [""]
     with tqdm(
-        desc=f"counting frames in {root}", unit=" folders", delay=2, leave=False, disable=world()[0] > 0 or None
+        desc=f"counting frames in {root}", unit=" folders", delay=2, leave=False, disable=rank() > 0 or None
     ) as bar:
         while todo:
             path = todo.pop()

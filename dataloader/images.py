@@ -1,13 +1,19 @@
-"""Read one JPEG as uint8, as fast as the machine can, and say plainly what is wrong with a bad one."""
+"""Images of videos on disk: RGB frames and pairs of flow images, read as uint8, and what is wrong with a bad one."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from dataloader.folders import Frames
+from dataloader.layouts import Index, match
+from dataloader.splits import Video
 from utils import InputError
 
 try:  # libjpeg-turbo with SIMD: 1.4 times the speed of torchvision's decoder, 3 of Pillow's
@@ -16,6 +22,60 @@ except ImportError:  # no wheel for this platform: everything works, only slower
     simplejpeg = None
 
 AGAIN = "extract this video again"
+
+# (where a video's images lie, time steps from 0) -> for each step uint8 (planes, height, width): RGB, or x and y
+ReadSteps = Callable[[Any, Sequence[int]], Iterable[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One video as a stream sees it: `frames` is what its ReadSteps takes, `count` its time steps."""
+
+    video: Video
+    frames: Any
+    count: int
+    folder: str  # for messages
+
+
+def find_sources(index: Index, videos: list[Video], allow_missing: bool = False) -> list[Source]:
+    """The videos that have images under `index`; one that has none is an error, or left out."""
+    sources = []
+    for video, frames in match(index, videos, "skip" if allow_missing else "error"):
+        one = frames[0] if isinstance(frames, tuple) else frames  # flow has two, x and y
+        sources.append(Source(video, frames, one.count, str(index.root / one.folder)))
+    return sources
+
+
+@dataclass(frozen=True)
+class ReadFrame:
+    """Read RGB frames under `root`."""
+
+    root: Path
+
+    def __call__(self, frames: Frames, steps: Sequence[int]) -> Iterator[np.ndarray]:
+        """Each frame of `steps`, from 0, as (3, height, width) uint8, colours interleaved in memory."""
+        for path, data in frames.read(self.root, steps):
+            yield decode_rgb(data, path).transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class ReadFlow:
+    """Read frame pairs' flow under `root`.
+
+    A clip puts the pairs one behind the other, so its channels are x1, y1, ..., x10, y10, as in
+    Simonyan and Zisserman 2014, section 3, equation 1.
+    """
+
+    root: Path
+
+    def __call__(self, frames: tuple[Frames, Frames], steps: Sequence[int]) -> Iterator[np.ndarray]:
+        """Each pair of `steps`, from 0, as (2, height, width) uint8: x, then y."""
+        for files in zip(*(component.read(self.root, steps) for component in frames), strict=True):
+            x, y = (decode_gray(data, path) for path, data in files)
+            if x.shape != y.shape:
+                paths = " and ".join(path for path, _ in files)
+                raise InputError(f"{paths} are of different size; extract this video again")
+            yield np.stack((x, y))
 
 
 def decode_rgb(data: bytes, path: str | Path) -> np.ndarray:
@@ -26,15 +86,6 @@ def decode_rgb(data: bytes, path: str | Path) -> np.ndarray:
 def decode_gray(data: bytes, path: str | Path) -> np.ndarray:
     """JPEG bytes of one flow component -> (H, W) uint8. `path` is only for the error's text."""
     return _decode(data, path, "GRAY")
-
-
-def read_bytes(path: str | Path) -> bytes:
-    """A file's bytes; a missing or unreadable one is an InputError."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.readall()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; was it moved since the start? {AGAIN}") from None
 
 
 def _decode(data: bytes, path: str | Path, wanted: str) -> np.ndarray:

@@ -24,7 +24,7 @@ from dataloader.extracted import read_extraction
 from dataloader.folders import Folder, Frames, Images, scan
 from dataloader.names import Video, first_few, ucf_parts, without_suffix
 from dataloader.packed import is_pack, open_pack
-from utils import InputError, world
+from utils import InputError, rank
 
 Kind: TypeAlias = Literal["rgb", "flow"]
 CHANNELS = {"rgb": ("rgb",), "flow": ("x", "y")}
@@ -131,7 +131,7 @@ def match(
     if parts and (missing == "error" or not found):
         remedy = "extract them, or use --allow-missing to go on without" if found else "is it the right folder?"
         raise InputError(f"{index.root}: {' and '.join(parts)}; {remedy}")
-    if parts and world()[0] == 0:
+    if parts and rank() == 0:
         print(f"{index.root}: {' and '.join(parts)}; going on with the other {len(found)}")
     return found
 

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from common.metrics import mean_logits
-from dataloader.clips import ClipDataset, Loader, TestSampling
+from common.accuracy import mean_logits
+from dataloader.clips import ClipDataset, TestSampling
+from dataloader.loader import Loader
 from engine.epoch import TestResult
 from engine.state import Training
-from utils import InputError, printable, world
+from utils import InputError, printable, processes
 
 SECONDS = 5.0  # between two looks at the running sums, each of which waits for the device
 PAIRS, CLIPS = 10, 6  # shown after a test
@@ -74,7 +75,7 @@ class Board:
         values = {"train/loss so far": loss / videos, "train/top-1 so far, %": 100 * top1 / videos,
                   "train/lr": training.optimizer.param_groups[-1]["lr"]}  # fmt: skip
         if seconds > 0:
-            values["speed/videos per second"] = new * world()[1] / seconds
+            values["speed/videos per second"] = new * processes() / seconds
             values["speed/waiting for data, %"] = 100 * waiting / seconds
         self._scalars(self.batches, values, training.epoch * self.length + training.batch)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.metrics import cross_entropy
+from common.accuracy import cross_entropy
 from engine.temporal_heads import TEMPORAL, predict_temporal, train_temporal
 from utils import InputError
 

@@ -15,16 +15,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from common.metrics import accuracy, cross_entropy, mean_logits
+from common.accuracy import accuracy, cross_entropy, mean_logits
 from common.progress import duration, progress_bar
-from dataloader.augmentation import augment
-from dataloader.batches import Batch, clips_of, each_once, sent_ahead
-from dataloader.clips import Loader, TestSampling
+from dataloader.clips import Batch, TestSampling, clips_of, each_once, sent_ahead
+from dataloader.loader import Loader
 from dataloader.preparation import to_input
+from dataloader.transforms import augment
 from engine.frozen import FrozenLoader
 from engine.state import Training
 from network import InferenceNet
-from utils import InputError, seed_step, world
+from utils import InputError, processes, rank, seed_step
 
 # --- training ------------------------------------------------------------------------------------------
 
@@ -39,7 +39,7 @@ def consensus(logits: Tensor, clips: int, how: str) -> Tensor:
 
 
 def ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """Place of the label among a video's scores, (videos,) int64: common.metrics.ranks, on the device."""
+    """Place of the label among a video's scores, (videos,) int64: common.accuracy.ranks, on the device."""
     own = scores.gather(1, labels[:, None])
     earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
     return (~(scores < own) & ~((scores == own) & ~earlier)).sum(1)
@@ -58,7 +58,7 @@ def train_one_epoch(
     start = asked = time.perf_counter()
     first, clips_seen = training.batch, 0
     name = f"epoch {training.epoch} of {training.settings.epochs}"
-    with progress_bar(len(loader), name, "batch", training.batch, disable=world()[0] > 0) as bar:
+    with progress_bar(len(loader), name, "batch", training.batch, disable=rank() > 0) as bar:
         for batch in sent_ahead(loader.epoch(training.epoch, training.batch), training.device):
             training.times[1] += time.perf_counter() - asked
             loss = train_step(training, batch)
@@ -70,7 +70,7 @@ def train_one_epoch(
             if now - shown > 0.5 or len(recent) >= 50 or training.batch == len(loader):
                 check_finite(recent)
                 mean_loss, top1 = (training.sums[:2] / training.sums[3]).tolist()
-                per_second = clips_seen * world()[1] / (now - start)
+                per_second = clips_seen * processes() / (now - start)
                 epochs = training.settings.epochs - training.epoch - training.batch / len(loader)
                 left = duration(epochs * len(loader) * (now - start) / (training.batch - first))
                 bar.set_postfix_str(
@@ -106,7 +106,7 @@ def train_step(training: Training, batch: Batch) -> Tensor:
     labels = batch.labels.to(device, non_blocking=True)  # (videos,)
     clips = len(batch.clips) // len(batch.names)
     # Gradients are averaged over processes whose shares may differ in size: weigh each by its share.
-    weight = world()[1] / batch.of_all if batch.counted else 0.0
+    weight = processes() / batch.of_all if batch.counted else 0.0
     training.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=device)
     parts = min(settings.accumulate, len(batch.names))
@@ -187,11 +187,10 @@ def test(
     assert isinstance(sampling, TestSampling)
     logits: dict[str, np.ndarray] = {}
     features: dict[str, np.ndarray] = {}
-    processes = world()[1]
     start = asked = time.perf_counter()
     waited = 0.0
     correct = seen = 0
-    with progress_bar(len(loader.dataset), "test", "video", disable=world()[0] > 0) as bar:
+    with progress_bar(len(loader.dataset), "test", "video", disable=rank() > 0) as bar:
         for batch in sent_ahead(map(each_once, loader.epoch(0)), device):
             waited += time.perf_counter() - asked
             if batch.counted:
@@ -208,12 +207,12 @@ def test(
                 seen += len(batch.names)
                 rate = seen * sampling.clips / (time.perf_counter() - start)
                 bar.set_postfix_str(f"top-1 {100 * correct / seen:.1f} %, {rate:.0f} clips/s", refresh=False)
-            bar.update(min(len(batch.names) * processes, bar.total - bar.n))
+            bar.update(min(len(batch.names) * processes(), bar.total - bar.n))
             check_stop()
             asked = time.perf_counter()
     seconds = time.perf_counter() - start
-    if processes > 1:
-        everyone: list[Any] = [None] * processes
+    if processes() > 1:
+        everyone: list[Any] = [None] * processes()
         dist.all_gather_object(everyone, (logits, features))
         logits = {name: value for part, _ in everyone for name, value in part.items()}
         features = {name: value for _, part in everyone for name, value in part.items()}

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 
 from common.progress import progress_bar
-from dataloader.batches import clips_of, sent_ahead
-from dataloader.clips import ClipDataset, Source, TestSampling, make_loader
-from dataloader.loaders import Data
+from dataloader.clips import ClipDataset, TestSampling, clips_of, sent_ahead
+from dataloader.images import Source
+from dataloader.loader import Data, make_loader
 from dataloader.preparation import Preparation
 from engine.pooling import check_pooling, default_pooling, feature_count, feature_net
 from engine.state import amp_dtype
 from network import Network, trained_model
 from saved.checkpoints import Checkpoint, weights_hash
 from saved.feature_file import FORMAT, check_target, read_about, write_features
-from utils import InputError, plural, world
+from utils import InputError, plural, processes
 
 MIDDLE = 5  # the frame of a stack of 10 flow pairs that stands for it, counted from the stack's first
 SYNC_SECONDS = 10.0  # at most so much work is lost in a power cut; a killed process loses one batch
@@ -65,7 +65,7 @@ def extract_features(
     pooling = settings.pooling or default_pooling(model, stream)
     check_pooling(pooling, model)
     check_target(path)
-    if world()[1] > 1:
+    if processes() > 1:
         raise InputError("--features works in one process: start it without torchrun")
     if checkpoint is not None:  # whatever its classes are
         model = trained_model(checkpoint, preparation.size)

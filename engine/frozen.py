@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.progress import progress_bar
-from dataloader.batches import Batch, clips_of
-from dataloader.clips import ClipDataset, Loader
+from dataloader.clips import Batch, ClipDataset, clips_of
+from dataloader.loader import Loader
 from engine.crossfit import fit_linear
 from engine.state import Training
 from network import InferenceNet, split_network

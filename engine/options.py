@@ -11,15 +11,15 @@ from typing import Any
 
 from common.commandline import ArgumentParser, Switch, bounded
 from dataloader.clips import TestSampling, TrainSampling
-from dataloader.loaders import Data, DataSettings
+from dataloader.loader import Data, DataSettings
 from engine import pooling
 from engine.board import Board
 from engine.features import FeatureSettings
-from engine.run import Run
+from engine.runner import Run
 from engine.state import TrainingSettings
 from network import TRAINED_FROM
 from saved.checkpoints import Checkpoint, read_checkpoint
-from utils import InputError, world
+from utils import InputError, rank
 
 # What a flag given on a resume does not have to repeat: everything that shapes the training, from the checkpoint.
 NOT_RESTORED = {
@@ -210,7 +210,7 @@ def open_checkpoint(args: argparse.Namespace, *modalities: str) -> Checkpoint | 
         if name not in args.given | NOT_RESTORED and hasattr(args, name):
             setattr(args, name, value)
     args.arch = checkpoint.arch
-    if checkpoint.source != "two-stream" and world()[0] == 0:
+    if checkpoint.source != "two-stream" and rank() == 0:
         author = "the original repository" if checkpoint.source == "original" else checkpoint.source
         momentum = "" if args.evaluate else "; the optimizer's momentum starts afresh"
         epoch = f", epoch {checkpoint.epoch}" if checkpoint.epoch >= 0 else ""
@@ -262,7 +262,7 @@ def make_run(stream: str, prefix: str, args: argparse.Namespace, data: Data) -> 
     advise = "recipe" not in args.given and args.resume is None
     features = Path(args.features) if args.features else None
     board = None
-    if args.tensorboard and data.train is not None and world()[0] == 0:
+    if args.tensorboard and data.train is not None and rank() == 0:
         board = Board(Path(args.output) / "tensorboard", data.split.class_names)
     return Run(
         stream, prefix, data, args.arch, Path(args.output), args.resume, features,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from utils import InputError, check_writable, is_alive, world, write_json
+from utils import InputError, check_writable, is_alive, rank, write_json
 
 PATIENCE = 15.0  # seconds that the loader workers of a killed run may take to notice; until then they hold its lock
 
@@ -27,7 +27,7 @@ def owned(folder: str | os.PathLike) -> Iterator[None]:
     The lock is the operating system's, so it ends with its process, however that ends. Raises InputError, naming
     the owner, where another run has the folder.
     """
-    if world()[0] > 0:
+    if rank() > 0:
         yield
         return
     folder = Path(folder)

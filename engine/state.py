@@ -17,7 +17,7 @@ from common.timm_network import TimmNet
 from dataloader.preparation import Preparation
 from network import explain_mismatch, freeze_batchnorm, parameter_groups, split_network
 from saved.checkpoints import Checkpoint
-from utils import InputError, world
+from utils import InputError, processes, rank
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,13 @@ class Training:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.stepped = self.model
         if self.settings.train_from != "all":
-            if world()[1] > 1:
+            if processes() > 1:
                 raise InputError("--train-from works in one process: start it without torchrun")
             _, self.stepped = split_network(self.model, self.settings.train_from)  # below it: engine.frozen
         self.set_train_mode()  # DistributedDataParallel asks at its start what needs a gradient
         if self.settings.compile:
             self.stepped.compile()
-        if world()[1] > 1:
+        if processes() > 1:
             ids = [self.device] if self.device.type == "cuda" else None
             self.stepped = DistributedDataParallel(self.model, device_ids=ids)
 
@@ -170,7 +170,7 @@ class Training:
     def sums_of_all(self) -> Tensor:
         """`sums` over all processes, on the CPU. Each process has to call this."""
         sums = self.sums.clone()
-        if world()[1] > 1:
+        if processes() > 1:
             dist.all_reduce(sums)
         return sums.cpu()
 
@@ -227,7 +227,7 @@ class Training:
             self.plateau.load_state_dict(state["scheduler"])
             self.plateau.patience = settings.patience
         self.scaler.load_state_dict(state["scaler"])
-        if world()[0] == 0:  # one process goes on with what all had summed up
+        if rank() == 0:  # one process goes on with what all had summed up
             self.sums = state["sums"].to(self.sums)
         self.times = list(state["times"])
 

@@ -11,9 +11,8 @@ from tqdm import tqdm
 
 from data.flow import quantise
 from data.videos import VideoError, encode_jpeg
-from dataloader.batches import Batch
-from dataloader.clips import ClipDataset, Source, TestSampling
-from dataloader.images import decode_gray, decode_rgb
+from dataloader.clips import Batch, ClipDataset, TestSampling
+from dataloader.images import Source, decode_gray, decode_rgb
 from dataloader.names import Video
 from dataloader.preparation import Preparation
 from dataloader.sampling import consecutive_runs

@@ -11,8 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from data.videos import VideoError
-from dataloader.batches import Batch, clips_of, each_once
-from dataloader.clips import TestSampling
+from dataloader.clips import Batch, TestSampling, clips_of, each_once
 from dataloader.preparation import Preparation
 from network import InferenceNet
 from recogniser.answers import Answer

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import special
 
-from common.metrics import check_finite, ranks
+from common.accuracy import check_finite, ranks
 from dataloader.names import group_of
 
 METRICS = ("top1", "top5", "mean_class")
@@ -33,7 +33,7 @@ def group_numbers(videos: Sequence[str], labels: np.ndarray) -> np.ndarray:
 def bootstrap(
     scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int | Sequence[int], draws: int = 10_000
 ) -> dict[str, np.ndarray]:
-    """The three accuracies (common.metrics.accuracy's) of `draws` resamples of groups: {metric: (draws,)}, per cent.
+    """The three accuracies (common.accuracy.accuracy's) of `draws` resamples of groups: {metric: (draws,)}, per cent.
 
     groups (videos,) int: those of `group_numbers`, each of one class; resampled whole, with replacement (the cluster
     bootstrap: Davison and Hinkley 1997, section 3.8). A resample's accuracies depend on its groups through their

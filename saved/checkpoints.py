@@ -27,7 +27,7 @@ from torch import Tensor
 from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from saved.plainpickle import show
 from saved.safe import load_checkpoint
-from utils import InputError, atomic_path, plural, world
+from utils import InputError, atomic_path, plural, rank
 
 FORMAT, HEAD_FORMAT = "two-stream", "two-stream-head"  # what our own files say that they are
 # What ours hold at least; those of a training, and not of weights alone, also what Training.state_dict says.
@@ -95,7 +95,7 @@ class Checkpoint:
                 theirs[i], theirs[j] = theirs[j], theirs[i]
         if self.source != "tsn-pytorch" or len(names) != 51 or names != sorted(names) or names == theirs:
             return self
-        if world()[0] == 0:
+        if rank() == 0:
             pairs = " and ".join(f"{second} before {first}" for first, second in TSN_HMDB51_SWAPPED)
             print(f"{self.path}: its classes are taken to be in TSN's order of HMDB51, {pairs}")
         rows = torch.tensor([theirs.index(name) for name in names])

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from common.metrics import mean_logits
+from common.accuracy import mean_logits
 from dataloader.names import UCF101_CLASSES, first_few, ucf_parts
 from saved.safe import load_pickle
 from saved.scores import SUFFIXES, read_scores

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torchvision.transforms.functional as F
 
-from dataloader.augmentation import augment, colour_jitter
 from dataloader.preparation import default_preparation
+from dataloader.transforms import augment, colour_jitter
 from engine.state import Training, TrainingSettings
 from network import build_model
 from utils import InputError

@@ -165,17 +165,18 @@ def test_a_loss_that_is_no_number_names_its_videos(fails, tiny, tmp_path):
 
 def test_a_dead_loader_process_is_told_plainly(tiny):
     from dataloader import clips
+    from dataloader.images import find_sources
     from dataloader.layouts import index_frames
+    from dataloader.loader import make_loader
     from dataloader.preparation import default_preparation
-    from dataloader.spatial_dataloader import spatial_sources
     from dataloader.splits import load_split
 
     index = index_frames(tiny / "rgb", "rgb")
-    sources = spatial_sources(index, load_split(None, 1, index.videos).train)
+    sources = find_sources(index, load_split(None, 1, index.videos).train)
     preparation = default_preparation("rgb", 48, "squash")
     dataset = clips.ClipDataset(sources, killed_by_the_system, preparation, clips.TrainSampling())
     with pytest.raises(InputError, match="--workers"):
-        list(clips.make_loader(dataset, 2, 1, torch.device("cpu")).epoch(0))
+        list(make_loader(dataset, 2, 1, torch.device("cpu")).epoch(0))
 
 
 def killed_by_the_system(frames, step):
@@ -283,7 +284,7 @@ def test_spaces_and_umlauts_in_every_path(works, tiny, tmp_path):
 def test_a_bug_gets_a_traceback_and_an_end(tiny, run, tmp_path):
     """Python's end waits for loader processes that ignore its SIGTERM, as long as the exception keeps them."""
     script = patched(tmp_path, """
-from engine import run
+from engine import runner as run
 
 def test(*_):
     raise RuntimeError("a bug")

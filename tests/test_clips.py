@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dataloader import batches as bs
 from dataloader import clips as c
 from dataloader import images
+from dataloader import loader as loader_module
+from dataloader.images import ReadFlow, ReadFrame, find_sources
 from dataloader.layouts import index_frames
-from dataloader.motion_dataloader import ReadFlow, motion_sources
+from dataloader.loader import make_loader
 from dataloader.preparation import Preparation, default_preparation
-from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.splits import Video, load_split
 from utils import InputError
 
@@ -28,14 +28,14 @@ CPU = torch.device("cpu")
 def flow_set(tiny, sampling, preparation=FLOW, **options):
     index = index_frames(tiny / "flow", "flow")
     videos = load_split(None, 1, index.videos).train
-    return c.ClipDataset(motion_sources(index, videos), ReadFlow(index.root), preparation, sampling, **options)
+    return c.ClipDataset(find_sources(index, videos), ReadFlow(index.root), preparation, sampling, **options)
 
 
 def rgb_set(tiny, sampling, preparation=None, **options):
     index = index_frames(tiny / "rgb", "rgb")
     videos = load_split(None, 1, index.videos).train
     preparation = preparation or default_preparation("rgb", 48, "squash")
-    return c.ClipDataset(spatial_sources(index, videos), ReadFrame(index.root), preparation, sampling, **options)
+    return c.ClipDataset(find_sources(index, videos), ReadFrame(index.root), preparation, sampling, **options)
 
 
 def pixels(path):
@@ -48,7 +48,7 @@ def test_a_stack_is_x1_y1_to_x10_y10(tiny):
     dataset = flow_set(tiny, c.TrainSampling(segments=1, flip=False), preparation)
     index = next(i for i, s in enumerate(dataset.sources) if s.video.name == "HammerThrow_g08_c01")
     batch = dataset[0, index]
-    clip = bs.clips_of(batch, "flow", CPU)[0].float()
+    clip = c.clips_of(batch, "flow", CPU)[0].float()
     count = dataset.sources[index].count
     candidates = {}
     for start in range(count - 9):
@@ -73,13 +73,13 @@ def test_one_crop_and_one_flip_for_a_whole_video(tmp_path, crop):
         for number in range(1, 31):
             Image.fromarray(ramp).save(folder / f"frame{number:06d}.jpg", quality=100)
     index = index_frames(tmp_path, "flow")
-    sources = motion_sources(index, load_split(None, 1, index.videos).train)
+    sources = find_sources(index, load_split(None, 1, index.videos).train)
     dataset = c.ClipDataset(sources, ReadFlow(tmp_path), FLOW, c.TrainSampling(3, crop), seed=1)
     firsts, lasts, flips = set(), set(), set()
     for epoch in range(20):
         batch = dataset[epoch, 0]
         assert len(set(batch.flip.tolist())) == 1
-        stack = bs.clips_of(batch, "flow", CPU).float()
+        stack = c.clips_of(batch, "flow", CPU).float()
         flipped = bool(batch.flip[0])
         flips.add(flipped)
         x, y = stack[:, 0::2], stack[:, 1::2]
@@ -125,10 +125,10 @@ def test_the_same_item_whatever_was_read_before(tiny):
 def test_workers_change_nothing(tiny, workers):
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    loader = c.make_loader(flow_set(tiny, c.TrainSampling(2)), 4, workers, CPU)
+    loader = make_loader(flow_set(tiny, c.TrainSampling(2)), 4, workers, CPU)
     seen = [(b.names, int(b.images.long().sum()), b.flip.tolist()) for b in loader.epoch(5)]
     expected = [(b.names, int(b.images.long().sum()), b.flip.tolist())
-                for b in c.make_loader(flow_set(tiny, c.TrainSampling(2)), 4, 0, CPU).epoch(5)]  # fmt: skip
+                for b in make_loader(flow_set(tiny, c.TrainSampling(2)), 4, 0, CPU).epoch(5)]  # fmt: skip
     assert seen == expected
     assert [b[0] for b in expected[1:]] == [b.names for b in loader.epoch(5, first_batch=1)]
     assert torch.equal(before, torch.get_rng_state())  # loading draws nothing from the training's generator
@@ -136,14 +136,14 @@ def test_workers_change_nothing(tiny, workers):
 
 def test_a_batch_is_its_videos_one_behind_the_other(tiny):
     dataset = flow_set(tiny, c.TestSampling(5))
-    parts = [bs.clips_of(dataset[0, i], "flow", CPU) for i in range(3)]
+    parts = [c.clips_of(dataset[0, i], "flow", CPU) for i in range(3)]
     for count in (3, 1):
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # torch's, where what a batch is written into has another shape
-            batch = bs.Collate()([dataset[0, i] for i in range(count)])
+            batch = c.Collate()([dataset[0, i] for i in range(count)])
         assert batch.names == [s.video.name for s in dataset.sources[:count]]
         assert batch.labels.tolist() == [s.video.label for s in dataset.sources[:count]]
-        clips = bs.clips_of(batch, "flow", CPU)
+        clips = c.clips_of(batch, "flow", CPU)
         assert torch.equal(clips, torch.cat(parts[:count]))
         assert clips.dtype == torch.uint8 and clips.is_contiguous(memory_format=torch.channels_last)
 
@@ -151,18 +151,18 @@ def test_a_batch_is_its_videos_one_behind_the_other(tiny):
 def test_a_worker_far_ahead_leaves_the_batch_in_use_alone(tiny):
     """Workers use their memory again; each batch must hold its own images for as long as it is at work."""
     dataset = flow_set(tiny, c.TrainSampling(1))
-    alone = [batch.images for batch in c.make_loader(dataset, 1, 0, CPU).epoch(2)]
-    for epoch in c.make_loader(dataset, 1, 1, CPU), c.make_loader(dataset, 1, 2, CPU):
+    alone = [batch.images for batch in make_loader(dataset, 1, 0, CPU).epoch(2)]
+    for epoch in make_loader(dataset, 1, 1, CPU), make_loader(dataset, 1, 2, CPU):
         for expected, batch in zip(alone, epoch.epoch(2), strict=True):
             time.sleep(0.2)  # the workers make what they may make ahead
             assert torch.equal(batch.images, expected)
 
 
 def test_a_worker_uses_its_memory_again_for_larger_and_smaller_batches(tiny, monkeypatch):
-    monkeypatch.setattr(bs, "get_worker_info", lambda: True)
+    monkeypatch.setattr(c, "get_worker_info", lambda: True)
     dataset = rgb_set(tiny, c.TestSampling(3), default_preparation("rgb", 48, "squash"))
     items = [dataset[0, i] for i in range(len(dataset))]
-    collate = bs.Collate()
+    collate = c.Collate()
     places = []
     for count in (2, 2, 2, 1, 2, 3, 1):
         batch = collate(items[:count])
@@ -175,7 +175,7 @@ def test_a_worker_uses_its_memory_again_for_larger_and_smaller_batches(tiny, mon
 
 def test_a_training_is_shuffled_by_its_seed_and_a_test_stands_in_list_order(tiny, monkeypatch):
     def names(sampling, epoch=0, **options):
-        loader = c.make_loader(flow_set(tiny, sampling, **options), 4, 0, CPU)
+        loader = make_loader(flow_set(tiny, sampling, **options), 4, 0, CPU)
         batches = [batch.names for batch in loader.epoch(epoch)]
         assert len(batches) == len(loader) == 2  # 3 and 3 of the 6 videos
         return batches
@@ -185,7 +185,8 @@ def test_a_training_is_shuffled_by_its_seed_and_a_test_stands_in_list_order(tiny
     orders = [names(c.TrainSampling(1), *options[:1], **options[1]) for options in ((0, {}), (1, {}), (0, {"seed": 1}))]
     assert len({str(order) for order in orders}) == 3
     assert all(sorted(first + rest) == sorted(listed) for first, rest in orders)
-    monkeypatch.setattr(c, "world", lambda: (1, 2))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert names(c.TestSampling(1)) == [listed[1:3:2], listed[4:6:2]]
 
 
@@ -193,8 +194,8 @@ def test_a_training_is_shuffled_by_its_seed_and_a_test_stands_in_list_order(tiny
 def test_as_many_workers_as_cores_but_no_more_than_16(tiny, monkeypatch):
     dataset = flow_set(tiny, c.TrainSampling())
     for cores, asked, workers in ((2, None, 2), (64, None, 16), (2, 5, 5), (2, 0, 0)):
-        monkeypatch.setattr(c, "cpu_count", lambda cores=cores: cores)
-        assert c.make_loader(dataset, 2, asked, CPU).workers == workers
+        monkeypatch.setattr(loader_module, "cpu_count", lambda cores=cores: cores)
+        assert make_loader(dataset, 2, asked, CPU).workers == workers
 
 
 def test_a_bug_in_reading_keeps_its_traceback(tiny):
@@ -204,7 +205,7 @@ def test_a_bug_in_reading_keeps_its_traceback(tiny):
     dataset = flow_set(tiny, c.TrainSampling())
     dataset.read = fail
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        list(c.make_loader(dataset, 2, 0, CPU).epoch(0))
+        list(make_loader(dataset, 2, 0, CPU).epoch(0))
 
 
 def test_a_test_decodes_and_sends_each_image_once(tiny):
@@ -252,12 +253,12 @@ def test_starts_of_the_original_and_of_tsn(tiny):
 def test_equal_clips_are_computed_once_and_the_vote_is_the_same(tiny):
     """Videos of 11 to 18 flow pairs have 2 to 9 different stacks of 10; the test asks for 19, with flips for 190."""
     preparation = dataclasses.replace(FLOW, test_resize="center")
-    loader = c.make_loader(flow_set(tiny, c.TestSampling(19, 10), preparation), 3, 0, CPU)
+    loader = make_loader(flow_set(tiny, c.TestSampling(19, 10), preparation), 3, 0, CPU)
     for batch in loader.epoch(0):
-        once = bs.each_once(batch)
+        once = c.each_once(batch)
         counts = [source.count - 9 for source in loader.dataset.sources if source.video.name in batch.names]
         assert len(once.clips) == 10 * sum(min(19, count) for count in counts) < len(batch.clips)
-        theirs, ours = bs.clips_of(batch, "flow", CPU), bs.clips_of(once, "flow", CPU)[once.place]
+        theirs, ours = c.clips_of(batch, "flow", CPU), c.clips_of(once, "flow", CPU)[once.place]
         assert torch.equal(theirs, ours)
 
 
@@ -265,7 +266,7 @@ def test_ten_views_are_five_crops_and_their_flips(tiny):
     preparation = dataclasses.replace(default_preparation("rgb", 63, "center"))  # 224/256 of 72: no resizing
     dataset = rgb_set(tiny, c.TestSampling(2, 10), preparation)
     batch = dataset[0, 0]
-    views = bs.clips_of(batch, "rgb", CPU).float().unflatten(0, (10, 2))
+    views = c.clips_of(batch, "rgb", CPU).float().unflatten(0, (10, 2))
     source = dataset.sources[0]
     image = pixels(f"{source.folder}/frame000001.jpg").astype(int)
     h, w = image.shape[:2]
@@ -282,17 +283,17 @@ def test_rgb_differences_read_runs_of_frames(tiny):
     dataset = rgb_set(tiny, c.TestSampling(3), preparation)
     batch = dataset[0, 0]
     assert batch.clips.shape == (3, 6)
-    assert bs.clips_of(batch, "rgbdiff", CPU).shape == (3, 18, 48, 48)
+    assert c.clips_of(batch, "rgbdiff", CPU).shape == (3, 18, 48, 48)
 
 
-@pytest.mark.parametrize(("kind", "sources"), [("rgb", spatial_sources), ("flow", motion_sources)])
-def test_a_listed_video_without_images_is_an_error_or_left_out(tiny, kind, sources):
+@pytest.mark.parametrize("kind", ["rgb", "flow"])
+def test_a_listed_video_without_images_is_an_error_or_left_out(tiny, kind):
     index = index_frames(tiny / kind, kind)
     videos = load_split(None, 1, index.names).train
     gone = Video("Archery_g09_c01", 2, "v_Archery_g09_c01.avi")
     with pytest.raises(InputError, match="1 of 7 listed videos can't be found"):
-        sources(index, [gone, *videos])
-    assert [source.video for source in sources(index, [gone, *videos], allow_missing=True)] == videos
+        find_sources(index, [gone, *videos])
+    assert [source.video for source in find_sources(index, [gone, *videos], allow_missing=True)] == videos
 
 
 # --- bad files -----------------------------------------------------------------------------------------
@@ -340,7 +341,7 @@ def test_a_bad_frame_is_named_and_can_be_skipped(tiny, tmp_path, how):
     batch = stop[0, index]
     assert "v_Hammering_g08_c01" in batch.error and "\n" not in batch.error
     with pytest.raises(InputError, match="v_Hammering_g08_c01"):
-        list(c.make_loader(stop, 2, 1, CPU).epoch(0))
+        list(make_loader(stop, 2, 1, CPU).epoch(0))
 
     skip = c.ClipDataset(stop.sources, stop.read, stop.preparation, stop.sampling, skip_errors=True)
     batch = skip[0, index]
@@ -418,9 +419,9 @@ def test_planes_are_equal_up_to_what_jpeg_makes_of_them():
 def test_batches_sent_ahead_to_a_gpu_are_the_same(tiny):
     gpu = torch.device("cuda")
     dataset = flow_set(tiny, c.TrainSampling(2))
-    expected = list(c.make_loader(dataset, 2, 0, CPU).epoch(1))
-    got = list(bs.sent_ahead(c.make_loader(dataset, 2, 2, gpu).epoch(1), gpu))
+    expected = list(make_loader(dataset, 2, 0, CPU).epoch(1))
+    got = list(c.sent_ahead(make_loader(dataset, 2, 2, gpu).epoch(1), gpu))
     assert [b.names for b in got] == [b.names for b in expected]
     for a, b in zip(got, expected, strict=True):
         assert a.images.is_cuda and torch.equal(a.images.cpu(), b.images)
-        assert torch.equal(bs.clips_of(a, "flow", gpu).cpu(), bs.clips_of(b, "flow", CPU))
+        assert torch.equal(c.clips_of(a, "flow", gpu).cpu(), c.clips_of(b, "flow", CPU))

@@ -23,11 +23,10 @@ from data.flow import dis_flow
 from data.videos import VideoError, read_frames
 from dataloader.clips import ClipDataset
 from dataloader.clips import TestSampling as Sampling  # pytest takes what is called Test for a test
+from dataloader.images import ReadFlow, ReadFrame, find_sources
 from dataloader.layouts import index_frames
-from dataloader.motion_dataloader import ReadFlow, motion_sources
 from dataloader.preparation import default_preparation
 from dataloader.sampling import consecutive_runs
-from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.splits import Video
 from recogniser import windows
 from recogniser.decoded import DecodedFrames, Flow
@@ -64,12 +63,12 @@ def batch_from_disk(video: Path, root: Path, preparation, sampling: Sampling):
             (root / name).mkdir()
             (root / "attempt" / name).rename(root / name / folder.name)
         (root / "attempt").rmdir()
-        sources, read = motion_sources(index_frames(root, "flow"), key), ReadFlow(root)
+        sources, read = find_sources(index_frames(root, "flow"), key), ReadFlow(root)
     else:
         folder.mkdir()
         rate = preparation.sampling_rate if preparation.modality == "rgb" else 1
         write_rgb(side, quality, rate, video, folder, lambda *_: None)
-        sources, read = spatial_sources(index_frames(root, "rgb"), key), ReadFrame(root)
+        sources, read = find_sources(index_frames(root, "rgb"), key), ReadFrame(root)
     return ClipDataset(sources, read, preparation, sampling)[0, 0]
 
 

@@ -106,7 +106,7 @@ def test_two_stopped_within_an_epoch_go_on_to_the_same_record(flags, two, tmp_pa
     """SIGTERM reaches one of two processes after the first of two batches: both stop, and no video is lost."""
     script = patched(tmp_path, """
 import os, signal
-from engine import run as runs
+from engine import runner as runs
 after_batch = runs.Run.after_batch
 
 def stop(self, training):

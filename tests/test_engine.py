@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import network
-from dataloader.batches import Batch, clips_of
-from dataloader.clips import ClipDataset, Source
+from dataloader.clips import Batch, ClipDataset, clips_of
 from dataloader.clips import TestSampling as Sampling
+from dataloader.images import Source
 from dataloader.names import Video
 from dataloader.preparation import Preparation, to_input
 from engine import epoch as engine
@@ -173,7 +173,7 @@ def test_the_mean_over_processes_is_the_step_of_one(monkeypatch):
     """Five videos on two processes, three and two: DistributedDataParallel averages what each computes."""
     batch = make_batch()
     weight, bias, _ = step(batch)
-    monkeypatch.setattr(engine, "world", lambda: (0, 2))
+    monkeypatch.setenv("WORLD_SIZE", "2")
     shares = [step(share(batch, *part)) for part in ((0, 3), (3, 5))]
     torch.testing.assert_close((shares[0][0] + shares[1][0]) / 2, weight)
     torch.testing.assert_close((shares[0][1] + shares[1][1]) / 2, bias)

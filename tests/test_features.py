@@ -12,13 +12,12 @@ import pytest
 import torch
 from conftest import CLASSES, ROOT, SMALL
 
-from dataloader.batches import clips_of
-from dataloader.clips import ClipDataset, TestSampling
+from dataloader.clips import ClipDataset, TestSampling, clips_of
+from dataloader.images import ReadFrame, find_sources
 from dataloader.layouts import index_frames
 from dataloader.names import group_of
 from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation, flow_picture, to_input
 from dataloader.sampling import test_starts as spread
-from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.splits import load_split
 from dataloader.transforms import flip_clips
 from engine.pooling import check_pooling, feature_count, feature_net
@@ -170,7 +169,7 @@ def test_two_views_are_a_clip_and_its_flip(tiny):
     index = index_frames(tiny / "rgb", "rgb")
     split = load_split(None, 1, index.names, verbose=False)
     preparation = Preparation("rgb", 32, "squash")
-    dataset = ClipDataset(spatial_sources(index, split.test), ReadFrame(index.root), preparation, TestSampling(2, 2))
+    dataset = ClipDataset(find_sources(index, split.test), ReadFrame(index.root), preparation, TestSampling(2, 2))
     clips = clips_of(dataset[0, 0], "rgb", torch.device("cpu"))
     assert clips.shape == (4, 3, 32, 32)
     assert torch.equal(clips[2:], clips[:2].flip(-1)) and not torch.equal(clips[0], clips[1])

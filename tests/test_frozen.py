@@ -11,10 +11,10 @@ from conftest import SMALL
 
 from dataloader.clips import TestSampling as Sampling
 from dataloader.clips import TrainSampling
+from dataloader.images import ReadFrame
 from dataloader.layouts import index_frames
-from dataloader.loaders import DataSettings, make_data
+from dataloader.loader import DataSettings, make_data
 from dataloader.preparation import default_preparation
-from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from engine.epoch import train_step
 from engine.frozen import FrozenLoader, start_from_linear_head, training_loader
 from engine.state import Training, TrainingSettings
@@ -31,7 +31,7 @@ def make(tiny):
     def make(workers=0, **settings):
         index, preparation = index_frames(tiny / "rgb", "rgb"), default_preparation("rgb", 64, "squash")
         wanted = DataSettings(None, "1", Sampling(2), TrainSampling(2, "multiscale"), 4, workers=workers, seed=5)
-        data = make_data(wanted, index, ReadFrame(index.root), spatial_sources, preparation, CPU)
+        data = make_data(wanted, index, ReadFrame(index.root), preparation, CPU)
         torch.manual_seed(0)
         model = build_model("resnet18", 3, len(data.split.class_names))
         training = Training(model, preparation, CPU, TrainingSettings(lr=0.01, seed=5, amp="off", **settings))
@@ -186,7 +186,7 @@ def test_what_is_told(tiny, run, tmp_path):
 
 def test_several_processes_are_refused(make, monkeypatch):
     training, _ = make(train_from="layer4")
-    monkeypatch.setattr("engine.state.world", lambda: (0, 2))
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="without torchrun"):
         training.distribute()
 

@@ -14,7 +14,7 @@ from prediction_files import make_streams, top1, write
 from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
-from common.metrics import accuracy, cross_entropy, ranks
+from common.accuracy import accuracy, cross_entropy, ranks
 from fusion import evaluate, fuse, mean_over_splits, sweep_weights
 from report.metrics import bootstrap, calibration, group_numbers, mcnemar
 from saved.predictions import align, load_predictions

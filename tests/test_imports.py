@@ -57,7 +57,7 @@ def arrows() -> dict[str, set[str]]:
 
 
 def test_imports_are_found(arrows):
-    assert {"predict", "data.tvl1.tensor", "engine.run", "utils"} <= arrows.keys()
+    assert {"predict", "data.tvl1.tensor", "engine.runner", "utils"} <= arrows.keys()
     assert "dataloader.packed" in arrows["dataloader.layouts"] and "data.tvl1.cpu" in arrows["data.tvl1.backends"]
 
 

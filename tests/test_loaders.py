@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from dataloader import clips as c
-from dataloader import extracted, loaders
+from dataloader import extracted
+from dataloader import loader as loaders
+from dataloader.images import ReadFrame
 from dataloader.layouts import index_frames
 from dataloader.preparation import default_preparation
-from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from utils import InputError
 
 CPU = torch.device("cpu")
@@ -24,7 +25,7 @@ def make_data(tiny, device=CPU, index=None, preparation=None, **given):
     index = index or index_frames(tiny / "rgb", "rgb")
     settings = loaders.DataSettings(**{**usual, **given})
     preparation = preparation or default_preparation("rgb", 48, "squash")
-    return loaders.make_data(settings, index, ReadFrame(index.root), spatial_sources, preparation, device)
+    return loaders.make_data(settings, index, ReadFrame(index.root), preparation, device)
 
 
 def groups_of(loader):
@@ -117,7 +118,8 @@ def test_a_subset_without_videos_is_named(tiny, tmp_path, groups, val_groups, mi
 
 def test_only_one_process_tells_of_the_group_rule(tiny, monkeypatch, capsys):
     for rank in (0, 1):
-        monkeypatch.setattr(loaders, "world", lambda rank=rank: (rank, 2))
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
         make_data(tiny)
         assert ("by UCF101's group rule" in capsys.readouterr().out) == (rank == 0)
 

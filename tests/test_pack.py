@@ -20,11 +20,11 @@ import pytest
 import torch
 from conftest import ROOT, SMALL
 
-from dataloader.clips import ClipDataset, TestSampling, TrainSampling, make_loader
+from dataloader.clips import ClipDataset, TestSampling, TrainSampling
+from dataloader.images import ReadFlow, ReadFrame, find_sources
 from dataloader.layouts import index_frames
-from dataloader.motion_dataloader import ReadFlow, motion_sources
+from dataloader.loader import make_loader
 from dataloader.preparation import default_preparation
-from dataloader.spatial_dataloader import ReadFrame, spatial_sources
 from dataloader.splits import load_split
 from utils import InputError
 
@@ -41,9 +41,9 @@ def packed(tiny, run, tmp_path_factory) -> Path:
 def data_set(root: Path, kind: str, sampling) -> ClipDataset:
     index = index_frames(root / kind, kind)
     videos = load_split(None, 1, index.names, False).train
-    find, read = (spatial_sources, ReadFrame) if kind == "rgb" else (motion_sources, ReadFlow)
+    read = ReadFrame if kind == "rgb" else ReadFlow
     preparation = default_preparation(kind, 48, "squash", 10 if kind == "flow" else 1)
-    return ClipDataset(find(index, videos), read(index.root), preparation, sampling)
+    return ClipDataset(find_sources(index, videos), read(index.root), preparation, sampling)
 
 
 def digests(folder: Path) -> dict[str, str]:

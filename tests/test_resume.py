@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, SMALL
 from scripts import patched
 
-from engine import run as runs
+from engine import runner as runs
 
 
 def assert_same_runs(a, b):

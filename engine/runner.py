@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from common.progress import duration
 from dataloader.clips import TestSampling
-from dataloader.loaders import Data
+from dataloader.loader import Data
 from dataloader.names import first_few
 from engine.board import Board
 from engine.epoch import TestResult, test
@@ -33,7 +33,7 @@ from saved.feature_file import check_target, write_features
 from saved.predictions import write_predictions
 from saved.provenance import provenance
 from saved.records import record_path, write_record
-from utils import check_output, plural, printable, world
+from utils import check_output, plural, printable, processes, rank
 
 FEW = 2000  # training videos, below which training all of a network is not the best that can be done
 
@@ -69,7 +69,7 @@ class Run:
     @property
     def leads(self) -> bool:
         """Only rank 0 writes and speaks."""
-        return world()[0] == 0
+        return rank() == 0
 
     def say(self, text: str) -> None:
         if self.leads:
@@ -254,7 +254,7 @@ class Run:
         train = f"{len(data.train.dataset):,} training and " if data.train else ""
         test = plural(len(data.test.dataset), "test video")
         dtype = str(training.dtype).removeprefix("torch.")
-        processes = f" x {world()[1]} processes" if world()[1] > 1 else ""
+        shared = f" x {processes()} processes" if processes() > 1 else ""
         plan = ""
         if data.train:
             done = f", from epoch {training.epoch} on," if training.epoch else ""
@@ -262,7 +262,7 @@ class Run:
             plan += "a test after " + (f"every {self.eval_every}; " if self.eval_every > 1 else "each; ")
         return (
             f"{self.stream} stream: {split.dataset} split {split.number}, {len(split.class_names)} classes, "
-            f"{train}{test}; {self.arch} on {training.device.type}{processes}, {dtype}"
+            f"{train}{test}; {self.arch} on {training.device.type}{shared}, {dtype}"
             f"\n{plan}writes to {self.output}"
         )
 
@@ -296,7 +296,7 @@ class Run:
 
     def _agreed(self, device: torch.device, asked: int) -> int:
         """What any process asks for, so that all stop or save after the same batch."""
-        if world()[1] == 1:
+        if processes() == 1:
             return asked
         flag = torch.tensor(int(asked), device=device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
@@ -368,12 +368,12 @@ class _Stopped(Exception):
 
 
 def _barrier() -> None:
-    if world()[1] > 1:
+    if processes() > 1:
         dist.barrier()
 
 
 def _sync_buffers(model: nn.Module) -> None:
     """Give all processes rank 0's batch-norm statistics, as DistributedDataParallel does before each forward."""
-    if world()[1] > 1:
+    if processes() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
