@@ -11,7 +11,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of two threads on
 
 import numpy as np
 import pytest
-from file_server import Server
 from PIL import Image
 from prediction_files import make_streams, write
 from scripts import ROOT, patched, run_script
@@ -112,14 +111,6 @@ def strike(run, tmp_path_factory):
         return run(script, moment, count, int(number), *arguments, code=None)
 
     return strike
-
-
-@pytest.fixture
-def server():
-    server = Server()
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture
