@@ -340,9 +340,9 @@ def unpack(name: str, output: Path, downloads: Path, remove: bool) -> None:
         needed = sum(-(-e.file_size // 4096) * 4096 for path, e in entries.items() if not (output / path).exists())
         check_disk(needed, output, f"unpacking {item.archive}")  # in the blocks of a usual file system
         with Progress(total=len(entries), desc=f"unpack {item.archive}", unit=" files") as bar:
-            for path, entry in entries.items():
-                if not is_intact(output / path, entry.file_size, entry.CRC):
-                    write_entry(archive, entry, output / path, parts)
+            for place, entry in entries.items():
+                if not is_intact(output / place, entry.file_size, entry.CRC):
+                    write_entry(archive, entry, output / place, parts)
                     written += 1
                 bar.update()
     folders = sorted({path.parts[0] for path in entries})
