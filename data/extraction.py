@@ -88,13 +88,20 @@ class Output:
         return [self.root / part / video.folder for part in self.parts]
 
     def is_done(self, video: VideoFile) -> bool:
-        """Finished with these settings, from this very file (by its size), and still there."""
+        """Finished with these settings, from this very file, and still there.
+
+        A file is the same if its size and time are. If only its time differs, as after a copy, its content decides.
+        """
         try:
             marker = json.loads(self._state(".done", video).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            same = marker["settings"] == self.settings and marker["bytes"] == video.size
+            if not same or not all(folder.is_dir() for folder in self.folders(video)):
+                return False
+            if marker.get("mtime_ns", video.mtime_ns) == video.mtime_ns:  # earlier versions kept no time
+                return True
+            return marker["sha256"] == content_digest(video)
+        except (OSError, ValueError, KeyError, TypeError):
             return False
-        same = marker.get("settings") == self.settings and marker.get("bytes") == video.size
-        return same and all(folder.is_dir() for folder in self.folders(video))
 
     def discard(self, video: VideoFile) -> None:
         """Remove what there is of a video: first the marker, then the folders, each in one rename."""
@@ -105,7 +112,7 @@ class Output:
                 folder.rename(trash)
             shutil.rmtree(trash, ignore_errors=True)
 
-    def commit(self, video: VideoFile, attempt: Path, images: int) -> None:
+    def commit(self, video: VideoFile, attempt: Path, sha256: str, images: int) -> None:
         """Move a video's finished images into place and then write its marker."""
         for part, folder in zip(self.parts, self.folders(video), strict=True):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -114,8 +121,8 @@ class Output:
             except OSError:
                 if not folder.is_dir():  # if it is, another run was faster, with the same bytes
                     raise
-        marker = {"settings": self.settings, "bytes": video.size, "images": images}
-        self._write_state(".done", video, marker)
+        made_of = {"bytes": video.size, "mtime_ns": video.mtime_ns, "sha256": sha256}
+        self._write_state(".done", video, {"settings": self.settings, **made_of, "images": images})
         self._state(".failed", video).unlink(missing_ok=True)
 
     def fail(self, video: VideoFile, reason: str) -> None:
@@ -221,6 +228,18 @@ def _clean(root: Path) -> None:
         partial.rmdir()
 
 
+def content_digest(video: VideoFile) -> str:
+    """SHA-256 of a video file's bytes; of a folder of .flo files their names, sizes and times stand for them."""
+    if video.path.is_file():
+        digest = hashlib.sha256()
+        with open(video.path, "rb") as file:
+            for block in iter(functools.partial(file.read, 1 << 20), b""):
+                digest.update(block)
+        return digest.hexdigest()
+    files = [(path.name, path.stat()) for path in sorted(video.path.glob("*.flo"))]
+    return hashlib.sha256(repr([(name, s.st_size, s.st_mtime_ns) for name, s in files]).encode()).hexdigest()
+
+
 def _json(content: dict) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
@@ -250,8 +269,9 @@ def extract_one(output: Output, write: Writer, video: VideoFile, report: Report)
         output.discard(video)
         for part in output.parts:
             (attempt / part).mkdir(parents=True)
+        sha256 = content_digest(video)  # before it is decoded: a file that changes meanwhile is not done
         images = write(video.path, attempt, report)
-        output.commit(video, attempt, images)
+        output.commit(video, attempt, sha256, images)
         return None
     except InputError:
         raise

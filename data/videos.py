@@ -26,7 +26,8 @@ class VideoFile:
     path: Path
     name: str  # relative to the searched folder, for messages
     folder: str  # where its frames go, relative, with "/": `v_X` for UCF names, else the path without suffix
-    size: int  # bytes: tells a file that was replaced
+    size: int  # bytes; this and the time tell a file that was replaced
+    mtime_ns: int
 
 
 def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
@@ -40,8 +41,9 @@ def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
         for file in files:
             path = folder / file
             if path.suffix.lower() in VIDEO_SUFFIXES:
-                size = path.stat().st_size if path.exists() else 0  # a broken link: reading it will say so
-                videos.append(VideoFile(path, *_names(path.relative_to(root), path.stem), size))
+                status = path.stat() if path.exists() else None  # a broken link: reading it will say so
+                size, time = (status.st_size, status.st_mtime_ns) if status else (0, 0)
+                videos.append(VideoFile(path, *_names(path.relative_to(root), path.stem), size, time))
     if not videos:
         raise InputError(f"{root} holds no video ({', '.join(VIDEO_SUFFIXES)}); give the folder of the videos")
     return sort_videos(videos)
@@ -53,9 +55,10 @@ def find_flo_folders(root: Path, skip: Path | None = None) -> list[VideoFile]:
     for folder, files in _walk(root, skip):
         flows = [folder / file for file in files if file.lower().endswith(".flo")]
         if flows:
-            size = sum(flow.stat().st_size for flow in flows)
+            status = [flow.stat() for flow in flows]
+            size, time = sum(file.st_size for file in status), max(file.st_mtime_ns for file in status)
             relative = folder.relative_to(root) if folder != root else Path(root.resolve().name)
-            videos.append(VideoFile(folder, *_names(relative, folder.name, suffix=False), size))
+            videos.append(VideoFile(folder, *_names(relative, folder.name, suffix=False), size, time))
     if not videos:
         raise InputError(f"{root} holds no .flo file; --method flo expects one folder of .flo files per video")
     return sort_videos(videos)

@@ -7,12 +7,14 @@ Settings are what changes the images' bytes; images of other projects have no su
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataloader.folders import Frames
 from utils import InputError
 
 FILE = "extraction.json"
@@ -53,6 +55,30 @@ def extraction_settings(root: Path) -> dict[str, Any]:
     """What the images under `root` were extracted with; empty where nothing says so. Raises InputError."""
     made = read_extraction(root)
     return made.settings if made else {}
+
+
+def fingerprint(root: Path, frames: Frames) -> str:
+    """Return a short text that says what one sequence of images was made of. It changes when they are made anew.
+
+    For our own extraction it follows from the marker that is written last: the video file's content and the settings.
+    For a pack it follows from what was packed. For images of other projects it follows from the files' sizes and times.
+    Cheap: no image is read. What is computed from the images (features) is kept under this key.
+    """
+    if (pack := root / "pack.json").is_file():
+        return _digest(pack.read_bytes(), frames.folder.encode())
+    for video in (frames.folder, frames.folder.partition("/")[2]):  # flow lies one folder lower, in u/ and v/
+        try:
+            marker = json.loads((root / ".done" / f"{video}.json").read_bytes())
+            # Not the file's time: a video that was only copied or touched gives the same images.
+            return _digest(*(str(marker[key]).encode() for key in ("settings", "bytes", "sha256", "images")))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    files = [os.stat(frames.path(root, i)) for i in range(frames.count)]
+    return _digest(*(f"{file.st_size} {file.st_mtime_ns}".encode() for file in files))
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
 
 def claim(root: Path, scratch: Path, wanted: Extraction, overwrite: bool) -> None:

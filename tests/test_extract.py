@@ -20,6 +20,8 @@ from PIL import Image
 
 from data.jobs import run_jobs
 from data.videos import VideoError, find_videos, read_frames
+from dataloader.extracted import fingerprint
+from dataloader.folders import Frames
 from utils import InputError
 
 cv2 = pytest.importorskip("cv2")
@@ -302,6 +304,40 @@ def test_a_video_that_was_replaced_is_extracted_again(run, tmp_path):
     run("data/extract_rgb.py", tmp_path / "videos", tmp_path / "out", "--sampling-rate", "1", code=1)
     assert not (tmp_path / "out" / "a").exists()  # no frames of a video that has failed
     assert list((tmp_path / "out" / ".done").iterdir()) == []
+
+
+def test_a_video_of_the_same_size_is_another_by_its_content_not_its_time(run, tmp_path):
+    """What was extracted is kept under the content of its file, and so is what others compute from it."""
+    path = make_video(tmp_path / "videos" / "a.avi", frames=12)
+    command = ("data/extract_rgb.py", tmp_path / "videos", tmp_path / "out", "--short-side", "48")
+
+    def key() -> str:
+        return fingerprint(tmp_path / "out", Frames("a", "frame", 6, 1, 2, ".jpg"))
+
+    run(*command)
+    before = key(), tree(tmp_path / "out" / "a")
+    os.utime(path, (1, 1))  # a copy
+    assert "nothing left to do" in run(*command).stdout
+    assert (key(), tree(tmp_path / "out" / "a")) == before
+    data = bytearray(path.read_bytes())
+    data[data.index(b"movi") + 12 + 700] ^= 1  # in the first frame
+    path.write_bytes(data)
+    assert "1 to do" in run(*command).stdout
+    assert key() != before[0]
+    changed = key()
+    run(*command, "--quality", "50", "--overwrite")
+    assert key() not in (before[0], changed)
+
+
+def test_images_of_others_are_told_apart_by_their_files(tmp_path):
+    (tmp_path / "a").mkdir()
+    for number in (1, 2):
+        (tmp_path / "a" / f"img_{number:05d}.jpg").write_bytes(b"image")
+    frames = Frames("a", "img_", 5, 1, 2, ".jpg")
+    before = fingerprint(tmp_path, frames)
+    assert fingerprint(tmp_path, frames) == before
+    os.utime(tmp_path / "a" / "img_00002.jpg", (1, 1))
+    assert fingerprint(tmp_path, frames) != before
 
 
 def test_a_folder_that_was_removed_is_extracted_again(videos, uninterrupted, run, tmp_path):
