@@ -14,8 +14,8 @@ from typing import Any
 
 from common.commandline import bounded
 from dataloader.extracted import extraction_settings
+from dataloader.frames import index_frames
 from dataloader.images import ReadFlow, ReadFrame, ReadSteps
-from dataloader.layouts import index_frames
 from dataloader.loader import make_data
 from dataloader.preparation import DIFFERENCES, default_preparation
 from engine import options

@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from dataloader.extracted import extraction_settings
+from dataloader.frames import index_frames
 from dataloader.images import ReadFrame
-from dataloader.layouts import index_frames
 from dataloader.loader import make_data
 from dataloader.preparation import default_preparation
 from engine import options

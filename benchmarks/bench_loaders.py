@@ -23,8 +23,8 @@ from torch.utils.data import default_collate
 from benchmarks import classic
 from benchmarks.measure import HEADER, ROOT, Stopwatch, bench_parser, chosen, in_turns, machine, prepare, ratio_line
 from dataloader.clips import ClipDataset, TestSampling, TrainSampling, clips_of
+from dataloader.frames import index_frames
 from dataloader.images import ReadFlow, ReadFrame, find_sources
-from dataloader.layouts import index_frames
 from dataloader.loader import make_loader
 from dataloader.names import Video
 from dataloader.preparation import default_preparation, to_input

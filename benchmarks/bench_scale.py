@@ -41,8 +41,8 @@ def child(root: str) -> None:
     import torch
 
     from dataloader.clips import ClipDataset, TrainSampling
+    from dataloader.frames import index_frames
     from dataloader.images import ReadFlow, find_sources
-    from dataloader.layouts import index_frames
     from dataloader.loader import make_loader
     from dataloader.names import Video
     from dataloader.preparation import default_preparation

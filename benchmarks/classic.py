@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import models, transforms
 
 from common.commandline import ArgumentParser
-from dataloader.folders import Frames
-from dataloader.layouts import CHANNELS, index_frames
+from dataloader.frames import CHANNELS, index_frames
+from dataloader.packed import Frames
 from dataloader.sampling import test_starts
 from utils import atomic_path, cpu_count, run_main
 

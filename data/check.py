@@ -23,11 +23,11 @@ from tqdm import tqdm
 from common.commandline import ArgumentParser, bounded
 from data.jobs import Report, run_jobs
 from dataloader.extracted import extraction_settings
-from dataloader.folders import Frames
+from dataloader.frames import Index, find, index_frames, locate
 from dataloader.images import decode_gray, decode_rgb
-from dataloader.layouts import Index, find, index_frames, locate
+from dataloader.lists import Split, load_split
 from dataloader.names import Video, first_few, ucf_parts
-from dataloader.splits import Split, load_split
+from dataloader.packed import Frames
 from utils import InputError, atomic_path, check_writable, cpu_count, csv_text, plural, printable, run_main
 
 MINIMUM_FRAMES = 11  # one motion clip: 10 flow pairs

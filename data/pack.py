@@ -25,10 +25,9 @@ from tqdm import tqdm
 
 from common.commandline import ArgumentParser, bounded
 from dataloader.extracted import FILE
-from dataloader.folders import Frames
-from dataloader.layouts import CHANNELS, Index, Kind, index_frames
+from dataloader.frames import CHANNELS, Index, Kind, index_frames
 from dataloader.names import first_few
-from dataloader.packed import FORMAT, is_pack, sequences_of
+from dataloader.packed import FORMAT, Frames, is_pack, sequences_of
 from utils import InputError, atomic_path, plural, run_main, write_json
 
 

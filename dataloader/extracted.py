@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataloader.folders import Frames
+from dataloader.packed import Frames
 from utils import InputError
 
 FILE = "extraction.json"

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dataloader.folders import Frames
-from dataloader.layouts import Index, match
-from dataloader.splits import Video
+from dataloader.frames import Index, match
+from dataloader.lists import Video
+from dataloader.packed import Frames
 from utils import InputError
 
 try:  # libjpeg-turbo with SIMD: 1.4 times the speed of torchvision's decoder, 3 of Pillow's

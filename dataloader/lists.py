@@ -1,16 +1,24 @@
-"""Read split lists: UCF101's, HMDB51's and one's own. Whatever is wrong with one is told by file and line."""
+"""Which videos train and which test: by lists, UCF101's, HMDB51's or one's own, or by UCF101's group rule.
+
+Whatever is wrong with a list is told by file and line.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataloader.names import UCF101_CLASSES, Video, first_few, ucf_parts, video_key, without_suffix
+from dataloader.names import UCF101_CLASSES, Video, first_few, group_of, ucf_parts, video_key, without_suffix
 from utils import InputError, plural
 
+USUAL_GROUPS = 18  # of UCF101's training sets, in each class
+OFFICIAL_COUNTS = {  # (training, test) videos of each split
+    "ucf101": {"1": (9537, 3783), "2": (9586, 3734), "3": (9624, 3696)},
+    "hmdb51": {"1": (3570, 1530), "2": (3570, 1530), "3": (3570, 1530)},
+}
 _HMDB51_FILE = re.compile(r"(?P<class>.+)_test_split(?P<number>\d+)\.txt")
 _NUMBER = re.compile(r"(?:list|split|fold|train|test|val)[ _-]*0*(\d+)", re.IGNORECASE)
 _CLASS_FILES = ("classind.txt", "classes.txt")
@@ -18,13 +26,125 @@ _FORMS = ("`path`", "`path label`", "`path num_frames label`")
 
 
 @dataclass(frozen=True)
-class Lists:
-    """One split as its lists have it; the videos in the lists' order."""
+class Split:
+    """One split of a dataset: "ucf101", "hmdb51" or "own". The videos stand in the order of their list."""
 
-    dataset: str  # "ucf101", "hmdb51" or "own"
+    dataset: str
+    number: str
     class_names: list[str]
     train: list[Video]
     test: list[Video]
+
+    @property
+    def official_counts(self) -> tuple[int, int] | None:
+        """(training, test) videos of the complete official split; None for one's own dataset."""
+        return OFFICIAL_COUNTS.get(self.dataset, {}).get(self.number)
+
+
+def load_split(
+    list_dir: str | Path | None, number: int | str, names_on_disk: Iterable[str] = (), verbose: bool = True
+) -> Split:
+    """The split `number`, from the lists in `list_dir`, or by UCF101's group rule if that is None.
+
+    The lists are the authority: what they name is in the split, on disk or not (frames.match compares).
+    Their format is detected:
+      UCF101   classInd.txt, trainlistNN.txt, testlistNN.txt
+      HMDB51   <class>_test_splitN.txt for each class
+      own      train.txt and test.txt; for several splits a number in the names, as in trainlist02.txt or
+               ucf101_rgb_val_split_2.txt ("val" means test where there is no test list). Lines are `path`,
+               `path label` or TSN's `path num_frames label`. The classes and their order: classes.txt (or
+               classInd.txt) if there is one; UCF101's if all are of it; by labels; else the sorted folders
+
+    `names_on_disk`, for the group rule: Index.names, or paths of videos. `verbose` prints the rule's counts
+    beside the official ones. Raises InputError, one line, for whatever is wrong with a list.
+    """
+    number = str(number).strip().lstrip("0")
+    if list_dir is None:
+        split = _split_by_groups(names_on_disk, number)
+        if verbose:
+            counts = f"{len(split.train)} training and {len(split.test)} test videos"
+            official = "".join(f" (officially {n} and {m})" for n, m in filter(None, [split.official_counts]))
+            print(f"no split lists given: split {number} by UCF101's group rule has {counts}{official}")
+        return split
+    return read_lists(Path(list_dir), number)
+
+
+def _split_by_groups(names: Iterable[str], number: str) -> Split:
+    """Groups 1-7 are split 1's test set, 8-14 split 2's, 15-21 split 3's; all others train."""
+    if number not in ("1", "2", "3"):
+        raise InputError(f"--split {number}: without lists (--ucf-list) there are the splits 1, 2 and 3")
+    found = {}
+    for name in names:
+        parts = ucf_parts(name)
+        if parts is None:
+            raise InputError(
+                f"{name} is not named like UCF101's v_Class_gXX_cYY, so no rule tells its split: write lists "
+                "with data/make_split.py and give their folder to --ucf-list"
+            )
+        found[name] = parts
+    if not found:
+        raise InputError("no videos on disk to split; extract frames first (data/extract_rgb.py)")
+    ucf101 = {name.casefold(): name for name in UCF101_CLASSES}
+    on_disk = {class_.casefold(): class_ for class_, _, _ in found.values()}
+    others = sorted(on_disk[folded] for folded in on_disk.keys() - ucf101.keys())
+    if others and len(others) < len(on_disk):
+        raise InputError(
+            f"UCF101 has no class {first_few(others)}; move such videos away, or give lists (--ucf-list)"
+        )
+    dataset, class_names = ("own", others) if others else ("ucf101", list(UCF101_CLASSES))
+    labels = {name.casefold(): label for label, name in enumerate(class_names)}
+    train: dict[str, Video] = {}
+    test: dict[str, Video] = {}
+    first_test_group = 7 * int(number) - 6
+    for name, (class_, group, _) in sorted(found.items()):
+        label = labels[class_.casefold()]
+        video = Video(video_key(name, class_names[label]), label, name)
+        side = test if first_test_group <= int(group) < first_test_group + 7 else train
+        side.setdefault(video.name, video)  # the same video in two folders: frames.match reports it
+    return Split(dataset, number, class_names, _by_label(train.values()), _by_label(test.values()))
+
+
+def _by_label(videos: Iterable[Video]) -> list[Video]:
+    return sorted(videos, key=lambda video: (video.label, video.name))
+
+
+def hold_out_groups(train: list[Video], groups: int) -> tuple[list[Video], list[Video]]:
+    """Move the last `groups` groups of each class out of training, to select and schedule by: (train, val).
+
+    Groups are names.group_of's: UCF101's, HMDB51's source videos. Where names tell no groups, each video would be
+    one, and a few videos would choose the model: there the part of each class is held out that `groups` are of
+    UCF101's USUAL_GROUPS in training, in the order of names.
+    """
+    of_class: dict[int, set[str]] = defaultdict(set)
+    for video in train:
+        of_class[video.label].add(group_of(video.name))
+    if groups > 0 and all(group_of(video.name) == video.name.rpartition("/")[2] for video in train):
+        return _hold_out_fraction(train, min(groups / USUAL_GROUPS, 0.5))
+    for video in train:
+        if not 0 < groups < len(of_class[video.label]):
+            raise InputError(
+                f"--val-groups {groups}: {video.name}'s class trains on {plural(len(of_class[video.label]), 'group')}; "
+                "hold out at least one and leave at least one"
+            )
+    last = {label: set(sorted(found)[-groups:]) for label, found in of_class.items()}
+    val = [video for video in train if group_of(video.name) in last[video.label]]
+    rest = [video for video in train if group_of(video.name) not in last[video.label]]
+    return rest, val
+
+
+def _hold_out_fraction(train: list[Video], fraction: float) -> tuple[list[Video], list[Video]]:
+    """The last videos of each class, by name, at least one of each that has two: (train, val)."""
+    of_class: dict[int, list[str]] = defaultdict(list)
+    for video in train:
+        of_class[video.label].append(video.name)
+    val_names = set()
+    for names in of_class.values():
+        held_out = min(max(1, round(fraction * len(names))), len(names) - 1)
+        val_names.update(sorted(names)[len(names) - held_out :])
+    return [v for v in train if v.name not in val_names], [v for v in train if v.name in val_names]
+
+
+# --- reading lists -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -34,8 +154,8 @@ class _Line:
     label: int | None  # as written, counted from 0 or from 1
 
 
-def read_lists(folder: Path, number: str) -> Lists:
-    """The lists of split `number` in `folder`, or in a folder within it. Formats: see splits.load_split."""
+def read_lists(folder: Path, number: str) -> Split:
+    """The lists of split `number` in `folder`, or in a folder within it. Formats: see load_split."""
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; give the folder that holds the split lists")
     for place in [folder, *sorted(child for child in folder.iterdir() if child.is_dir())]:
@@ -60,7 +180,7 @@ def read_lists(folder: Path, number: str) -> Lists:
     )
 
 
-def _read_hmdb51(folder: Path, files: Sequence[Path], number: str) -> Lists:
+def _read_hmdb51(folder: Path, files: Sequence[Path], number: str) -> Split:
     found = {}
     for file in files:
         if match := _HMDB51_FILE.fullmatch(file.name):
@@ -84,10 +204,10 @@ def _read_hmdb51(folder: Path, files: Sequence[Path], number: str) -> Lists:
             _once(video, where, seen)
             if use != "0":  # 0: in no set of this split
                 (train if use == "1" else test).append(video)
-    return Lists("hmdb51", class_names, train, test)
+    return Split("hmdb51", number, class_names, train, test)
 
 
-def _read_train_and_test(folder: Path, files: Sequence[Path], number: str) -> Lists:
+def _read_train_and_test(folder: Path, files: Sequence[Path], number: str) -> Split:
     by_role = defaultdict(list)
     for file in files:
         if role := _role(file):
@@ -117,7 +237,7 @@ def _read_train_and_test(folder: Path, files: Sequence[Path], number: str) -> Li
         for video, line in zip(videos[part], lines[part], strict=True):
             _once(video, line.where, seen)
     dataset = "ucf101" if tuple(class_names) == UCF101_CLASSES else "own"
-    return Lists(dataset, class_names, videos[: len(train_lines)], videos[len(train_lines) :])
+    return Split(dataset, number, class_names, videos[: len(train_lines)], videos[len(train_lines) :])
 
 
 def _role(file: Path) -> str | None:

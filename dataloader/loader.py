@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 
 from dataloader.clips import PREFETCHED, SENT_AS_ARRAYS, Batch, ClipDataset, Collate, TestSampling, TrainSampling
 from dataloader.extracted import extraction_settings
+from dataloader.frames import Index
 from dataloader.images import ReadSteps, find_sources
-from dataloader.layouts import Index
+from dataloader.lists import Split, Video, hold_out_groups, load_split
 from dataloader.preparation import Preparation
 from dataloader.sampling import EpochBatches
-from dataloader.splits import Split, Video, hold_out_groups, load_split
 from dataloader.transforms import TSN_SCALES
 from utils import InputError, cpu_count, plain_cause, plural, processes, rank
 

@@ -1,4 +1,4 @@
-"""A prepared data set in a few large files: reading it. data/pack.py writes it.
+"""Sequences of numbered images: files in a folder, or packed into a few large files, which data/pack.py writes.
 
   PACK/shard-00000.tar    the image files as they were, one sequence behind the other; `tar xf` gives them back
   PACK/shard-00000.npy    int64 (images, 2): where each image's bytes begin in the tar, and how many they are
@@ -17,16 +17,79 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataloader.folders import Folder, Frames, Images
 from dataloader.sampling import consecutive_runs
 from utils import InputError
 
 FORMAT = "two-stream pack"
 READ_AT_ONCE = 64  # images of a run, which bounds the memory
+PREFIXES = {"frame": "rgb", "img_": "rgb", "image_": "rgb", "flow_x_": "x", "flow_y_": "y"}  # by name's start
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """A file's bytes; a missing or unreadable one is an InputError."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.readall()
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; was it moved since the start? extract this video again"
+        ) from None
+
+
+class Images(NamedTuple):
+    """The images of one channel in a folder, named prefix + number + suffix; see Frames.
+
+    `problem` says in words why they are no whole sequence; the numbers then mean nothing.
+    """
+
+    prefix: str
+    digits: int
+    start: int
+    length: int
+    suffix: str
+    problem: str = ""
+
+    @property
+    def channel(self) -> str:
+        """rgb, x or y, as far as the names tell."""
+        return PREFIXES.get(self.prefix.casefold(), "rgb")
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """One sequence of consecutively numbered images: `prefix` + number + `suffix` in `folder` under a root.
+
+    The first number is `start`, numbers are padded to `digits` (0: not padded), `count` images in all.
+    """
+
+    folder: str
+    prefix: str
+    digits: int
+    start: int
+    count: int
+    suffix: str
+
+    @classmethod
+    def of(cls, folder: str, images: Images) -> Frames:
+        """What a listing found in `folder`."""
+        return cls(folder, *images[:-1])
+
+    def path(self, root: str | Path, i: int) -> Path:
+        """The path of the i-th image; i counts from 0, whatever the names start with."""
+        if not 0 <= i < self.count:
+            raise IndexError(f"image {i} of the {self.count} in {self.folder}")
+        return Path(root, self.folder, f"{self.prefix}{self.start + i:0{self.digits}d}{self.suffix}")
+
+    def read(self, root: str | Path, steps: Iterable[int]) -> Iterator[tuple[str, bytes]]:
+        """The path and the bytes of each image in `steps`, which count from 0. InputError for one that's gone."""
+        stem = f"{root}/{self.folder}/{self.prefix}"  # no Path here: making one takes longer than reading the file
+        for step in steps:
+            path = f"{stem}{self.start + step:0{self.digits}d}{self.suffix}"
+            yield path, read_bytes(path)
 
 
 def is_pack(root: Path) -> bool:
@@ -96,8 +159,8 @@ class PackedFrames(Frames):
                 yield f"{stem}{self.start + step:0{self.digits}d}{self.suffix}", data
 
 
-def open_pack(root: Path, kind: str) -> tuple[dict[str, Folder], Callable[[str, Images], Frames]]:
-    """The folders that were packed, as folders.scan gives them, and what makes PackedFrames of a folder's images.
+def open_pack(root: Path, kind: str) -> tuple[dict[str, tuple[Images, ...]], Callable[[str, Images], Frames]]:
+    """The images of each folder that was packed, and what makes PackedFrames of a folder's images.
 
     Raises InputError for a bad pack, or one of another kind ("rgb" or "flow").
     """
@@ -126,7 +189,7 @@ def open_pack(root: Path, kind: str) -> tuple[dict[str, Folder], Callable[[str, 
     def frames_of(folder: str, found: Images) -> PackedFrames:
         return PackedFrames(folder, *found[:-1], *places[folder, found.prefix])
 
-    return {folder: Folder((), tuple(found), ()) for folder, found in images.items()}, frames_of
+    return {folder: tuple(found) for folder, found in images.items()}, frames_of
 
 
 def sequences_of(path: Path) -> list[Frames]:

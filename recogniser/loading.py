@@ -13,9 +13,9 @@ import torch
 
 from data.flow import PLAIN_METHODS, download_raft_weights, raft_flow, read_raft_weights, tvl1_flow
 from dataloader.clips import TestSampling
+from dataloader.lists import load_split
 from dataloader.names import UCF101_CLASSES
 from dataloader.preparation import Preparation
-from dataloader.splits import load_split
 from engine.pooling import feature_net
 from engine.temporal_heads import TEMPORAL, build_head
 from network import InferenceNet, trained_model

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataloader.layouts import Index, find, index_frames
+from dataloader.frames import Index, find, index_frames
 from saved.predictions import Predictions
 from utils import InputError
 

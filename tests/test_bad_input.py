@@ -165,11 +165,11 @@ def test_a_loss_that_is_no_number_names_its_videos(fails, tiny, tmp_path):
 
 def test_a_dead_loader_process_is_told_plainly(tiny):
     from dataloader import clips
+    from dataloader.frames import index_frames
     from dataloader.images import find_sources
-    from dataloader.layouts import index_frames
+    from dataloader.lists import load_split
     from dataloader.loader import make_loader
     from dataloader.preparation import default_preparation
-    from dataloader.splits import load_split
 
     index = index_frames(tiny / "rgb", "rgb")
     sources = find_sources(index, load_split(None, 1, index.videos).train)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data.check import Problem, summary
-from dataloader.splits import load_split
+from dataloader.lists import load_split
 
 FRAMES = 12
 

@@ -14,11 +14,11 @@ from PIL import Image
 from dataloader import clips as c
 from dataloader import images
 from dataloader import loader as loader_module
+from dataloader.frames import index_frames
 from dataloader.images import ReadFlow, ReadFrame, find_sources
-from dataloader.layouts import index_frames
+from dataloader.lists import Video, load_split
 from dataloader.loader import make_loader
 from dataloader.preparation import Preparation, default_preparation
-from dataloader.splits import Video, load_split
 from utils import InputError
 
 FLOW = Preparation("flow", 48, "squash", (0.0,), (1.0,), 10)

@@ -18,7 +18,7 @@ from conftest import ROOT
 from sklearn.ensemble import RandomForestClassifier
 
 from data import make_demo
-from dataloader.splits import load_split
+from dataloader.lists import load_split
 
 APPEARANCES = ("Checks", "Dots", "Stripes")
 MOTIONS = ("Fall", "Rise", "Spin")

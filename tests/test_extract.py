@@ -21,7 +21,7 @@ from PIL import Image
 from data.jobs import run_jobs
 from data.videos import VideoError, find_videos, read_frames
 from dataloader.extracted import fingerprint
-from dataloader.folders import Frames
+from dataloader.packed import Frames
 from utils import InputError
 
 cv2 = pytest.importorskip("cv2")

@@ -13,12 +13,12 @@ import torch
 from conftest import CLASSES, ROOT, SMALL
 
 from dataloader.clips import ClipDataset, TestSampling, clips_of
+from dataloader.frames import index_frames
 from dataloader.images import ReadFrame, find_sources
-from dataloader.layouts import index_frames
+from dataloader.lists import load_split
 from dataloader.names import group_of
 from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation, flow_picture, to_input
 from dataloader.sampling import test_starts as spread
-from dataloader.splits import load_split
 from dataloader.transforms import flip_clips
 from engine.pooling import check_pooling, feature_count, feature_net
 from network import build_model

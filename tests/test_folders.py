@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from frame_files import make, numbered
 
-from dataloader import folders
-from dataloader.folders import CACHE_NAME
-from dataloader.layouts import find, index_frames
+from dataloader import frames
+from dataloader.frames import CACHE_NAME, find, index_frames
 from utils import InputError
 
 pytestmark = pytest.mark.usefixtures("user_cache")
@@ -28,19 +27,19 @@ def settle(root: Path) -> None:
 @pytest.fixture
 def trusting(monkeypatch):
     """The cache takes times as they are: a change time can't be set back for a test."""
-    monkeypatch.setattr(folders, "_SETTLED_NS", -(10**18))
+    monkeypatch.setattr(frames, "_SETTLED_NS", -(10**18))
 
 
 def listed(monkeypatch) -> list[str]:
     """The folders that get listed from now on."""
     calls: list[str] = []
-    original = folders._list
+    original = frames._list
 
     def spy(full: str, path: str):
         calls.append(path)
         return original(full, path)
 
-    monkeypatch.setattr(folders, "_list", spy)
+    monkeypatch.setattr(frames, "_list", spy)
     return calls
 
 
@@ -116,7 +115,7 @@ def swap_two_folders(root: Path) -> None:
 def test_the_cache_notices(tmp_path, change, expected, settled, monkeypatch):
     root = tree(tmp_path / "rgb")
     if settled:
-        monkeypatch.setattr(folders, "_SETTLED_NS", -(10**18))
+        monkeypatch.setattr(frames, "_SETTLED_NS", -(10**18))
         time.sleep(0.02)  # more than a tick of this file system's times
     wanted = {"Biking_g01_c01": 11, "Biking_g01_c02": 12, "Biking_g01_c03": 13}
     assert counts(root) == wanted
@@ -141,7 +140,7 @@ def test_a_folder_that_just_changed_is_not_trusted(tmp_path, monkeypatch):
         return type("Status", (), fields)()
 
     moment = time.time_ns()
-    monkeypatch.setattr(folders.os, "stat", coarse)
+    monkeypatch.setattr(frames.os, "stat", coarse)
     counts(root)
     add_a_file(root)
     assert counts(root)["Biking_g01_c01"] == 12
@@ -175,21 +174,21 @@ def test_a_cache_that_is_none_of_ours_is_replaced(tmp_path, content):
 
 def test_a_root_that_cannot_be_written_is_cached_for_the_user(tmp_path, user_cache, monkeypatch, trusting):
     root = tree(tmp_path / "rgb")
-    real = folders.atomic_path
+    real = frames.atomic_path
 
     def read_only(target):
         if Path(target).is_relative_to(root):
             raise InputError("read-only")
         return real(target)
 
-    monkeypatch.setattr(folders, "atomic_path", read_only)
+    monkeypatch.setattr(frames, "atomic_path", read_only)
     cold = index_frames(root, "rgb")
     assert not (root / CACHE_NAME).exists()
     assert len(list((user_cache / "two-stream").glob("*.json"))) == 1
     calls = listed(monkeypatch)
     assert index_frames(root, "rgb") == cold and calls == [""]
 
-    monkeypatch.setattr(folders, "_cache_files", lambda root: [root / CACHE_NAME])
+    monkeypatch.setattr(frames, "_cache_files", lambda root: [root / CACHE_NAME])
     assert index_frames(root, "rgb") == cold  # no cache at all
 
 
@@ -198,10 +197,10 @@ def test_the_newer_of_two_caches_counts(tmp_path, monkeypatch, trusting):
     index_frames(root, "rgb")
     os.utime(root / CACHE_NAME, (1, 1))
     add_a_folder(root)
-    places = folders._cache_files(root)
-    monkeypatch.setattr(folders, "_cache_files", lambda root: places[::-1])  # as if root could not be written
+    places = frames._cache_files(root)
+    monkeypatch.setattr(frames, "_cache_files", lambda root: places[::-1])  # as if root could not be written
     index_frames(root, "rgb")
-    monkeypatch.setattr(folders, "_cache_files", lambda root: places)
+    monkeypatch.setattr(frames, "_cache_files", lambda root: places)
     calls = listed(monkeypatch)
     index_frames(root, "rgb")
     assert calls == [""]
@@ -216,5 +215,5 @@ def test_a_folder_that_goes_while_others_are_listed(tmp_path, monkeypatch):
             raise FileNotFoundError(path)
         return real_stat(path, *args, **kwargs)
 
-    monkeypatch.setattr(folders.os, "stat", gone)
+    monkeypatch.setattr(frames.os, "stat", gone)
     assert index_frames(root, "rgb").names == ["Biking_g01_c01", "Biking_g01_c03"]

@@ -11,8 +11,8 @@ from conftest import SMALL
 
 from dataloader.clips import TestSampling as Sampling
 from dataloader.clips import TrainSampling
+from dataloader.frames import index_frames
 from dataloader.images import ReadFrame
-from dataloader.layouts import index_frames
 from dataloader.loader import DataSettings, make_data
 from dataloader.preparation import default_preparation
 from engine.epoch import train_step

@@ -13,7 +13,7 @@ from conftest import ROOT
 from prediction_files import write
 from test_extract import failures, images, make_video
 
-from dataloader.splits import load_split
+from dataloader.lists import load_split
 from report import tables
 from utils import InputError, csv_text, printable
 

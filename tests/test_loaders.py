@@ -9,8 +9,8 @@ import torch
 from dataloader import clips as c
 from dataloader import extracted
 from dataloader import loader as loaders
+from dataloader.frames import index_frames
 from dataloader.images import ReadFrame
-from dataloader.layouts import index_frames
 from dataloader.preparation import default_preparation
 from utils import InputError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data import make_split
-from dataloader.splits import load_split
+from dataloader.lists import load_split
 from utils import InputError
 
 

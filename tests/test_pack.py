@@ -21,11 +21,11 @@ import torch
 from conftest import ROOT, SMALL
 
 from dataloader.clips import ClipDataset, TestSampling, TrainSampling
+from dataloader.frames import index_frames
 from dataloader.images import ReadFlow, ReadFrame, find_sources
-from dataloader.layouts import index_frames
+from dataloader.lists import load_split
 from dataloader.loader import make_loader
 from dataloader.preparation import default_preparation
-from dataloader.splits import load_split
 from utils import InputError
 
 

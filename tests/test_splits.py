@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dataloader.lists import UCF101_CLASSES, Video, hold_out_groups, load_split
 from dataloader.names import group_of, video_key
-from dataloader.splits import UCF101_CLASSES, Video, hold_out_groups, load_split
 from utils import InputError
 
 

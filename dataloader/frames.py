@@ -13,22 +13,37 @@ Any other folders may stand between ROOT and the video's, and videos may have an
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
+import os
+import re
+import sys
+import time
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from tqdm import tqdm
+
 from dataloader.extracted import read_extraction
-from dataloader.folders import Folder, Frames, Images, scan
 from dataloader.names import Video, first_few, ucf_parts, without_suffix
-from dataloader.packed import is_pack, open_pack
-from utils import InputError, rank
+from dataloader.packed import PREFIXES, Frames, Images, is_pack, open_pack
+from utils import InputError, atomic_path, rank
 
 Kind: TypeAlias = Literal["rgb", "flow"]
 CHANNELS = {"rgb": ("rgb",), "flow": ("x", "y")}
 _CALLED = {"rgb": "RGB frames", "flow": "optical flow"}
+
+CACHE_NAME = ".frame_index.json"
+_CACHE_VERSION = 1
+_SETTLED_NS = 2_000_000_000  # some file systems' times tick every 2 s: until then a change may not show
+_MAX_DEPTH = 8  # deeper than any layout; ends a loop of links
+
+_IMAGE = re.compile(r"(.*?)([0-9]+)(\.jpe?g|\.png)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass
@@ -56,7 +71,7 @@ class Index:
 def index_frames(root: str | Path, kind: Kind) -> Index:
     """Find the images of every video under `root`: "rgb" frames or "flow".
 
-    Counted once and cached (folders.scan). Raises InputError where root holds no such images; what is wrong
+    Counted once and cached (scan). Raises InputError where root holds no such images; what is wrong
     with a single video is an error only for who asks for it.
     """
     root = Path(root)
@@ -71,7 +86,7 @@ def index_frames(root: str | Path, kind: Kind) -> Index:
     u, v = ({folder.name for folder in (root / name).glob("*/")} for name in "uv")
     if kind == "rgb" and u and u == v:
         raise InputError(f"{root} holds optical flow in u and v, no RGB frames; make those with data/extract_rgb.py")
-    index = assemble(root, kind, scan(root))
+    index = assemble(root, kind, {path: folder.images for path, folder in scan(root).items() if folder.images})
     if not index.problems and not any(CHANNELS[kind][0] in channels for channels in index.videos.values()):
         other = f", only {_CALLED['flow' if kind == 'rgb' else 'rgb']}" if index.videos else ""
         raise InputError(f"{root} holds no {_CALLED[kind]} in a known layout{other}; {remedy}")
@@ -154,19 +169,20 @@ def _fold(name: str) -> str:
 
 
 def assemble(
-    root: Path, kind: Kind, folders: dict[str, Folder], frames_of: Callable[[str, Images], Frames] = Frames.of
+    root: Path,
+    kind: Kind,
+    sequences: dict[str, tuple[Images, ...]],
+    frames_of: Callable[[str, Images], Frames] = Frames.of,
 ) -> Index:
-    """The index of these folders, by their paths under `root`: which video and channel each sequence is."""
+    """The index of these folders' images, by paths under `root`: which video and channel each sequence is."""
     videos: dict[str, dict[str, Frames]] = defaultdict(dict)
     problems: dict[str, str] = {}
     by_folded_name: dict[str, str] = {}
-    for path, folder in sorted(folders.items()):
-        if not folder.images:
-            continue
-        named_by_channel = any(images.channel != "rgb" for images in folder.images)
+    for path, found in sorted(sequences.items()):
+        named_by_channel = any(images.channel != "rgb" for images in found)
         name, in_u_or_v = _name_and_channel(path, kind == "flow" and not named_by_channel)
         name = by_folded_name.setdefault(_fold(name), name)  # u/v_HandStand... is v/v_Handstand...
-        for images in folder.images:
+        for images in found:
             channel = in_u_or_v or images.channel
             if channel not in CHANNELS[kind]:
                 if not images.problem:
@@ -213,3 +229,140 @@ def _uneven(x: Frames | None, y: Frames | None) -> str:
     if x is None or y is None:
         return "has v (y) but no u (x) images" if x is None else "has u (x) but no v (y) images"
     return f"has {x.count} u (x) but {y.count} v (y) images" if x.count != y.count else ""
+
+
+# --- what folders hold, listed once -------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Folder:
+    """What one folder holds. A folder with images is a video's: whatever lies below it is none."""
+
+    stamp: tuple[int, ...]  # (mtime_ns, ctime_ns), or () for one that has to be listed again next time
+    images: tuple[Images, ...]
+    subfolders: tuple[str, ...]
+
+
+def scan(root: Path) -> dict[str, Folder]:
+    """Every folder under `root` by its path relative to it ("" is root's), with "/" on every system.
+
+    Names that begin with a dot are skipped: unfinished extraction, caches. The cache is written to root, or
+    to the user's cache folder where root can't be written. Raises InputError for a folder that can't be read.
+    """
+    cached = _read_cache(root)
+    folders: dict[str, Folder] = {}
+    now = time.time_ns()
+    todo = [""]
+    with tqdm(
+        desc=f"counting frames in {root}", unit=" folders", delay=2, leave=False, disable=rank() > 0 or None
+    ) as bar:
+        while todo:
+            path = todo.pop()
+            full = f"{root}/{path}"
+            try:
+                status = os.stat(full)
+            except OSError:
+                continue  # gone since its parent was listed
+            stamp = (status.st_mtime_ns, status.st_ctime_ns)  # tar and rsync set mtime back, never ctime
+            folder = cached.get(path)
+            if folder is None or folder.stamp != stamp:
+                folder = _list(full, path)
+                # writing the cache changes root's own times, so root is listed every time
+                folder.stamp = stamp if path and max(stamp) < now - _SETTLED_NS else ()
+                bar.update()
+            folders[path] = folder
+            if path.count("/") < _MAX_DEPTH:
+                todo.extend(f"{path}/{name}" if path else name for name in folder.subfolders)
+    if folders != cached:
+        _write_cache(root, folders)
+    return folders
+
+
+def _list(full: str, path: str) -> Folder:
+    own_prefix = path.rpartition("/")[2].casefold() + "_"  # v_X/v_X_1.jpg
+    numbers: dict[tuple[str, str], list[str]] = defaultdict(list)
+    subfolders = []
+    try:
+        with os.scandir(full) as entries:
+            for entry in entries:
+                name = entry.name
+                if name[0] == ".":
+                    continue
+                if image := _IMAGE.fullmatch(name):
+                    prefix, number, suffix = image.groups()
+                    if path and (prefix in PREFIXES or prefix.casefold() in (own_prefix, *PREFIXES)):
+                        numbers[prefix, suffix].append(number)
+                elif entry.is_dir():
+                    subfolders.append(name)
+    except OSError as error:
+        raise InputError(f"cannot list {full}: {error.strerror}; check its permissions") from None
+    images: dict[str, Images] = {}
+    for (prefix, suffix), found in sorted(numbers.items()):
+        one = _sequence(prefix, suffix, found)
+        if other := images.get(one.channel):
+            both = f"{other.prefix}...{other.suffix} and {prefix}...{suffix}"
+            one = one._replace(problem=f"holds two sequences, {both}; keep one of them")
+        images[one.channel] = one
+    return Folder((), tuple(images.values()), () if images else tuple(sorted(subfolders)))
+
+
+def _sequence(prefix: str, suffix: str, numbers: Sequence[str]) -> Images:
+    """Read first number, count and padding off the numbers in names, or what is wrong with them."""
+    values = set(map(int, numbers))
+    start, length = min(values), len(numbers)
+    digits = min(map(len, numbers)) if any(len(text) > 1 and text[0] == "0" for text in numbers) else 0
+    problem = ""
+    if start > 1:
+        problem = f"begins with image {start}, those before it are missing"
+    elif max(values) - start + 1 > len(values):
+        gap = next(i for i in itertools.count(start) if i not in values)
+        problem = f"{prefix}{gap:0{digits}d}{suffix} is missing, and the numbers go on to {max(values)}"
+    elif any(text != f"{int(text):0{digits}d}" for text in numbers if len(text) != digits):
+        problem = "the numbers are padded to different widths"
+    return Images(prefix, digits, start, length, suffix, problem)
+
+
+def _cache_files(root: Path) -> list[Path]:
+    """Where the cache may lie, the better place first."""
+    home = Path.home()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+    return [root / CACHE_NAME, base / "two-stream" / f"{name}.json"]
+
+
+def _read_cache(root: Path) -> dict[str, Folder]:
+    """The newest cache, {} if there is none or it isn't one of ours."""
+    found = [(file.stat().st_mtime, file) for file in _cache_files(root) if file.is_file()]
+    if not found:
+        return {}
+    try:
+        content = json.loads(max(found)[1].read_bytes())
+        if content["version"] != _CACHE_VERSION:
+            return {}
+        images = [tuple(Images(*one) for one in several) for several in content["images"]]
+        return {
+            path: Folder(tuple(stamp), images[number], tuple(subfolders))
+            for path, (number, subfolders, *stamp) in content["folders"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return {}
+
+
+def _write_cache(root: Path, folders: dict[str, Folder]) -> None:
+    # many folders hold equal sequences: each is written, and later built, once
+    numbers = {images: i for i, images in enumerate({folder.images: None for folder in folders.values()})}
+    entries = {path: (numbers[folder.images], folder.subfolders, *folder.stamp) for path, folder in folders.items()}
+    content = {"version": _CACHE_VERSION, "images": list(numbers), "folders": entries}
+    text = json.dumps(content, separators=(",", ":"))
+    for file in _cache_files(root):
+        try:
+            with atomic_path(file) as temporary:
+                temporary.write_text(text, encoding="ascii")
+            return
+        except InputError:
+            continue  # without a cache it only takes longer
