@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import urllib.error
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torchvision import models
-from torchvision.models.resnet import ResNet
 
 from common.timm_network import TIMM, TimmNet, normalisation, timm_state
 from dataloader.preparation import DIFFERENCES, IMAGENET_MEAN, IMAGENET_STD, Preparation, grey_levels, to_input
@@ -19,6 +18,65 @@ from utils import InputError, plural
 
 if TYPE_CHECKING:
     from saved.checkpoints import Checkpoint
+
+
+class ResNet(nn.Module):
+    """A ResNet of torchvision: (N, in_channels, H, W) -> (N, num_classes), its weights named as there."""
+
+    first_weights = ("conv1.weight",)  # of the state_dict, those that see the input
+    stages = ("layer1", "layer2", "layer3", "layer4")
+    conv1: nn.Conv2d
+    bn1: nn.Module
+    relu: nn.Module
+    maxpool: nn.Module
+    avgpool: nn.Module
+    fc: nn.Linear
+
+    def __init__(self, arch: str, in_channels: int, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        for name, child in models.get_model(arch, num_classes=num_classes).named_children():
+            self.add_module(name, child)
+        self.conv1 = nn.Conv2d(in_channels, self.conv1.out_channels, 7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        if dropout > 0:  # inside avgpool, which has no weights, so that no key of the state_dict changes
+            self.avgpool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(dropout))
+
+    def stem(self, x: Tensor) -> Tensor:
+        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)  # (N, 64, H / 4, W / 4)
+        for stage in self.stages:
+            x = getattr(self, stage)(x)  # at each stage but the first half the sides
+        return self.fc(self.avgpool(x).flatten(1))
+
+    def split(self, train_from: str) -> tuple[nn.Sequential, nn.Sequential]:
+        """The part below stage `train_from` and the part from there on, both of this network's own modules.
+
+        Clips (N, channels, H, W) -> activations (N, C, h, w) -> logits (N, classes). Under "fc" the activations are
+        the pooled features, (N, C, 1, 1).
+        """
+        edge = self.stages.index(train_from) if train_from in self.stages else len(self.stages)
+        stages = [getattr(self, stage) for stage in self.stages]
+        below = nn.Sequential(self.conv1, self.bn1, self.relu, self.maxpool, *stages[:edge])
+        if train_from == "fc":
+            below.append(nn.AdaptiveAvgPool2d(1))
+        return below, nn.Sequential(*stages[edge:], self.avgpool, nn.Flatten(), self.fc)
+
+    def fold_batchnorm(self) -> bool:
+        """Multiply every batch norm, in evaluation mode, into the convolution before it, in place."""
+        fuse = nn.utils.fusion.fuse_conv_bn_eval
+        for module in list(self.modules()):
+            names: dict[str, Any] = dict(module.named_children())
+            for index in ("1", "2", "3"):
+                if isinstance(names.get("bn" + index), nn.modules.batchnorm._BatchNorm):  # SyncBatchNorm is one, too
+                    setattr(module, "conv" + index, fuse(names["conv" + index], names["bn" + index]))
+                    setattr(module, "bn" + index, nn.Identity())
+            if isinstance(names.get("downsample"), nn.Sequential):
+                convolution, norm = names["downsample"]
+                module.downsample = fuse(convolution, norm)
+        return True
+
 
 Network: TypeAlias = ResNet | TimmNet
 
@@ -53,8 +111,11 @@ def build_model(
     model: Network
     if arch.startswith(TIMM):
         model = TimmNet(arch.removeprefix(TIMM), in_channels, num_classes, size, dropout)
+    elif arch in architectures():
+        model = ResNet(arch, in_channels, num_classes, dropout)
     else:
-        model = _resnet(arch, in_channels, num_classes, dropout)
+        names = f"{', '.join(architectures())}, or {TIMM}NAME"
+        raise InputError(f"--arch {arch} is not a ResNet of torchvision; choose from {names}")
     if fc_std:
         nn.init.normal_(model.fc.weight, std=fc_std)
         nn.init.zeros_(model.fc.bias)
@@ -64,19 +125,6 @@ def build_model(
         if problem:
             raise InputError(f"--weights {weights} does not fit {arch}: {problem}; name its network with --arch")
         model.load_state_dict(start)
-    return model
-
-
-def _resnet(arch: str, in_channels: int, num_classes: int, dropout: float) -> ResNet:
-    if arch not in architectures():
-        names = f"{', '.join(architectures())}, or {TIMM}NAME"
-        raise InputError(f"--arch {arch} is not a ResNet of torchvision; choose from {names}")
-    model: ResNet = models.get_model(arch, num_classes=num_classes)
-    old = model.conv1
-    model.conv1 = nn.Conv2d(in_channels, old.out_channels, 7, stride=2, padding=3, bias=False)
-    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-    if dropout > 0:  # inside avgpool, which has no weights, so that no key of the state_dict changes
-        model.avgpool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(dropout))
     return model
 
 
@@ -136,39 +184,33 @@ def cross_modality(weight: Tensor, in_channels: int) -> Tensor:
     return weight.mean(1, keepdim=True).repeat(1, in_channels, 1, 1)
 
 
-def first_weights(model: nn.Module) -> tuple[str, ...]:
-    """Names, in the state_dict, of the first convolution's weights; some of timm's networks have more than one."""
-    return model.first_weights if isinstance(model, TimmNet) else ("conv1.weight",)
-
-
 def fit_imagenet(state: Mapping[str, Tensor], model: Network) -> dict[str, Tensor]:
     """Adapt ImageNet weights to `model`: its input channels by cross-modality, its classes by a fresh `fc`."""
     own = model.state_dict()
     result = dict(state)
-    for name in first_weights(model):
+    for name in model.first_weights:
         first = result.get(name)
         if first is not None and first.ndim == 4 and first.shape[1] == 3 and own[name].shape[1] != 3:
             result[name] = cross_modality(first, own[name].shape[1])
     for name in ("fc.weight", "fc.bias"):
-        absent = isinstance(model, TimmNet) and name not in result  # timm's own last layer is none of ours
+        absent = not model.stages and name not in result  # timm's own last layer is none of ours
         if absent or (name in result and result[name].shape != own[name].shape):
             result[name] = own[name]
     return result
 
 
 def parameter_groups(
-    model: nn.Module, lr: float, weight_decay: float, conv1_lr_factor: float = 1.0
+    model: Network, lr: float, weight_decay: float, conv1_lr_factor: float = 1.0
 ) -> list[dict]:
     """Groups for SGD: the first convolution with its own factor on lr; no decay on biases and BN.
 
     Leaving biases and BN undecayed follows He et al. 2019, "Bag of Tricks", section 3.1.
     """
-    first_names = first_weights(model)
     first: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        group = first if name in first_names else decayed if parameter.ndim > 1 else plain
+        group = first if name in model.first_weights else decayed if parameter.ndim > 1 else plain
         group.append(parameter)
     groups = [(first, lr * conv1_lr_factor, weight_decay), (decayed, lr, weight_decay), (plain, lr, 0.0)]
     # "initial_lr" is what a schedule multiplies; SGD leaves alone what is frozen and so has no gradient
@@ -176,26 +218,6 @@ def parameter_groups(
 
 
 TRAINED_FROM = ("all", "layer3", "layer4", "fc")  # --train-from
-
-
-def split_network(model: Network, train_from: str) -> tuple[nn.Sequential, nn.Sequential]:
-    """The part below stage `train_from`, whose weights are frozen here, and the part from there on.
-
-    They share `model`'s modules: clips (N, channels, H, W) -> activations (N, C, h, w) -> logits (N, classes). Under
-    "fc" the activations are the pooled features, (N, C, 1, 1); timm's networks have no other split, and there (N, C).
-    """
-    if isinstance(model, TimmNet):
-        if train_from != "fc":
-            raise InputError(f"--train-from {train_from} is a stage of torchvision's ResNets; of timm's take fc or all")
-        return nn.Sequential(model.trunk).requires_grad_(False), nn.Sequential(model.dropout, model.fc)
-    stages = ["layer1", "layer2", "layer3", "layer4"]
-    edge = stages.index(train_from) if train_from in stages else len(stages)
-    stem = (model.conv1, model.bn1, model.relu, model.maxpool)
-    below = nn.Sequential(*stem, *(getattr(model, stage) for stage in stages[:edge]))
-    if train_from == "fc":
-        below.append(nn.AdaptiveAvgPool2d(1))
-    above = nn.Sequential(*(getattr(model, stage) for stage in stages[edge:]), model.avgpool, nn.Flatten(), model.fc)
-    return below.requires_grad_(False), above
 
 
 def freeze_batchnorm(model: nn.Module, but: int = 1) -> None:
@@ -226,26 +248,35 @@ class InferenceNet(nn.Module):
     outside: Tensor
 
     def __init__(
-        self, model: Network, preparation: Preparation, dtype: torch.dtype = torch.float32, compiled: bool = False
+        self,
+        model: Network,
+        preparation: Preparation,
+        dtype: torch.dtype = torch.float32,
+        compiled: bool = False,
+        trunk: Callable[[Any], nn.Module] | None = None,
+        head: nn.Module | None = None,
     ) -> None:
+        """`trunk`: what is taken of the network, its pooled features by default; `head`: what follows, by default fc.
+
+        Both outputs are then those of these two.
+        """
         super().__init__()
         self.preparation, self.dtype = preparation, dtype
-        own = fold_batchnorm(copy.deepcopy(model).eval())
-        self.fc = own.fc
-        self.folded = isinstance(own, ResNet)
-        if isinstance(own, TimmNet):
-            self.trunk = own.trunk
-        else:
+        own = copy.deepcopy(model).eval()
+        self.folded = own.fold_batchnorm()
+        if self.folded:
             self._fold_normalisation(own, preparation, dtype)
-            own.fc = nn.Identity()  # type: ignore[assignment]
-            self.trunk = own.to(dtype)
+        self.fc = head or own.fc
+        self.trunk = trunk(own) if trunk else nn.Sequential(own.split("fc")[0], nn.Flatten())
+        if self.folded:
+            self.trunk.to(dtype)
         self.trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.requires_grad_(False)
         self.compiled = compiled
         if compiled:
             self.trunk.compile(options={"freezing": True})  # its weights laid out once, as the kernels want them
 
-    def _fold_normalisation(self, trunk: ResNet, preparation: Preparation, dtype: torch.dtype) -> None:
+    def _fold_normalisation(self, trunk: Any, preparation: Preparation, dtype: torch.dtype) -> None:
         # normalised = scale * grey + offset = LEVELS * scale * ((grey - centre) / LEVELS - outside)
         images = preparation.channels // len(preparation.mean)
         first = trunk.conv1
@@ -278,26 +309,6 @@ class InferenceNet(nn.Module):
         inside = x[:, :, edge:-edge, edge:-edge]
         grey_levels(clips, self.modality, inside).sub_(self.centre).mul_(1 / self.LEVELS)
         return x
-
-
-def fold_batchnorm(model: Network) -> Network:
-    """Multiply every batch norm of an eval-mode ResNet into the convolution before it, in place.
-
-    A network of timm's, whose blocks have many forms, stays as it is.
-    """
-    if isinstance(model, TimmNet):
-        return model
-    fuse = nn.utils.fusion.fuse_conv_bn_eval
-    for module in list(model.modules()):
-        names = dict(module.named_children())
-        for index in ("1", "2", "3"):
-            if isinstance(names.get("bn" + index), nn.modules.batchnorm._BatchNorm):  # SyncBatchNorm is one, too
-                setattr(module, "conv" + index, fuse(names["conv" + index], names["bn" + index]))
-                setattr(module, "bn" + index, nn.Identity())
-        if isinstance(names.get("downsample"), nn.Sequential):
-            convolution, norm = names["downsample"]
-            module.downsample = fuse(convolution, norm)
-    return model
 
 
 def explain_mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:

@@ -28,6 +28,7 @@ from dataloader.images import ReadFlow, ReadFrame, find_sources
 from dataloader.loader import make_loader
 from dataloader.names import Video
 from dataloader.preparation import default_preparation, to_input
+from dataloader.sampling import rng_for
 from utils import run_main
 
 BARS = {("motion", "train"): 4.5, ("spatial", "train"): 3.0, ("motion", "test"): 4.0, ("spatial", "test"): 4.0}
@@ -105,7 +106,7 @@ def pack(home: Path, kind: str) -> Path:
 
 def to_floats(dataset: ClipDataset) -> float:
     """CPU milliseconds per clip for what the classic worker does and ours leaves to the device: floats."""
-    batch = dataset[0, 0]
+    batch = dataset.clips(dataset.sources[0], rng_for(0, 0, 0))
     for _ in range(2):  # the first time is not warm
         watch = Stopwatch()
         to_input(clips_of(batch, dataset.preparation.modality, torch.device("cpu")), dataset.preparation)

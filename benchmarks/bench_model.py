@@ -44,7 +44,7 @@ def random_batch(videos: int, planes: int, clips: int, length: int, shared: bool
         pixels = pixels.contiguous(memory_format=torch.channels_last)
     flip = torch.zeros(len(rows), dtype=torch.bool)
     names, labels = [str(i) for i in range(videos)], torch.arange(videos) % CLASSES
-    return Batch(names, labels, pixels, rows, flip, videos, [], of_all=videos)
+    return Batch(names, labels, pixels, rows, flip, 1 / videos)
 
 
 def timed(work: Any, clips: float) -> Any:

@@ -28,6 +28,7 @@ from benchmarks.measure import HEADER, ROOT, Times, bench_parser, chosen, machin
 from dataloader.clips import TestSampling, clips_of
 from dataloader.names import UCF101_CLASSES
 from dataloader.preparation import to_input
+from dataloader.sampling import rng_for
 from engine.state import amp_dtype
 from network import InferenceNet, build_model
 from saved.checkpoints import save_tensors
@@ -58,7 +59,7 @@ def make_network(path: Path, flow: Path, names: list[str]) -> None:
     torch.manual_seed(0)
     model = build_model("resnet101", 20, len(UCF101_CLASSES))
     dataset = our_dataset("motion", flow, names, TestSampling(2))
-    clips = [clips_of(dataset[0, i], "flow", CPU) for i in range(len(names))]
+    clips = [clips_of(dataset.clips(source, rng_for(0)), "flow", CPU) for source in dataset.sources]
     for norm in model.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.momentum = None  # the plain mean over what it sees

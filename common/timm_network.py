@@ -19,8 +19,11 @@ class TimmNet(nn.Module):
     """timm's network as `trunk`, and a last layer of our own: (N, in_channels, size, size) -> (N, num_classes).
 
     The trunk gives the features that timm's own last layer would see, (N, features). Raises InputError for a name that
-    timm has not, and for a number of channels or a size that the network does not take.
+    timm has not, and for a number of channels or a size that the network does not take. Its methods are those of
+    network.ResNet.
     """
+
+    stages = ()  # that all networks of timm have
 
     def __init__(self, name: str, in_channels: int, num_classes: int, size: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -30,11 +33,20 @@ class TimmNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(features, num_classes)
         self.train()
-        # of the state_dict, those that see the input: more than one where a network begins with branches side by side
+        # more than one where a network begins with branches side by side
         self.first_weights = tuple(f"trunk.{first}.weight" for first in _names(_config(name).first_conv))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.dropout(self.trunk(x)))
+
+    def split(self, train_from: str) -> tuple[nn.Sequential, nn.Sequential]:
+        if train_from != "fc":
+            raise InputError(f"--train-from {train_from} is a stage of torchvision's ResNets; of timm's take fc or all")
+        return nn.Sequential(self.trunk), nn.Sequential(self.dropout, self.fc)
+
+    def fold_batchnorm(self) -> bool:
+        """Nothing is folded: its blocks have many forms, and its batch norms may hold activations."""
+        return False
 
 
 def import_timm() -> Any:

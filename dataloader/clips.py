@@ -79,23 +79,19 @@ class Batch(NamedTuple):
 
     names: list[str]
     labels: Tensor  # (videos,) int64
-    images: Tensor  # (images, planes, size, size) uint8
+    images: Tensor  # (images, planes, size, size) uint8; of engine.frozen, float activations, one a clip
     clips: Tensor  # (videos * clips per video, time steps) int64: rows of `images`
     flip: Tensor  # (videos * clips per video,) bool
-    counted: int  # videos that count: 0 for the repeat that keeps processes in step
-    problems: list[tuple[str, str]]  # (video, reason) of those replaced by another
-    error: str | None = None
-    of_all: int = 0  # videos that all processes' shares of this batch make together; 0: not known yet
-    activations: Tensor | None = None  # (videos * clips per video, C, h, w): in place of images (engine.frozen)
-    place: Tensor | None = None  # (videos * clips per video,) int64: rows of `clips`, if each is there once
+    weight: float = 1.0  # of each video's loss in the step of all processes; 0: a repeat that keeps them in step
+    problems: tuple[tuple[str, str], ...] = ()  # (video, reason) of those replaced by another
 
 
 class ClipDataset(Dataset):
     """Videos as uint8 clips. Item (epoch, index) depends on (seed, epoch, index) alone.
 
-    `sampling` makes it a training or a test set. A video that can't be read is an error, which travels to
-    the main process as Batch.error, because an exception from a worker would arrive as a traceback; with
-    `skip_errors` the next video that can be read stands in and the problem is reported in the batch.
+    `sampling` makes it a training or a test set. A video that can't be read is an item, too, an InputError, because an
+    exception from a worker would arrive as a traceback; with `skip_errors` the next video that can be read stands in
+    and the problem is reported in the batch.
     """
 
     def __init__(
@@ -122,27 +118,21 @@ class ClipDataset(Dataset):
     def __len__(self) -> int:
         return len(self.sources)
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch:
+    def __getitem__(self, key: tuple[int, int]) -> Batch | InputError:
         epoch, index = key
-        counted = index >= 0
-        index = index if counted else -index - 1
         problems: list[tuple[str, str]] = []
-        for offset in range(len(self)):
+        for offset in range(len(self) if self.skip_errors else 1):
             source = self.sources[(index + offset) % len(self)]
             try:
-                return self._item(source, rng_for(self.seed, epoch, index), counted, problems)
+                return self.clips(source, rng_for(self.seed, epoch, index))._replace(problems=tuple(problems))
             except InputError as error:
                 problems.append((source.video.name, str(error)))
-                if not self.skip_errors:
-                    break
-        empty = torch.empty(0, dtype=torch.int64)
         # a test leaves no video out
         advice = ", or use --on-error skip to train without it" if isinstance(self.sampling, TrainSampling) else ""
-        return Batch([], empty, empty, empty, empty, 0, problems, problems[-1][1] + advice)
+        return InputError(problems[-1][1] + advice)
 
-    def _item(
-        self, source: Source, rng: np.random.Generator, counted: bool, problems: list[tuple[str, str]]
-    ) -> Batch:
+    def clips(self, source: Source, rng: np.random.Generator) -> Batch:
+        """One video's clips. Raises InputError for images that can't be read."""
         preparation, sampling = self.preparation, self.sampling
         length = preparation.clip_length
         if isinstance(sampling, TrainSampling):
@@ -160,15 +150,7 @@ class ClipDataset(Dataset):
             images = flow_picture(images, preparation)  # its two planes become three
         clips = torch.from_numpy(rows.reshape(len(starts), length)) * crops  # (samples, length): rows of images
         clips = torch.cat([clips + view % crops for view in range(views)])  # (views * samples, length)
-        return Batch(
-            [source.video.name],
-            torch.tensor([source.video.label]),
-            images,
-            clips,
-            torch.tensor(flip),
-            int(counted),
-            problems,
-        )
+        return Batch([source.video.name], torch.tensor([source.video.label]), images, clips, torch.tensor(flip))
 
     def _crops(self, source: Source, steps: Sequence[int], rng: np.random.Generator) -> Iterator[np.ndarray]:
         """What is cut out of each step's image, one crop behind the other: (planes, height, width) uint8."""
@@ -210,24 +192,25 @@ class Collate:
         self.memory = [torch.empty(0, dtype=torch.uint8)] * (PREFETCHED + 1)
         self.batches = 0
 
-    def __call__(self, items: list[Batch]) -> Batch:
+    def __call__(self, items: list[Batch | InputError]) -> Batch | InputError:
+        batches = []
         for item in items:
-            if item.error is not None:
+            if isinstance(item, InputError):
                 return item
-        offsets = np.cumsum([0] + [len(item.images) for item in items])
+            batches.append(item)
+        offsets = np.cumsum([0] + [len(one.images) for one in batches])
         in_worker = get_worker_info() is not None
-        count, (planes, height, width) = int(offsets[-1]), items[0].images.shape[1:]
+        count, (planes, height, width) = int(offsets[-1]), batches[0].images.shape[1:]
         memory = self._memory(count * planes * height * width) if in_worker else None
         images = empty_images(count, planes, height, width, memory)
-        torch.cat([item.images for item in items], out=images)  # (all images, planes, size, size)
+        torch.cat([one.images for one in batches], out=images)  # (all images, planes, size, size)
         batch = Batch(
-            [name for item in items for name in item.names],
-            torch.cat([item.labels for item in items]),
-            images,
-            torch.cat([item.clips + int(offset) for item, offset in zip(items, offsets, strict=False)]),
-            torch.cat([item.flip for item in items]),
-            sum(item.counted for item in items),
-            [problem for item in items for problem in item.problems],
+            names=[name for one in batches for name in one.names],
+            labels=torch.cat([one.labels for one in batches]),
+            images=images,
+            clips=torch.cat([one.clips + int(offset) for one, offset in zip(batches, offsets, strict=False)]),
+            flip=torch.cat([one.flip for one in batches]),
+            problems=tuple(problem for one in batches for problem in one.problems),
         )
         if in_worker:  # a tensor takes a shared file to send; small ones travel faster as plain arrays
             return batch._replace(**{name: getattr(batch, name).numpy() for name in SENT_AS_ARRAYS})
@@ -267,15 +250,14 @@ def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
     return batch
 
 
-def each_once(batch: Batch) -> Batch:
-    """The batch with equal clips of a video only once: `place` says where each clip is now. Shorter videos repeat some.
+def each_once(batch: Batch) -> tuple[Batch, Tensor]:
+    """The batch with equal clips of a video only once, and where each clip is now. Shorter videos repeat some.
 
     What is computed of the clips becomes what it is of all by `output[place]`.
     """
-    if batch.error is not None:
-        return batch
-    different, place = torch.cat([batch.clips, batch.flip[:, None]], 1).unique(dim=0, return_inverse=True)
-    return batch._replace(clips=different[:, :-1], flip=different[:, -1].bool(), place=place)
+    rows = torch.cat([batch.clips, batch.flip[:, None].to(batch.clips.device)], 1)
+    different, place = rows.unique(dim=0, return_inverse=True)
+    return batch._replace(clips=different[:, :-1], flip=different[:, -1].bool()), place
 
 
 def clips_of(batch: Batch, modality: str, device: torch.device) -> Tensor:

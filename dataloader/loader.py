@@ -41,7 +41,7 @@ class Loader:
 
     def __post_init__(self) -> None:
         self.batches = EpochBatches(
-            len(self.dataset), self.batch_size, seed=self.shuffle_seed, rank=rank(), world=processes()
+            len(self.dataset), self.batch_size, seed=self.shuffle_seed, rank=rank(), processes=processes()
         )
         self._loader = DataLoader(
             self.dataset,
@@ -66,7 +66,8 @@ class Loader:
         """
         self.batches.epoch, self.batches.first_batch = epoch, first_batch
         for number, batch in enumerate(self._checked(self._loader), first_batch):
-            yield batch._replace(of_all=self.batches.size(number))
+            videos = self.batches.size(number)  # of all processes, whose gradients are averaged
+            yield batch._replace(weight=processes() / videos if rank() < videos else 0.0)
 
     def one_by_one(self, items: Sequence[tuple[int, int]]) -> Iterator[Batch]:
         """Batches of one video, of these (epoch, index) of the dataset."""
@@ -81,8 +82,8 @@ class Loader:
             with _signals_held():
                 batches = iter(loader)
             for batch in batches:
-                if batch.error is not None:
-                    raise InputError(batch.error)
+                if isinstance(batch, InputError):
+                    raise batch
                 self.problems.update(batch.problems)
                 yield batch._replace(**{name: torch.as_tensor(getattr(batch, name)) for name in SENT_AS_ARRAYS})
         except RuntimeError as error:

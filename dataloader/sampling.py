@@ -75,20 +75,20 @@ def tsn_starts(valid: int, samples: int) -> np.ndarray:
 class EpochBatches(Sampler):
     """Batches of (epoch, index), each video once per epoch, split over the processes.
 
-    `batch_size` is the global batch: process `rank` of `world` takes its share of each, so that flags mean
+    `batch_size` is the global batch: process `rank` of `processes` takes its share of each, so that flags mean
     the same on one GPU and on eight. Batches are as even as they can be and none is larger than `batch_size`: a last
-    one of a few videos would be a whole step from their batch statistics (9,537 = 149 x 64 + 1). A batch that is too
-    small for all processes is padded with a repeat, given as (epoch, -index-1): it counts nowhere, but it keeps the
-    processes in step. `first_batch` skips what a run resumed in mid-epoch has already seen.
+    one of a few videos would be a whole step from their batch statistics (9,537 = 149 x 64 + 1). A process whose rank
+    is not below a batch's `size` gets a repeat of its first video, which counts nowhere but keeps it in step.
+    `first_batch` skips what a run resumed in mid-epoch has already seen.
     """
 
     def __init__(
-        self, videos: int, batch_size: int, *, seed: int | None = None, rank: int = 0, world: int = 1
+        self, videos: int, batch_size: int, *, seed: int | None = None, rank: int = 0, processes: int = 1
     ) -> None:
         self.videos, self.seed = videos, seed  # seed None: in list order
         batches = -(-videos // batch_size)
         self.edges = [batch * videos // batches for batch in range(batches + 1)]
-        self.rank, self.world = rank, world
+        self.rank, self.processes = rank, processes
         self.epoch = 0
         self.first_batch = 0
 
@@ -105,5 +105,5 @@ class EpochBatches(Sampler):
             order = rng_for(self.seed, self.epoch).permutation(self.videos)
         for low, high in itertools.pairwise(self.edges[self.first_batch :]):
             batch = order[low:high]
-            share = batch[self.rank :: self.world].tolist() or [-int(batch[0]) - 1]
-            yield [(self.epoch, index) for index in share]
+            share = batch[self.rank :: self.processes] if self.rank < len(batch) else batch[:1]
+            yield [(self.epoch, index) for index in share.tolist()]

@@ -97,16 +97,14 @@ def train_step(training: Training, batch: Batch) -> Tensor:
     """Forward, backward and one step of SGD on a batch. Returns the batch's mean loss, still on the device."""
     settings, device = training.settings, training.device
     seed_step(settings.seed, training.epoch, training.batch)
-    if batch.activations is None:
+    if batch.images.is_floating_point():  # what the frozen part of the network makes of the clips (engine.frozen)
+        inputs = batch.images.to(device)
+    else:
         images = clips_of(batch, training.preparation.modality, device)  # (videos * clips, images * planes, H, W) uint8
         images = augment(images, batch.names, settings.colour_jitter, settings.seed, training.epoch)
         inputs = to_input(images, training.preparation)  # (videos * clips, channels, H, W) float32
-    else:  # what the frozen part of the network makes of the clips (engine.frozen)
-        inputs = batch.activations.to(device)
     labels = batch.labels.to(device, non_blocking=True)  # (videos,)
     clips = len(batch.clips) // len(batch.names)
-    # Gradients are averaged over processes whose shares may differ in size: weigh each by its share.
-    weight = processes() / batch.of_all if batch.counted else 0.0
     training.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=device)
     parts = min(settings.accumulate, len(batch.names))
@@ -123,13 +121,13 @@ def train_step(training: Training, batch: Batch) -> Tensor:
             loss = nn.functional.cross_entropy(
                 scores, target, reduction="sum", label_smoothing=settings.label_smoothing
             )
-            training.scaler.scale(loss * weight).backward()
+            training.scaler.scale(loss * batch.weight).backward()
         with torch.no_grad():
             rank = ranks(scores, target)
             # A multiple of 2**-30, so that float64 adds it up exactly, whoever adds which part first.
             exact = (loss.to(training.sums.dtype) * 2**30).round() / 2**30
             counts = torch.stack((exact, (rank < 1).sum(), (rank < 5).sum(), exact.new_full((), high - low)))
-            training.sums += counts * bool(batch.counted)
+            training.sums += counts * bool(batch.weight)
             total += loss
     if settings.clip_grad:
         training.scaler.unscale_(training.optimizer)
@@ -191,13 +189,14 @@ def test(
     waited = 0.0
     correct = seen = 0
     with progress_bar(len(loader.dataset), "test", "video", disable=rank() > 0) as bar:
-        for batch in sent_ahead(map(each_once, loader.epoch(0)), device):
+        for batch in sent_ahead(loader.epoch(0), device):
             waited += time.perf_counter() - asked
-            if batch.counted:
-                outputs = net(clips_of(batch, preparation.modality, device))
+            if batch.weight:
+                different, place = each_once(batch)
+                outputs = net(clips_of(different, preparation.modality, device))
                 shape = (len(batch.names), sampling.views, sampling.samples)
                 # (different clips, ...) -> (videos * views * samples, ...) -> (videos, samples, ...)
-                outputs = (output[batch.place].unflatten(0, shape).mean(1) for output in outputs)
+                outputs = (output[place].unflatten(0, shape).mean(1) for output in outputs)
                 clip_logits, clip_features = (output.cpu().numpy() for output in outputs)
                 check_logits(batch.names, clip_logits)
                 logits.update(zip(batch.names, clip_logits, strict=True))

@@ -19,7 +19,7 @@ from dataloader.clips import Batch, ClipDataset, clips_of
 from dataloader.loader import Loader
 from engine.crossfit import fit_linear
 from engine.state import Training
-from network import InferenceNet, split_network
+from network import InferenceNet
 from saved.feature_file import group_or_video
 from utils import InputError, plural
 
@@ -66,10 +66,13 @@ class FrozenLoader:
             own = [next(videos) for _ in order]
             count = sum(len(one.activations) for one in own)
             yield Batch(
-                [one.name for one in own], torch.tensor([one.label for one in own]), torch.empty(0, dtype=torch.uint8),
-                torch.zeros(count, 1, dtype=torch.int64), torch.zeros(count, dtype=torch.bool), len(own), [],
-                of_all=len(own), activations=torch.cat([one.activations for one in own]),
-            )  # fmt: skip
+                names=[one.name for one in own],
+                labels=torch.tensor([one.label for one in own]),
+                images=torch.cat([one.activations for one in own]),
+                clips=torch.arange(count)[:, None],
+                flip=torch.zeros(count, dtype=torch.bool),
+                weight=1 / len(own),
+            )
 
     def videos(self, items: Sequence[tuple[int, int]]) -> Iterator[Kept]:
         """These (version, index), in this order, from memory or from disk."""
@@ -100,11 +103,10 @@ class FrozenLoader:
 
 def frozen_net(training: Training) -> InferenceNet:
     """What stands below --train-from, made for testing: its second output are the activations."""
-    net = InferenceNet(training.model, training.preparation, training.dtype).to(training.device)
-    if net.folded:  # all that is trained of another is its last layer
-        net.trunk, _ = split_network(net.trunk, training.settings.train_from)  # type: ignore[arg-type, assignment]
-    net.fc = nn.Identity()  # type: ignore[assignment]
-    return net
+    return InferenceNet(
+        training.model, training.preparation, training.dtype, head=nn.Identity(),
+        trunk=lambda model: model.split(training.settings.train_from)[0],
+    ).to(training.device)  # fmt: skip
 
 
 def training_loader(loader: Loader, training: Training, versions: int, memory_gb: float) -> Loader | FrozenLoader:

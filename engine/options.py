@@ -147,7 +147,7 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
                        help="number of the first epoch, from 0 (default: after the checkpoint's)")
     group.add_argument("--output", default=f"record/{stream}", metavar="DIR", help="checkpoints, predictions, records")
     group.add_argument("--tensorboard", action="store_true",
-                       help="also write what the records hold, live, and the wrong clips, to tensorboard/ in --output")
+                       help="also write what the records hold, live, to tensorboard/ in --output")
     group.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), default=0, help="of everything random")
     group.add_argument("--deterministic", action="store_true", help="reproducible CUDA kernels, slower (the CPU's are)")
     group.add_argument("--save-every-minutes", type=bounded(float, 0), default=0.0, metavar="M",
@@ -263,7 +263,7 @@ def make_run(stream: str, prefix: str, args: argparse.Namespace, data: Data) -> 
     features = Path(args.features) if args.features else None
     board = None
     if args.tensorboard and data.train is not None and rank() == 0:
-        board = Board(Path(args.output) / "tensorboard", data.split.class_names)
+        board = Board(Path(args.output) / "tensorboard")
     return Run(
         stream, prefix, data, args.arch, Path(args.output), args.resume, features,
         args.val_groups, args.eval_every, args.save_every_minutes, flags, board, advise,

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import ResNet
 
-from common.timm_network import TimmNet
 from dataloader.preparation import Preparation
-from network import InferenceNet, Network
+from network import InferenceNet, Network, ResNet
 from utils import InputError
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -19,13 +17,13 @@ POOLINGS = tuple(f"{stage}.{pool}" for stage in STAGES for pool in ("mean", "max
 DEFAULT = {"spatial": ("layer3.mean", "layer4.max"), "motion": ("layer3.mean",)}
 
 
-def last_pooling(model: nn.Module) -> tuple[str, ...]:
+def last_pooling(model: Network) -> tuple[str, ...]:
     """What a network's last layer sees; of timm's, which have no stages here, there are no other features."""
-    return ("pre-logits",) if isinstance(model, TimmNet) else ("layer4.mean",)
+    return ("layer4.mean",) if model.stages else ("pre-logits",)
 
 
 def default_pooling(model: Network, stream: str) -> tuple[str, ...]:
-    return last_pooling(model) if isinstance(model, TimmNet) else DEFAULT[stream]
+    return DEFAULT[stream] if model.stages else last_pooling(model)
 
 
 class PooledTrunk(nn.Module):
@@ -37,7 +35,7 @@ class PooledTrunk(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         trunk = self.trunk
-        x = trunk.maxpool(trunk.relu(trunk.bn1(trunk.conv1(x))))
+        x = trunk.stem(x)
         found: dict[str, Tensor] = {}
         for stage in STAGES:
             if len(found) == len(self.pooling):  # later stages would be for nothing
@@ -55,10 +53,8 @@ def feature_net(
 ) -> InferenceNet:
     """A network made for testing whose both outputs are the pooled features."""
     check_pooling(pooling, model)
-    net = InferenceNet(model, preparation, dtype)
-    if not isinstance(model, TimmNet):
-        net.trunk = PooledTrunk(net.trunk, pooling)  # type: ignore[arg-type]
-    net.fc = nn.Identity()  # type: ignore[assignment]
+    trunk = (lambda own: PooledTrunk(own, pooling)) if model.stages else None
+    net = InferenceNet(model, preparation, dtype, trunk=trunk, head=nn.Identity())
     if compiled:
         net.trunk.compile()
     return net
@@ -66,7 +62,7 @@ def feature_net(
 
 def feature_count(model: Network, pooling: Sequence[str]) -> int:
     """How many features the poolings make."""
-    if isinstance(model, TimmNet):
+    if not model.stages:
         return model.fc.in_features
     widths = {}
     for stage in STAGES:
@@ -75,8 +71,8 @@ def feature_count(model: Network, pooling: Sequence[str]) -> int:
     return sum(widths[name.partition(".")[0]] for name in pooling)
 
 
-def check_pooling(pooling: Sequence[str], model: nn.Module | None = None) -> None:
-    known = last_pooling(model) if isinstance(model, TimmNet) else POOLINGS
+def check_pooling(pooling: Sequence[str], model: Network | None = None) -> None:
+    known = POOLINGS if model is None or model.stages else last_pooling(model)
     unknown = [name for name in pooling if name not in known]
     if unknown or len(set(pooling)) < len(pooling):
         raise InputError(f"--pooling {' '.join(pooling)}: name some of {', '.join(known)}, each once")

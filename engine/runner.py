@@ -172,7 +172,7 @@ class Run:
                 scores = {"Loss": result.loss, "Prec@1": result.accuracy["top1"], "Prec@5": result.accuracy["top5"]}
                 write_record(record_path(self.output, self.prefix, "test"), {**row, **times, **scores})
                 if self.board:
-                    self.board.test({**row, **times, **scores}, result, self.data.select)
+                    self.board.test({**row, **times, **scores})
             line += f" | {subset}: {result}{' (best)' if is_best else ''}"
         self.best_written = is_best and not self.val_groups
         training.next_epoch()

@@ -13,9 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from common.timm_network import TimmNet
 from dataloader.preparation import Preparation
-from network import explain_mismatch, freeze_batchnorm, parameter_groups, split_network
+from network import Network, explain_mismatch, freeze_batchnorm, parameter_groups
 from saved.checkpoints import Checkpoint
 from utils import InputError, processes, rank
 
@@ -38,7 +37,7 @@ class TrainingSettings:
     consensus: str = "mean"  # mean | sum
     clip_grad: float = 0.0
     partial_bn: bool = False
-    train_from: str = "all"  # all | layer3 | layer4 | fc: what is below keeps its weights (network.split_network)
+    train_from: str = "all"  # all | layer3 | layer4 | fc: what is below keeps its weights (network.ResNet.split)
     label_smoothing: float = 0.0
     colour_jitter: float = 0.0
     ema: float = 0.0
@@ -64,7 +63,7 @@ class Training:
     """A network and everything that changes while it trains: what a checkpoint holds and exact resume needs."""
 
     def __init__(
-        self, model: nn.Module, preparation: Preparation, device: torch.device, settings: TrainingSettings
+        self, model: Network, preparation: Preparation, device: torch.device, settings: TrainingSettings
     ) -> None:
         """Moves `model` to the device."""
         if settings.colour_jitter and preparation.modality == "flow":
@@ -72,7 +71,7 @@ class Training:
         self.preparation, self.device, self.settings = preparation, device, settings
         self.dtype = amp_dtype(settings.amp, device)
         self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.stepped = self.model  # what a step calls; see `distribute`
+        self.stepped: nn.Module = self.model  # what a step calls; see `distribute`
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         groups = parameter_groups(self.model, settings.lr, settings.weight_decay, settings.conv1_lr_factor)
         # Where float16's first step overflows, fused SGD keeps what memory held as its momentum (torch 2.14).
@@ -119,7 +118,7 @@ class Training:
     def distribute(self) -> None:
         """Make `stepped` the network as a step calls it: compiled and over all processes, where that is asked for."""
         if self.settings.sync_bn:
-            if isinstance(self.model, TimmNet):  # whose batch norms may hold activations, which torch would lose
+            if not self.model.stages:  # whose batch norms may hold activations, which torch would lose
                 raise InputError("--sync-bn is not for timm's networks: leave it out")
             if self.device.type != "cuda":
                 raise InputError("--sync-bn needs GPUs: torch has it for no other device")
@@ -128,7 +127,8 @@ class Training:
         if self.settings.train_from != "all":
             if processes() > 1:
                 raise InputError("--train-from works in one process: start it without torchrun")
-            _, self.stepped = split_network(self.model, self.settings.train_from)  # below it: engine.frozen
+            below, self.stepped = self.model.split(self.settings.train_from)
+            below.requires_grad_(False)  # and computed once: engine.frozen
         self.set_train_mode()  # DistributedDataParallel asks at its start what needs a gradient
         if self.settings.compile:
             self.stepped.compile()
@@ -145,7 +145,7 @@ class Training:
             freeze_batchnorm(self.model)
 
     @property
-    def tested_model(self) -> nn.Module:
+    def tested_model(self) -> Any:  # a Network
         """The network that is tested: the moving average where there is one."""
         return self.ema.module if self.ema is not None else self.model
 

@@ -91,7 +91,7 @@ class DecodedFrames:
             return [images[first + step * self.rate] for step in chosen]
 
         source = Source(Video(self.name, -1, self.name), self.images, steps, self.name)
-        return ClipDataset([source], read, self.preparation, sampling)[0, 0]
+        return ClipDataset([source], read, self.preparation, sampling).clips(source, np.random.default_rng())
 
     def _make(self, frames: Mapping[int, np.ndarray], starts: np.ndarray, first: int) -> None:
         """Make the images of clips that begin at these frames, as far as they aren't there; forget those before."""

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.commandline import ArgumentParser
 from dataloader.preparation import Preparation
-from network import Network, fold_batchnorm, trained_model
+from network import Network, trained_model
 from saved.checkpoints import FLOW_ORDERS, HELD, Checkpoint, read_checkpoint
 from saved.safetensors_file import write_safetensors
 from utils import InputError, atomic_path, plural, run_main
@@ -53,7 +53,8 @@ def export(target: Path, checkpoint: Path, flow_order: str = "original") -> None
     read = read_checkpoint(checkpoint, flow_order=flow_order)
     about = {name: json.dumps(part) for name, part in describe(read).items()}
     shape = (read.in_channels, read.preparation["size"], read.preparation["size"])
-    folded = fold_batchnorm(trained_model(read))
+    folded = trained_model(read)
+    folded.fold_batchnorm()
     write, open_file = (_onnx, _run_onnx) if kind == ".onnx" else (_pt2, _run_pt2)
     with _quiet():
         data = write(folded, torch.zeros(2, *shape), about)

@@ -35,14 +35,14 @@ class Stream:
     @torch.inference_mode()
     def logits(self, batch: Batch) -> np.ndarray:
         """(samples, classes) float32 of one video's clips, averaged over views. Equal clips are computed once."""
-        batch = each_once(batch)
+        batch, place = each_once(batch)
         size = 256 if self.device.type == "cuda" else 8
         parts = list(zip(batch.clips.split(size), batch.flip.split(size), strict=True))
         outputs = []
         for rows, flip in tqdm(parts, desc=f"{self.name} network", leave=False, delay=1, disable=None):
             clips = batch._replace(clips=rows, flip=flip)
             outputs.append(self.net(clips_of(clips, self.preparation.modality, self.device))[0].cpu())
-        logits = torch.cat(outputs)[batch.place]  # (different clips, classes) to (views * samples, classes)
+        logits = torch.cat(outputs)[place]  # (different clips, classes) to (views * samples, classes)
         return logits.unflatten(0, (self.sampling.views, self.sampling.samples)).mean(0).numpy()
 
     @torch.inference_mode()

@@ -15,7 +15,7 @@ from dataloader.names import Video
 from dataloader.preparation import Preparation, to_input
 from engine import epoch as engine
 from engine.state import Training, TrainingSettings
-from utils import InputError
+from utils import InputError, processes
 
 CPU = torch.device("cpu")
 PIXELS = Preparation(size=4, mean=(0.0,) * 3, std=(1.0,) * 3)  # an input is a pixel / 255
@@ -28,7 +28,7 @@ def make_batch(videos=5, clips=3, size=4, seed=0):
     images = torch.randint(0, 256, (videos * clips, 3, size, size), dtype=torch.uint8, generator=rng)
     labels = torch.randint(0, CLASSES, (videos,), generator=rng)
     rows, flip = torch.arange(videos * clips)[:, None], torch.zeros(videos * clips, dtype=torch.bool)
-    return Batch([f"{seed}.{i}" for i in range(videos)], labels, images, rows, flip, videos, [], of_all=videos)
+    return Batch([f"{seed}.{i}" for i in range(videos)], labels, images, rows, flip, 1 / videos)
 
 
 def share(batch, low, high):
@@ -36,7 +36,7 @@ def share(batch, low, high):
     clips = len(batch.clips) // len(batch.names)
     return batch._replace(
         names=batch.names[low:high], labels=batch.labels[low:high], clips=batch.clips[low * clips : high * clips],
-        flip=batch.flip[low * clips : high * clips], counted=high - low,
+        flip=batch.flip[low * clips : high * clips], weight=processes() * batch.weight,
     )  # fmt: skip
 
 
@@ -59,7 +59,9 @@ class Batches:
 def regression(dropout=0.0):
     """Softmax regression on a picture's mean colour."""
     torch.manual_seed(1)
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(3, CLASSES))
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(3, CLASSES))
+    model.first_weights = ()
+    return model
 
 
 def make_training(model, lr=1.0, **settings):
@@ -152,6 +154,7 @@ def test_a_step_whose_scaled_gradient_overflows_leaves_nothing_behind():
     batch, after = make_batch(), []
     for overflows in (0, 1):
         model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4000), nn.Linear(4000, CLASSES))
+        model.first_weights = ()
         model.load_state_dict({name: torch.full_like(value, 1e-3) for name, value in model.state_dict().items()})
         training = Training(model, PIXELS, CPU, TrainingSettings(lr=0.1, momentum=0.9, amp="fp16", clip_grad=5.0))
         if overflows:
@@ -182,7 +185,7 @@ def test_the_mean_over_processes_is_the_step_of_one(monkeypatch):
 def test_the_repeat_that_keeps_processes_in_step_counts_nowhere():
     batch = make_batch()
     training = make_training(regression())
-    weight, bias, _ = step(batch._replace(counted=0), training)
+    weight, bias, _ = step(batch._replace(weight=0.0), training)
     assert not weight.any() and not bias.any() and not training.sums.any()
 
 
@@ -264,6 +267,7 @@ def test_an_epoch_goes_on_where_it_was_left():
 @pytest.mark.parametrize("partial", [False, True])
 def test_batch_norms_learn_unless_they_are_frozen(partial):
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3), *regression())
+    model.first_weights = ()
     training = make_training(model.eval(), partial_bn=partial)  # as a test may have left it
     epoch(training, Batches(make_batch()))
     assert model[0].running_mean.any()
@@ -284,7 +288,7 @@ def test_a_tests_logits_are_those_of_the_plain_network_averaged_over_views():
     torch.manual_seed(0)
     model = network.build_model("resnet18", 3, CLASSES).train()
     batches = [make_batch(2, 6, 32, seed) for seed in (1, 0)]  # not in the list's order, as from several processes
-    padding = make_batch(1, 6, 32, 2)._replace(counted=0)
+    padding = make_batch(1, 6, 32, 2)._replace(weight=0.0)
     loader = Batches(*batches, padding=[padding], sampling=Sampling(2, 3))
     stops = []
     training = Training(model, PIXELS, CPU, TrainingSettings(amp="off"))

@@ -209,8 +209,8 @@ def test_a_damaged_pack_is_one_line(packed, tmp_path, damage):
     with pytest.raises(InputError) as caught:
         for i in range(6):
             batch = data_set(tmp_path, "rgb", TestSampling(3))[0, i]
-            if batch.error:
-                raise InputError(batch.error)
+            if isinstance(batch, InputError):
+                raise batch
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
