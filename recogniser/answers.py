@@ -21,38 +21,61 @@ class Answer:
     start: float
     end: float
     frames: int
-    logits: dict[str, np.ndarray]  # stream -> (samples, classes), in time order
-    times: dict[str, np.ndarray]  # stream -> (samples,) seconds: the middle of each clip
+    logits: dict[str, np.ndarray]  # stream -> (moments, classes), in time order; their mean is the video's
+    times: dict[str, np.ndarray]  # stream -> (moments,) seconds: the middle of each clip
+    samples: dict[str, int]  # stream -> how many clips it saw
     weights: Sequence[float]  # of the streams in `logits`
     temperature: float = 1.0  # of the weighted mean: fusion.py's learnt one calibrates it
     unknown_below: float = 0.0  # probability that the fused first class must reach to be named
     notes: Sequence[str] = ()  # what was left out, in words
     behind: float | None = None  # of a camera: seconds from the window's end to its answer
 
-    def probabilities(self) -> dict[str, np.ndarray]:
-        """Probabilities (classes,): "fused", then each stream's own.
+    def fused(self) -> np.ndarray:
+        """Logits (classes,): the weighted mean of the streams' mean logits, as in fusion.py."""
+        means = [logits.mean(0, dtype=np.float64) for logits in self.logits.values()]
+        return np.average(means, axis=0, weights=self.weights) / self.temperature
 
-        As in fusion.py, fused is the weighted mean of the streams' mean logits.
+    def probabilities(self) -> dict[str, np.ndarray]:
+        """Probabilities (classes,): "fused", then each stream's own."""
+        own = {stream: softmax(logits.mean(0, dtype=np.float64)) for stream, logits in self.logits.items()}
+        return {"fused": softmax(self.fused())} | own
+
+    @property
+    def class_name(self) -> str | None:
+        """The fused first class; None where its probability is below `unknown_below`."""
+        fused = self.probabilities()["fused"]
+        return self.names[best(fused, 1)[0]] if fused.max() >= self.unknown_below else None
+
+    def top(self, k: int = 5, stream: str = "fused") -> list[tuple[str, float]]:
+        """The k likeliest classes with their probabilities, the likeliest first."""
+        shares = self.probabilities()[stream]
+        return [(self.names[label], float(shares[label])) for label in best(shares, k)]
+
+    def moments(self, k: int = 3) -> list[tuple[float, float]]:
+        """The moments that decide: (second, the first class's probability then), the strongest first.
+
+        They are those at which the fused first class leads the second one most.
         """
-        means = {stream: logits.mean(0, dtype=np.float64) for stream, logits in self.logits.items()}
-        fused = np.average(list(means.values()), axis=0, weights=self.weights) / self.temperature
-        return {"fused": softmax(fused)} | {stream: softmax(mean) for stream, mean in means.items()}
+        first, *others = best(self.fused(), 2)
+        times, logits = self.over_time()
+        lead = logits[:, first] - (logits[:, others[0]] if others else 0)
+        shares = softmax(logits)[:, first]
+        return [(float(times[place]), float(shares[place])) for place in best(lead, k)]
 
     def over_time(self) -> tuple[np.ndarray, np.ndarray]:
-        """Times (T,) in seconds and the fused probabilities (T, classes), at the middles of the last stream's clips."""
+        """Times (T,) in seconds and the fused logits (T, classes), at the middles of the last stream's clips."""
         times = np.unique(list(self.times.values())[-1])
         logits = []
         for stream, samples in self.logits.items():
             own, place = np.unique(self.times[stream], return_index=True)
             logits.append(np.stack([np.interp(times, own, column) for column in samples[place].T], 1))
-        return times, softmax(np.average(logits, axis=0, weights=self.weights) / self.temperature)
+        return times, np.average(logits, axis=0, weights=self.weights) / self.temperature
 
     def verdict(self) -> str:
         """The fused first class and its probability, or that it is too small to name one."""
-        fused = self.probabilities()["fused"]
-        if fused.max() < self.unknown_below:
+        if self.class_name is None:
             return f"unknown (no class reaches {100 * self.unknown_below:g} %)"
-        return self.first_guess(fused)
+        return self.first_guess(self.probabilities()["fused"])
 
     def first_guess(self, probabilities: np.ndarray) -> str:
         label = best(probabilities)[0]
@@ -80,7 +103,7 @@ def as_table(video: str, answer: Answer) -> str:
     for place, label in enumerate(best(shares["fused"]), start=1):
         figures = "".join(f"{100 * shares[name][label]:8.1f} %" for name in columns)
         lines.append(f"  {place}{figures}  {answer.names[label]}")
-    if shares["fused"].max() < answer.unknown_below:
+    if answer.class_name is None:
         lines.append(f"   {answer.verdict()}")
     if alone := answer.alone():
         lines.append("   " + ", ".join(f"{name} alone: {guess}" for name, guess in alone.items()))
@@ -98,25 +121,24 @@ def as_line(answer: Answer) -> str:
 
 def as_json(video: str, answer: Answer) -> str:
     """One line: the class (null where unknown), each top 5 with probabilities, the streams' mean logits by class."""
-    fused = answer.probabilities()["fused"]
     result: dict[str, Any] = {
         "video": video,
         "start": round(answer.start, 3),
         "end": round(answer.end, 3),
         "frames": answer.frames,
-        "class": answer.names[best(fused, 1)[0]] if fused.max() >= answer.unknown_below else None,
+        "class": answer.class_name,
+        "moments": [{"second": round(at, 3), "probability": round(p, 6)} for at, p in answer.moments()],
         "notes": list(answer.notes),
     }
     if answer.behind is not None:
         result["behind"] = round(answer.behind, 3)
-    for name, probabilities in answer.probabilities().items():
-        top = [(answer.names[k], round(float(probabilities[k]), 6)) for k in best(probabilities)]
-        result[name] = {"top5": [{"class": c, "probability": p} for c, p in top]}
+    for name in answer.probabilities():
+        result[name] = {"top5": [{"class": c, "probability": round(p, 6)} for c, p in answer.top(5, name)]}
         if name in answer.logits:
             means = answer.logits[name].mean(0, dtype=np.float64)
-            result[name]["samples"] = len(answer.logits[name])
+            result[name]["samples"] = answer.samples[name]
             result[name]["logits"] = {c: round(float(v), 6) for c, v in zip(answer.names, means, strict=True)}
-    return json.dumps(result, ensure_ascii=False)
+    return json.dumps(result, ensure_ascii=False, allow_nan=False)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

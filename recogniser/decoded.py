@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ class Flow:
 
     method: Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]]
     threads: int = 1
+    on_gpu: bool = False
 
 
 class DecodedFrames:
@@ -76,22 +78,12 @@ class DecodedFrames:
         before `first` are forgotten, later ones kept for the next call. Raises VideoError for too few frames.
         """
         self._make(frames, first + self.starts(count), first)
-        return self._batch(first, self._steps(count), self.sampling)
-
-    def clip(self, frames: Mapping[int, np.ndarray], count: int, place: int, first: int = 0) -> Batch:
-        """The one at `place` among these clips, by itself: only its own images are made."""
-        start = first + int(self.starts(count)[place])
-        self._make(frames, np.array([start]), first)
-        return self._batch(start, self.preparation.clip_length, replace(self.sampling, samples=1))
-
-    def _batch(self, first: int, steps: int, sampling: TestSampling) -> Batch:
-        """Clips of the `steps` images from frame `first` on."""
 
         def read(images: Mapping[int, np.ndarray], chosen: Sequence[int]) -> list[np.ndarray]:
             return [images[first + step * self.rate] for step in chosen]
 
-        source = Source(Video(self.name, -1, self.name), self.images, steps, self.name)
-        return ClipDataset([source], read, self.preparation, sampling).clips(source, np.random.default_rng())
+        source = Source(Video(self.name, -1, self.name), self.images, self._steps(count), self.name)
+        return ClipDataset([source], read, self.preparation, self.sampling).clips(source, np.random.default_rng())
 
     def _make(self, frames: Mapping[int, np.ndarray], starts: np.ndarray, first: int) -> None:
         """Make the images of clips that begin at these frames, as far as they aren't there; forget those before."""
@@ -120,11 +112,12 @@ class DecodedFrames:
             return [self._coded(flow) for flow in flows]
 
         runs = list(consecutive_runs(pairs, PAIRS_AT_ONCE))
-        bar = tqdm(total=len(pairs), desc=f"flow of {self.name}", unit="pair", leave=False, delay=1, disable=None)
-        with bar, ThreadPoolExecutor(self.flow.threads) as pool:
-            for run, flows in zip(runs, pool.map(compute, runs), strict=True):
+        with ThreadPoolExecutor(self.flow.threads) as pool:
+            done: Iterable = zip(runs, pool.map(compute, runs), strict=True)
+            if multiprocessing.parent_process() is None:  # among several videos there is a bar of videos
+                done = tqdm(done, f"flow of {self.name}", len(runs), leave=False, delay=1, disable=None)
+            for run, flows in done:
                 yield from zip(run, flows, strict=True)
-                bar.update(len(run))
 
     def _coded(self, flow: np.ndarray) -> np.ndarray:
         images = quantise(flow, self.bound)

@@ -20,7 +20,7 @@ from engine.pooling import feature_net
 from engine.temporal_heads import TEMPORAL, build_head
 from network import InferenceNet, trained_model
 from recogniser.decoded import PAIRS_AT_ONCE, Flow
-from recogniser.streams import Stream, TrainedHead
+from recogniser.streams import ClipMaker, Stream, TrainedHead
 from saved.checkpoints import Checkpoint, read_checkpoint
 from saved.head_file import HeadFile, read_head
 from utils import InputError, cpu_count
@@ -34,22 +34,20 @@ class Wishes:
 
     samples: int | None = None  # clips per video or window
     views: int | None = None  # crops per clip
-    seconds: float | None = None  # of a rolling window
+    sliding: float | None = None  # seconds of a rolling window
     flow_method: str | None = None
     raft_weights: str | None = None
-    lists: str | None = None  # folder of split lists that name the classes of foreign checkpoints
+    ucf_list: str | None = None  # folder of split lists that name the classes of foreign checkpoints
 
 
 def load_streams(
-    paths: Mapping[str, str | None], flow_order: str, wishes: Wishes, dtype: torch.dtype, device: torch.device
+    paths: Mapping[str, str], flow_order: str, wishes: Wishes, dtype: torch.dtype, device: torch.device
 ) -> tuple[list[Stream], list[str], list[TrainedHead]]:
     """The streams of these files, {"spatial": path, "motion": path, "head": path}, their classes' names and heads."""
     checkpoints: dict[str, Checkpoint] = {}
     heads: list[TrainedHead] = []
     pooling: dict[str, Sequence[str]] = {}
     for name, path in paths.items():
-        if not path:
-            continue
         file = read_head(path)
         if file is not None:
             belongs = "head" if file.stream == "both" else file.stream
@@ -62,12 +60,12 @@ def load_streams(
             checkpoints[belongs] = checkpoint
         if name != belongs:
             raise InputError(f"--{name} {path} is a network of the {belongs} stream: give it to --{belongs}")
-    names = choose_class_names(list(checkpoints.values()), wishes.lists)
+    names = choose_class_names(list(checkpoints.values()), wishes.ucf_list)
     streams = []
     for name, theirs in checkpoints.items():
         checkpoint = theirs.in_order_of(names)
         preparation = Preparation.from_dict(checkpoint.preparation)
-        samples = wishes.samples or choose_samples(checkpoint.args.get("test_samples", 19), wishes.seconds)
+        samples = wishes.samples or choose_samples(checkpoint.args.get("test_samples", 19), wishes.sliding)
         sampling = TestSampling(
             samples, wishes.views or checkpoint.args.get("test_views", 1), checkpoint.args.get("test_starts", "spread"),
             every=preparation.sampling_rate or 1 if preparation.modality == "rgb" else 1,
@@ -80,7 +78,7 @@ def load_streams(
             net = feature_net(model, preparation, pooling[name], dtype).to(device)
         else:
             net = InferenceNet(model, preparation, dtype).to(device)
-        streams.append(Stream(name, net, preparation, sampling, flow, device))
+        streams.append(Stream(net, ClipMaker(name, preparation, sampling, flow), device))
     return streams, names, heads
 
 
@@ -148,13 +146,13 @@ def choose_flow(wishes: Wishes, path: Path, preparation: Preparation, device: to
         except InputError:
             raise InputError(f"--raft-weights {file}: no file of torchvision's RAFT weights") from None
         raft = functools.partial(raft_flow, weights=file, device=str(device), batch_frames=PAIRS_AT_ONCE)
-        return Flow(raft)
+        return Flow(raft, on_gpu=device.type != "cpu")
     gpu = method == "tvl1" and device.type == "cuda"
     tvl1 = functools.partial(tvl1_flow, device=str(device) if gpu else "cpu")
     methods: dict[str, Any] = {"tvl1": tvl1, **PLAIN_METHODS}
     if method not in methods:
         raise InputError(f"{path} was trained on {method} flow, which is not among --flow-method's; choose one")
-    return Flow(methods[method], 1 if gpu else cpu_count())
+    return Flow(methods[method], 1 if gpu else cpu_count(), gpu)
 
 
 def note(text: str) -> None:

@@ -1,31 +1,32 @@
 """An answer drawn over its video: the labels on the picture, below it a strip of the classes' scores over time.
 
-Only Pillow draws here; recogniser/film.py writes films.
+Pillow draws, and PyAV writes films.
 """
 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from data.videos import read_frames
-from recogniser.answers import Answer, best
-from recogniser.film import open_film
+from recogniser.answers import Answer, best, softmax
 from recogniser.windows import frame_rate
-from report import fonts
-from utils import atomic_path
+from utils import InputError, atomic_path, check_writable, printable
 
 # Okabe and Ito's palette, its dark colours lightened for the dark panel: told apart with any colour vision.
 COLOURS = ("#f0a020", "#56b4e9", "#2fc79a", "#f0e442", "#d98bb9")
 PANEL, RULE, FAINT, INK = "#15191e", "#353c45", "#98a2ad", "#f2f4f6"
 SHADE = (10, 13, 16, 185)  # behind text on a picture
-HISTORY = 60.0  # seconds of a camera's scores that are drawn
 NARROWEST, WIDEST = 640, 1280  # of a picture, in pixels: small videos are enlarged, so that the text can be read
 
 
@@ -73,46 +74,48 @@ def save(target: Path, video: Path, answers: Sequence[Answer]) -> None:
         Image.fromarray(draw(sheet, caption, scores, unit=1.25)).save(temporary, "PNG")
 
 
-class LiveFilm:
-    """A camera's film: each frame with what was last said of it, and the scores of the last minute.
+@contextlib.contextmanager
+def open_film(target: Path, rate: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """Give a function that adds a picture to a film of `rate` pictures a second at `target`.
 
-    It begins with the first answer. `see` is called from the camera's thread, `add` from another.
+    Pictures are RGB uint8 (height, width, 3), all of one size with even sides. The film is H.264, which browsers
+    play, where PyAV's FFmpeg has it, else MPEG-4. It appears when the block ends well.
     """
+    try:
+        import av
+    except ImportError:
+        raise InputError(f"--save {target} needs the package av: pip install av; or save a .png") from None
+    check_writable(target.parent)
+    options = {"movflags": "faststart"}
+    with atomic_path(target) as temporary, av.open(str(temporary), "w", "mp4", options=options) as container:
+        pace = Fraction(rate).limit_denominator(1001)
+        if "libx264" in av.codecs_available:
+            stream = container.add_stream("libx264", pace, options={"crf": "20", "preset": "veryfast"})
+        else:
+            stream = container.add_stream("mpeg4", pace, bit_rate=8_000_000)
+        stream.pix_fmt = "yuv420p"  # what browsers take
 
-    def __init__(self, write: Callable[[np.ndarray], None], rate: float) -> None:
-        self.write, self.rate = write, rate
-        self.answers: list[Answer] = []  # replaced, never changed: `see` may be reading it
-        self.began: float | None = None
-        self.written = 0
+        def write(picture: np.ndarray) -> None:
+            if not stream.codec_context.is_open:
+                stream.height, stream.width = picture.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
 
-    def add(self, answer: Answer) -> None:
-        self.answers = [old for old in self.answers if old.end > answer.end - HISTORY] + [answer]
-
-    def see(self, frame: np.ndarray, now: float) -> None:
-        answers = self.answers
-        if not answers:
-            return
-        scores = scores_of(answers, (max(0.0, now - HISTORY), now))
-        late = f"{now - answers[-1].end:.1f} s behind"  # grows until the next answer comes
-        picture = draw(frame, caption_of(answers[-1], late), scores, now)
-        self.began = now if self.began is None else self.began
-        while self.written <= (now - self.began) * self.rate:  # cameras slow down in the dark, films don't
-            self.write(picture)
-            self.written += 1
+        yield write
+        container.mux(stream.encode(None))
 
 
-def caption_of(answer: Answer, *more: str, of: str = "") -> Caption:
+def caption_of(answer: Answer, of: str = "") -> Caption:
     """The answer, what it is of (its seconds, unless said) and what each stream says."""
-    of = of or f"{answer.start:.1f} to {answer.end:.1f} s"
     details = [f"{name}: {guess}" for name, guess in answer.alone().items()]
-    return Caption(answer.verdict(), [", ".join([of, *more]), *details])
+    return Caption(answer.verdict(), [of or f"{answer.start:.1f} to {answer.end:.1f} s", *details])
 
 
 def scores_of(answers: Sequence[Answer], span: tuple[float, float]) -> Scores:
     """The best five classes over time: of one answer's samples, or of many windows, each at its middle."""
     fused = np.stack([answer.probabilities()["fused"] for answer in answers])
     if len(answers) == 1:
-        times, probabilities = answers[0].over_time()
+        times, logits = answers[0].over_time()
+        probabilities = softmax(logits)
     else:
         times, probabilities = np.array([(answer.start + answer.end) / 2 for answer in answers]), fused
     classes = best(fused.mean(0))
@@ -150,7 +153,7 @@ def contact_sheet(frames: Sequence[np.ndarray], times: Sequence[float]) -> np.nd
     for place, (frame, time) in enumerate(zip(frames, times, strict=True)):
         left, top = place % 3 * (width + gap), place // 3 * (height + gap)
         joined.paste(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC), (left, top))
-        corner, text, font = (left + width - 10, top + height - 10), f"{time:.1f} s", fonts.font("0123456789. s", 18)
+        corner, text, font = (left + width - 10, top + height - 10), f"{time:.1f} s", font_of(18)
         x0, y0, x1, y1 = pen.textbbox(corner, text, font, anchor="rs")
         pen.rectangle((x0 - 5, y0 - 5, x1 + 5, y1 + 5), fill=SHADE)
         pen.text(corner, text, INK, font, anchor="rs")
@@ -161,11 +164,10 @@ def _draw_caption(canvas: Image.Image, caption: Caption, unit: float) -> None:
     pen = ImageDraw.Draw(canvas, "RGBA")
     lines = [(caption.headline, round(26 * unit), INK)]
     lines += [(detail, round(15 * unit), "#d5dae0") for detail in caption.details]
-    texts = [fonts.drawable(text) for text, *_ in lines]
-    drawn_in = [fonts.font(text, size) for text, (_, size, _) in zip(texts, lines, strict=True)]
+    texts = [printable(text) for text, *_ in lines]
+    drawn_in = [font_of(size) for _, size, _ in lines]
     pad, gap = round(10 * unit), round(6 * unit)
     width = max(map(pen.textlength, texts, drawn_in)) + 2 * pad
-    # Lines are as high as their size says: fonts of some scripts are twice as high, for marks that few names have.
     height = sum(size for _, size, _ in lines) + gap * (len(lines) - 1) + 2 * pad
     pen.rounded_rectangle((pad, pad, pad + width, pad + height), round(6 * unit), fill=SHADE)
     base = 2 * pad
@@ -180,10 +182,9 @@ def _draw_strip(scores: Scores, width: int, unit: float, now: float | None) -> I
     floor = round(head + len(scores.names) * row)
     canvas = Image.new("RGB", (width, round((floor + 26 * unit) / 4) * 4), PANEL)
     pen = ImageDraw.Draw(canvas, "RGBA")
-    font, small = (fonts.font("0123456789 %s", round(size * unit)) for size in (14, 12))
-    names = [fonts.drawable(name) for name in scores.names]
-    named = [fonts.font(name, round(14 * unit)) for name in names]
-    names_end = min(max(map(pen.textlength, names, named)), width * 0.3)
+    font, small = (font_of(round(size * unit)) for size in (14, 12))
+    names = [printable(name) for name in scores.names]
+    names_end = min(max(pen.textlength(name, font) for name in names), width * 0.3)
     left, right = round(2 * pad + names_end), round(width - 2 * pad - pen.textlength("100 %", font))
     begin, end = scores.span
     columns = np.arange(left, right + 1)
@@ -202,7 +203,7 @@ def _draw_strip(scores: Scores, width: int, unit: float, now: float | None) -> I
         if now is not None:
             value = float(np.interp(now, scores.times, scores.probabilities[:, place]))
         middle = base - row / 2 + 2 * unit
-        pen.text((pad, middle), _shortened(name, named[place], names_end), INK, named[place], anchor="lm")
+        pen.text((pad, middle), _shortened(name, font, names_end), INK, font, anchor="lm")
         pen.text((width - pad, middle), f"{100 * value:.0f} %", colour, font, anchor="rm")
     for second in _ticks(begin, end):
         x = left + (second - begin) / (end - begin) * (right - left)
@@ -221,7 +222,16 @@ def _ticks(begin: float, end: float) -> list[float]:
     return [float(round(k * step, 6)) for k in range(int(np.ceil(begin / step)), int(end / step + 1e-9) + 1)]
 
 
-def _shortened(text: str, font, width: float) -> str:
+@cache
+def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """DejaVu Sans as matplotlib ships it, `size` pixels high; a box stands where it has no sign."""
+    found = find_spec("matplotlib")
+    if found is None or found.origin is None:
+        return ImageFont.load_default(size)
+    return ImageFont.truetype(str(Path(found.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf"), size)
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

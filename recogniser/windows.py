@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.videos import import_cv2, read_frames, resize, resized
+from data.videos import VideoError, import_cv2, read_frames, resize, resized
 from recogniser.decoded import DecodedFrames
 from utils import InputError
 
@@ -92,6 +92,22 @@ def rolling_windows(path: Path, sides: Sequence[int], seconds: float, step: floa
         yield Window(first, total - first, first / rate, total / rate, rate, frames)
 
 
+def frames_in_memory(frames: Iterable[np.ndarray], sides: Sequence[int], rate: float) -> Window:
+    """All frames, RGB uint8 (height, width, 3), of an array, a list or an iterator. Raises VideoError for others."""
+    held: dict[int, dict[int, np.ndarray]] = {side: {} for side in sides}
+    count = 0
+    for number, frame in enumerate(frames):
+        shape, kind = np.shape(frame), getattr(frame, "dtype", type(frame).__name__)
+        if kind != np.uint8 or len(shape) != 3 or shape[2] != 3 or not min(shape):
+            raise VideoError(f"frame {number} is {kind} {shape}, not RGB uint8 (height, width, 3)")
+        for side, kept in held.items():
+            kept[number] = _shrunk(frame, side)
+        count = number + 1
+    if not count or not 0 < rate < float("inf"):
+        raise VideoError(f"{count} frames at {rate} per second are no video")
+    return Window(0, count, 0.0, count / rate, rate, held)
+
+
 class Camera:
     """A camera's last frames. A thread reads it without pause, so that a slow network sees the present.
 
@@ -99,7 +115,8 @@ class Camera:
     """
 
     def __init__(self, source: str, sides: Sequence[int]) -> None:
-        self.capture = import_cv2().VideoCapture(int(source) if source.isdigit() else source)
+        numbered = source.isdecimal() and source.isascii() and len(source) < 5
+        self.capture = import_cv2().VideoCapture(int(source) if numbered else source)
         if not self.capture.isOpened():
             raise InputError(f"--camera {source}: no such camera, or it is in use; try another number, a URL or a file")
         self.rate = _rate_of(self.capture)  # frames per second, if it keeps pace
@@ -111,16 +128,13 @@ class Camera:
         self.ended = False
         self.error: BaseException | None = None
 
-    def windows(
-        self, seconds: float, step: float, see: Callable[[np.ndarray, float], None] | None = None
-    ) -> Generator[Window, None, None]:
+    def windows(self, seconds: float, step: float) -> Generator[Window, None, None]:
         """The frames of the last `seconds`, at least `step` seconds after the ones before, until the camera ends.
 
-        A camera that gives fewer frames per second than it says fills longer windows. `see` is called, in the
-        reading thread, with each frame, RGB uint8 (height, width, 3), and its second.
+        A camera that gives fewer frames per second than it says fills longer windows.
         """
         length, hop = max(1, round(seconds * self.rate)), max(1, round(step * self.rate))
-        thread = threading.Thread(target=self._read, args=(length, see), daemon=True)
+        thread = threading.Thread(target=self._read, args=(length,), daemon=True)
         thread.start()
         due = length
         try:
@@ -154,7 +168,7 @@ class Camera:
         frames = {side: {first + place: frame[side] for place, (_, frame) in enumerate(held)} for side in self.sides}
         return Window(first, len(held), start, end, len(held) / (end - start), frames)
 
-    def _read(self, length: int, see: Callable[[np.ndarray, float], None] | None) -> None:
+    def _read(self, length: int) -> None:
         cv2 = import_cv2()
         self.begun = time.monotonic()
         try:
@@ -171,8 +185,6 @@ class Camera:
                     self.held = [*self.held, (now, shrunk)][-length:]
                     self.total += 1
                     self.changed.notify()
-                if see:
-                    see(picture, now)
         except BaseException as error:
             self.error = error
         finally:

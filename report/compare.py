@@ -137,7 +137,7 @@ def main() -> None:
     if differing:
         print("\n" + text([["stream", "setting", *(run.name for run in runs)], *differing]))
     check_writable(args.output)
-    with rc_context(plots.style(run.name for run in runs)):
+    with rc_context(plots.STYLE):
         print(f"\nwritten: {page.write(comparison(runs, table, differing), args.output / 'compare.html')}")
 
 

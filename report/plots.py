@@ -1,12 +1,13 @@
 """The report's figures. Every function returns a matplotlib Figure; page.py makes SVG of them.
 
-Call them within matplotlib.rc_context(style(names)): colours, sizes and grid are in STYLE. Figures are drawn in the
+Call them within matplotlib.rc_context(STYLE): colours, sizes and grid are in it. Figures are drawn in the
 light theme's colours, and the page replaces each by its name in the theme: draw with LIGHT.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from report import fonts
 from report.outcome import Sweep
 from saved.records import Phases
 
@@ -32,7 +32,7 @@ DARK = {
     "other1": "#e08fbe", "other2": "#d8bd4a", "other3": "#8cc4ec", "other4": "#b695d4",
 }  # fmt: skip
 INK, GREY, LINE, PAPER = LIGHT["ink"], LIGHT["grey"], LIGHT["line"], LIGHT["paper"]
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "text.color": INK,  # names are plain text, even with $ in them
     "figure.facecolor": PAPER, "figure.labelsize": 9, "figure.constrained_layout.use": True,
     "axes.facecolor": PAPER, "axes.edgecolor": LINE, "axes.labelcolor": INK, "axes.labelsize": 9, "axes.titlesize": 9,
@@ -44,11 +44,6 @@ STYLE = {
 }  # fmt: skip
 RUNS = [LIGHT[name] for name in ("spatial", "motion", "fusion", "other1", "other2", "other4")]  # side by side
 WIDTH = 4.6  # inches; narrow, so that the text is still read on a phone
-
-
-def style(names: Iterable[str]) -> dict:
-    """matplotlib's settings for the figures, in fonts that have the characters of `names`."""
-    return {**STYLE, "font.family": fonts.families(names)}
 
 
 def hue(name: str, place: int) -> str:

@@ -31,7 +31,7 @@ CHOSEN = {  # what an accuracy is worth where predictions.json says of its netwo
 
 def write_report(outcome: Outcome, output: Path, title: str) -> Path:
     """Write report.html with the files that it shows into `output`; returns the page's path."""
-    with rc_context(plots.style(outcome.test_set.class_names)):
+    with rc_context(plots.STYLE):
         chances = probabilities(outcome)
         sections = [
             accuracy(outcome.results),
@@ -48,7 +48,7 @@ def write_report(outcome: Outcome, output: Path, title: str) -> Path:
 
 def write_overview(total: dict, output: Path, title: str) -> Path:
     """The same for the mean over several splits."""
-    with rc_context(plots.style(total["streams"])):
+    with rc_context(plots.STYLE):
         return page.write(build_report(total, title, [accuracy(total), each_split(total)], []), output / "report.html")
 
 

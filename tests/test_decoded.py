@@ -30,7 +30,6 @@ from dataloader.preparation import default_preparation
 from dataloader.sampling import consecutive_runs
 from recogniser import windows
 from recogniser.decoded import DecodedFrames, Flow
-from utils import InputError
 
 SIDE = 64
 SETTINGS = {"short_side": SIDE, "quality": 80, "sampling_rate": 3, "method": "dis", "bound": 12.0}
@@ -249,13 +248,9 @@ def test_flow_is_asked_for_in_runs_of_consecutive_pairs():
 
 
 def test_a_camera_gives_windows_until_it_ends(video):
-    seen = []
-    camera = windows.Camera(str(video), [SIDE])
-    found = list(camera.windows(0.4, 0.2, lambda frame, now: seen.append((frame.shape, now))))
+    found = list(windows.Camera(str(video), [SIDE]).windows(0.4, 0.2))
     assert found and all(window.count == 10 and len(window.frames[SIDE]) == 10 for window in found)
     assert all(one.first + 5 <= two.first for one, two in itertools.pairwise(found))
-    assert len(seen) == FRAMES and {shape for shape, _ in seen} == {(96, 128, 3)}
-    assert [now for _, now in seen] == sorted(now for _, now in seen)
     first = found[0]
     pictures = [cv2.resize(f, (85, 64), interpolation=cv2.INTER_AREA) for f in read_frames(video)]
     for number, frame in first.frames[SIDE].items():
@@ -323,10 +318,7 @@ def capture(monkeypatch, clock) -> FakeCapture:
 
 
 def test_a_file_is_played_at_its_own_speed(video, clock):
-    seconds = []
-    camera = windows.Camera(str(video), [SIDE])
-    (whole,) = camera.windows(FRAMES / RATE, 1, lambda _, now: seconds.append(now))
-    np.testing.assert_allclose(seconds, np.arange(FRAMES) / RATE, atol=1e-6)
+    (whole,) = windows.Camera(str(video), [SIDE]).windows(FRAMES / RATE, 1)
     assert (whole.first, whole.count) == (0, FRAMES)
     np.testing.assert_allclose((whole.start, whole.end, whole.rate), (0, FRAMES / RATE, RATE), atol=1e-6)
 
@@ -354,9 +346,8 @@ def test_a_camera_is_read_as_fast_as_it_gives(capture):
     capture.pause = 0.05  # twice the frames that it promises
     for gray in (0, 1, 2, None):
         capture.coming.put(gray)
-    seconds = []
-    list(windows.Camera("0", [SIDE]).windows(1, 1, lambda _, now: seconds.append(now)))
-    np.testing.assert_allclose(seconds, (0.05, 0.1, 0.15))
+    (window,) = windows.Camera("0", [SIDE]).windows(1, 1)
+    np.testing.assert_allclose((window.start, window.end), (0.05, 0.15 + 0.1))  # the last one stands for a tenth
 
 
 def test_no_window_of_a_camera_is_shorter_than_a_frame(capture):
@@ -386,9 +377,7 @@ def test_who_leaves_a_camera_stops_it(capture):
     assert capture.released and capture.given < 2000
 
 
-def test_an_error_in_the_cameras_thread_is_raised(video):
-    def fail(frame, now):
-        raise InputError("disk full")
-
-    with pytest.raises(InputError, match="disk full"):
-        list(windows.Camera(str(video), [SIDE]).windows(0.4, 0.2, fail))
+def test_an_error_in_the_cameras_thread_is_raised(capture):
+    capture.coming.put("no gray value")
+    with pytest.raises(ValueError, match="no gray value"):
+        list(windows.Camera("0", [SIDE]).windows(0.4, 0.2))

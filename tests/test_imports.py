@@ -18,7 +18,7 @@ BELOW = {
     "saved": {"utils", "common", "dataloader"},
     "engine": {"utils", "common", "dataloader", "network", "saved"},
     "data": {"utils", "common", "dataloader"},
-    "recogniser": {"utils", "common", "dataloader", "data", "network", "saved", "engine", "report.fonts"},
+    "recogniser": {"utils", "common", "dataloader", "data", "network", "saved", "engine"},
     "report": {"utils", "common", "dataloader", "saved"},
 }
 FREE = ("benchmarks", "tests")

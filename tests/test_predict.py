@@ -20,10 +20,9 @@ from video_files import FRAMES, make_video
 import predict
 from data.videos import VideoError, read_frames
 from dataloader.names import UCF101_CLASSES
-from recogniser import film, loading
-from recogniser.answers import Answer, as_json, as_line
-from recogniser.overlay import Caption, Scores, draw
-from recogniser.vote import is_decided, spread_order
+from recogniser import loading
+from recogniser.answers import Answer, as_json, as_line, softmax
+from recogniser.overlay import Caption, Scores, draw, open_film
 from utils import InputError
 
 # --- answers -------------------------------------------------------------------------------------------
@@ -33,13 +32,18 @@ def test_fused_is_the_softmax_of_the_weighted_mean_of_mean_logits():
     rng = np.random.default_rng(0)
     logits = {"spatial": rng.normal(size=(4, 6)), "motion": rng.normal(size=(3, 6))}
     times = {"spatial": np.arange(4.0), "motion": np.arange(3.0)}
-    answer = Answer(list("abcdef"), 0.0, 4.0, 100, logits, times, [1.0, 3.0])
+    samples = {"spatial": 4, "motion": 3}
+    answer = Answer(list("abcdef"), 0.0, 4.0, 100, logits, times, samples, [1.0, 3.0])
     mean = (logits["spatial"].mean(0) + 3 * logits["motion"].mean(0)) / 4
     expected = np.exp(mean) / np.exp(mean).sum()
     np.testing.assert_allclose(answer.probabilities()["fused"], expected, rtol=1e-5)
     when, over_time = answer.over_time()
     middle = (logits["spatial"][1] + 3 * logits["motion"][1]) / 4  # both streams have a clip at 1 s
-    np.testing.assert_allclose(over_time[list(when).index(1.0)], np.exp(middle) / np.exp(middle).sum(), rtol=1e-5)
+    np.testing.assert_allclose(over_time[list(when).index(1.0)], middle, rtol=1e-5)
+    first, second = np.argsort(-expected)[:2]
+    strongest, share = answer.moments(1)[0]  # where the first class leads the second most
+    assert strongest == when[np.argmax(over_time[:, first] - over_time[:, second])]
+    assert share == pytest.approx(softmax(over_time)[list(when).index(strongest), first])
 
 
 class FakeCheckpoint:
@@ -69,32 +73,6 @@ def test_class_names_come_from_where_they_are_known(tmp_path, capsys):
 def test_streams_of_different_classes_are_refused(other, message):
     with pytest.raises(InputError, match=message):
         loading.choose_class_names([FakeCheckpoint("a.pth", 2, ["run", "walk"]), other], None)
-
-
-# --- the vote ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [1, 2, 5, 19, 25])
-def test_the_first_clips_are_spread_over_the_video(count):
-    order = spread_order(count)
-    assert sorted(order) == list(range(count))
-    for first in (2, 4, 8):
-        if first <= count:  # no gap is much longer than an even spread's
-            gaps = np.diff([0, *sorted(order[:first]), count])
-            assert gaps.max() <= 2 * count / first + 1
-
-
-def test_a_vote_is_decided_by_the_error_of_its_mean():
-    """Four of 19 clips: the lead's standard error is s / 2 * sqrt(15 / 19), by the formula of finite samples."""
-    noise = np.array([1.0, -1, 1, -1])
-    error = noise.std(ddof=1) / 2 * np.sqrt(15 / 19)
-    for lead, decided in ((3.9 * error, False), (4.1 * error, True)):
-        logits = np.stack([lead + noise, np.zeros(4), np.full(4, -50.0)], 1)
-        assert is_decided([logits], [19], [1.0]) is decided
-        assert not is_decided([logits[:3]], [19], [1.0])  # three know too little
-        assert is_decided([logits], [4], [1.0])  # there are no more
-        two = [logits, np.zeros((4, 3))]  # a stream that doesn't care halves the lead and its error
-        assert is_decided(two, [19, 19], [1.0, 1.0]) is decided
 
 
 # --- drawing -------------------------------------------------------------------------------------------
@@ -217,16 +195,13 @@ def test_films_and_pictures(prepared, monkeypatch, tmp_path):
     video, flags = prepared / "videos/walk/b.avi", flags_of(prepared)
     call(monkeypatch, video, *flags, "--save", tmp_path / "a.png")
     call(monkeypatch, video, *flags, "--save", tmp_path / "a.mp4", "--sliding", 0.4)
-    live = make_video(prepared / "live.avi", 5, frames=10 * FRAMES)  # long enough for an answer on a busy machine
-    call(monkeypatch, "--camera", live, *flags, "--save", tmp_path / "camera.mp4", "--sliding", 0.4, "--json")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.png", "camera.mp4"]  # and no leavings
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.png"]  # and no leavings
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width == 1280 and np.asarray(picture).std() > 20
     film = [*read_frames(tmp_path / "a.mp4")]
     assert len(film) == FRAMES and film[0].shape[1] == 640 and film[0].shape[0] > 480
     small = cv2.resize(film[9][:480], (128, 96), interpolation=cv2.INTER_AREA).astype(int)
     assert abs(small - [*read_frames(video)][9])[30:].mean() < 12  # the video itself, as far as MPEG-4 keeps it
-    assert [*read_frames(tmp_path / "camera.mp4")]
 
 
 def test_a_folder_of_films(prepared, monkeypatch, tmp_path, capsys):
@@ -246,7 +221,7 @@ def test_a_folder_of_films(prepared, monkeypatch, tmp_path, capsys):
 def test_a_film_keeps_its_pictures(codecs, tmp_path, monkeypatch):
     monkeypatch.setattr(pytest.importorskip("av"), "codecs_available", codecs)
     picture = np.full((96, 128, 3), (200, 40, 40), np.uint8)
-    with film.open_film(tmp_path / "a.mp4", 25) as write:
+    with open_film(tmp_path / "a.mp4", 25) as write:
         for _ in range(5):
             write(picture)
     found = [*read_frames(tmp_path / "a.mp4")]
@@ -255,7 +230,7 @@ def test_a_film_keeps_its_pictures(codecs, tmp_path, monkeypatch):
 
 def test_without_pyav_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(InputError, match="pip install av"), film.open_film(tmp_path / "a.mp4", 25):
+    with pytest.raises(InputError, match="pip install av"), open_film(tmp_path / "a.mp4", 25):
         pass
     assert not list(tmp_path.iterdir())
 
@@ -278,7 +253,8 @@ def test_unknown_below_names_nothing():
 
     def said(unknown_below):
         logits = {"spatial": np.array([[np.log(3), 0.0]])}
-        answer = Answer(["run", "walk"], 0.0, 1.0, 25, logits, {"spatial": np.array([0.5])}, [1.0],
+        times = {"spatial": np.array([0.5])}
+        answer = Answer(["run", "walk"], 0.0, 1.0, 25, logits, times, {"spatial": 1}, [1.0],
                         unknown_below=unknown_below)  # fmt: skip
         return json.loads(as_json("a.avi", answer)), as_line(answer)
 
@@ -295,21 +271,6 @@ def test_a_camera_says_how_late_its_answers_are(prepared, monkeypatch, capsys):
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert answers and all(0 <= one["behind"] < 60 for one in answers)
     assert all(one["spatial"]["samples"] == 5 for one in answers)  # 19 in 0.4 s would be the same frames again
-
-
-def test_stop_early_computes_fewer_clips_and_answers_the_same(prepared, monkeypatch, capsys):
-    """Clips that are computed are those of the whole vote: with all of them the logits are the same."""
-    video = prepared / "videos/walk/b.avi"
-    answers = {}
-    for name, certainty in (("whole", None), ("early", 0.0), ("never", 1e9)):
-        if certainty is not None:
-            monkeypatch.setattr("recogniser.vote.CERTAINTY", certainty)
-        call(monkeypatch, video, *flags_of(prepared), "--json", *(["--stop-early"] if certainty is not None else []))
-        answers[name] = json.loads(capsys.readouterr().out)
-    assert [answers[name]["motion"]["samples"] for name in ("whole", "early", "never")] == [19, 4, 19]
-    assert answers["early"]["notes"] == ["decided after 4 of 19 clips"]
-    for stream in ("spatial", "motion"):
-        np.testing.assert_allclose(logits_of(answers["never"], stream), logits_of(answers["whole"], stream), atol=1e-4)
 
 
 def test_one_bad_video_among_several_costs_only_itself(prepared, monkeypatch, tmp_path, capsys):
@@ -334,8 +295,10 @@ def test_errors_are_plain(prepared, monkeypatch, tmp_path):
         (tmp_path / "empty.avi", *flags): "the file is empty",
         (tmp_path / "absent.avi", *flags): "absent.avi does not exist",
         (short, *flags[2:]): "short.avi: has 4 frames, and one clip of the flow network needs 5",
-        (good, *flags, "--unknown-below", 50): "--unknown-below 50.0: give a probability from 0 to 1",
-        ("--camera", good, *flags, "--save", tmp_path): "a camera's film needs the name of a .mp4 file",
+        (good, *flags, "--unknown-below", 50): "--unknown-below: must be from 0 to 1",
+        (good, *flags, "--sliding", "inf"): "--sliding: must be from 0.001 to 86400",
+        ("--camera", "9" * 30, *flags): "no such camera",
+        ("--camera", good, *flags, "--save", tmp_path): "draws videos: record the camera",
         (os.devnull, *flags, "--sliding", 1): "is a pipe or a device",
         (good,): "no network",
         tuple(flags): "either videos or a --camera",
