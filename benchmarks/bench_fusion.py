@@ -22,7 +22,6 @@ sys.path.insert(0, str(ROOT))
 
 from common.accuracy import accuracy
 from common.commandline import ArgumentParser
-from dataloader.names import group_of
 from fusion import PULL, fuse, learn_weights
 from report.metrics import calibration, softmax
 from saved.predictions import TestSet, align, load_predictions
@@ -86,7 +85,7 @@ def main() -> None:
         for chosen in [*itertools.combinations(read, 2), *together]:
             test = align(chosen)
             streams, labels = list(test.streams.values()), test.labels
-            odd = np.array([int(group_of(video)) % 2 == 1 for video in test.videos])
+            odd = np.array([int(video[-6:-4]) % 2 == 1 for video in test.videos])
             average = fuse(streams)
             fused = learnt(test, odd, None, PULL, 0)
             found = {

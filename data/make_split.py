@@ -23,7 +23,7 @@ import numpy as np
 
 from common.commandline import ArgumentParser, bounded
 from data.videos import find_videos
-from dataloader.names import first_few, group_of, video_key
+from dataloader.names import find_groups, first_few, video_key
 from utils import InputError, atomic_path, check_writable, plural, run_main
 
 SIDES = {"train": "train", "training": "train", "test": "test", "testing": "test"}  # names of folders
@@ -166,7 +166,8 @@ def group_videos(
     labels: dict[str, int], class_names: list[str], copies: Sequence[Sequence[str]] = ()
 ) -> dict[tuple[int, str], list[str]]:
     """{(label, group): its paths}: what has to stay together. Copies of a class are of the first one's group."""
-    group = {path: group_of(video_key(path, class_names[label])) for path, label in labels.items()}
+    found = find_groups(list(labels), [class_names[label] for label in labels.values()])
+    group = {path: of or path for path, of in zip(labels, found, strict=True)}
     for first, *others in copies:
         for other in others:
             joined, kept = (labels[other], group[other]), group[first]

@@ -5,13 +5,14 @@ Whatever is wrong with a list is told by file and line.
 
 from __future__ import annotations
 
+import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dataloader.names import UCF101_CLASSES, Video, first_few, group_of, ucf_parts, video_key, without_suffix
+from dataloader.names import UCF101_CLASSES, Video, find_groups, first_few, ucf_parts, video_key, without_suffix
 from utils import InputError, plural
 
 USUAL_GROUPS = 18  # of UCF101's training sets, in each class
@@ -55,6 +56,9 @@ def load_split(
                `path label` or TSN's `path num_frames label`. The classes and their order: classes.txt (or
                classInd.txt) if there is one; UCF101's if all are of it; by labels; else the sorted folders
 
+    The videos' groups: groups.csv beside the lists, if it is there (columns video and group; a video without a row is
+    by itself), else names.find_groups.
+
     `names_on_disk`, for the group rule: Index.names, or paths of videos. `verbose` prints the rule's counts
     beside the official ones. Raises InputError, one line, for whatever is wrong with a list.
     """
@@ -65,8 +69,33 @@ def load_split(
             counts = f"{len(split.train)} training and {len(split.test)} test videos"
             official = "".join(f" (officially {n} and {m})" for n, m in filter(None, [split.official_counts]))
             print(f"no split lists given: split {number} by UCF101's group rule has {counts}{official}")
-        return split
-    return read_lists(Path(list_dir), number)
+        return _with_groups(split, None)
+    place, split = read_lists(Path(list_dir), number)
+    return _with_groups(split, place / "groups.csv")
+
+
+def _with_groups(split: Split, file: Path | None) -> Split:
+    """The split with each video's group: by `file`, groups.csv beside the lists, if it is there, else by the names."""
+    videos = [*split.train, *split.test]
+    if file and file.is_file():
+        told = read_groups(file)
+        groups = [told.get(without_suffix(video.listed).casefold(), "") for video in videos]
+    else:
+        groups = find_groups([video.listed for video in videos], [split.class_names[v.label] for v in videos])
+    videos = [replace(video, group=group) for video, group in zip(videos, groups, strict=True)]
+    return replace(split, train=videos[: len(split.train)], test=videos[len(split.train) :])
+
+
+def read_groups(file: Path) -> dict[str, str]:
+    """{path without suffix, in lower case: group} of a CSV file with the columns video and group. Raises InputError."""
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as opened:
+            rows = list(csv.DictReader(opened))
+        return {without_suffix(row["video"].strip()).casefold(): row["group"].strip() for row in rows}
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"cannot read {file}: {error}") from None
+    except (KeyError, AttributeError):
+        raise InputError(f"{file}: expected a CSV file with the columns video and group in each row") from None
 
 
 def _split_by_groups(names: Iterable[str], number: str) -> Split:
@@ -111,24 +140,23 @@ def _by_label(videos: Iterable[Video]) -> list[Video]:
 def hold_out_groups(train: list[Video], groups: int) -> tuple[list[Video], list[Video]]:
     """Move the last `groups` groups of each class out of training, to select and schedule by: (train, val).
 
-    Groups are names.group_of's: UCF101's, HMDB51's source videos. Where names tell no groups, each video would be
-    one, and a few videos would choose the model: there the part of each class is held out that `groups` are of
-    UCF101's USUAL_GROUPS in training, in the order of names.
+    Where no groups are known, each video would be one, and a few videos would choose the model: there the part of
+    each class is held out that `groups` are of UCF101's USUAL_GROUPS in training, in the order of names.
     """
     of_class: dict[int, set[str]] = defaultdict(set)
     for video in train:
-        of_class[video.label].add(group_of(video.name))
-    if groups > 0 and all(group_of(video.name) == video.name.rpartition("/")[2] for video in train):
+        of_class[video.label].add(video.group)
+    if groups > 0 and all(video.group == video.name for video in train):
         return _hold_out_fraction(train, min(groups / USUAL_GROUPS, 0.5))
     for video in train:
         if not 0 < groups < len(of_class[video.label]):
             raise InputError(
-                f"--val-groups {groups}: {video.name}'s class trains on {plural(len(of_class[video.label]), 'group')}; "
-                "hold out at least one and leave at least one"
+                f"--val-groups {groups}: {video.name}'s class trains on "
+                f"{plural(len(of_class[video.label]), 'group')}; hold out at least one and leave at least one"
             )
     last = {label: set(sorted(found)[-groups:]) for label, found in of_class.items()}
-    val = [video for video in train if group_of(video.name) in last[video.label]]
-    rest = [video for video in train if group_of(video.name) not in last[video.label]]
+    val = [video for video in train if video.group in last[video.label]]
+    rest = [video for video in train if video.group not in last[video.label]]
     return rest, val
 
 
@@ -154,8 +182,8 @@ class _Line:
     label: int | None  # as written, counted from 0 or from 1
 
 
-def read_lists(folder: Path, number: str) -> Split:
-    """The lists of split `number` in `folder`, or in a folder within it. Formats: see load_split."""
+def read_lists(folder: Path, number: str) -> tuple[Path, Split]:
+    """Where the lists of split `number` are, `folder` or a folder within it, and the split. Formats: see load_split."""
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; give the folder that holds the split lists")
     for place in [folder, *sorted(child for child in folder.iterdir() if child.is_dir())]:
@@ -173,7 +201,7 @@ def read_lists(folder: Path, number: str) -> Split:
                 f"{place}: split {number} leaks: {plural(len(leaks), 'video')} in both train and test "
                 f"({first_few(leaks)}); delete from one list"
             )
-        return lists
+        return place, lists
     raise InputError(
         f"{folder} holds no split lists; expected trainlist01.txt and testlist01.txt (UCF101), "
         "<class>_test_split1.txt (HMDB51), or train.txt and test.txt (data/make_split.py writes them)"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from utils import printable
 
@@ -44,11 +45,18 @@ class Video:
     name: its key in every prediction file, `<Class>_gXX_cYY` for UCF101's naming, else `<Class>/<stem>`
     label: 0-based, an index into Split.class_names
     listed: the name as the list writes it, or as found on disk
+    group: the recording or person it shows. Videos of one group are alike, so they stay on one side of any split
+        and are resampled together; a group may be in several classes. Its own name: it is by itself
     """
 
     name: str
     label: int
     listed: str
+    group: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.group:
+            object.__setattr__(self, "group", self.name)
 
 
 def without_suffix(path: str) -> str:
@@ -78,16 +86,74 @@ def video_key(path: str, class_name: str) -> str:
     return f"{class_name}/{without_suffix(path).rpartition('/')[2]}"
 
 
-def group_of(name: str) -> str:
-    """The recording that a video, given by its key, was cut from: videos of one must not be on both sides.
+def find_groups(paths: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """The recording or person of each video, as far as all their names together tell it; "" for none.
 
-    The group in UCF101's names, the part before `_<class>_` in HMDB51's, or before a last `_<class>` (Weizmann's
-    `daria_run`); a name that tells neither is a group by itself. Sorted as text, groups are in order.
+    paths: of the videos, or their keys; classes: the class name of each. UCF101's and HMDB51's names tell the group
+    of each video. Of other names a part counts where, in most classes, half of the videos are of several groups of
+    several videos; the first of these that does is taken:
+      the folders between the class's and the video   walk/rec1/a.avi is of rec1
+      what stands before the class (KTH, Weizmann)    run/daria_run.avi is of daria
+      what stands after it, without a number          run/run_daria.avi is of daria
+      all but the last word, but the class            walk/walk_rec1_2.avi is of rec1; UCF11's v_biking_01_02 of v_01
+      all but the last two
     """
-    if parts := ucf_parts(name):
+    groups = [_certain_group(path, name) for path, name in zip(paths, classes, strict=True)]
+    left = [i for i, group in enumerate(groups) if not group]
+    kinds = zip(*(_parts(paths[i], classes[i]) for i in left), strict=True)
+    for parts, across in zip(kinds, (False, True, True, False, False), strict=False):
+        if _are_groups(parts, [classes[i] for i in left], across):
+            for i, part in zip(left, parts, strict=True):
+                groups[i] = part
+            break
+    return groups
+
+
+def _certain_group(path: str, class_name: str) -> str:
+    if parts := ucf_parts(path):
         return parts[1]
-    folder, _, stem = name.rpartition("/")
-    return f"{stem}_".partition(f"_{folder}_")[0].removesuffix("_") if folder else stem
+    stem = without_suffix(path).rpartition("/")[2]
+    hmdb51 = rf"(.+)_{re.escape(class_name)}_[fhlu]_(?:cm|nm)_np\d+_(?:ba|fr|le|ri)_(?:bad|goo|med)_\d+"
+    match = re.fullmatch(hmdb51, stem, re.IGNORECASE)
+    return match[1] if match else ""
+
+
+def _parts(path: str, class_name: str) -> Iterator[str]:
+    """The parts of a name that may tell its recording, in the order of find_groups; "" where there is no such part."""
+    *folders, stem = without_suffix(path).casefold().split("/")
+    own = [i for i, folder in enumerate(folders) if folder == class_name.casefold()]
+    yield "/".join(folders[own[-1] + 1 :]) if own else ""
+    words = [word for word in re.split(r"[\W_]+", stem) if word]
+    wanted = "".join(re.split(r"[\W_]+", class_name.casefold()))
+    before, after = [], words
+    for end in range(len(words), 0, -1):  # the last time that the class is named: run, or run2, but not run_2
+        last = words[end - 1] if words[end - 1].isdigit() else words[end - 1].rstrip("0123456789")
+        starts = [i for i in range(end) if wanted in ("".join(words[i:end]), "".join(words[i : end - 1]) + last)]
+        if starts:
+            before, after = words[: starts[0]], words[end:]
+            break
+    named = len(before) + len(after) < len(words)
+    yield "_".join(before)
+    yield "_".join(after) if named and not before and not re.search(r"\d", stem) else ""
+    yield "_".join([*before, *after][:-1])
+    yield "_".join([*before, *after][:-2])
+
+
+def _are_groups(parts: Sequence[str], classes: Sequence[str], across: bool) -> bool:
+    """Whether, in most classes, half of the videos are of several groups of several; `across` counts all classes'.
+
+    Two groups without a number are none: IMG and MVI are what cameras call their files.
+    """
+    sizes = Counter((part, "" if across else name) for part, name in zip(parts, classes, strict=True) if part)
+    of_class: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for part, name in zip(parts, classes, strict=True):
+        of_class[name].append((part, "" if across else name))
+    agreed = 0
+    for found in of_class.values():
+        several = {key for key in found if sizes[key] > 1}
+        numbered = any(re.search(r"\d", part) for part, _ in several)
+        agreed += len(several) > (1 if numbered else 2) and 2 * sum(key in several for key in found) >= len(found)
+    return 2 * agreed > len(of_class)
 
 
 def first_few(names: Iterable[str], limit: int = 3) -> str:

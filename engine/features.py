@@ -104,7 +104,8 @@ def extract_features(
             _compute(net, loader, sampling, preparation, device, file, done)
     values = np.memmap(partial, np.float16, "r", start, (len(sources), *shape))
     write_features(
-        path, [s.video.name for s in sources], [s.video.label for s in sources], subset, values, about
+        path, [s.video.name for s in sources], [s.video.label for s in sources], subset, values, about,
+        [s.video.group for s in sources],
     )  # fmt: skip
     del values  # Windows removes no file that is open
     partial.unlink()
@@ -155,8 +156,10 @@ def trunk_hash(model: Network) -> str:
 
 
 def list_hash(sources: list[Source], subset: list[str]) -> str:
-    """SHA-256 of which videos, with which labels, in how many images: another list means other features."""
-    rows = [(s.video.name, s.video.label, part, s.count) for s, part in zip(sources, subset, strict=True)]
+    """SHA-256 of which videos, with which labels and groups, in how many images: another list means other features."""
+    rows = [
+        (s.video.name, s.video.label, s.video.group, part, s.count) for s, part in zip(sources, subset, strict=True)
+    ]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 

@@ -20,7 +20,6 @@ from dataloader.loader import Loader
 from engine.crossfit import fit_linear
 from engine.state import Training
 from network import InferenceNet
-from saved.feature_file import group_or_video
 from utils import InputError, plural
 
 FOLDS = 5  # that choose the linear head's strength
@@ -138,7 +137,7 @@ def start_from_linear_head(
             bar.update()
             after_video(training)
     samples = np.stack([np.concatenate(own) for own in values])
-    groups = np.array([group_or_video(source.video.name) for source in loader.dataset.sources])
+    groups = np.array([source.video.group for source in loader.dataset.sources])
     rows, seed = np.arange(count), training.settings.seed
     try:
         fit = fit_linear(samples, rows, labels, groups, classes, FOLDS, seed, "mean")

@@ -336,6 +336,7 @@ class Run:
         write_predictions(folder, self.stream, result.frame_logits, about)
         if self.features and subset == "test":
             names = list(result.features)
+            groups = {source.video.name: source.video.group for source in loader.dataset.sources}
             network = {"arch": self.arch, "checkpoint": str(self.output / name), "sha256": weights_hash(weights)}
             kept = {key: about[key] for key in ("dataset", "split", "class_names", "frames")}
             write_features(
@@ -343,6 +344,7 @@ class Run:
                 np.stack([result.features[n] for n in names]),
                 {"stream": self.stream, **kept, "preparation": training.preparation.as_dict(), "network": network,
                  "samples": sampling.samples, "views": sampling.views, "pooling": list(last_pooling(training.model))},
+                [groups[name] for name in names],
             )  # fmt: skip
 
     @contextlib.contextmanager

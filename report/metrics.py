@@ -13,19 +13,21 @@ import numpy as np
 from scipy import special
 
 from common.accuracy import check_finite, ranks
-from dataloader.names import group_of
+from dataloader.names import find_groups
 
 METRICS = ("top1", "top5", "mean_class")
 softmax = functools.partial(special.softmax, axis=-1)  # probabilities of logits (..., classes)
 
 
-def group_numbers(videos: Sequence[str], labels: np.ndarray) -> np.ndarray:
-    """(videos,) int: which recording of its class each video was cut from, by its name.
+def group_numbers(videos: Sequence[str], labels: np.ndarray, groups: Sequence[str] | None = None) -> np.ndarray:
+    """(videos,) int: which recording of its class each video was cut from: by `groups`, else by all their names.
 
     Clips of one recording are alike, so they are right or wrong together: intervals and tests resample recordings.
-    Videos whose names tell none are each by themselves, and then these are the numbers 0 to videos - 1.
+    Videos that are of none are each by themselves, and then these are the numbers 0 to videos - 1.
     """
-    keys = [f"{label}/{group_of(video)}" for video, label in zip(videos, labels, strict=True)]
+    if groups is None:
+        groups = find_groups(videos, [video.rpartition("/")[0] or video.partition("_g")[0] for video in videos])
+    keys = [f"{label}/{group or video}" for video, label, group in zip(videos, labels, groups, strict=True)]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return np.array([numbers[key] for key in keys])
 

@@ -3,7 +3,7 @@
   videos    (V,) str, the videos' keys; training videos first, each subset in the order of its list
   labels    (V,) int64, indices into class_names
   subset    (V,) str, "train" or "test"
-  groups    (V,) str, the recording or person that a video is of, as far as its name tells
+  groups    (V,) str, the recording or person that a video is of, Video.group; its own name where none is known
   features  (V, samples, F) float16, averaged over views; samples in time order
   about     () str, JSON: format, stream, dataset, split, class_names, preparation, samples, views, frames; pooling,
             such as layer4.mean, which is what the last layer sees (pre-logits of timm's networks); network: arch, where
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from dataloader.names import first_few, group_of
+from dataloader.names import first_few
 from utils import InputError, atomic_path, check_writable
 
 FORMAT = 1
@@ -58,20 +58,18 @@ def write_features(
     subset: Sequence[str],
     values: np.ndarray,
     about: dict[str, Any],
+    groups: Sequence[str] = (),
 ) -> None:
-    """Write the file, atomically. `values` may be a memory map: it is copied through in parts."""
+    """Write the file, atomically. `values` may be a memory map: it is copied through in parts.
+
+    Without `groups`, each video is by itself.
+    """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(
             file, videos=np.array(videos), labels=np.array(labels, dtype=np.int64), subset=np.array(subset),
-            groups=np.array([group_or_video(video) for video in videos]), features=values,
+            groups=np.array(groups or videos), features=values,
             about=np.array(json.dumps({"format": FORMAT, **about}, ensure_ascii=False)),
         )  # fmt: skip
-
-
-def group_or_video(video: str) -> str:
-    """Its recording or person, which may be in several classes; its whole name where that tells neither."""
-    group = group_of(video)
-    return video if group == video.rpartition("/")[2] else group
 
 
 def read_about(path: str | Path) -> dict[str, Any] | None:

@@ -16,7 +16,6 @@ from dataloader.clips import ClipDataset, TestSampling, clips_of
 from dataloader.frames import index_frames
 from dataloader.images import ReadFrame, find_sources
 from dataloader.lists import load_split
-from dataloader.names import group_of
 from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation, flow_picture, to_input
 from dataloader.sampling import test_starts as spread
 from dataloader.transforms import flip_clips
@@ -143,12 +142,6 @@ def test_the_file_is_what_the_documentation_says(extracted):
         about = json.loads(str(content["about"]))
     assert {"stream", "dataset", "split", "class_names", "preparation", "samples", "views", "network"} <= set(about)
     assert len(about["network"]["sha256"]) == 64 and about["preparation"]["size"] == 64
-
-
-def test_persons_are_groups():
-    assert group_of("run/daria_run") == group_of("skip/daria_skip") == "daria"
-    assert group_of("run/runner_run_2") == "runner" and group_of("fight/fi001") == "fi001"
-    assert group_of("run/rerun") == "rerun"
 
 
 def test_a_flow_picture_is_x_y_and_speed():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
 import pytest
 
 from dataloader.lists import UCF101_CLASSES, Video, hold_out_groups, load_split
-from dataloader.names import group_of, video_key
+from dataloader.names import find_groups, video_key
 from utils import InputError
 
 
@@ -328,12 +329,65 @@ def test_hold_out_of_other_names():
     """HMDB51: clips of one source stay together, and so do the single videos beside them."""
     names = [f"kick/{source}_kick_f_cm_np1_ba_med_{i}" for source in ("film_a", "film_b", "film_c") for i in range(2)]
     own = [f"fight/fi{i:03d}" for i in range(10)]
-    videos = [Video(name, 0, name) for name in names] + [Video(name, 1, name) for name in own]
+    groups = find_groups(names + own, ["kick"] * 6 + ["fight"] * 10)
+    assert groups == [name[5:11] for name in names] + [""] * 10
+    videos = [Video(name, int(name in own), name, group) for name, group in zip(names + own, groups, strict=True)]
     train, val = hold_out_groups(videos, 1)
     assert [video.name for video in val] == [*names[4:], own[-1]]
     assert [video.name for video in train] == [*names[:4], *own[:-1]]
-    assert group_of(names[0]) == "film_a"
-    assert group_of("fight__001") == "fight__001"
+
+
+def clips(text: str, **parts: list) -> list[tuple[str, str]]:
+    """[(path, class)] of all combinations of `parts`, among them c, the class."""
+    made = [dict(zip(parts, values, strict=True)) for values in itertools.product(*parts.values())]
+    return [(text.format(**one), one["c"]) for one in made]
+
+
+@pytest.mark.parametrize(
+    "videos, group",
+    [  # groups that names tell, of the first video
+        (clips("{c}/v_{c}_g{g:02}_c01.avi", c=["Biking", "Diving"], g=range(1, 4)), "01"),
+        (clips("{c}/{p}_{c}.avi", c=["run", "walk"], p=["daria", "eli", "ira"]), "daria"),  # Weizmann
+        (clips("{c}/{p}_{c}{i}.avi", c=["run", "walk"], p=["daria", "eli", "ira"], i=[1, 2]), "daria"),
+        (clips("{c}/{c}_{p}.avi", c=["run", "walk"], p=["daria", "eli", "ira"]), "daria"),
+        (clips("{c}/person{p:02}_{c}_d{i}_uncomp.avi", c=["jogging", "boxing"], p=range(5), i=[1, 2]), "person00"),
+        (clips("{c}/{c}_rec{r}_{i}.mp4", c=["sit down", "walk"], r=range(3), i=range(4)), "rec0"),
+        (clips("{c}/{c}-{r}-{i}.mp4", c=["sit down", "walk"], r=range(3), i=range(4)), "0"),
+        (clips("{c}/game{r} clip{i}.mp4", c=["a", "b"], r=range(3), i=range(4)), "game0"),
+        (clips("{c}/rec{r}/{r}{i}.mp4", c=["a", "b"], r=range(3), i=range(4)), "rec0"),
+        (clips("biking/v_biking_{r:02}/v_biking_{r:02}_{i:02}.mpg", c=["biking"], r=range(9), i=range(4))
+         + clips("basketball/v_shooting_{r:02}/v_shooting_{r:02}_{i:02}.mpg", c=["basketball"], r=range(9), i=[1, 2]),
+         "v_biking_00"),  # UCF11
+        # and none: one recording, numbers, cameras' names, ids
+        (clips("{c}/video_{c}_{i}.avi", c=["run", "walk"], i=range(1, 7)), ""),
+        ([("run/other.avi", "run"), *clips("{c}/video_{c}_{i}.avi", c=["run", "walk"], i=range(1, 7))], ""),
+        (clips("{c}/{c}_{i}.avi", c=["run", "walk"], i=range(6)), ""),
+        (clips("{c}/fi{i:03}.avi", c=["run", "walk"], i=range(6)), ""),
+        (clips("{c}/{p}_{i:03}.avi", c=["run", "walk"], p=["IMG", "MVI"], i=range(6)), ""),
+        (clips("{c}/{i}aQ-x_000{i}10_000020.mp4", c=["run", "walk"], i=range(6)), ""),
+        (clips("{c}/clip {i} 1.avi", c=["run"], i=range(40)), ""),
+        (clips("{c}/rec{r}_{i}.avi", c=["a"], r=[1, 2], i=[1, 2]) + clips("{c}/{i}.avi", c="bcd", i=range(9)), ""),
+    ],
+)  # fmt: skip
+def test_groups_are_told_by_all_names_together(videos, group):
+    assert find_groups(*map(list, zip(*videos, strict=True)))[0] == group
+
+
+def test_weizmann_and_hockey(shared):
+    paths = sorted(path.relative_to(shared / "data").as_posix() for path in (shared / "data").glob("*/*/*.avi"))
+    for name, groups in (("weizmann", 9), ("hockey_fights", 1)):
+        found = [path for path in paths if path.startswith(name)]
+        assert len(set(find_groups(found, [path.split("/")[1] for path in found]))) == groups
+
+
+def test_groups_csv_beside_the_lists_is_the_authority(tmp_path):
+    lists = {"train.txt": "run/a_run_1.avi\nsit/b_sit_1.avi\nsit/b_sit_2.avi\n", "test.txt": "run/c_run_1.avi\n"}
+    write(tmp_path, {**lists, "groups.csv": "video,group\nRUN/a_run_1.mp4,monday\nrun/c_run_1.avi,\ngone/x.avi,y\n"})
+    split = load_split(tmp_path, 1)
+    assert [video.group for video in split.train] == ["monday", "sit/b_sit_1", "sit/b_sit_2"]
+    assert split.test[0].group == split.test[0].name == "run/c_run_1"
+    write(tmp_path, {"groups.csv": "path,who\nrun/a_run_1.avi,x\n"})
+    assert "groups.csv: expected a CSV file with the columns video and group" in error(tmp_path)
 
 
 def test_without_groups_a_fraction_of_each_class_is_held_out():
