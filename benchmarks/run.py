@@ -28,8 +28,8 @@ import torch
 from benchmarks import classic
 from common.commandline import ArgumentParser
 from dataloader.clips import ClipDataset, TestSampling, TrainSampling, clips_of, sent_ahead
-from dataloader.images import ReadFlow, ReadFrame, find_sources
 from dataloader.frames import CHANNELS, index_frames
+from dataloader.images import ReadFlow, ReadFrame, find_sources
 from dataloader.loader import make_loader
 from dataloader.names import Video
 from dataloader.preparation import default_preparation, to_input

@@ -121,7 +121,8 @@ class Output:
             except OSError:
                 if not folder.is_dir():  # if it is, another run was faster, with the same bytes
                     raise
-        made_of = {"bytes": video.size, "mtime_ns": video.mtime_ns, "sha256": sha256}
+        path = os.path.abspath(video.path)
+        made_of = {"bytes": video.size, "mtime_ns": video.mtime_ns, "sha256": sha256, "path": path}
         self._write_state(".done", video, {"settings": self.settings, **made_of, "images": images})
         self._state(".failed", video).unlink(missing_ok=True)
 

@@ -77,6 +77,15 @@ def fingerprint(root: Path, frames: Frames) -> str:
     return _digest(*(f"{file.st_size} {file.st_mtime_ns}".encode() for file in files))
 
 
+def source_path(root: Path, folder: str) -> str | None:
+    """The path of the video that the images in a folder were made of, as far as the marker tells it."""
+    try:
+        path = json.loads((root / ".done" / f"{folder}.json").read_bytes())["path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return path if isinstance(path, str) else None
+
+
 def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 

@@ -20,13 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.commandline import ArgumentParser
 from common.progress import duration
 from report import page, plots
-from report.blocks import Report, Section, Table, Text
+from report.page import Report, Section, Table, Text
 from report.sections import curve_plots
 from saved.provenance import in_words, provenance
 from saved.records import Phases, find_records
 from utils import InputError, check_writable, run_main
 
-HEADINGS = ["run", "stream", "epochs", "best top-1", "at epoch", "last top-1", "last loss", "time"]
+HEADINGS = ["run", "stream", "epochs", "best top-1", "at epoch", "last top-1", "training loss", "time"]
 
 
 @dataclass(frozen=True)

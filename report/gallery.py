@@ -1,14 +1,29 @@
-"""The videos of each class for the report: the mistakes with frames and guesses, the others by name."""
+"""The videos of each class for the report: the mistakes with pictures and guesses, the others by name."""
 
 from __future__ import annotations
 
-import numpy as np
+import base64
+import io
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
 
-from report import thumbnails
-from report.blocks import Gallery, Mistakes, Video
+import numpy as np
+from matplotlib.colors import hsv_to_rgb
+from PIL import Image, ImageOps
+
+from dataloader.extracted import source_path
+from dataloader.frames import Index, find, index_frames
+from dataloader.images import ReadFlow, ReadFrame
 from report.outcome import Outcome
+from report.page import Gallery, Mistakes, Video
+from saved.predictions import Predictions
+from utils import InputError
 
 BEST = 3  # guesses shown of each stream, beside the true class
+HEIGHT, FRAMES = 80, 4  # of a strip: about 8 kB
+MOST = 600  # videos with pictures on one page, which they make some 10 MB large
+DARK = 40  # mean grey level below which frames are brightened
 
 
 def anchor(label: int, guess: int | None = None) -> str:
@@ -27,12 +42,12 @@ def build(outcome: Outcome, chances: dict[str, np.ndarray]) -> tuple[Gallery, in
     sure = chances["fusion"].max(axis=1)
     wrong = np.flatnonzero(guesses != labels)
     wrong = wrong[np.argsort(-sure[wrong], kind="stable")]
-    frames = thumbnails.strips(test_set.sources, [test_set.videos[row] for row in wrong])
+    shown = pictures(test_set.sources, [test_set.videos[row] for row in wrong])
 
     def video(row: int) -> Video:
         best = {name: guesses_of(values[row], labels[row]) for name, values in chances.items()}
         name = test_set.videos[row]
-        return Video(f"v{row}", name, best, frames.get(name))
+        return Video(f"v{row}", name, best, **shown.get(name, NOTHING))
 
     def guesses_of(values: np.ndarray, own: int) -> list[tuple[str, float]]:
         """The best guesses, those of less than half a per cent left out, and the true class, however small."""
@@ -64,4 +79,82 @@ def build(outcome: Outcome, chances: dict[str, np.ndarray]) -> tuple[Gallery, in
             )
         )
     classes.sort(key=lambda one: len(one.right) - one.videos)
-    return Gallery(classes), len(wrong) - len(frames)
+    return Gallery(classes), len(wrong) - sum(bool(one["frames"]) for one in shown.values())
+
+
+# --- pictures ------------------------------------------------------------------------------------------
+
+NOTHING: dict[str, Any] = {"frames": None, "flow": None, "path": None, "brightened": False}
+
+
+def pictures(sources: Mapping[str, Predictions], videos: list[str]) -> dict[str, dict[str, Any]]:
+    """Pictures of the first MOST of `videos`, by video: the page's `Video` fields frames, flow, path and brightened.
+
+    predictions.json says where images lie. What is missing or damaged costs its picture, not the report.
+    """
+    rgb, flow = find_index(sources, "rgb"), find_index(sources, "flow")
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda video: one_video(video, rgb, flow), videos[:MOST])
+    return dict(zip(videos[:MOST], found, strict=True))
+
+
+def find_index(sources: Mapping[str, Predictions], kind: Literal["rgb", "flow"]) -> Index | None:
+    """The images of a kind that one of the streams was tested on."""
+    for source in sources.values():
+        frames = source.meta.get("frames")
+        root = frames.get("root") if isinstance(frames, dict) else None
+        if isinstance(root, str):
+            try:
+                return index_frames(root, kind)
+            except (InputError, OSError, ValueError):
+                continue
+    return None
+
+
+def one_video(video: str, rgb: Index | None, flow: Index | None) -> dict[str, Any]:
+    found = dict(NOTHING)
+    try:
+        if rgb is not None:
+            frames: Any = find(rgb, video)
+            chosen = np.linspace(0, frames.count - 1, min(FRAMES, frames.count)).round().astype(int).tolist()
+            images = [small(image.transpose(1, 2, 0)) for image in ReadFrame(rgb.root)(frames, chosen)]
+            found["brightened"] = float(np.mean([np.mean(image) for image in images])) < DARK
+            if found["brightened"]:
+                images = [ImageOps.autocontrast(image, cutoff=1) for image in images]
+            found["frames"] = data_uri(images)
+            found["path"] = source_path(rgb.root, frames.folder)
+        if flow is not None:
+            pair: Any = find(flow, video)
+            (xy,) = ReadFlow(flow.root)(pair, [pair[0].count // 2])
+            found["flow"] = data_uri([small(flow_colours(xy))])
+    except (InputError, OSError, ValueError, Image.DecompressionBombError):
+        pass
+    return found
+
+
+def small(pixels: np.ndarray) -> Image.Image:
+    """A picture HEIGHT pixels high of (height, width, 3) uint8."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    width = min(max(round(image.width * HEIGHT / image.height), 1), 4 * HEIGHT)
+    return image.resize((width, HEIGHT), Image.Resampling.BILINEAR)
+
+
+def flow_colours(xy: np.ndarray) -> np.ndarray:
+    """Flow images (2, height, width) uint8 as colours (height, width, 3): hue is direction, white is no motion."""
+    x, y = xy.astype(np.float32) - 127.5
+    speed = np.hypot(x, y)
+    hue = np.arctan2(y, x) / (2 * np.pi) % 1
+    saturation = np.clip(speed / max(float(np.percentile(speed, 99.5)), 8), 0, 1)
+    return (255 * hsv_to_rgb(np.stack([hue, saturation, np.ones_like(hue)], -1))).astype(np.uint8)
+
+
+def data_uri(images: list[Image.Image]) -> str:
+    """Images of one height side by side, as a JPEG in a data URI."""
+    joined = Image.new("RGB", (sum(image.width for image in images) + 2 * (len(images) - 1), HEIGHT), "#808890")
+    left = 0
+    for image in images:
+        joined.paste(image, (left, 0))
+        left += image.width + 2
+    data = io.BytesIO()
+    joined.save(data, "JPEG", quality=75)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

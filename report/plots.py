@@ -1,7 +1,6 @@
 """The report's figures. Every function returns a matplotlib Figure; page.py makes SVG of them.
 
-Call them within matplotlib.rc_context(STYLE): colours, sizes and grid are in it. Figures are drawn in the
-light theme's colours, and the page replaces each by its name in the theme: draw with LIGHT.
+Call them within matplotlib.rc_context(STYLE): colours, sizes and grid.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
@@ -18,18 +19,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from report.outcome import Sweep
 from saved.records import Phases
 
-# Of Okabe and Ito's palette: told apart with any colour vision. No two colours of LIGHT may be the same.
+# The page's colours, too. Of Okabe and Ito's palette: told apart with any colour vision.
 LIGHT = {
     "ink": "#22282f", "soft": "#5b6570", "grey": "#8a929b", "line": "#dfe4e8", "tint": "#f6f8f9", "paper": "#ffffff",
     "link": "#0b5c94", "warn": "#b07d00", "heat": "#08508a", "wrong": "#c9ced4",
     "spatial": "#0072b2", "motion": "#d55e00", "fusion": "#00795a",
     "other1": "#a2457d", "other2": "#7a6200", "other3": "#4b8bbe", "other4": "#7a5195",
-}  # fmt: skip
-DARK = {
-    "ink": "#e6e9ec", "soft": "#a3adb7", "grey": "#8d979f", "line": "#343b43", "tint": "#1d2228", "paper": "#14181c",
-    "link": "#6db7ea", "warn": "#e0a92e", "heat": "#7cc0f0", "wrong": "#4d565f",
-    "spatial": "#4fabe3", "motion": "#f08a3c", "fusion": "#35c497",
-    "other1": "#e08fbe", "other2": "#d8bd4a", "other3": "#8cc4ec", "other4": "#b695d4",
 }  # fmt: skip
 INK, GREY, LINE, PAPER = LIGHT["ink"], LIGHT["grey"], LIGHT["line"], LIGHT["paper"]
 STYLE: dict[Any, Any] = {
@@ -43,11 +38,11 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False, "legend.fontsize": 9, "legend.labelcolor": INK,
 }  # fmt: skip
 RUNS = [LIGHT[name] for name in ("spatial", "motion", "fusion", "other1", "other2", "other4")]  # side by side
-WIDTH = 4.6  # inches; narrow, so that the text is still read on a phone
+WIDTH = 7.0  # inches: as wide as the page; on a phone a figure scrolls sideways
 
 
 def hue(name: str, place: int) -> str:
-    """The name of a stream's or run's colour in LIGHT and DARK."""
+    """The name of a stream's or run's colour in LIGHT."""
     return name if name in ("spatial", "motion", "fusion") else f"other{place % 4 + 1}"
 
 
@@ -119,8 +114,8 @@ def per_class(found: pd.DataFrame, columns: Sequence[str], anchors: Sequence[str
 def confusion(matrix: np.ndarray, names: Sequence[str], anchors: Mapping[tuple[int, int], str], wide: bool) -> Figure:
     """The row-normalised confusion matrix as a heat map: true classes in rows, guesses across.
 
-    matrix (classes, classes) of counts; anchors: (row, column) -> where the cell leads. Shades grow with the root of
-    the share, so that rare mistakes show. `wide`: many classes; small cells without numbers, on a large figure.
+    matrix (classes, classes) of counts; anchors: (row, column) -> where the cell leads. Shades grow with the share, and
+    a single mistake still shows. `wide`: many classes; small cells without numbers, on a large figure.
     """
     count = len(names)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -136,16 +131,15 @@ def confusion(matrix: np.ndarray, names: Sequence[str], anchors: Mapping[tuple[i
     axes.set_ylabel("true", fontsize=10)
     axes.spines[:].set_visible(True)
     axes.grid(False)
-    between = np.arange(1, count) - 0.5
-    axes.hlines(between, -0.5, count - 0.5, color=LINE, linewidth=0.3)
-    axes.vlines(between, -0.5, count - 0.5, color=LINE, linewidth=0.3)
+    shades = ScalarMappable(Normalize(-5, 115), "Blues")  # so that one mistake of a hundred differs from white
+    steps = range(0, 101, 4)
+    scale = drawn.colorbar(shades, ax=axes, shrink=0.6, aspect=30, label="% of the true class", boundaries=steps)
+    scale.set_ticks([0, 25, 50, 75, 100])
     for row, column in zip(*np.nonzero(matrix), strict=True):
-        depth = 0.2 + 0.8 * share[row, column] ** 0.5
-        url = anchors.get((row, column))
-        corner = (column - 0.5, row - 0.5)
-        axes.add_patch(Rectangle(corner, 1, 1, facecolor=LIGHT["heat"], alpha=depth, linewidth=0, zorder=2, url=url))
+        tone, url = shades.to_rgba(100 * share[row, column]), anchors.get((row, column))
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=tone, linewidth=0, zorder=2, url=url))
         if not wide:
-            tone = PAPER if depth > 0.6 else INK
+            tone = PAPER if share[row, column] > 0.6 else INK
             words = str(matrix[row, column])
             axes.text(column, row, words, ha="center", va="center", fontsize=8, color=tone, zorder=3)
     return drawn

@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib import rc_context
 
 from report import gallery, metrics, page, plots, summary, tables
-from report.blocks import Link, Plot, Report, Section, Table, Text, Tile
 from report.outcome import Outcome
+from report.page import Link, Plot, Report, Section, Table, Text, Tile
 from saved.provenance import in_words, provenance
 from saved.records import Phases, find_records
 from utils import plural
@@ -206,15 +206,13 @@ def confusion(outcome: Outcome) -> Section:
         said += " It scrolls sideways on a narrow screen."
     blocks.append(Text(said))
     shown = counts[np.ix_(used, used)]
-    anchors, titles = {}, {}
-    for row, column in zip(*np.nonzero(shown), strict=True):
-        label, guess = used[row], used[column]
-        anchors[row, column] = target = f"#{gallery.anchor(label, guess)}"
-        share = 100 * shown[row, column] / counts[label].sum()
-        words = f"{names[label]} → {names[guess]}" if label != guess else f"{names[label]}, right"
-        titles[target] = f"{words}: {plural(int(shown[row, column]), 'video')}, {share:.0f} %"
+    anchors = {
+        (row, column): f"#{gallery.anchor(used[row], used[column])}"
+        for row, column in zip(*np.nonzero(shown), strict=True)
+    }
     drawn = plots.confusion(shown, [names[i] for i in used], anchors, wide)
-    blocks.append(Plot("confusion", drawn, "Confusion matrix of fusion", 1150 if wide else 42 * len(used), titles))
+    least = 1150 if wide else min(480, 42 * len(used) + 150)
+    blocks.append(Plot("confusion", drawn, "Confusion matrix of fusion", least))
     matrix = pd.DataFrame(counts, columns=names)
     matrix.insert(0, "true class", names, allow_duplicates=True)
     csvs = {"confusion": matrix, "confused_pairs": pairs.drop(columns=["label", "guess"])}
