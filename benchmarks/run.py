@@ -93,10 +93,10 @@ def prepare(home: Path) -> None:
 # --- measuring -----------------------------------------------------------------------------------------
 
 
-def timed(work: Callable[[], Any], clips: float) -> Callable[[], Measured]:
+def timed(clips: float, work: Callable[..., Any], *args: Any) -> Callable[[], Measured]:
     def run() -> Measured:
         cpu, wall = time.process_time(), time.perf_counter()
-        work()
+        work(*args)
         return time.process_time() - cpu, time.perf_counter() - wall, clips
 
     return run
@@ -212,8 +212,8 @@ def networks(args: argparse.Namespace) -> None:
     net = InferenceNet(model, dataset.preparation, amp_dtype("auto", CPU), args.compile)
     floats = torch.rand(64, dataset.preparation.channels, 224, 224)  # the original's batch, in tests too
     with torch.inference_mode():
-        ways = {"classic": timed(lambda: old(floats), 64),
-                "ours": timed(lambda: net(clips_of(batch, dataset.preparation.modality, CPU)), 19)}  # fmt: skip
+        ways = {"classic": timed(64, old, floats),
+                "ours": timed(19, lambda: net(clips_of(batch, dataset.preparation.modality, CPU)))}  # fmt: skip
         times = in_turns(ways, args.rounds)
     print(ratio_line("motion, test", times["classic"], times["ours"]), flush=True)
     for stream, videos, segments in (("motion", 8, 1), ("spatial", 3, 3)):
@@ -228,9 +228,8 @@ def networks(args: argparse.Namespace) -> None:
         optimizer = torch.optim.SGD(old.parameters(), lr=1e-4, momentum=0.9)
         floats = to_input(clips_of(batch, preparation.modality, CPU), preparation).contiguous()
         parts = [floats[segment::segments].contiguous() for segment in range(segments)]
-        ways = {"classic": timed(lambda o=old, s=optimizer, p=parts, b=batch: classic.classic_step(o, s, p, b.labels),
-                                 len(floats)),
-                "ours": timed(lambda t=training, b=batch: train_step(t, b), len(floats))}  # fmt: skip
+        ways = {"classic": timed(len(floats), classic.classic_step, old, optimizer, parts, batch.labels),
+                "ours": timed(len(floats), train_step, training, batch)}  # fmt: skip
         times = in_turns(ways, args.rounds)
         print(ratio_line(f"{stream}, step of {len(floats)} clips", times["classic"], times["ours"]), flush=True)
 
@@ -247,7 +246,7 @@ def tvl1(args: argparse.Namespace) -> None:
     def run(name: str) -> None:
         flows[name] = tvl1_pairs(frames[:-1], frames[1:], backend=name)
 
-    times = in_turns({name: timed(lambda n=name: run(n), len(frames) - 1) for name in names}, args.rounds)
+    times = in_turns({name: timed(len(frames) - 1, run, name) for name in names}, args.rounds)
     for name in names:
         off = (flows[name] - flows[names[0]]).norm(dim=1).mean()
         print(f"{name:8} {1e3 / np.median(times[name][:, 1]):8.2f} pairs/s, "

@@ -118,7 +118,7 @@ def one_video(video: str, rgb: Index | None, flow: Index | None) -> dict[str, An
             frames: Any = find(rgb, video)
             chosen = np.linspace(0, frames.count - 1, min(FRAMES, frames.count)).round().astype(int).tolist()
             images = [small(image.transpose(1, 2, 0)) for image in ReadFrame(rgb.root)(frames, chosen)]
-            found["brightened"] = float(np.mean([np.mean(image) for image in images])) < DARK
+            found["brightened"] = float(np.mean([np.mean(np.asarray(image)) for image in images])) < DARK
             if found["brightened"]:
                 images = [ImageOps.autocontrast(image, cutoff=1) for image in images]
             found["frames"] = data_uri(images)

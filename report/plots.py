@@ -136,8 +136,8 @@ def confusion(matrix: np.ndarray, names: Sequence[str], anchors: Mapping[tuple[i
     scale = drawn.colorbar(shades, ax=axes, shrink=0.6, aspect=30, label="% of the true class", boundaries=steps)
     scale.set_ticks([0, 25, 50, 75, 100])
     for row, column in zip(*np.nonzero(matrix), strict=True):
-        tone, url = shades.to_rgba(100 * share[row, column]), anchors.get((row, column))
-        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=tone, linewidth=0, zorder=2, url=url))
+        shade, url = shades.to_rgba(100 * share[row, column]), anchors.get((row, column))
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=shade, linewidth=0, zorder=2, url=url))
         if not wide:
             tone = PAPER if share[row, column] > 0.6 else INK
             words = str(matrix[row, column])
