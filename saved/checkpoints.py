@@ -25,8 +25,7 @@ import torch
 from torch import Tensor
 
 from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
-from saved.plainpickle import show
-from saved.safe import load_checkpoint
+from saved.safe import load_checkpoint, show
 from utils import InputError, atomic_path, plural, rank
 
 FORMAT, HEAD_FORMAT = "two-stream", "two-stream-head"  # what our own files say that they are

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from saved.plainpickle import Refused
+from saved.safe import Refused
 from utils import InputError, atomic_path
 
 KEY = "two-stream"

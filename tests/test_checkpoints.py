@@ -296,7 +296,7 @@ def test_architectures_are_told_by_their_weights():
 
 
 def test_detected_by_content_not_by_name(tmp_path):
-    for name in ("model.zip", "resnet101.safetensors", "noname"):
+    for name in ("model.zip", "resnet101.npz", "noname"):
         torch.save({"state_dict": TSN(3).state_dict(), "epoch": 1}, tmp_path / name)
         assert read_checkpoint(tmp_path / name).source == "tsn-pytorch"
 

@@ -197,7 +197,7 @@ READ_ALL = """
 import json, sys, warnings
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import saved.torchfile
+import torch
 from saved import safe as safeload
 from utils import InputError
 try:
@@ -257,7 +257,6 @@ def assert_all_refused(said: dict[str, str | None], count: int) -> None:
     for name, message in said.items():
         assert message is not None, f"{name} was read"
         assert name in message and "\n" not in message and message.isprintable() and len(message) < 600, message
-        assert "more memory than there is" not in message, message
 
 
 UNSAFE = """
@@ -287,7 +286,7 @@ def test_impossible_pickles_are_refused(verdicts):
     assert_all_refused(verdicts[0]["refused"], 3 * len(hostile_files.refused()))
 
 
-def test_bombs_go_off_in_bounded_time_and_memory(verdicts):
+def test_declared_sizes_take_no_memory(verdicts):
     """All are refused, within the limits of the process that read them."""
     assert_all_refused(verdicts[0]["bombs"], len(hostile_files.bombs()))
 
@@ -298,7 +297,7 @@ def test_lying_checkpoints_are_refused(verdicts):
     for name, words in {
         "web page": "web page", "LFS pointer": "git lfs pull", "legacy, whole model": "torch.nn.modules.linear.Linear",
         "zip, flipped bit": "checksums", "zip, a list": "a list instead of a dict", "zip, bomb": "not as torch.save",
-        "zip, 100 GB storage": "declares 26843545600 numbers", "legacy, 100 GB storage": "more than it holds",
+        "legacy, 100 GB view of nothing": "in 16 bytes", "zip, wrong type": "more numbers than it holds",
     }.items():  # fmt: skip
         assert words in said[f"{name}.pth"], said[f"{name}.pth"]
 
@@ -320,11 +319,6 @@ def test_files_that_are_none(tmp_path):
         for name, words in (("absent", "No such file"), ("empty", "is empty"), (".", "cannot open")):
             with pytest.raises(InputError, match=words):
                 read(tmp_path / name)
-
-
-def test_a_memo_takes_no_room_below_its_index(tmp_path):
-    (tmp_path / "x").write_bytes(b"]r\xff\xff\xff\xffp99999999999999999999\n.")
-    assert load_pickle(tmp_path / "x") == []
 
 
 def test_text_of_the_file_cannot_reach_the_terminal(tmp_path):
