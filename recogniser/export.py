@@ -27,8 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.commandline import ArgumentParser
 from dataloader.preparation import Preparation
 from network import Network, trained_model
-from saved.checkpoints import FLOW_ORDERS, HELD, Checkpoint, read_checkpoint
-from saved.safetensors_file import write_safetensors
+from saved.checkpoints import FLOW_ORDERS, HELD, Checkpoint, read_checkpoint, write_safetensors
 from utils import InputError, atomic_path, plural, run_main
 
 TOLERANCE = 1e-4  # of the largest logit; other orders of summing in float32 make differences of about 1e-6

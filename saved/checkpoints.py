@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
-from saved.safe import load_checkpoint, show
+from saved.safe import SAFETENSORS_KEY, load_checkpoint, safetensors_library, show
 from utils import InputError, atomic_path, plural, rank
 
 FORMAT, HEAD_FORMAT = "two-stream", "two-stream-head"  # what our own files say that they are
@@ -130,6 +131,19 @@ def save_tensors(content: Mapping[str, Any], *paths: str | os.PathLike) -> None:
     for path in paths:
         with atomic_path(path) as temporary:
             temporary.write_bytes(buffer.getbuffer())
+
+
+def write_safetensors(path: str | os.PathLike, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Write a state_dict as .safetensors, with `about` (HELD) as JSON in the file's own metadata.
+
+    One file, which nothing can part from its description. Give `checkpoint.tested_state` for the weights that a test
+    uses.
+    """
+    save = safetensors_library().torch.save
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    text = json.dumps(dict(about), default=str)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(tensors, {"format": "pt", SAFETENSORS_KEY: text}))
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:

@@ -7,6 +7,7 @@ docs/safe_loading.md says what is promised.
 
 from __future__ import annotations
 
+import json
 import lzma
 import math
 import os
@@ -21,14 +22,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from mmap import ACCESS_READ, mmap
 from types import SimpleNamespace
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
 from utils import InputError
 
 MAX_PICKLE_BYTES = 1 << 30  # 25 samples x 10 views of UCF101's test set take 382 MB
+SAFETENSORS_KEY = "two-stream"  # of the metadata of our .safetensors files
 MAX_DEPTH = 64  # of lists within lists
+_NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")  # codes of dtypes
 
 
 class Refused(Exception):
@@ -112,9 +115,7 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
         head = file.read(512)
         file.seek(0)
         if str(path).endswith(".safetensors") or head[8:9] == b"{":
-            from saved.safetensors_file import load_safetensors
-
-            return load_safetensors(path)
+            return _load_safetensors(path)
         size = _size(file)
         if head[:4] == b"PK\x03\x04":
             content, size = _load_zip(path, file)
@@ -193,6 +194,33 @@ def _load_zip(path: str | os.PathLike, file: IO[bytes]) -> tuple[Any, int]:
         raise Refused(f"it asks to run or make {named[1]}" if named else "its pickle is not one of data") from None
 
 
+def _load_safetensors(path: str | os.PathLike) -> dict[str, Any]:
+    """A file as the content of a checkpoint: ours with what it says of itself, any other its tensors by name."""
+    library = safetensors_library()
+    try:
+        with library.safe_open(path, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            text = (file.metadata() or {}).get(SAFETENSORS_KEY)
+    except library.SafetensorError:
+        raise Refused("it is a damaged safetensors file, get it again") from None
+    if text is None:
+        return state
+    about = json.loads(text)
+    if not isinstance(about, dict):
+        raise Refused(f"what it says under {SAFETENSORS_KEY!r} is no JSON object")
+    # Weights alone: engine.state tells a resumed training so, which needs the optimizer's state.
+    return {**about, "format": SAFETENSORS_KEY, "state_dict": state, "batch": 0, "ema": None}
+
+
+def safetensors_library() -> Any:
+    """The package safetensors, which is optional."""
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise InputError("safetensors files need the package safetensors: pip install safetensors") from None
+    return safetensors
+
+
 def _load_legacy(file: IO[bytes]) -> Any:
     """A file of PyTorch before 1.6, with our unpickler in the place of pickle's.
 
@@ -245,7 +273,7 @@ def _own(size: int) -> Callable[[Any], Any]:
 class _Unpickler(pickle.Unpickler):
     """Runs the next pickle of a file; `names` is all that it may name."""
 
-    names: dict[tuple[str, str], Any] = {}
+    names: ClassVar[dict[tuple[str, str], Any]] = {}
 
     def __init__(self, file: Any, **_: object) -> None:
         super().__init__(file, encoding="latin1")  # Python 2's strings, so that arrays' bytes survive
@@ -296,7 +324,7 @@ class _Dtype:
 
     def __init__(self, code: str, *_: object) -> None:
         objects = code in ("O", "O4", "O8")  # whose arrays are read as the lists they are
-        if not objects and code not in "b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16".split():
+        if not objects and code not in _NUMBERS:
             raise Refused(f"it has a numpy array of type {show(code)}, which holds no plain numbers")
         self.code, self.order = "O" if objects else code, "="
 
@@ -312,7 +340,7 @@ def _array(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -
         raise Refused("it has a numpy array without bytes, type or shape")
     if dtype.code == "O" or not all(type(side) is int and 0 <= side < 1 << 31 for side in shape):
         raise Refused("it has a numpy array of objects in bytes, or of an impossible shape")
-    stored = np.dtype(dtype.code).newbyteorder(dtype.order)
+    stored = np.dtype(dtype.order + dtype.code)
     if len(content) != math.prod(shape) * stored.itemsize:
         raise Refused(f"it has a numpy array of shape {shape} in {len(content)} bytes")
     array = np.frombuffer(content, stored).astype(dtype.code).reshape(shape, order="F" if order == "F" else "C")
@@ -321,7 +349,7 @@ def _array(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -
 
 def _objects(content: Any, shape: Any, fortran: Any) -> list:
     """The list that an array of objects was pickled as; one of two dimensions as a list of rows."""
-    if type(content) is not list or math.prod(shape) != len(content) or len(shape) > 2 or len(shape) == 2 and fortran:
+    if type(content) is not list or math.prod(shape) != len(content) or len(shape) > 2 or (len(shape) == 2 and fortran):
         raise Refused("it has a numpy array of objects of an impossible shape")
     if len(shape) < 2:
         return content
@@ -381,10 +409,8 @@ def _plain(content: Any, tensor: Callable[[Any], Any] | None = None) -> Any:
             made = kind(rebuild(item, depth + 1) for item in value)
         elif kind is _Made and value.value is not None:
             made = rebuild(value.value, depth + 1)
-        elif isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
-            made = value
-        elif tensor and kind.__module__ == "torch" and kind.__name__ == "Size":
-            made = value
+        elif (isinstance(value, (np.ndarray, np.generic)) and value.dtype != object) or kind.__name__ == "Size":
+            made = value  # an array, or torch.Size
         elif tensor and kind.__module__.partition(".")[0] == "torch":
             made = tensor(value)
         else:

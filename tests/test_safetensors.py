@@ -14,9 +14,8 @@ import torch
 from conftest import ROOT, SMALL
 from torchvision.models import resnet18
 
-from saved.checkpoints import HELD, read_checkpoint, read_state_dict
+from saved.checkpoints import HELD, read_checkpoint, read_state_dict, write_safetensors
 from saved.safe import load_checkpoint
-from saved.safetensors_file import write_safetensors
 from utils import InputError
 
 safetensors = pytest.importorskip("safetensors.torch")
