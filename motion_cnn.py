@@ -22,7 +22,7 @@ from engine import options
 from engine.epoch import train_one_epoch
 from engine.features import extract_features
 from engine.frozen import start_from_linear_head, training_loader
-from engine.state import Training, choose_preparation
+from engine.state import Training, TrainingSettings, choose_preparation
 from network import build_model, rgb_normalisation
 from utils import InputError, run_main, seed_everything, set_up_device
 
@@ -64,12 +64,13 @@ def main() -> int:
     group.add_argument("--rgb-dir", metavar="DIR", default="data/rgb", help="frames for differences, every one of them")
     group.add_argument("--stack-length", type=bounded(int, 1), default=None,
                        help="flow pairs or differences per clip (default: 10 of flow, 5 of rgbdiff, 3 of greydiff)")
-    group.add_argument("--flow-mean", type=float, default=0.0, help="subtracted from x/255; .5 is no motion")
-    group.add_argument("--flow-std", type=bounded(float, 1e-6), default=1.0, help="then divided by this")
+    group.add_argument("--flow-mean", type=float, help="subtracted from x/255; .5 is no motion")
+    group.add_argument("--flow-std", type=bounded(float, 1e-6), help="then divided by this")
     group.add_argument("--flow-picture", type=bounded(float, 1e-6), metavar="PIXELS",
                        help="not a stack but one flow image, as a picture of x, y and speed that is white at so many "
                             "pixels, through ImageNet's first convolution as it is")
-    group.add_argument("--conv1-lr-factor", type=bounded(float, 0), default=1.0, help="on the first convolution's lr")
+    group.add_argument("--conv1-lr-factor", type=bounded(float, 0), default=TrainingSettings.conv1_lr_factor,
+                       help="on the first convolution's lr")
     group.add_argument("--flow-order", choices=("original", "older", "oldest"), default="original",
                        help="channel order of the original repo's checkpoint: [f1..f9, f0], [f5..f9, f0..f4], [f0..f9]")
     args = options.parse(parser, RECIPES)
@@ -82,7 +83,8 @@ def main() -> int:
     fresh = default_preparation(args.input, args.size, args.test_resize, length)
     if args.input == "flow":
         index = index_frames(args.flow_dir, "flow")
-        fresh = replace(fresh, mean=(args.flow_mean,), std=(args.flow_std,))
+        if args.flow_mean is not None and args.flow_std is not None:
+            fresh = replace(fresh, mean=(args.flow_mean,), std=(args.flow_std,))
         if args.flow_picture:
             fresh = replace(fresh, picture=args.flow_picture, stack_length=1, **rgb_normalisation(args.arch))
         read: ReadSteps = ReadFlow(index.root)
@@ -131,7 +133,9 @@ def main() -> int:
             if run.tests_after(training):
                 result = run.test(training)
                 is_best = training.take_test(result.accuracy["top1"], result.loss)
-            run.end_epoch(training, row, result, is_best)
+            run.write_results(training, row, result, is_best)
+            training.next_epoch()
+            run.save(training, is_best)
         run.report_best(training)
     return run.exit_code
 

@@ -90,7 +90,9 @@ def main() -> int:
             if run.tests_after(training):
                 result = run.test(training)
                 is_best = training.take_test(result.accuracy["top1"], result.loss)
-            run.end_epoch(training, row, result, is_best)
+            run.write_results(training, row, result, is_best)
+            training.next_epoch()
+            run.save(training, is_best)
         run.report_best(training)
     return run.exit_code
 

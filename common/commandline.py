@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from utils import InputError
@@ -55,6 +55,19 @@ class ArgumentParser(argparse.ArgumentParser):
             close = difflib.get_close_matches(flag, re.findall(r"--[\w-]+", self.format_help()), 1, 0.75)
             self.error(f"{flag}: no such flag" + (f", did you mean {close[0]}?" if close else ""))
         return namespace
+
+    def parse_given(
+        self, argv: Sequence[str] | None, shown: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(what the command line gives, the defaults of all flags): one reading tells both.
+
+        `shown` are defaults that the help shows in place of the flags' own.
+        """
+        defaults = {action.dest: action.default for action in self._actions if action.dest != "help"}
+        self.set_defaults(**shown)
+        absent = object()
+        read = vars(self.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults, absent))))
+        return {name: value for name, value in read.items() if value is not absent}, defaults
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message.removeprefix('argument ')}; `python {sys.argv[0]} -h` explains all flags")

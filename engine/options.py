@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from common.commandline import ArgumentParser, Switch, bounded
 from dataloader.clips import TestSampling, TrainSampling
 from dataloader.loader import Data, DataSettings
+from dataloader.preparation import Preparation
 from engine import pooling
 from engine.board import Board
 from engine.features import FeatureSettings
@@ -36,6 +36,12 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     """The flags that both streams have. A script adds its own and hands the parser to `parse`."""
     # all flags in a usage line would fill a screen
     parser = ArgumentParser(description, usage="%(prog)s [--resume [PATH]] [--evaluate] [--recipe tsn] [flags]")
+    # A setting's default stands in its dataclass; lr, batch size and a motion stream's own are each recipe's.
+    fields = (*dataclasses.fields(TrainingSettings), *dataclasses.fields(TrainSampling))
+    training = {one.name: one.default for one in fields if one.name not in ("lr", "batch_size", "scales")}
+    testing = {f"test_{name}": getattr(TestSampling, name) for name in ("samples", "views", "starts")}
+    del training["conv1_lr_factor"]  # a flag of the motion stream's alone
+    parser.set_defaults(**training, **testing, size=Preparation.size, test_resize=Preparation.test_resize)
     parser.add_argument("--recipe", choices=RECIPES, default="baseline",
                         help="baseline: the original's; tsn: what the better peers share; small: for up to 2,000 "
                              "videos, the last stage alone, from a linear head on. Sets defaults; any flag wins")
@@ -60,71 +66,51 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     group.add_argument("--weights", default="imagenet", metavar="imagenet|none|NAME|PATH",
                        help="where training starts: ImageNet weights of torchvision or timm, random, a torchvision set "
                             "such as IMAGENET1K_V2, or any project's checkpoint; for timm:NAME, also a file of timm's")
-    group.add_argument("--fc-std", type=bounded(float, 0, 1), default=0.0, metavar="STD",
-                       help="the last layer starts normally distributed (TSN code: .001); 0: as torch starts it")
     group.add_argument("--dropout", type=bounded(float, 0, 1), default=0.0,
                        help="on the pooled features (TSN 3.2: .8 RGB, .7 flow)")
 
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=bounded(int, 1), default=500, help="total number of epochs")
-    group.add_argument("--batch-size", "-b", type=bounded(int, 1), default=25,
+    group.add_argument("--epochs", type=bounded(int, 1), help="total number of epochs")
+    group.add_argument("--batch-size", "-b", type=bounded(int, 1),
                        help="videos per step, over all processes")
-    group.add_argument("--accumulate", type=bounded(int, 1), default=1, metavar="K",
-                       help="do a batch in K parts, so that it fits the memory; the step stays that of the whole batch")
-    group.add_argument("--segments", type=bounded(int, 1), default=3,
+    group.add_argument("--accumulate", type=bounded(int, 1), metavar="K",
+                       help="do a batch in K parts, so that it fits the memory: one step of the whole batch, but batch "
+                            "norm's statistics are of each part")
+    group.add_argument("--segments", type=bounded(int, 1),
                        help="random clips per video, one in each equal part, trained together (TSN 3.1)")
-    group.add_argument("--consensus", choices=("mean", "sum"), default="mean",
+    group.add_argument("--consensus", choices=("mean", "sum"),
                        help="of a video's clips before the loss: TSN's mean, or the original's sum")
-    group.add_argument("--lr", type=bounded(float, 0), default=5e-4, help="learning rate")
-    group.add_argument("--momentum", type=bounded(float, 0, 1), default=0.9, help="of SGD")
-    group.add_argument("--weight-decay", type=bounded(float, 0), default=0.0,
+    group.add_argument("--lr", type=bounded(float, 0), help="learning rate")
+    group.add_argument("--weight-decay", type=bounded(float, 0),
                        help="not on biases and batch norm (TSN code: 5e-4)")
-    group.add_argument("--schedule", choices=("plateau", "step", "cosine"), default="plateau",
+    group.add_argument("--schedule", choices=("plateau", "step", "cosine"),
                        help="plateau: lr / 10 when the video-level test loss stalls; step: lr / 10 at --milestones")
-    group.add_argument("--patience", type=bounded(int, 0), default=1, help="tests without progress before plateau acts")
-    group.add_argument("--milestones", type=bounded(float, 0, 1), nargs="*", default=[], metavar="F",
-                       help="of --schedule step, as fractions of --epochs")
-    group.add_argument("--warmup-epochs", type=bounded(int, 0), default=0,
-                       help="epochs of linear warm-up of lr (step and cosine)")
-    group.add_argument("--clip-grad", type=bounded(float, 0), default=0.0, metavar="NORM",
+    group.add_argument("--clip-grad", type=bounded(float, 0), metavar="NORM",
                        help="limit the gradient's norm; 0: off (TSN code: 40 RGB, 20 flow)")
-    group.add_argument("--partial-bn", action=Switch, default=False,
-                       help="freeze every batch norm but the first (TSN 3.2)")
-    group.add_argument("--train-from", choices=TRAINED_FROM, default="all",
+    group.add_argument("--train-from", choices=TRAINED_FROM,
                        help="train this stage and what follows; below it, and in all batch norms, nothing changes. "
                             "What is frozen is computed once for each clip")
-    group.add_argument("--linear-start", action=Switch, default=False,
-                       help="of --train-from: the last layer starts as logistic regression on the frozen features "
-                            "(Kumar et al. 2022)")
-    group.add_argument("--frozen-versions", type=bounded(int, 1), default=4, metavar="N",
-                       help="of --train-from: epochs take turns at N versions of each video (clips, crop, flip)")
-    group.add_argument("--frozen-memory", type=bounded(float, 0), default=4.0, metavar="GB",
-                       help="of --train-from: for what is computed once; what does not fit is computed each time")
-    group.add_argument("--label-smoothing", type=bounded(float, 0, 1), default=0.0,
+    group.add_argument("--label-smoothing", type=bounded(float, 0, 1),
                        help="share of a label given to all classes (Szegedy et al. 2016, section 7)")
-    group.add_argument("--ema", type=bounded(float, 0, 1), default=0.0, metavar="DECAY",
+    group.add_argument("--ema", type=bounded(float, 0, 1), metavar="DECAY",
                        help="test an exponential moving average of the weights; 0: off, .999 is usual")
 
     group = parser.add_argument_group("augmentation")
-    group.add_argument("--size", type=bounded(int, 1, 4096), default=224, help="side of the network's input, in pixels")
-    group.add_argument("--crop", choices=("random", "multiscale", "squash"), default="random",
+    group.add_argument("--size", type=bounded(int, 1, 4096), help="side of the network's input, in pixels")
+    group.add_argument("--crop", choices=("random", "multiscale", "squash"),
                        help="random: --size pixels of the image on disk; multiscale: corner crops of jittered scale "
                             "(TSN 3.2); squash: all of the image, its aspect changed. Shared by all of a video's clips")
-    group.add_argument("--crop-positions", type=int, choices=(5, 13), default=5, help="of --crop multiscale")
-    group.add_argument("--flip", action=Switch, default=True, help="mirror half of the videos")
-    group.add_argument("--colour-jitter", type=bounded(float, 0, 1), default=0.0,
+    group.add_argument("--flip", action=Switch, help="mirror half of the videos")
+    group.add_argument("--colour-jitter", type=bounded(float, 0, 1),
                        help="change brightness, contrast and saturation by up to this share, of each video in one way; "
                             "0: off, as in the original and TSN")
 
     group = parser.add_argument_group("testing")
-    group.add_argument("--test-samples", type=bounded(int, 1), default=19, help="clips per video, spread evenly")
-    group.add_argument("--test-starts", choices=("spread", "original", "tsn"), default="spread",
-                       help="where clips begin: from a video's start to its end; or as the original had them, which "
-                            "leaves the end out; or TSN. A checkpoint of theirs sets it (docs/differences.md)")
-    group.add_argument("--test-views", type=int, choices=(1, 2, 5, 10), default=1,
+    group.add_argument("--test-samples", type=bounded(int, 1), help="clips per video, spread evenly")
+    group.add_argument("--test-views", type=int, choices=(1, 2, 5, 10),
                        help="crops per clip: 1 the centre, 5 corners, too; 2 and 10 with flips (TSN 4.2). Averaged "
                             "before softmax")
-    group.add_argument("--test-resize", choices=("squash", "center", "crop"), default="squash",
+    group.add_argument("--test-resize", choices=("squash", "center", "crop"),
                        help="squash: the whole image, as the original; center: a square of 224/256 of the short side; "
                             "crop: of --size pixels, as large as random crops are")
     group.add_argument("--eval-every", type=bounded(int, 1), default=1, metavar="N",
@@ -133,10 +119,11 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
                        help="write the pooled features of training and test videos, from --weights or --resume's "
                             "network, and stop; with --evaluate: of the test videos, beside the test")
 
+    poolings = ", ".join(f"{name} {' '.join(pools)}" for name, pools in pooling.DEFAULT.items())
     group.add_argument("--pooling", nargs="+", metavar="STAGE.POOL",
                        help="what --features takes of each clip: the mean or max over the image of layer1 to layer4; "
                             "layer4.mean is what the last layer sees, and of timm's networks pre-logits (default: "
-                            f"{', '.join(f'{name} {chr(32).join(pools)}' for name, pools in pooling.DEFAULT.items())})")
+                            f"{poolings})")
 
     group = parser.add_argument_group("run")
     group.add_argument("--resume", nargs="?", const="last", metavar="PATH",
@@ -148,15 +135,38 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     group.add_argument("--output", default=f"record/{stream}", metavar="DIR", help="checkpoints, predictions, records")
     group.add_argument("--tensorboard", action="store_true",
                        help="also write what the records hold, live, to tensorboard/ in --output")
-    group.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), default=0, help="of everything random")
+    group.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), help="of everything random")
     group.add_argument("--deterministic", action="store_true", help="reproducible CUDA kernels, slower (the CPU's are)")
     group.add_argument("--save-every-minutes", type=bounded(float, 0), default=0.0, metavar="M",
                        help="also save within an epoch; resuming there is exact, too")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    group.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto",
+    group.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"),
                        help="mixed precision; auto: bf16 where the CPU or GPU has it in hardware")
     group.add_argument("--compile", action="store_true", help="torch.compile: a slow start, then faster")
     group.add_argument("--sync-bn", action="store_true", help="batch norm over all processes (torchrun)")
+
+    group = parser.add_argument_group("recipe details")
+    group.add_argument("--fc-std", type=bounded(float, 0, 1), default=0.0, metavar="STD",
+                       help="the last layer starts normally distributed (TSN code: .001); 0: as torch starts it")
+    group.add_argument("--momentum", type=bounded(float, 0, 1), help="of SGD")
+    group.add_argument("--patience", type=bounded(int, 0), help="tests without progress before plateau acts")
+    group.add_argument("--milestones", type=bounded(float, 0, 1), nargs="*", metavar="F",
+                       help="of --schedule step, as fractions of --epochs")
+    group.add_argument("--warmup-epochs", type=bounded(int, 0),
+                       help="epochs of linear warm-up of lr (step and cosine)")
+    group.add_argument("--partial-bn", action=Switch,
+                       help="freeze every batch norm but the first (TSN 3.2)")
+    group.add_argument("--linear-start", action=Switch, default=False,
+                       help="of --train-from: the last layer starts as logistic regression on the frozen features "
+                            "(Kumar et al. 2022)")
+    group.add_argument("--frozen-versions", type=bounded(int, 1), default=4, metavar="N",
+                       help="of --train-from: epochs take turns at N versions of each video (clips, crop, flip)")
+    group.add_argument("--frozen-memory", type=bounded(float, 0), default=4.0, metavar="GB",
+                       help="of --train-from: for what is computed once; what does not fit is computed each time")
+    group.add_argument("--crop-positions", type=int, choices=(5, 13), help="of --crop multiscale")
+    group.add_argument("--test-starts", choices=("spread", "original", "tsn"),
+                       help="where clips begin: from a video's start to its end; or as the original had them, which "
+                            "leaves the end out; or TSN. A checkpoint of theirs sets it (docs/differences.md)")
     return parser
 
 
@@ -167,21 +177,11 @@ def parse(
 
     A recipe "NAME INPUT" is taken in place of NAME for that --input.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    first = ArgumentParser(add_help=False)
-    first.add_argument("--recipe", choices=RECIPES, default="baseline")
-    first.add_argument("--input", default="")
-    named = first.parse_known_args(argv)[0]
-    recipe = recipes.get(f"{named.recipe} {named.input}", recipes[named.recipe])
-    parser.set_defaults(**recipe)
-    args = parser.parse_args(argv)
-    # A second reading, with a default that nobody can give, tells what was given from what was not.
-    absent = object()
-    parser.set_defaults(**dict.fromkeys(vars(args), absent))
-    args.given = {name for name, value in vars(parser.parse_args(argv)).items() if value is not absent}
-    args.of_recipe = set(recipe)
-    if named.recipe == "small" and "batch_size" in args.given and "lr" not in args.given:
-        args.lr *= args.batch_size / recipe["batch_size"]  # Goyal et al. 2017, arXiv 1706.02677, section 2.1
+    given, defaults = parser.parse_given(argv, recipes["baseline"])
+    name = given.get("recipe", "baseline")
+    recipe = recipes.get(f"{name} {given.get('input')}", recipes[name])
+    args = argparse.Namespace(**{**defaults, **recipe, **given})
+    args.given, args.of_recipe = set(given), dict(recipe)
     if args.linear_start and args.train_from == "all":
         raise InputError("--linear-start is of features that stay what they are: add --train-from layer4 (or fc)")
     if args.evaluate and not args.resume:
@@ -197,25 +197,38 @@ def open_checkpoint(args: argparse.Namespace, *modalities: str) -> Checkpoint | 
     given, all values count as given.
     """
     if args.resume is None:
+        _scale_lr(args)
         return None
     checkpoint = read_checkpoint(args.resume, *modalities, flow_order=getattr(args, "flow_order", "original"))
     if "arch" in args.given and args.arch != checkpoint.arch:
         raise InputError(f"--arch {args.arch}: {args.resume} is a {checkpoint.arch}; leave --arch out")
     saved = dict(checkpoint.args)
     if "recipe" in args.given and args.recipe != saved.get("recipe"):
-        args.given |= args.of_recipe
+        _scale_lr(args)
+        args.given |= set(args.of_recipe)
     if checkpoint.source != "two-stream" and args.schedule != "plateau":
         saved.pop("lr", None)  # what its schedule had come down to: ours counts from the start
     for name, value in saved.items():
         if name not in args.given | NOT_RESTORED and hasattr(args, name):
             setattr(args, name, value)
     args.arch = checkpoint.arch
+    if hasattr(args, "input"):
+        args.input = checkpoint.preparation["modality"]
     if checkpoint.source != "two-stream" and rank() == 0:
         author = "the original repository" if checkpoint.source == "original" else checkpoint.source
         momentum = "" if args.evaluate else "; the optimizer's momentum starts afresh"
         epoch = f", epoch {checkpoint.epoch}" if checkpoint.epoch >= 0 else ""
         print(f"{args.resume}: a checkpoint of {author}{epoch}{momentum}")
     return checkpoint
+
+
+def _scale_lr(args: argparse.Namespace) -> None:
+    """The small recipe's lr follows a --batch-size that is given without --lr (Goyal et al. 2017, section 2.1)."""
+    if args.recipe == "small" and "batch_size" in args.given and "lr" not in args.given:
+        lr, usual = args.of_recipe["lr"], args.of_recipe["batch_size"]
+        args.lr *= args.batch_size / usual
+        if rank() == 0 and args.batch_size != usual:
+            print(f"--lr {args.lr:g}: the recipe's {lr:g} times {args.batch_size} / {usual}, as --batch-size is")
 
 
 def data_settings(args: argparse.Namespace) -> DataSettings:

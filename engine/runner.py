@@ -19,7 +19,6 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from common.progress import duration
 from dataloader.clips import TestSampling
 from dataloader.loader import Data
 from dataloader.names import first_few
@@ -62,9 +61,6 @@ class Run:
     signal: int = 0  # of the one that asked to stop
     best_written: bool = False  # are the predictions on disk those of model_best, on the test videos?
     saved_at: float = field(default_factory=time.monotonic)
-    steps: int = 0  # of this run
-    first_step_at: float = 0.0  # when its first step had ended
-    told: bool = False  # how long it will take?
 
     @property
     def leads(self) -> bool:
@@ -151,11 +147,13 @@ class Run:
     def test(self, training: Training) -> TestResult:
         """Test on the videos that choose the model. The training is saved before: no failure of a test costs it."""
         _sync_buffers(training.tested_model)
-        self._save(training, False)
+        self.save(training, False)
         return test(training, self.data.select, lambda: self.stop_if_asked(training))
 
-    def end_epoch(self, training: Training, row: dict[str, float], result: TestResult | None, is_best: bool) -> None:
-        """Write an epoch's records, predictions and, last, its checkpoint. Then the next epoch is in progress."""
+    def write_results(
+        self, training: Training, row: dict[str, float], result: TestResult | None, is_best: bool
+    ) -> None:
+        """Write an epoch's records and predictions. They count when its checkpoint is saved."""
         line = f"epoch {training.epoch}: loss {row['Loss']:.4f}, top-1 {row['Prec@1']:.2f} %, lr {row['lr']:.3g}"
         if self.leads:
             write_record(record_path(self.output, self.prefix, "train"), row)
@@ -175,8 +173,6 @@ class Run:
                     self.board.test({**row, **times, **scores})
             line += f" | {subset}: {result}{' (best)' if is_best else ''}"
         self.best_written = is_best and not self.val_groups
-        training.next_epoch()
-        self._save(training, is_best)
         self.say(line)
 
     def report_best(self, training: Training) -> None:
@@ -207,7 +203,8 @@ class Run:
             except _Stopped:
                 self.say("stopped; the old predictions are untouched")
                 return self.exit_code
-        self.say(f"test of {self.resume.name}: {result}")
+        epoch = f", of epoch {training.epoch - 1}" if training.epoch > 0 else ""
+        self.say(f"test of {self.resume.name}{epoch}: {result}")
         return 0
 
     def _final_test(self, training: Training, epoch: int, name: str) -> TestResult:
@@ -224,30 +221,10 @@ class Run:
         """Stop if that was asked for, and save where --save-every-minutes says so. Of all processes together."""
         if self.board:
             self.board.batch(training)
-        if self.leads:
-            self._say_how_long(training)
         self.stop_if_asked(training)
         minutes = self.save_every_minutes
         if minutes and self._agreed(training.device, time.monotonic() - self.saved_at > 60 * minutes):
-            self._save(training, False)
-
-    def _say_how_long(self, training: Training) -> None:
-        """Once in a run, from its first steps but the very first, which starts loaders, tunes kernels and compiles."""
-        assert self.data.train is not None
-        now, epochs = time.monotonic(), training.settings.epochs
-        if not self.steps:
-            self.first_step_at = now
-        self.steps += 1
-        seconds = now - self.first_step_at
-        if self.told or (self.steps < 11 and seconds < 20):
-            return
-        self.told, step = True, seconds / (self.steps - 1)
-        if left := (epochs - training.epoch) * len(self.data.train) - training.batch:
-            tests = epochs // self.eval_every - training.epoch // self.eval_every + (epochs % self.eval_every > 0)
-            self.say(
-                f"about {duration(left * step)} for the {plural(left, 'step')} left, {step:.2g} s each; and "
-                f"{plural(tests, 'test')} of {plural(len(self.data.select.dataset), 'video')}"
-            )
+            self.save(training, False)
 
     def _headline(self, training: Training) -> str:
         data, split = self.data, self.data.split
@@ -257,7 +234,10 @@ class Run:
         shared = f" x {processes()} processes" if processes() > 1 else ""
         plan = ""
         if data.train:
-            done = f", from epoch {training.epoch} on," if training.epoch else ""
+            done = ""
+            if training.epoch or training.batch:
+                within = f" after {plural(training.batch, 'step')}" if training.batch else ""
+                done = f", from epoch {training.epoch}{within} on,"
             plan = f"{plural(training.settings.epochs, 'epoch')}{done} of {plural(len(data.train), 'step')}, "
             plan += "a test after " + (f"every {self.eval_every}; " if self.eval_every > 1 else "each; ")
         return (
@@ -291,7 +271,7 @@ class Run:
         if asked:  # only then is it written to, or a signal that came meanwhile would be forgotten
             self.signal = asked
             if save:
-                self._save(training, False)
+                self.save(training, False)
             raise _Stopped
 
     def _agreed(self, device: torch.device, asked: int) -> int:
@@ -302,12 +282,15 @@ class Run:
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return int(flag)
 
-    def _save(self, training: Training, is_best: bool) -> None:
+    def save(self, training: Training, is_best: bool) -> None:
+        """Write the checkpoint, of the best epoch under two names."""
         state = training.state_dict()  # which all processes make together
         self.saved_at = time.monotonic()
         if not self.leads:
             return
-        split, names = self.data.split, ["model_best.pth.tar", "checkpoint.pth.tar"][not is_best :]
+        split, names = self.data.split, ["checkpoint.pth.tar"]
+        if is_best:
+            names.insert(0, "model_best.pth.tar")
         write_checkpoint(
             state, *(self.output / name for name in names), arch=self.arch, class_names=split.class_names,
             dataset=split.dataset, split=split.number, preparation=training.preparation.as_dict(), args=self.flags,

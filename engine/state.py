@@ -21,11 +21,12 @@ from utils import InputError, processes, rank
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a network is trained. Every field is the flag of the same name; see spatial_cnn.py -h."""
+    """How a network is trained. Every field is the flag of the same name; what has no default is each recipe's own."""
 
+    lr: float
+    batch_size: int
     epochs: int = 500
     seed: int = 0
-    lr: float = 5e-4
     momentum: float = 0.9
     weight_decay: float = 0.0
     conv1_lr_factor: float = 1.0
@@ -44,7 +45,6 @@ class TrainingSettings:
     amp: str = "auto"
     compile: bool = False
     sync_bn: bool = False
-    batch_size: int = 25
 
     def lr_factor(self, epoch: int) -> float:
         """What the schedule multiplies `lr` by in this epoch, from 0; plateau, which follows the loss, leaves it."""

@@ -45,5 +45,5 @@ def test_what_is_drawn_follows_from_seed_epoch_and_video():
 def test_flow_has_no_colours():
     preparation = default_preparation("flow", 32, "squash", 1)
     with pytest.raises(InputError, match="--colour-jitter needs colours"):
-        settings = TrainingSettings(colour_jitter=0.2)
+        settings = TrainingSettings(lr=5e-4, batch_size=25, colour_jitter=0.2)
         Training(build_model("resnet18", 2, 2), preparation, torch.device("cpu"), settings)

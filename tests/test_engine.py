@@ -66,7 +66,8 @@ def regression(dropout=0.0):
 
 def make_training(model, lr=1.0, **settings):
     """A training without momentum, whose first parameter's rate is ten times lr."""
-    training = Training(model, PIXELS, CPU, TrainingSettings(**{"lr": lr, "momentum": 0.0, "amp": "off", **settings}))
+    plain = {"batch_size": 25, "lr": lr, "momentum": 0.0, "amp": "off"}
+    training = Training(model, PIXELS, CPU, TrainingSettings(**plain | settings))
     groups = [{"params": list(model.parameters())[:1], "lr": 10 * lr}, {"params": list(model.parameters())[1:]}]
     training.optimizer = torch.optim.SGD(groups, lr=lr)
     return training
@@ -156,7 +157,8 @@ def test_a_step_whose_scaled_gradient_overflows_leaves_nothing_behind():
         model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4000), nn.Linear(4000, CLASSES))
         model.first_weights = ()
         model.load_state_dict({name: torch.full_like(value, 1e-3) for name, value in model.state_dict().items()})
-        training = Training(model, PIXELS, CPU, TrainingSettings(lr=0.1, momentum=0.9, amp="fp16", clip_grad=5.0))
+        settings = TrainingSettings(batch_size=25, lr=0.1, momentum=0.9, amp="fp16", clip_grad=5.0)
+        training = Training(model, PIXELS, CPU, settings)
         if overflows:
             training.scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
             engine.train_step(training, batch)
@@ -291,7 +293,7 @@ def test_a_tests_logits_are_those_of_the_plain_network_averaged_over_views():
     padding = make_batch(1, 6, 32, 2)._replace(weight=0.0)
     loader = Batches(*batches, padding=[padding], sampling=Sampling(2, 3))
     stops = []
-    training = Training(model, PIXELS, CPU, TrainingSettings(amp="off"))
+    training = Training(model, PIXELS, CPU, TrainingSettings(lr=5e-4, batch_size=25, amp="off"))
     found = engine.test(training, loader, lambda: stops.append(1), keep_features=True)
     assert model.training and all(parameter.requires_grad for parameter in model.parameters())
     assert len(stops) == 3

@@ -34,7 +34,8 @@ def make(tiny):
         data = make_data(wanted, index, ReadFrame(index.root), preparation, CPU)
         torch.manual_seed(0)
         model = build_model("resnet18", 3, len(data.split.class_names))
-        training = Training(model, preparation, CPU, TrainingSettings(lr=0.01, seed=5, amp="off", **settings))
+        how = TrainingSettings(batch_size=25, lr=0.01, seed=5, amp="off", **settings)
+        training = Training(model, preparation, CPU, how)
         return training, data.train
 
     return make

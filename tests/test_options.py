@@ -1,12 +1,13 @@
 """From the flags to values: recipes, what a resume takes from its checkpoint, and what given flags win over."""
 
 import json
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL
+from conftest import ROOT, SMALL
 
 import motion_cnn
 import spatial_cnn
@@ -32,6 +33,58 @@ def flags(*argv, stream="spatial", **recipes):
         parser.add_argument("--input", default="flow")
         parser.add_argument("--stack-length", type=int)
     return options.parse(parser, recipes or script.RECIPES, [str(word) for word in argv])
+
+
+FROZEN = json.loads((ROOT / "tests/frozen_flags.json").read_text())
+
+
+def values_in(script, argv, monkeypatch):
+    """What a script has of its flags when its checkpoint, if any, is read; as JSON has it."""
+
+    class Read(Exception):
+        pass
+
+    def stop(args, *modalities):
+        read(args, *modalities)
+        raise Read(args)
+
+    read = options.open_checkpoint
+    with monkeypatch.context() as patch:
+        patch.setattr(options, "open_checkpoint", stop)
+        patch.setattr(sys, "argv", ["x.py", *map(str, argv)])
+        with pytest.raises(Read) as found:
+            script.main()
+    values = {name: value for name, value in vars(found.value.args[0]).items() if name not in ("given", "of_recipe")}
+    return json.loads(json.dumps(values, default=str))
+
+
+# what a resume does not take from its checkpoint
+OWN = {"resume", "evaluate", "start_epoch", "output", "features", "pooling", "rgb_dir", "flow_dir", "ucf_list",
+       "workers", "device", "compile", "save_every_minutes", "allow_missing", "on_error", "weights", "flow_order",
+       "tensorboard", "frozen_memory"}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", FROZEN)
+def test_every_flag_and_what_a_resume_takes_of_them(words, tmp_path, monkeypatch):
+    """Frozen: all flags with each recipe's values. A resume has its checkpoint's, but for OWN and what is given."""
+    stream, *argv = words.split()
+    script = {"spatial": spatial_cnn, "motion": motion_cnn}[stream]
+    wanted = {**FROZEN[stream], **FROZEN[words], "resume": None, "device": "cpu"}
+    found = values_in(script, [*argv, "--device", "cpu"], monkeypatch)
+    assert found == wanted
+
+    kind = wanted.get("input", "rgb")
+    preparation = default_preparation(kind, 32, "squash", {"rgb": 1, "flow": 10, "rgbdiff": 5}[kind])
+    model = build_model("resnet18", preparation.channels, 4)
+    saved = {**found, "seed": 7, "lr": 0.3, "output": "elsewhere", "workers": 9}
+    path = tmp_path / "checkpoint.pth.tar"
+    content = {"epoch": 0, "batch": 0, "best_prec1": 0.0, "ema": None, "state_dict": model.state_dict()}
+    write_checkpoint(content, path, arch="resnet18", class_names="abcd", dataset="x", split="1",
+                     preparation=preparation.as_dict(), args=saved)  # fmt: skip
+    again = values_in(script, ["--resume", path, "--epochs", 3, "--test-views", 2], monkeypatch)
+    given = {"epochs": 3, "test_views": 2, "resume": str(path), "arch": "resnet18"}
+    plain = {**FROZEN[stream], "device": "auto"}
+    assert again == {**saved, **{name: plain[name] for name in OWN & plain.keys()}, **given}
 
 
 def test_the_group_rule_stands_in_for_lists_that_nobody_named(tmp_path, monkeypatch):
@@ -81,16 +134,17 @@ def test_schedules_are_those_of_torch():
         rise = schedules.LinearLR(optimizer, start_factor=1 / 4, total_iters=3)
         return schedules.SequentialLR(optimizer, [rise, schedules.CosineAnnealingLR(optimizer, 7)], milestones=[3])
 
-    cosine = TrainingSettings(epochs=10, lr=0.5, schedule="cosine", amp="off")
-    step = TrainingSettings(epochs=10, lr=0.5, schedule="step", milestones=(0.4, 0.8), amp="off")
-    warmed = TrainingSettings(epochs=10, lr=0.5, schedule="cosine", warmup_epochs=3, amp="off")
+    cosine = TrainingSettings(batch_size=25, epochs=10, lr=0.5, schedule="cosine", amp="off")
+    step = TrainingSettings(batch_size=25, epochs=10, lr=0.5, schedule="step", milestones=(0.4, 0.8), amp="off")
+    warmed = TrainingSettings(batch_size=25, epochs=10, lr=0.5, schedule="cosine", warmup_epochs=3, amp="off")
     np.testing.assert_allclose(rates(cosine), of_torch(lambda o: schedules.CosineAnnealingLR(o, 10)), rtol=1e-12)
     np.testing.assert_allclose(rates(step), of_torch(lambda o: schedules.MultiStepLR(o, [4, 8])), rtol=1e-12)
     np.testing.assert_allclose(rates(warmed), of_torch(warm), rtol=1e-12)
 
 
 def test_a_schedule_depends_on_the_epoch_alone():
-    step = TrainingSettings(epochs=80, lr=1e-3, schedule="step", milestones=(30 / 80, 60 / 80), amp="off")
+    parts = (30 / 80, 60 / 80)
+    step = TrainingSettings(batch_size=25, epochs=80, lr=1e-3, schedule="step", milestones=parts, amp="off")
     assert rates(step, first=45)[:2] == pytest.approx([1e-4, 1e-4])  # a checkpoint of another project's 45 epochs
 
 
@@ -102,7 +156,8 @@ def saved(tmp_path):
     """A checkpoint after one of ten epochs of cosine, whose optimizer has momentum."""
 
     def save(**given):
-        settings = TrainingSettings(**{"epochs": 10, "lr": 0.5, "schedule": "cosine", "amp": "off", **given})
+        usual = {"batch_size": 25, "epochs": 10, "lr": 0.5, "schedule": "cosine", "amp": "off"}
+        settings = TrainingSettings(**usual | given)
         preparation = default_preparation("rgb", 32, "squash")
         training = Training(build_model("resnet18", 3, 4), preparation, CPU, settings)
         training.model(torch.rand(2, 3, 32, 32).repeat(1, 1, 2, 2)).sum().backward()

@@ -260,7 +260,8 @@ def test_dropout_sits_before_the_last_layer():
 
 def test_partial_bn_and_the_average_know_them():
     model = build_model("timm:resnet10t", 3, 5, size=64)
-    training = Training(model, Preparation(size=64), torch.device("cpu"), TrainingSettings(partial_bn=True, ema=0.9))
+    settings = TrainingSettings(lr=5e-4, batch_size=25, partial_bn=True, ema=0.9)
+    training = Training(model, Preparation(size=64), torch.device("cpu"), settings)
     training.distribute()
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert [norm.training for norm in norms] == [True] + [False] * (len(norms) - 1) and len(norms) > 10
