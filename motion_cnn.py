@@ -141,4 +141,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, "use a smaller --batch-size or --size, or --accumulate 4")

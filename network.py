@@ -314,6 +314,8 @@ class InferenceNet(nn.Module):
 def explain_mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
     """Say in one line how a state_dict differs from what `model` needs; None if it fits."""
     own = model.state_dict()
+    if not (own.keys() & state.keys()) - {"fc.weight", "fc.bias"}:
+        return "none of its tensors is this network's: it holds another network, or a head on features alone"
     notes = []
     if "fc.weight" in state and state["fc.weight"].shape[0] != own["fc.weight"].shape[0]:
         notes.append(f"it has {state['fc.weight'].shape[0]} classes, not {own['fc.weight'].shape[0]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import json
 import os
@@ -10,6 +11,7 @@ import random
 import re
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -27,27 +29,25 @@ class InputError(Exception):
     """Something the person at the keyboard can put right: one line with what, which file, what to do."""
 
 
-def run_main(main: Callable[[], int | None]) -> None:
+def run_main(main: Callable[[], int | None], if_memory_ends: str = "free some, or do less at a time") -> None:
     """Run a script's `main` and exit: 0 or what it returns, 1 after a bug, 2 after an InputError, 130 after Ctrl-C,
     141 where nobody reads on, as `| head` does.
 
     InputError and what `plain_cause` knows are turned into a line; any other exception is a bug and keeps its
-    traceback.
+    traceback. However it ends, so do its child processes.
     """
     code = 0
+    _prepare_process()
     gc.freeze()  # what imports made is never garbage; a collection in a forked loader worker would copy 90 MB of it
     try:
         code = main() or 0
-        sys.stdout.flush()  # now, where a reader that has gone can still be answered
+        sys.stdout.flush()  # now, where a reader that has gone, or a full disk, can still be answered
     except BrokenPipeError:  # `... | head` has read enough
         code = 141
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at Python's end
     except Exception as error:
-        cause = str(error) if isinstance(error, InputError) else plain_cause(error)
+        cause = str(error) if isinstance(error, InputError) else plain_cause(error, if_memory_ends)
         code = 1 if cause is None else 2
-        # Not raised again: while an exception lives, so do the loaders in its frames, and Python's end would wait for
-        # their workers, which ignore its SIGTERM, for ever.
-        if cause is None:
+        if cause is None:  # not raised again: while an exception lives, so do the loaders in its frames
             traceback.print_exc()
         elif first_to_report():
             print(f"error: {printable(cause)}", file=sys.stderr)
@@ -57,32 +57,85 @@ def run_main(main: Callable[[], int | None]) -> None:
             print("interrupted", file=sys.stderr)
     finally:
         gc.unfreeze()  # else Python's end leaves it all alone, too, and triton's bindings print what they leaked
+        _end_children()
+        try:
+            sys.stdout.flush()
+        except OSError:  # so that Python's end does not fail at it again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
-def plain_cause(error: Exception) -> str | None:
+def _prepare_process() -> None:
+    """Output that can be written whatever a terminal encodes, and a home for libraries' caches where there is none."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed, `>&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        Path.home()
+    except RuntimeError:  # a container's user without an entry in passwd: torch, timm and matplotlib would fail
+        home = Path(tempfile.gettempdir(), f"two-stream-home-{os.getuid()}")
+        home.mkdir(mode=0o700, exist_ok=True)
+        if home.stat().st_uid != os.getuid():
+            home = Path(tempfile.mkdtemp())
+        print(f"note: this user has no home folder; caches of weights and compilers go to {home}", file=sys.stderr)
+        os.environ.update(HOME=str(home), USER=os.environ.get("USER", "nobody"))
+
+
+def _end_children() -> None:
+    """Kill what processes are left: loaders' ignore the SIGTERM by which Python's end would stop them, and wait."""
+    multiprocessing = sys.modules.get("multiprocessing")
+    children = multiprocessing.active_children() if multiprocessing else []
+    if not children:
+        return
+    watch = getattr(signal, "SIGCHLD", None)  # torch's handler would raise at a loader's death
+    handler = signal.signal(watch, signal.SIG_DFL) if watch else None
+    for child in children:
+        child.kill()
+        child.join()
+    if watch:
+        signal.signal(watch, handler)
+
+
+def plain_cause(error: Exception, if_memory_ends: str = "") -> str | None:
     """What befell a run from outside, in a line, where an exception tells of that; None for any other.
 
     torch raises the death of a loader process from a signal handler, wherever the main process happens to be.
     """
+    text = str(error)
+    first = next(iter(text.splitlines()), "")[:200]
+    if isinstance(error, OSError):
+        full = error.errno == errno.ENOSPC  # of a file that is written to no name is known
+        return f"the disk is full ({first}): free some, or write elsewhere" if full else None
+    if isinstance(error, ValueError):
+        if "Expected more than 1 value per channel when training" in text:
+            return f"batch norm has one value to average: a larger --batch-size, --segments or --size ({first})"
+        return None
     if not isinstance(error, (RuntimeError, MemoryError)):
         return None
-    first = next(iter(str(error).splitlines()), "")
     if "DataLoader worker (pid" in first:
         return (
             "a loader process died, most likely killed for lack of memory (or of /dev/shm in a container): use fewer "
-            f"--workers or a smaller --batch-size, and go on with --resume ({first.strip()})"
+            f"--workers or a smaller --batch-size, and go on with --resume ({first})"
         )
-    if processes() > 1 and any(words in str(error) for words in PEER_GONE):
-        return f"another process of this run has ended, see its own words; go on with --resume ({first[:200]})"
-    if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
-        return f"not enough memory: use a smaller --batch-size or --size, or --accumulate 4 ({first[:200]})"
+    if any(words in text for words in NO_SHARED_MEMORY):
+        return (
+            "/dev/shm is too small for what loader processes hand over: give the container more (docker run --shm-size "
+            f"2g), or take --workers 0 ({first})"
+        )
+    if processes() > 1 and any(words in text for words in PEER_GONE):
+        return f"another process of this run has ended, see its own words; go on with --resume ({first})"
+    if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
+        return f"not enough memory: {if_memory_ends} ({first})"
     return None
 
 
 # What gloo and NCCL say in the processes that remain, and torch and numpy where memory ends.
 PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate")
+NO_SHARED_MEMORY = ("unable to allocate shared memory", "unable to open shared memory", "unable to resize file")
 
 # Control characters (a terminal acts on them), line separators, overrides of the writing direction, and the halves of
 # characters that stand for bytes that are not UTF-8.

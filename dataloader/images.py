@@ -22,6 +22,7 @@ except ImportError:  # no wheel for this platform: everything works, only slower
     simplejpeg = None
 
 AGAIN = "extract this video again"
+MOST_PIXELS = 50_000_000  # of one image, for which memory is taken before it is decoded
 
 # (where a video's images lie, time steps from 0) -> for each step uint8 (planes, height, width): RGB, or x and y
 ReadSteps = Callable[[Any, Sequence[int]], Iterable[np.ndarray]]
@@ -92,7 +93,9 @@ def _decode(data: bytes, path: str | Path, wanted: str) -> np.ndarray:
     if not data:
         raise InputError(f"{path} is an empty file; {AGAIN}")
     try:
-        colour = _colour_space(data)
+        colour, pixels = _header(data)
+        if pixels > MOST_PIXELS:
+            raise InputError(f"{path} claims {pixels / 1e6:,.0f} million pixels; {AGAIN}")
         if colour == wanted:
             if simplejpeg is not None and data[:2] == b"\xff\xd8":
                 image = simplejpeg.decode_jpeg(data, wanted)  # strict: a truncated file raises
@@ -102,7 +105,7 @@ def _decode(data: bytes, path: str | Path, wanted: str) -> np.ndarray:
             image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
             if np.ptp(image.astype(np.int16), axis=2).max() <= 2:
                 return np.ascontiguousarray(image[..., 0])
-    except (ValueError, OSError, SyntaxError) as error:
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"{path} is not a whole JPEG ({reason}); {AGAIN}") from None
     if wanted == "GRAY":
@@ -110,10 +113,10 @@ def _decode(data: bytes, path: str | Path, wanted: str) -> np.ndarray:
     raise InputError(f"{path} is {colour}, not RGB; is --rgb-dir a folder of flow? if not, {AGAIN}")
 
 
-def _colour_space(data: bytes) -> str:
-    """RGB, GRAY or another name, from the header alone."""
+def _header(data: bytes) -> tuple[str, int]:
+    """(RGB, GRAY or another name; how many pixels), from the header alone."""
     if simplejpeg is not None and data[:2] == b"\xff\xd8":
-        colour = simplejpeg.decode_jpeg_header(data)[2]
-        return {"Gray": "GRAY", "YCbCr": "RGB"}.get(colour, colour)
+        height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
+        return {"Gray": "GRAY", "YCbCr": "RGB"}.get(colour, colour), height * width
     with Image.open(io.BytesIO(data)) as image:
-        return {"L": "GRAY"}.get(image.mode, image.mode)
+        return {"L": "GRAY"}.get(image.mode, image.mode), image.width * image.height

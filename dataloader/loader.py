@@ -20,7 +20,7 @@ from dataloader.lists import Split, Video, hold_out_groups, load_split
 from dataloader.preparation import Preparation
 from dataloader.sampling import EpochBatches
 from dataloader.transforms import TSN_SCALES
-from utils import InputError, cpu_count, plain_cause, plural, processes, rank
+from utils import InputError, cpu_count, plural, processes, rank
 
 FEWEST_CHOOSERS = 100  # videos: .5 / sqrt(100) is a standard error of 5 points of accuracy
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -60,7 +60,7 @@ class Loader:
         return -(-len(self.dataset) // self.batch_size)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from `first_batch` on. A bad file or a dead worker is an InputError.
+        """The batches of one epoch, from `first_batch` on. A bad file is an InputError.
 
         A batch's images are valid until the next batch is asked for.
         """
@@ -78,19 +78,13 @@ class Loader:
             )  # fmt: skip
 
     def _checked(self, loader: DataLoader) -> Iterator[Batch]:
-        try:
-            with _signals_held():
-                batches = iter(loader)
-            for batch in batches:
-                if isinstance(batch, InputError):
-                    raise batch
-                self.problems.update(batch.problems)
-                yield batch._replace(**{name: torch.as_tensor(getattr(batch, name)) for name in SENT_AS_ARRAYS})
-        except RuntimeError as error:
-            cause = plain_cause(error)
-            if cause is None:
-                raise
-            raise InputError(cause) from None
+        with _signals_held():
+            batches = iter(loader)
+        for batch in batches:
+            if isinstance(batch, InputError):
+                raise batch
+            self.problems.update(batch.problems)
+            yield batch._replace(**{name: torch.as_tensor(getattr(batch, name)) for name in SENT_AS_ARRAYS})
 
 
 def make_loader(dataset: ClipDataset, batch_size: int, workers: int | None, device: torch.device) -> Loader:

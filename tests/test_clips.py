@@ -3,8 +3,10 @@
 import dataclasses
 import io
 import shutil
+import struct
 import time
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -430,3 +432,16 @@ def test_batches_sent_ahead_to_a_gpu_are_the_same(tiny):
     for a, b in zip(got, expected, strict=True):
         assert a.images.is_cuda and torch.equal(a.images.cpu(), b.images)
         assert torch.equal(c.clips_of(a, "flow", gpu).cpu(), c.clips_of(b, "flow", CPU))
+
+
+def test_an_image_that_claims_more_than_memory_holds_is_not_decoded():
+    """A PNG's and a JPEG's header may claim 2,500 and 4,300 million pixels in a few bytes."""
+    gray = encoded(Image.fromarray(np.zeros((8, 8), np.uint8)), "JPEG")
+    size = gray.index(b"\xff\xc0") + 5  # of the frame header: marker, length, bits, then height and width
+    jpeg = gray[:size] + struct.pack(">HH", 65500, 65500) + gray[size + 4 :]
+    png = bytearray(encoded(Image.fromarray(np.zeros((8, 8), np.uint8))))
+    png[16:24] = struct.pack(">II", 50000, 50000)
+    png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
+    for data in (jpeg, bytes(png)):
+        with pytest.raises(InputError, match=r"x.jpg (claims [\d,]+ million pixels|is not a whole JPEG)"):
+            images.decode_gray(data, "x.jpg")

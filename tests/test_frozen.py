@@ -190,15 +190,3 @@ def test_several_processes_are_refused(make, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="without torchrun"):
         training.distribute()
-
-
-def test_the_rate_follows_the_batch():
-    import spatial_cnn
-    from engine import options
-
-    def rate(*words):
-        parser = options.stream_parser("spatial", "")
-        return options.parse(parser, spatial_cnn.RECIPES, ["--recipe", "small", *words]).lr
-
-    assert rate("--batch-size", "64") == pytest.approx(4 * rate())
-    assert rate("--batch-size", "64", "--lr", "0.5") == 0.5

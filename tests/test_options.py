@@ -264,6 +264,29 @@ def test_another_projects_rate_is_what_its_plateau_had_come_to_and_no_schedules(
     assert training.epoch == 45 and training.optimizer.param_groups[1]["lr"] == pytest.approx(1e-4)  # 30 <= 45 < 60
 
 
+@pytest.mark.parametrize("kind", ["rgbdiff", "greydiff"])
+def test_a_motion_networks_input_is_its_checkpoints(tmp_path, monkeypatch, kind):
+    preparation = default_preparation(kind, 32, "squash", 3)
+    content = {"epoch": 0, "batch": 0, "best_prec1": 0.0, "ema": None,
+               "state_dict": build_model("resnet18", preparation.channels, 4).state_dict()}  # fmt: skip
+    write_checkpoint(content, tmp_path / "m.pth.tar", arch="resnet18", class_names="abcd", dataset="x", split="1",
+                     preparation=preparation.as_dict(), args={})  # fmt: skip
+    argv = ["--resume", tmp_path / "m.pth.tar", "--evaluate"]
+    assert values_in(motion_cnn, argv, monkeypatch)["input"] == kind
+
+
+def test_the_small_recipes_rate_follows_the_batch_and_says_so(capsys):
+    def rate(*words):
+        args = flags("--recipe", "small", *words)
+        options.open_checkpoint(args, "rgb")
+        return args.lr, capsys.readouterr().out
+
+    usual = rate()
+    assert usual[1] == "" and rate("--batch-size", 64, "--lr", 0.1) == (0.1, "")
+    lr, said = rate("--batch-size", 64)
+    assert lr == 4 * usual[0] and said == "--lr 0.02: the recipe's 0.005 times 64 / 16, as --batch-size is\n"
+
+
 # --- as a user runs it ---------------------------------------------------------------------------------
 
 
