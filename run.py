@@ -19,9 +19,8 @@ from common.commandline import ArgumentParser
 from data.steps import Step, run_steps
 from data.videos import find_videos, import_cv2
 from dataloader.names import UCF101_CLASSES, ucf_parts
-from utils import plural, run_main
+from utils import FEW, plural, run_main
 
-FEW = 2000  # videos that the fast way is for
 # sizes and samples that two cores pass through in minutes (docs/small_data.md)
 RGB = ["--size", "160", "--test-samples", "10"]
 MOTION = ["--size", "128", "--test-samples", "16"]

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+FEW = 2000  # videos, up to which training all of a network is not the best that can be done: the fast way is
 BEGAN = time.time()  # nearly when the process did, for what is said of its duration
 
 

@@ -206,15 +206,9 @@ def say_repeated(dataset: ClipDataset, root: Path) -> None:
     assert isinstance(sampling, TestSampling)
     counts = [len(np.unique(sampling.starts_in(source.count, dataset.preparation))) for source in sources]
     repeating = [count for count in counts if count < sampling.samples]
-    if 2 * len(repeating) <= len(sources):
-        return
-    more = ""
-    if sampling.every > 1:
-        more = (
-            f"; {root} holds every {sampling.every}th frame, the original and TSN read every one "
-            "(data/extract_rgb.py --sampling-rate 1)"
+    if 2 * len(repeating) > len(sources):
+        every = f"; {root} holds every {sampling.every}th frame: data/extract_rgb.py --sampling-rate 1 gives more"
+        print(
+            f"note: {len(repeating)} of {plural(len(sources), 'test video')} repeat some of their {sampling.samples} "
+            f"samples, with {min(repeating)} different ones at least{every if sampling.every > 1 else ''}"
         )
-    print(
-        f"note: {len(repeating)} of {plural(len(sources), 'test video')} repeat some of their {sampling.samples} "
-        f"samples, with {min(repeating)} different ones at least{more}"
-    )

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataloader.preparation import LUMA
 from utils import InputError
 
 TSN_SCALES = (1.0, 0.875, 0.75, 0.66)  # TSN (Wang et al. 2016), section 3.2, and its released code
@@ -160,8 +161,6 @@ def flip_clips(clips: Tensor, flip: Tensor, modality: str) -> Tensor:
 
 # --- augmentation of pixel values: on the device, of training batches alone; another one has its place in `augment` ---
 
-LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as torchvision's grey
-
 
 def augment(clips: Tensor, names: Sequence[str], jitter: float, seed: int, epoch: int) -> Tensor:
     """uint8 clips (videos x clips, images x planes, H, W) -> the same, each video's changed in one random way.
@@ -183,7 +182,7 @@ def colour_jitter(clips: Tensor, factors: Tensor) -> Tensor:
     """
     x = clips.unflatten(1, (-1, 3)).unflatten(0, (len(factors), -1)).float()  # (videos, clips, images, 3, H, W)
     brightness, contrast, saturation = factors[:, :, None, None, None, None, None].unbind(1)  # (videos, 1, ..., 1)
-    luma = torch.stack([x.new_full((1, 1), weight) for weight in LUMA])  # (3, 1, 1)
+    luma = torch.stack([x.new_full((1, 1), weight / 1000) for weight in LUMA])  # (3, 1, 1)
     x = x.mul_(brightness).clamp_(max=255)
     mean = (x * luma).sum(3).mean((1, 2, 3, 4))[:, None, None, None, None, None]  # (videos, 1, ..., 1)
     x = x.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 255)

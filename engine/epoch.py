@@ -68,7 +68,7 @@ def train_one_epoch(
             now = time.perf_counter()
             training.times[0] += now - asked
             if now - shown > 0.5 or len(recent) >= 50 or training.batch == len(loader):
-                check_finite(recent)
+                check_losses(recent)
                 mean_loss, top1 = (training.sums[:2] / training.sums[3]).tolist()
                 per_second = clips_seen * processes() / (now - start)
                 epochs = training.settings.epochs - training.epoch - training.batch / len(loader)
@@ -139,7 +139,7 @@ def train_step(training: Training, batch: Batch) -> Tensor:
     return total / len(batch.names)
 
 
-def check_finite(recent: list[tuple[list[str], Tensor]]) -> None:
+def check_losses(recent: list[tuple[list[str], Tensor]]) -> None:
     """Look at the losses since the last look, and stop at the first that is no number. Empties the list."""
     losses = torch.stack([loss for _, loss in recent])
     if not bool(losses.isfinite().all()):
@@ -198,7 +198,6 @@ def test(
                 # (different clips, ...) -> (videos * views * samples, ...) -> (videos, samples, ...)
                 outputs = (output[place].unflatten(0, shape).mean(1) for output in outputs)
                 clip_logits, clip_features = (output.cpu().numpy() for output in outputs)
-                check_logits(batch.names, clip_logits)
                 logits.update(zip(batch.names, clip_logits, strict=True))
                 if keep_features:
                     features.update(zip(batch.names, clip_features, strict=True))
@@ -220,19 +219,9 @@ def test(
     scores = mean_logits(np.stack(list(logits.values())))  # (videos, classes)
     labels = {video.name: video.label for video in videos}
     truth = np.array(list(labels.values()))
-    loss = cross_entropy(scores * (sampling.samples if settings.consensus == "sum" else 1), truth)
+    names = list(labels)
+    loss = cross_entropy(scores * (sampling.samples if settings.consensus == "sum" else 1), truth, names)
     return TestResult(
         logits, labels, {name: features[name] for name in logits} if keep_features else {},
-        loss, accuracy(scores, truth), seconds / len(loader), waited / len(loader),
+        loss, accuracy(scores, truth, names), seconds / len(loader), waited / len(loader),
     )  # fmt: skip
-
-
-def check_logits(names: list[str], logits: np.ndarray) -> None:
-    """Raise InputError, which names the first video, where (videos, samples, classes) logits are no numbers."""
-    good = np.isfinite(logits).all((1, 2))
-    if not good.all():
-        name = next(name for name, fine in zip(names, good, strict=True) if not fine)
-        raise InputError(
-            f"the network's logits for {name} are no numbers: its weights are most likely broken by a training that "
-            "diverged; go on from an older checkpoint with a smaller --lr, --clip-grad 40 or --amp off"
-        )

@@ -32,9 +32,7 @@ from saved.feature_file import check_target, write_features
 from saved.predictions import write_predictions
 from saved.provenance import provenance
 from saved.records import record_path, write_record
-from utils import check_output, plural, printable, processes, rank
-
-FEW = 2000  # training videos, below which training all of a network is not the best that can be done
+from utils import FEW, check_output, plural, printable, processes, rank
 
 
 @dataclass

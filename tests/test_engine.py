@@ -219,9 +219,9 @@ def test_the_moving_average_follows_each_step():
 def test_the_first_loss_that_is_no_number_is_named():
     recent = [(["a"], torch.tensor(1.0)), (["b", "c"], torch.tensor(np.nan)), (["d"], torch.tensor(np.inf))]
     with pytest.raises(InputError, match="the batch of b, c:"):
-        engine.check_finite(recent)
+        engine.check_losses(recent)
     recent = recent[:1]
-    engine.check_finite(recent)
+    engine.check_losses(recent)
     assert recent == []
 
 

@@ -18,14 +18,19 @@ STREAMS = {
 TESTED = {f"{name}_g0{group}_c01" for name in ("Archery", "HammerThrow", "Hammering") for group in (1, 2)}
 
 
-@pytest.fixture(scope="module", params=STREAMS)
-def trained(request, tiny, run, tmp_path_factory):
-    """One epoch of a stream: (name, script and data flags, output folder, what it printed)."""
-    script, flag, folder, _ = STREAMS[request.param]
-    output = tmp_path_factory.mktemp(request.param)
-    arguments = (script, flag, tiny / folder, *SMALL, "--output", output)
-    process = run(*arguments, "--epochs", 1)
-    return request.param, arguments, output, process.stdout
+@pytest.fixture(scope="module")
+def both(tiny, run, tmp_path_factory):
+    """One epoch of each stream: {name: (name, script and data flags, output folder, what it printed)}."""
+    found, root = {}, tmp_path_factory.mktemp("both")
+    for stream, (script, flag, folder, _) in STREAMS.items():
+        arguments = (script, flag, tiny / folder, *SMALL, "--output", root / stream)
+        found[stream] = (stream, arguments, root / stream, run(*arguments, "--epochs", 1).stdout)
+    return found
+
+
+@pytest.fixture(params=STREAMS)
+def trained(request, both):
+    return both[request.param]
 
 
 def load_pickles(output, stream):
@@ -60,7 +65,8 @@ def test_training_leaves_predictions_records_and_checkpoints(trained):
         saved = torch.load(output / name, weights_only=True)
         assert saved["epoch"] == 0 and saved["arch"] == "resnet18"
         assert saved["state_dict"]["conv1.weight"].shape[1] == (3 if stream == "spatial" else 20)
-    assert "chosen by the test set" in text and "6 training and 6 test videos" in text
+    for words in ("6 training videos are few", "chosen by the test set", "6 training and 6 test videos"):
+        assert words in text
 
 
 def test_evaluate_only_tests_and_gives_the_same_predictions(trained, run):
@@ -101,8 +107,8 @@ def test_resume_goes_on_with_the_next_epoch(trained, run):
     assert "nothing is left of --epochs 2" in process.stdout
 
 
-def test_a_training_from_the_start_keeps_what_another_left(trained, run, tmp_path):
-    stream, (script, flag, folder, *rest), output, _ = trained
+def test_a_training_from_the_start_keeps_what_another_left(both, run, tmp_path):
+    stream, (script, flag, folder, *rest), output, _ = both["motion"]
     shutil.copytree(output, tmp_path / "out")
     arguments = (script, flag, folder, *rest[:-1], tmp_path / "out", "--epochs", 2, "--seed", 1)
     assert f"{tmp_path / 'out'}/old_*" in run(*arguments).stdout
@@ -119,30 +125,26 @@ def test_a_training_from_the_start_keeps_what_another_left(trained, run, tmp_pat
     assert (tmp_path / "out/old_checkpoint.pth.tar").read_bytes() == (output / "checkpoint.pth.tar").read_bytes()
 
 
-def test_both_streams_fuse(tiny, run, tmp_path):
-    for stream, (script, flag, folder, _) in STREAMS.items():
-        run(script, flag, tiny / folder, *SMALL, "--output", tmp_path / stream, "--epochs", 1, "--amp", "off")
-    run("fusion.py", "--spatial", tmp_path / "spatial/spatial_video_preds.pickle",
-        "--motion", tmp_path / "motion/motion_video_preds.pickle", "--output", tmp_path / "fusion")  # fmt: skip
+def test_both_streams_fuse(both, tiny, run, tmp_path):
+    out = {stream: found[2] for stream, found in both.items()}
+    run("fusion.py", "--spatial", out["spatial"] / "spatial_video_preds.pickle",
+        "--motion", out["motion"] / "motion_video_preds.pickle", "--output", tmp_path / "fusion")  # fmt: skip
     results = json.loads((tmp_path / "fusion/results.json").read_text())
     assert results["videos"] == 6
-    both = [load_pickles(tmp_path / stream, stream)[1] for stream in STREAMS]
-    labels = json.loads((tmp_path / "spatial/predictions.json").read_text())["labels"]
-    right = [np.argmax(both[0][name] + both[1][name]) == labels[name] for name in labels]
+    scores = [load_pickles(out[stream], stream)[1] for stream in STREAMS]
+    labels = json.loads((out["spatial"] / "predictions.json").read_text())["labels"]
+    right = [np.argmax(scores[0][name] + scores[1][name]) == labels[name] for name in labels]
     assert results["fusion"]["top1"] == pytest.approx(100 * np.mean(right))
     report = (tmp_path / "fusion/report.html").read_text(encoding="utf-8")
-    assert "The epoch of spatial and motion is the last of a number that was fixed before" in report
     for script, flag, folder, _ in STREAMS.values():
         made = re.search(rf"{script} {flag} {re.escape(str(tiny / folder))} .*torch ([\d.]+)", report)
         assert made is not None and torch.__version__.startswith(made[1].rstrip("."))
     assert report.count("data:image/jpeg") >= 6 - round(results["fusion"]["top1"] * 6 / 100)
 
 
-@pytest.mark.parametrize("stream", STREAMS)
-def test_resnet101_itself(stream, tiny, run, tmp_path):
-    script, flag, folder, _ = STREAMS[stream]
-    run(script, flag, tiny / folder, "--ucf-list", "none", "--weights", "none", "--size", 64, "--test-samples", 2,
-        "--batch-size", 3, "--epochs", 1, "--workers", 1, "--output", tmp_path)  # fmt: skip
+def test_resnet101_itself(tiny, run, tmp_path):
+    run("motion_cnn.py", "--flow-dir", tiny / "flow", "--ucf-list", "none", "--weights", "none", "--size", 64,
+        "--test-samples", 2, "--batch-size", 3, "--epochs", 1, "--workers", 1, "--output", tmp_path)  # fmt: skip
     saved = torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)
     assert saved["arch"] == "resnet101"
     blocks = {name.split(".")[1] for name in saved["state_dict"] if name.startswith("layer3.")}
