@@ -21,6 +21,7 @@ from engine import options
 from engine.epoch import train_one_epoch
 from engine.features import extract_features
 from engine.frozen import start_from_linear_head, training_loader
+from engine.runner import Run
 from engine.state import Training, choose_preparation
 from network import build_model, rgb_normalisation
 from utils import run_main, seed_everything, set_up_device
@@ -75,7 +76,7 @@ def main() -> int:
         training.resume(checkpoint, classes, args.start_epoch, trains=data.train is not None)
 
     # one test, or the loop over epochs
-    run = options.make_run("spatial", "rgb", args, data)
+    run = Run("spatial", "rgb", args, data)
     if data.train is None:  # --evaluate
         return run.evaluate(training)
     training.distribute()

@@ -19,7 +19,7 @@ from dataloader.clips import Batch, ClipDataset, clips_of
 from dataloader.loader import Loader
 from engine.crossfit import fit_linear
 from engine.state import Training
-from network import InferenceNet
+from engine.testing import InferenceNet
 from utils import InputError, plural
 
 FOLDS = 5  # that choose the linear head's strength

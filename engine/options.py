@@ -10,12 +10,10 @@ from typing import Any
 
 from common.commandline import ArgumentParser, Switch, bounded
 from dataloader.clips import TestSampling, TrainSampling
-from dataloader.loader import Data, DataSettings
+from dataloader.loader import DataSettings
 from dataloader.preparation import Preparation
 from engine import pooling
-from engine.board import Board
 from engine.features import FeatureSettings
-from engine.runner import Run
 from engine.state import TrainingSettings
 from network import TRAINED_FROM
 from saved.checkpoints import Checkpoint, read_checkpoint
@@ -265,21 +263,6 @@ def feature_settings(args: argparse.Namespace) -> FeatureSettings:
     return FeatureSettings(
         Path(args.features), args.pooling, args.arch, where, getattr(args, "flow_order", "original"), args.seed,
         args.amp, args.compile, args.workers,
-    )  # fmt: skip
-
-
-def make_run(stream: str, prefix: str, args: argparse.Namespace, data: Data) -> Run:
-    """A run that writes where the flags say; they go into its checkpoints as plain values."""
-    flags = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()
-             if name not in ("given", "of_recipe")}  # fmt: skip
-    advise = "recipe" not in args.given and args.resume is None
-    features = Path(args.features) if args.features else None
-    board = None
-    if args.tensorboard and data.train is not None and rank() == 0:
-        board = Board(Path(args.output) / "tensorboard")
-    return Run(
-        stream, prefix, data, args.arch, Path(args.output), args.resume, features,
-        args.val_groups, args.eval_every, args.save_every_minutes, flags, board, advise,
     )  # fmt: skip
 
 

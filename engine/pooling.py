@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dataloader.preparation import Preparation
-from network import InferenceNet, Network, ResNet
+from engine.testing import InferenceNet
+from network import Network, ResNet
 from utils import InputError
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import os
@@ -9,7 +10,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from dataloader.clips import TestSampling
 from dataloader.loader import Data
 from dataloader.names import first_few
 from engine.board import Board
-from engine.epoch import TestResult, test
 from engine.owner import owned
 from engine.pooling import last_pooling
 from engine.state import Training
+from engine.testing import TestResult, test
 from saved.checkpoints import read_checkpoint, weights_hash, write_checkpoint
 from saved.feature_file import check_target, write_features
 from saved.predictions import write_predictions
@@ -35,7 +35,6 @@ from saved.records import record_path, write_record
 from utils import FEW, check_output, plural, printable, processes, rank
 
 
-@dataclass
 class Run:
     """One stream's training or test: where it writes, and how it stops.
 
@@ -43,22 +42,20 @@ class Run:
     is the commit: a run killed before it does the epoch again, to the same bits, and replaces what it wrote.
     """
 
-    stream: str  # of the prediction files
-    prefix: str  # of the record files
-    data: Data
-    arch: str
-    output: Path
-    resume: Path | None  # the checkpoint that this run goes on from
-    features: Path | None  # the .npz that a test also writes
-    val_groups: int
-    eval_every: int
-    save_every_minutes: float
-    flags: dict[str, Any]  # all flags, as the checkpoint keeps them
-    board: Board | None = None  # of --tensorboard, in rank 0
-    advise: bool = False  # say what to use where training videos are few?
-    signal: int = 0  # of the one that asked to stop
-    best_written: bool = False  # are the predictions on disk those of model_best, on the test videos?
-    saved_at: float = field(default_factory=time.monotonic)
+    def __init__(self, stream: str, prefix: str, args: argparse.Namespace, data: Data) -> None:
+        """`stream` and `prefix` name the prediction and the record files; `args` are the flags, read and resumed."""
+        self.stream, self.prefix, self.args, self.data = stream, prefix, args, data
+        self.output = Path(args.output)
+        self.features = Path(args.features) if args.features else None  # the .npz that a test also writes
+        # as checkpoints keep them: plain values
+        self.flags = {name: str(value) if isinstance(value, Path) else value
+                      for name, value in vars(args).items() if name not in ("given", "of_recipe")}  # fmt: skip
+        self.board: Board | None = None
+        if args.tensorboard and data.train is not None and self.leads:
+            self.board = Board(self.output / "tensorboard")
+        self.signal = 0  # of the one that asked to stop
+        self.best_written = False  # are the predictions on disk those of model_best, on the test videos?
+        self.saved_at = time.monotonic()
 
     @property
     def leads(self) -> bool:
@@ -100,7 +97,7 @@ class Run:
         if self.leads:  # weights, momentum and average, in two checkpoints and a temporary one
             size = 3 * (3 if training.ema else 2) * sum(tensor.nbytes for tensor in state.values())
             own = [(self.output / name).resolve() for name in ("checkpoint.pth.tar", "model_best.pth.tar")]
-            goes_on = self.resume is not None and self.resume.resolve() in own
+            goes_on = self.args.resume is not None and self.args.resume.resolve() in own
             check_output(self.output, size, replaced=own if goes_on else ())
             if self.features:
                 check_target(self.features)
@@ -111,7 +108,7 @@ class Run:
         if untrained := self._untrained():
             names = self.data.split.class_names
             self.say(f"note: no training video in {len(untrained)} of {len(names)} classes: {first_few(untrained)}")
-        if self.val_groups:
+        if self.args.val_groups:
             self.say(f"model_best is chosen by {plural(len(self.data.select.dataset), 'video')} held out of training")
         elif self._chosen_by(training) == "last":
             self.say("tested once, after the last epoch: nothing is chosen by the test set")
@@ -120,7 +117,8 @@ class Run:
                 "model_best is chosen by the test set, which flatters its accuracy; --val-groups 3 holds training "
                 "videos out to choose by"
             )
-        if self.advise and training.settings.train_from == "all" and len(self.data.train.dataset) < FEW:
+        fresh = "recipe" not in self.args.given and self.args.resume is None
+        if fresh and training.settings.train_from == "all" and len(self.data.train.dataset) < FEW:
             self.say(
                 f"note: {plural(len(self.data.train.dataset), 'training video')} are few to train all of a network on: "
                 "python run.py VIDEOS does better, in minutes (README, Your own videos)"
@@ -130,8 +128,8 @@ class Run:
 
     def _chosen_by(self, training: Training) -> str:
         """What the tested network's epoch is chosen by; "last": by nothing, as there is no other test."""
-        once = self.eval_every >= training.settings.epochs
-        return "val" if self.val_groups else "last" if once else "test"
+        once = self.args.eval_every >= training.settings.epochs
+        return "val" if self.args.val_groups else "last" if once else "test"
 
     @property
     def exit_code(self) -> int:
@@ -140,7 +138,7 @@ class Run:
     def tests_after(self, training: Training) -> bool:
         """Is the epoch in progress one after which the network is tested?"""
         done = training.epoch + 1
-        return done % self.eval_every == 0 or done == training.settings.epochs
+        return done % self.args.eval_every == 0 or done == training.settings.epochs
 
     def test(self, training: Training) -> TestResult:
         """Test on the videos that choose the model. The training is saved before: no failure of a test costs it."""
@@ -158,7 +156,7 @@ class Run:
             if self.board:
                 self.board.epoch(row)
         if result is not None:
-            subset = "val" if self.val_groups else "test"
+            subset = "val" if self.args.val_groups else "test"
             if is_best or subset == "test":  # those of validation videos stay model_best's
                 # of the best epoch, model_best is the file that keeps the network when the next epoch has ended
                 name = "model_best.pth.tar" if is_best else "checkpoint.pth.tar"
@@ -170,7 +168,7 @@ class Run:
                 if self.board:
                     self.board.test({**row, **times, **scores})
             line += f" | {subset}: {result}{' (best)' if is_best else ''}"
-        self.best_written = is_best and not self.val_groups
+        self.best_written = is_best and not self.args.val_groups
         self.say(line)
 
     def report_best(self, training: Training) -> None:
@@ -189,7 +187,7 @@ class Run:
 
     def evaluate(self, training: Training) -> int:
         """Test on the test videos, write both prediction files, and say the result. Returns the exit code."""
-        assert self.resume is not None
+        assert self.args.resume is not None
         with owned(self.output), self._signals():
             if self.leads:
                 check_output(self.output, 0)
@@ -197,12 +195,12 @@ class Run:
                     check_target(self.features)
             self.say(self._headline(training))
             try:
-                result = self._final_test(training, training.epoch - 1, self.resume.name)
+                result = self._final_test(training, training.epoch - 1, self.args.resume.name)
             except _Stopped:
                 self.say("stopped; the old predictions are untouched")
                 return self.exit_code
         epoch = f", of epoch {training.epoch - 1}" if training.epoch > 0 else ""
-        self.say(f"test of {self.resume.name}{epoch}: {result}")
+        self.say(f"test of {self.args.resume.name}{epoch}: {result}")
         return 0
 
     def _final_test(self, training: Training, epoch: int, name: str) -> TestResult:
@@ -220,7 +218,7 @@ class Run:
         if self.board:
             self.board.batch(training)
         self.stop_if_asked(training)
-        minutes = self.save_every_minutes
+        minutes = self.args.save_every_minutes
         if minutes and self._agreed(training.device, time.monotonic() - self.saved_at > 60 * minutes):
             self.save(training, False)
 
@@ -237,10 +235,10 @@ class Run:
                 within = f" after {plural(training.batch, 'step')}" if training.batch else ""
                 done = f", from epoch {training.epoch}{within} on,"
             plan = f"{plural(training.settings.epochs, 'epoch')}{done} of {plural(len(data.train), 'step')}, "
-            plan += "a test after " + (f"every {self.eval_every}; " if self.eval_every > 1 else "each; ")
+            plan += "a test after " + (f"every {self.args.eval_every}; " if self.args.eval_every > 1 else "each; ")
         return (
             f"{self.stream} stream: {split.dataset} split {split.number}, {len(split.class_names)} classes, "
-            f"{train}{test}; {self.arch} on {training.device.type}{shared}, {dtype}"
+            f"{train}{test}; {self.args.arch} on {training.device.type}{shared}, {dtype}"
             f"\n{plan}writes to {self.output}"
         )
 
@@ -260,7 +258,7 @@ class Run:
         for name in ("model_best.pth.tar", *records, "checkpoint.pth.tar"):
             if (self.output / name).is_file():
                 os.replace(self.output / name, self.output / f"{free}{name}")
-        start = "a training from the start" if self.resume is None else f"going on from {self.resume}"
+        start = "a training from the start" if self.args.resume is None else f"going on from {self.args.resume}"
         self.say(f"{start}; {self.output} held another: its files are now {self.output}/{free}*")
 
     def stop_if_asked(self, training: Training, save: bool = True) -> None:
@@ -290,7 +288,7 @@ class Run:
         if is_best:
             names.insert(0, "model_best.pth.tar")
         write_checkpoint(
-            state, *(self.output / name for name in names), arch=self.arch, class_names=split.class_names,
+            state, *(self.output / name for name in names), arch=self.args.arch, class_names=split.class_names,
             dataset=split.dataset, split=split.number, preparation=training.preparation.as_dict(), args=self.flags,
         )  # fmt: skip
 
@@ -318,7 +316,7 @@ class Run:
         if self.features and subset == "test":
             names = list(result.features)
             groups = {source.video.name: source.video.group for source in loader.dataset.sources}
-            network = {"arch": self.arch, "checkpoint": str(self.output / name), "sha256": weights_hash(weights)}
+            network = {"arch": self.args.arch, "checkpoint": str(self.output / name), "sha256": weights_hash(weights)}
             kept = {key: about[key] for key in ("dataset", "split", "class_names", "frames")}
             write_features(
                 self.features, names, [result.labels[n] for n in names], ["test"] * len(names),

@@ -26,7 +26,8 @@ def series(found: EventAccumulator, name: str) -> list[tuple[int, float]]:
 
 
 def test_a_training_and_its_resume(tiny, run, tmp_path):
-    arguments = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", "--output", tmp_path, *SMALL, "--tensorboard", "--lr", 1e-4)
+    flags = ("--output", tmp_path, *SMALL, "--tensorboard", "--lr", 1e-4)
+    arguments = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *flags)
     said = run(*arguments, "--epochs", 2).stdout
     assert f"2 epochs of 2 steps, a test after each; writes to {tmp_path}" in said
     said = run(*arguments, "--epochs", 3, "--resume").stdout

@@ -14,6 +14,7 @@ from dataloader.images import Source
 from dataloader.names import Video
 from dataloader.preparation import Preparation, to_input
 from engine import epoch as engine
+from engine import testing
 from engine.state import Training, TrainingSettings
 from utils import InputError, processes
 
@@ -294,7 +295,7 @@ def test_a_tests_logits_are_those_of_the_plain_network_averaged_over_views():
     loader = Batches(*batches, padding=[padding], sampling=Sampling(2, 3))
     stops = []
     training = Training(model, PIXELS, CPU, TrainingSettings(lr=5e-4, batch_size=25, amp="off"))
-    found = engine.test(training, loader, lambda: stops.append(1), keep_features=True)
+    found = testing.test(training, loader, lambda: stops.append(1), keep_features=True)
     assert model.training and all(parameter.requires_grad for parameter in model.parameters())
     assert len(stops) == 3
     assert list(found.frame_logits) == list(found.features) == list(found.labels) == ["0.0", "0.1", "1.0", "1.1"]
@@ -317,4 +318,4 @@ def test_a_tests_logits_are_those_of_the_plain_network_averaged_over_views():
     assert found.loss == pytest.approx(np.mean(losses), rel=1e-3)
     assert found.accuracy["top1"] == pytest.approx(100 * np.mean(np.array(ranks) < 1))
     assert found.accuracy["top5"] == pytest.approx(100 * np.mean(np.array(ranks) < 5))
-    assert engine.test(training, loader).features == {}
+    assert testing.test(training, loader).features == {}

@@ -13,7 +13,8 @@ from test_network import PREPARATIONS, random_clips, randomise
 from test_resume import assert_same_runs
 
 from engine.temporal_heads import TEMPORAL, train_temporal
-from network import InferenceNet, build_model
+from engine.testing import InferenceNet
+from network import build_model
 from saved.feature_file import read_features
 
 pytestmark = pytest.mark.gpu

@@ -11,6 +11,7 @@ from torchvision import models
 
 import network
 from dataloader.preparation import Preparation
+from engine.testing import InferenceNet
 from utils import InputError
 
 
@@ -100,7 +101,7 @@ def test_folding_batch_norm_and_normalisation_changes_no_logit(arch, kind):
     clips = random_clips(preparation)
     with torch.no_grad():
         expected = model(by_hand(clips, preparation))
-        net = network.InferenceNet(model, preparation)
+        net = InferenceNet(model, preparation)
         logits, features = net(clips)
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
         torch.testing.assert_close(model.fc(features), expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
@@ -115,7 +116,7 @@ def test_half_precision_stays_close_to_float32(kind, dtype):
     preparation = PREPARATIONS[kind]
     model = randomise(network.build_model("resnet18", preparation.channels, 5))
     clips = random_clips(preparation)
-    exact, half = (network.InferenceNet(model, preparation, d)(clips)[0] for d in (torch.float32, dtype))
+    exact, half = (InferenceNet(model, preparation, d)(clips)[0] for d in (torch.float32, dtype))
     assert half.dtype == torch.float32 and not half.requires_grad
     assert ((exact - half).norm() / exact.norm()).item() < (2e-2 if dtype == torch.bfloat16 else 2e-3)
 
@@ -124,7 +125,7 @@ def test_half_precision_stays_close_to_float32(kind, dtype):
 def test_grey_levels_reach_bfloat16_unrounded(kind):
     """Two grey levels apart by one must differ in what enters the first convolution, everywhere by the same step."""
     preparation = PREPARATIONS[kind]
-    net = network.InferenceNet(network.build_model("resnet18", preparation.channels, 5), preparation, torch.bfloat16)
+    net = InferenceNet(network.build_model("resnet18", preparation.channels, 5), preparation, torch.bfloat16)
     entering = []
     net.trunk.conv1.register_forward_hook(lambda module, inputs, output: entering.append(inputs[0].float()))
     clips = torch.zeros(1, IMAGES.get(kind, preparation.channels), 16, 16, dtype=torch.uint8)
@@ -140,7 +141,7 @@ def test_grey_levels_reach_bfloat16_unrounded(kind):
 def test_compiled_agrees_for_any_number_of_clips(kind):
     preparation = PREPARATIONS[kind]
     model = randomise(network.build_model("resnet18", preparation.channels, 5))
-    plain, compiled = (network.InferenceNet(model, preparation, compiled=choice) for choice in (False, True))
+    plain, compiled = (InferenceNet(model, preparation, compiled=choice) for choice in (False, True))
     clips = torch.cat([random_clips(preparation) for _ in range(2)])
     with torch.inference_mode():
         for count in (4, 3, 1):
@@ -313,4 +314,4 @@ def test_the_network_may_lie_on_any_device():
     preparation = Preparation(size=64)
     with torch.device("meta"):  # on which what stays behind on the CPU is an error, as on a GPU
         model = network.build_model("resnet18", preparation.channels, 5)
-    assert network.InferenceNet(model, preparation, torch.bfloat16).outside.device.type == "meta"
+    assert InferenceNet(model, preparation, torch.bfloat16).outside.device.type == "meta"

@@ -14,9 +14,9 @@ import spatial_cnn
 from dataloader.clips import TestSampling as Sampling
 from dataloader.clips import TrainSampling
 from dataloader.preparation import default_preparation
-from engine import epoch as engine
 from engine import options
 from engine.state import Training, TrainingSettings, choose_preparation
+from engine.testing import InferenceNet
 from network import build_model
 from saved.checkpoints import Checkpoint, read_checkpoint, save_tensors, write_checkpoint
 from utils import InputError
@@ -341,8 +341,8 @@ def test_a_network_of_synchronised_batch_norms_is_tested_as_it_is():
         model(torch.rand(8, 3, 64, 64))  # statistics that are not those of a new network
     preparation = default_preparation("rgb", 64, "squash")
     clips = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    plain = engine.InferenceNet(model, preparation)(clips)[0]
+    plain = InferenceNet(model, preparation)(clips)[0]
     synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    found = engine.InferenceNet(synchronised, preparation)
+    found = InferenceNet(synchronised, preparation)
     assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in found.modules())
     torch.testing.assert_close(found(clips)[0], plain)
