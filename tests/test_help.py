@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 FILES = [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), ROOT / "report/compare.py", ROOT / "recogniser/export.py"]
-SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in FILES if "run_main(main" in path.read_text("utf-8"))
+SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in FILES if re.search(r"run_main\(main[,)]", path.read_text("utf-8")))
 
 
 @pytest.mark.parametrize("columns", [80, 110])
