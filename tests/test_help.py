@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT
 
 FILES = [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), ROOT / "report/compare.py", ROOT / "recogniser/export.py"]
-SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in FILES if re.search(r"run_main\(main[,)]", path.read_text("utf-8")))
+STARTED = re.compile(r"run_main\(main[,)]")
+SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in FILES if STARTED.search(path.read_text("utf-8")))
 
 
 @pytest.mark.parametrize("columns", [80, 110])
