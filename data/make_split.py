@@ -1,20 +1,26 @@
-"""Split your own videos into training and test, once, and write the split as list files.
+"""Split your own videos into training and test, and write the split as list files. Train with --ucf-list OUT.
 
   python data/make_split.py VIDEOS OUT                 one split: train.txt, test.txt
   python data/make_split.py VIDEOS OUT --folds 5       five: trainlist01.txt, testlist01.txt, ... for --split 1 to 5
+  python data/make_split.py VIDEOS OUT --test TEST     the videos of TEST, in folders of the same classes, test
 
-VIDEOS holds a folder for each class, or folders train and test that do: that split is then taken. Each class is split
-in the same proportion (stratified). Videos that were cut from one recording, as far as their names tell
-(v_Class_gXX_cYY, or HMDB51's names), and copies of one file stay on one side. Train with --ucf-list OUT.
+VIDEOS holds a folder for each class, or folders train and test (or val, validation) that do: that split is then taken.
+Else each class is split in the same proportion. Videos of one recording or person, and copies of one file, stay on one
+side; groups.csv beside the lists says which these are. Run again, it updates its own lists: videos keep their side, new
+ones are added, deleted ones leave. The videos of TEST are listed as test/...: extract their frames to RGB_DIR/test.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
+import io
+import json
+import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,43 +29,50 @@ import numpy as np
 
 from common.commandline import ArgumentParser, bounded
 from data.videos import find_videos
-from dataloader.names import find_groups, first_few, video_key
-from utils import InputError, atomic_path, check_writable, plural, run_main
+from dataloader.lists import is_listable, load_split, read_groups
+from dataloader.names import SIDES, find_groups, first_few, video_keys, without_suffix
+from utils import InputError, atomic_path, check_writable, plural, printable, run_main, write_json
 
-SIDES = {"train": "train", "training": "train", "test": "test", "testing": "test"}  # names of folders
+RECORD = "make_split.json"  # beside the lists: with which flags they were made
+DEFAULTS = {"test_fraction": 0.3, "folds": None, "seed": 0, "groups": None, "test": None}
 
 
 def main() -> int:
     args = parse_arguments()
-    if not 0 < args.test_fraction < 1:
-        raise InputError(f"--test-fraction {args.test_fraction}: give a number between 0 and 1")
-    labels, class_names = find_classes(args.videos)
-    for label, name in enumerate(class_names):
-        print(f"  {name}: {plural(sum(of == label for of in labels.values()), 'video')}")
-    copies = find_copies(args.videos, list(labels))
-    groups = group_videos(labels, class_names, copies)
-    sides = given_sides(args.videos, list(labels))
-    if sides and args.folds:
-        raise InputError(f"{args.videos} is split into {' and '.join(sorted(sides))} already; leave --folds out")
-    if sides:
-        print(f"{args.videos} holds the folders {' and '.join(sorted(sides))}: their split is taken")
-        splits = [given_split(list(labels), class_names, labels, sides)]
+    made_with = settings(args)
+    classes, given = find_classes(args.videos, args.out, args.test)
+    paths, class_names = list(classes), sorted(set(classes.values()))
+    for name in class_names:
+        print(f"  {printable(name)}: {plural(sum(of == name for of in classes.values()), 'video')}")
+    roots = {path: args.test / path.removeprefix("test/") if args.test and path.startswith("test/") else
+             args.videos / path for path in paths}  # fmt: skip
+    copies = find_copies(roots)
+    before = read_before(args.out, made_with)
+    groups = group_videos(classes, made_with["groups"], copies, before[1])
+    if given and made_with["folds"]:
+        raise InputError(f"{args.videos} is split into training and test already; leave --folds out")
+    if given:
+        print(f"{args.videos} is split into training and test by folders: their split is taken")
+        parts = {path: 0 if given[path] == "test" else 1 for path in paths}
         names = [("train.txt", "test.txt")]
-    elif args.folds:
-        splits = list(folds(groups, class_names, args.folds, args.seed))
-        names = [(f"trainlist{i:02d}.txt", f"testlist{i:02d}.txt") for i in range(1, len(splits) + 1)]
     else:
-        splits = [holdout(groups, class_names, args.test_fraction, args.seed)]
-        names = [("train.txt", "test.txt")]
+        fraction, number = made_with["test_fraction"], made_with["folds"]
+        shares = [1 / number] * number if number else [fraction, 1 - fraction]
+        parts = assign(classes, groups, shares, made_with["seed"], before[0])
+        names = [(f"trainlist{i + 1:02d}.txt", f"testlist{i + 1:02d}.txt") for i in range(number or 0)]
+        names = names or [("train.txt", "test.txt")]
     files = {"classes.txt": [f"{label} {name}" for label, name in enumerate(class_names)]}
-    for pair, split in zip(names, splits, strict=True):
-        for name, paths in zip(pair, split, strict=True):
-            files[name] = [f"{path} {labels[path]}" for path in sorted(paths, key=lambda path: (labels[path], path))]
-    write_lists(args.out, files)
-    warn_of_copies(copies, labels, splits)
-    for pair, split in zip(names, splits, strict=True):
-        print(", ".join(f"{name}: {plural(len(part), 'video')}" for name, part in zip(pair, split, strict=True)))
-    print(f"{len(class_names)} classes, {len(labels):,} videos; train with --ucf-list {args.out}")
+    for part, pair in enumerate(names):
+        split = ([path for path in paths if parts[path] != part], [path for path in paths if parts[path] == part])
+        say_shares(pair, split, classes, None if given else shares[0])
+        say_shared(split, groups, copies, classes)
+        for name, members in zip(pair, split, strict=True):
+            order = sorted(members, key=lambda path: (classes[path], path))
+            files[name] = [f"{path} {class_names.index(classes[path])}" for path in order]
+    if before[0]:
+        say_changes(set(before[0]), set(paths))
+    write_lists(args.out, files, groups, made_with)
+    print(f"{plural(len(class_names), 'class')}, {plural(len(paths), 'video')}; train with --ucf-list {args.out}")
     return 0
 
 
@@ -68,174 +81,333 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of class folders of videos")
     parser.add_argument("out", type=Path, metavar="OUT", help="where to write the lists")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--test-fraction", type=float, default=0.3, metavar="F", help="part of each class that tests")
+    how.add_argument("--test-fraction", type=float, metavar="F", help="part of each class that tests (default: 0.3)")
     how.add_argument("--folds", type=bounded(int, 2), metavar="K",
                      help="K splits instead; each video tests in one of them")  # fmt: skip
-    parser.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), default=0, help="of the shuffle")
+    how.add_argument("--test", type=Path, metavar="TEST", help="folder of class folders of test videos")
+    parser.add_argument("--groups", metavar="REGEX|CSV|none",
+                        help="what tells videos of one recording, which stay on one side: a regular expression, whose "
+                        "groups (...) or whole match in a video's path under VIDEOS are its recording, such as "
+                        "'rec\\d+'; or a CSV file with the columns video (path under VIDEOS) and group; none: each "
+                        "video is by itself (default: the names, where a part of them is the recording in most "
+                        "classes)")  # fmt: skip
+    parser.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), help="of the shuffle (default: 0)")
     return parser.parse_args()
 
 
-def given_sides(root: Path, paths: list[str]) -> dict[str, str]:
-    """{folder: "train" or "test"} where the folders under `root` are sides of a split; else empty.
+# --- what was made before ------------------------------------------------------------------------------
 
-    Raises InputError where one of three is for validation, or there is one side only.
-    """
-    folders = {path.split("/")[0] for path in paths if "/" in path}
-    sides = {folder: SIDES[folder.casefold()] for folder in folders if folder.casefold() in SIDES}
-    others = folders - sides.keys()
-    if not sides or any(not other.casefold().startswith("val") for other in others):
-        return {}
-    if others or len(set(sides.values())) < 2:
-        found = " and ".join(sorted(folders))
+
+def settings(args: argparse.Namespace) -> dict:
+    """The flags, and where lists are there, those that they were made with. InputError where the two differ."""
+    given = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
+    if not 0 < given.get("test_fraction", 0.5) < 1:
+        raise InputError(f"--test-fraction {args.test_fraction}: give a number between 0 and 1")
+    for name in ("test", "groups"):  # a file is the same one from wherever it is named
+        if name in given and (name == "test" or Path(given[name]).is_file()):
+            given[name] = str(Path(given[name]).resolve())
+    present = sorted(file.name for file in args.out.glob("*.txt")) if args.out.is_dir() else []
+    record = args.out / RECORD
+    if not record.is_file():
+        if present:
+            raise InputError(
+                f"{args.out} holds lists already that make_split.py did not make ({first_few(present)}); delete them, "
+                "or write to another folder"
+            )
+        return DEFAULTS | given
+    try:
+        made_with = json.loads(record.read_text(encoding="utf-8"))
+        made_with = DEFAULTS | {name: made_with[name] for name in DEFAULTS}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"cannot read {record} ({error}); delete {args.out} to split anew") from None
+    other = [f"--{name.replace('_', '-')} {made_with[name]}" for name in given if given[name] != made_with[name]]
+    if other:
         raise InputError(
-            f"{root} holds {found}, which are no classes: give one folder of classes, or one that holds train and test"
+            f"the lists in {args.out} were made with {' '.join(other)} (None: without); leave the flag as it was, or "
+            f"delete {args.out} to split anew"
         )
-    return sides
+    args.test = Path(made_with["test"]) if made_with["test"] else None
+    return made_with
 
 
-def given_split(
-    paths: list[str], class_names: list[str], labels: dict[str, int], sides: dict[str, str]
-) -> tuple[list[str], list[str]]:
-    """The split that the folders train and test make: (training paths, test paths), each with every class."""
-    parts = {side: [path for path in paths if sides[path.split("/")[0]] == side] for side in ("train", "test")}
-    for side, part in parts.items():
-        lacking = sorted(set(range(len(class_names))) - {labels[path] for path in part})
-        if lacking:
-            raise InputError(f"{side} has no video of {first_few(class_names[label] for label in lacking)}; add some")
-    return parts["train"], parts["test"]
+def read_before(out: Path, made_with: dict) -> tuple[dict[str, int], dict[str, str]]:
+    """({path: part}, {path without suffix, lower case: group}) of the lists in `out`; empty where there are none.
 
-
-def find_classes(root: Path) -> tuple[dict[str, int], list[str]]:
-    """({path under root, with "/": label}, sorted class names).
-
-    A video's class is the first folder under root, or under root's folders train and test.
+    A part is a fold, or 0 for the test videos and 1 for training. Lists that a killed run left half are not counted.
     """
-    paths = sorted(video.name for video in find_videos(root))
-    depth = 1 if given_sides(root, paths) else 0
+    number = made_with["folds"] or 1
+    names = [name for i in range(1, number + 1) for name in (f"trainlist{i:02d}.txt", f"testlist{i:02d}.txt")]
+    names = names if made_with["folds"] else ["train.txt", "test.txt"]
+    if not all((out / name).is_file() for name in (*names, "classes.txt", "groups.csv")):
+        return {}, {}
+    splits = [load_split(out, i + 1) for i in range(number)]
+    parts = {video.listed: part for part, split in enumerate(splits) for video in split.test}
+    if number == 1:
+        parts |= {video.listed: 1 for video in splits[0].train}
+    return parts, read_groups(out / "groups.csv")
+
+
+def say_changes(old: set[str], new: set[str]) -> None:
+    """Say what is new and what has gone since the lists were made."""
+    if added := sorted(new - old):
+        print(f"{plural(len(added), 'new video')} since the lists were made: {first_few(added)}")
+    if gone := sorted(old - new):
+        print(f"{plural(len(gone), 'video')} of the lists gone: {first_few(gone)}")
+    print("all others stay on their side" if added or gone else "the lists are as they were")
+
+
+# --- the videos ----------------------------------------------------------------------------------------
+
+
+def find_classes(
+    root: Path, out: Path | None = None, test: Path | None = None
+) -> tuple[dict[str, str], dict[str, str]]:
+    """({path under root, with "/": class}, sorted; {path: "train" or "test"} where folders tell the side, else empty).
+
+    Videos of `test` are test/.... A class is the first folder under root, or under root's folders train and test.
+    Videos whose names no list can hold are left out, with a warning.
+    """
+    inside = out is not None and out.resolve().is_relative_to(root.resolve()) and out.resolve() != root.resolve()
+    own = out.resolve().relative_to(root.resolve()).parts[0] if out is not None and inside else None
+    paths = sorted(video.name for video in find_videos(root, skip=root / own if own else None))
+    if test:
+        if given_sides(paths):
+            raise InputError(f"{root} is split into folders already; leave --test out, or give its training folder")
+        paths = [f"train/{path}" for path in paths] + sorted(f"test/{video.name}" for video in find_videos(test))
+    sides = given_sides(paths)
+    depth = 1 if sides else 0
+    left_out = {path.split("/")[0] for path in paths} - sides.keys() if sides else set()
+    if left_out:
+        print(f"note: {first_few(sorted(left_out))} is left out: train and test are the split")
+        paths = [path for path in paths if path.split("/")[0] in sides]
     loose = [path for path in paths if path.count("/") <= depth]
     if loose:
         raise InputError(f"{root}: in no class folder: {first_few(loose)}; give each class a folder")
-    class_names = sorted({path.split("/")[depth] for path in paths})
-    empty = [] if depth else empty_folders(root, class_names)
-    if len(class_names) < 2:
+    named = "train/" if test else ""  # as the videos of VIDEOS are called here, but not in the lists
+    classes = {path.removeprefix(named): path.split("/")[depth] for path in paths}
+    given = {path.removeprefix(named): sides[path.split("/")[0]] for path in paths} if sides else {}
+    used = {path.split("/")[0] for path in classes} | {own}
+    bad = [path for path, name in classes.items() if not is_listable(path, name, set(classes.values()))]
+    if bad:
+        print(
+            f"warning: {plural(len(bad), 'video')} left out, as no list can hold the names: {first_few(bad)}; rename "
+            "what has spaces at its ends, a backslash, a line break, another class' name, or is not UTF-8",
+            file=sys.stderr,
+        )  # fmt: skip
+        classes = {path: name for path, name in classes.items() if path not in set(bad)}
+    check_classes(root, classes, given, used)
+    return classes, given
+
+
+def check_classes(root: Path, classes: dict[str, str], given: dict[str, str], used: set) -> None:
+    """Raise InputError where the folders are no classes to tell apart, or two videos have one name."""
+    names = sorted(set(classes.values()))
+    folders = (entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    empty = [] if given else sorted(set(folders) - used)
+    if len(names) < 2:
         beside = f" ({first_few(empty)} beside it holds no video)" if empty else ""
-        raise InputError(
-            f"{root} has one class folder, {class_names[0]}{beside}; give the folder above the class folders"
-        )
+        what = f"one class folder, {first_few(names)}{beside}" if names else "no class folder"
+        raise InputError(f"{root} has {what}; give the folder above the class folders")
     if empty:
         raise InputError(f"{root}: the class folder {first_few(empty)} holds no video; fill it or remove it")
-    labels = {path: class_names.index(path.split("/")[depth]) for path in paths}
-    keys = Counter(video_key(path, class_names[label]).casefold() for path, label in labels.items())
-    repeated = [path for path, label in labels.items() if keys[video_key(path, class_names[label]).casefold()] > 1]
+    if len({name.casefold() for name in names}) < len(names):
+        twice = [name for name in names if [other.casefold() for other in names].count(name.casefold()) > 1]
+        raise InputError(f"{root}: {first_few(twice)} are one class but for upper case; join the folders")
+    for side in sorted(set(given.values())):
+        lacking = set(names) - {name for path, name in classes.items() if given[path] == side}
+        if lacking:
+            raise InputError(f"{side} has no video of {first_few(sorted(lacking))}; add some")
+    keys = video_keys(list(classes), list(classes.values()))
+    count = Counter(map(str.casefold, keys))
+    repeated = [path for path, key in zip(classes, keys, strict=True) if count[key.casefold()] > 1]
     if repeated:
         raise InputError(f"{root}: {first_few(repeated, 2)} have one name in one class; rename one")
-    return labels, class_names
 
 
-def empty_folders(root: Path, class_names: list[str]) -> list[str]:
-    """Folders beside the classes' that hold no video."""
-    folders = (entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    return sorted(set(folders) - set(class_names))
+def given_sides(paths: Iterable[str]) -> dict[str, str]:
+    """{folder: "train" or "test"} where the first folders are sides of a split; else empty.
+
+    Beside folders for training and test, one for validation is none of the two. Raises InputError for one side only.
+    """
+    folders = {path.split("/")[0] for path in paths if "/" in path}
+    kinds = {folder: SIDES.get(folder.casefold()) for folder in folders}
+    if None in kinds.values() or not folders:
+        return {}
+    test = "test" if "test" in kinds.values() else "val"
+    if not {"train", test} <= set(kinds.values()):
+        raise InputError(f"there is a folder {first_few(sorted(folders))}, which is no class: give one of classes, or "
+                         "one that holds train and test")  # fmt: skip
+    return {folder: "train" if kind == "train" else "test" for folder, kind in kinds.items() if kind in ("train", test)}
 
 
-def find_copies(root: Path, paths: list[str]) -> list[list[str]]:
+# --- recordings ----------------------------------------------------------------------------------------
+
+
+def find_copies(roots: dict[str, Path]) -> list[list[str]]:
     """Paths of files with the same bytes, each group sorted; empty files aside. Only files of one size are read."""
     by_size, copies = defaultdict(list), []
-    for path in paths:
-        by_size[(root / path).stat().st_size].append(path)
+    for path, file in roots.items():
+        by_size[file.stat().st_size if file.exists() else 0].append(path)
     for size, alike in by_size.items():
         if size and len(alike) > 1:
             by_content = defaultdict(list)
             for path in alike:
-                with open(root / path, "rb") as file:
-                    by_content[hashlib.sha256(file.read()).digest()].append(path)
+                with open(roots[path], "rb") as opened:
+                    by_content[hashlib.sha256(opened.read()).digest()].append(path)
             copies += [sorted(same) for same in by_content.values() if len(same) > 1]
     return copies
 
 
-def warn_of_copies(copies: list[list[str]], labels: dict[str, int], splits: list[tuple[list[str], list[str]]]) -> None:
-    """Name files that are the same in two classes, or on both sides of a split."""
-    for same in copies:
-        if len({labels[path] for path in same}) > 1:
-            print(f"warning: one file in several classes: {first_few(same)}", file=sys.stderr)
-        elif any(set(same) & set(train) and set(same) & set(test) for train, test in splits):
-            print(f"warning: one file in training and test: {first_few(same)}", file=sys.stderr)
-
-
 def group_videos(
-    labels: dict[str, int], class_names: list[str], copies: Sequence[Sequence[str]] = ()
-) -> dict[tuple[int, str], list[str]]:
-    """{(label, group): its paths}: what has to stay together. Copies of a class are of the first one's group."""
-    found = find_groups(list(labels), [class_names[label] for label in labels.values()])
-    group = {path: of or path for path, of in zip(labels, found, strict=True)}
+    classes: dict[str, str], how: str | None, copies: Iterable[list[str]], before: dict[str, str]
+) -> dict[str, str]:
+    """{path: its recording}; a video without one is its own. What was taken is printed, with an example.
+
+    how: --groups, None for the names. before: groups that are recorded, which their videos keep; a new video that
+    belongs to some of these joins the first. Copies of a class are of the first one's group.
+    """
+    paths = list(classes)
+    told = given_groups(how, paths) if how else find_groups(paths, list(classes.values()))
+    if any(told):
+        example = next(path for path, group in zip(paths, told, strict=True) if group)
+        group = told[paths.index(example)]
+        print(
+            f"recordings by {'--groups' if how else 'the names'}, each kept on one side: {printable(example)} is of "
+            f"{printable(group)}; {plural(len(set(told) - {''}), 'recording')} in all"
+        )
+    else:
+        print("the names tell no recordings" if how is None else "no recordings", end=": each video is by itself\n")
+    groups = dict(zip(paths, (group or path for path, group in zip(paths, told, strict=True)), strict=True))
     for first, *others in copies:
         for other in others:
-            joined, kept = (labels[other], group[other]), group[first]
-            if labels[other] == labels[first]:  # with everything of the copy's own recording
-                group |= {path: kept for path in group if (labels[path], group[path]) == joined}
-    groups = defaultdict(list)
-    for path, label in labels.items():
-        groups[label, group[path]].append(path)
-    return dict(groups)
+            if classes[other] == classes[first]:  # with everything of the copy's own recording
+                joined = groups[other]
+                groups |= {path: groups[first] for path in paths if groups[path] == joined}
+    keys = {path: without_suffix(path).casefold() for path in paths}
+    recorded = {path: before[key] or path for path, key in keys.items() if key in before}
+    joins = {groups[path]: kept for path, kept in reversed(recorded.items())}
+    return {path: recorded.get(path, joins.get(groups[path], groups[path])) for path in paths}
 
 
-def holdout(groups: dict, class_names: list[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
-    """One split, class by class, with at least one group of each on both sides: (training paths, test paths)."""
-    require(groups, class_names, 2)
-    from sklearn.model_selection import train_test_split  # takes a second: not before the input is known good
+def given_groups(how: str, paths: list[str]) -> list[str]:
+    """The group of each video by --groups, "" for none. Raises InputError where it tells none at all."""
+    if how == "none":
+        return [""] * len(paths)
+    if how.lower().endswith(".csv") or Path(how).is_file():
+        told = read_groups(Path(how))
+        groups = []
+        for path in paths:
+            parts = without_suffix(path).casefold().split("/")
+            ends = ("/".join(parts[i:]) for i in range(len(parts)))  # test/walk/1 or walk/1 or 1
+            groups.append(next((told[end] for end in ends if end in told), ""))
+    else:
+        try:
+            matches = [re.search(how, path) for path in paths]
+        except re.error as error:
+            raise InputError(f"--groups {how}: no regular expression ({error}), and no .csv file") from None
+        groups = ["_".join(filter(None, match.groups())) or match[0] if match else "" for match in matches]
+    if not any(groups):
+        raise InputError(f"--groups {how}: tells no video's recording, such as that of {paths[0]}")
+    return groups
 
+
+def say_shared(split: tuple[list[str], list[str]], groups: dict, copies: list[list[str]], classes: dict) -> None:
+    """Warn of recordings and copies on both sides of a split, and of files that are the same in two classes."""
+    train, test = map(set, split)
+    recordings = sorted({groups[path] for path in train} & {groups[path] for path in test})
+    twice = [same[0] for same in copies if set(same) & train and set(same) & test]
+    several = [", ".join(same) for same in copies if len({classes[path] for path in same}) > 1]
+    both, more = "in training and test", "in several classes"
+    for what, where, found in ("recording", both, recordings), ("file", both, twice), ("file", more, several):
+        if found:
+            print(f"warning: {plural(len(found), what)} {where}: {first_few(found)}", file=sys.stderr)
+
+
+# --- the split -----------------------------------------------------------------------------------------
+
+
+def assign(
+    classes: dict[str, str], groups: dict[str, str], shares: list[float], seed: int, before: dict[str, int]
+) -> dict[str, int]:
+    """{path: part}: whole groups in shuffled order, as many to each part as brings its classes nearest to its share.
+
+    shares: of the parts, in all 1. before: {path: part} of the videos that stay where they are, with their groups.
+    Each class gets at least one group in each part; raises InputError where it has too few.
+    """
+    names = sorted(set(classes.values()))
+    sizes = {group: np.zeros(len(names)) for group in groups.values()}  # videos of each class
+    for path, group in groups.items():
+        sizes[group][names.index(classes[path])] += 1
+    place = {groups[path]: part for path, part in before.items() if path in groups}
     rng = np.random.RandomState(seed)
-    train, test = [], []
-    for label in range(len(class_names)):
-        of_class = [key for key in groups if key[0] == label]
-        number = min(max(1, round(fraction * len(of_class))), len(of_class) - 1)
-        kept, held_out = train_test_split(of_class, test_size=number, random_state=rng)
-        train += kept
-        test += held_out
-    return paths_of(groups, train), paths_of(groups, test)
+    order: list[str] = []
+    for name in names:
+        of_class = list(dict.fromkeys(group for path, group in groups.items() if classes[path] == name))
+        order += [of_class[i] for i in rng.permutation(len(of_class))]
+    order = [group for group in dict.fromkeys(order) if group not in place]
+    rest = sum(sizes.values(), np.zeros(len(names)))
+    for part, share in enumerate(shares):
+        wanted = np.maximum(1, np.round(rest * share / sum(shares[part:])))
+        have = sum((sizes[group] for group, at in place.items() if at == part), np.zeros(len(names)))
+        for group in order:
+            new = sizes[group]
+            last = part == len(shares) - 1
+            if group not in place and (last or (new * (new + 2 * (have - wanted)) / rest.clip(1)).sum() < 0):
+                place[group], have = part, have + new
+        rest = rest - have
+    fill(place, sizes, names, set(order), len(shares))
+    return {path: before.get(path, place[group]) for path, group in groups.items()}
 
 
-def folds(groups: dict, class_names: list[str], number: int, seed: int) -> Iterator[tuple[list[str], list[str]]]:
-    """`number` stratified splits: each group tests in exactly one."""
-    keys = list(groups)
-    require(groups, class_names, number)
-    from sklearn.model_selection import StratifiedKFold
-
-    splitter = StratifiedKFold(number, shuffle=True, random_state=seed)
-    for train, test in splitter.split(keys, [label for label, _ in keys]):
-        yield paths_of(groups, [keys[i] for i in train]), paths_of(groups, [keys[i] for i in test])
-
-
-def paths_of(groups: dict, keys: list) -> list[str]:
-    """All paths of some groups."""
-    return [path for key in keys for path in groups[key]]
-
-
-def require(groups: dict, class_names: list[str], number: int) -> None:
-    """Each class needs at least `number` groups."""
-    have = Counter(label for label, _ in groups)
-    for label, count in sorted(have.items()):
-        videos = [path for (of, _), paths in groups.items() if of == label for path in paths]
-        if count < number <= len(videos):
-            names = first_few(group for of, group in groups if of == label)
-            raise InputError(
-                f"{class_names[label]} has {len(videos)} videos, but they are of {plural(count, 'recording')} "
-                f"({names}), which stay together, and {number} are needed; add others, or leave the class out"
-            )
-    short = [class_names[label] for label, count in sorted(have.items()) if count < number]
-    if short:
-        raise InputError(f"fewer than {number} videos in {first_few(short)}; add some, or leave the class out")
+def fill(place: dict[str, int], sizes: dict, names: list[str], free: set[str], parts: int) -> None:
+    """Move groups, the smallest first, to the parts that have none of a class; those that are not `free` stay."""
+    for label, name in enumerate(names):
+        of_class = [group for group in place if sizes[group][label]]
+        of_class.sort(key=lambda group: (sizes[group].sum(), group))
+        for part in range(parts):
+            if any(place[group] == part for group in of_class):
+                continue
+            having = np.zeros((parts, len(names)))  # groups of each class in each part
+            for group, at in place.items():
+                having[at] += sizes[group] > 0
+            spare = [g for g in of_class if g in free and (having[place[g]][sizes[g] > 0] > 1).all()]
+            if not spare:
+                videos = int(sum(sizes[group][label] for group in of_class))
+                raise InputError(
+                    f"{name} has {plural(videos, 'video')} of {plural(len(of_class), 'recording')} "
+                    f"({first_few(of_class)}), which stay together, and {parts} that are free to go to either side are "
+                    "needed; add others, leave the class out, or say with --groups what the recordings are"
+                )
+            place[spare[0]] = part
 
 
-def write_lists(out: Path, files: dict[str, list[str]]) -> None:
-    """Write all files, or none where one of them, or another list, is there already."""
-    present = sorted(file.name for file in out.glob("*.txt")) if out.is_dir() else []
-    if present:
-        raise InputError(f"{out} holds lists already ({first_few(present)}); delete them, or write to another folder")
+def say_shares(pair: tuple[str, str], split: tuple[list[str], list[str]], classes: dict, share: float | None) -> None:
+    """Print the sizes and each class' share of test videos; warn where one is more than a video and 10 % off."""
+    test, of = (Counter(classes[path] for path in some) for some in (split[1], classes))
+    shares = {name: test[name] / of[name] for name in sorted(of)}
+    print(
+        f"{pair[0]}: {plural(len(split[0]), 'video')}, {pair[1]}: {plural(len(split[1]), 'video')}, "
+        f"{len(split[1]) / len(classes):.0%} ({min(shares.values()):.0%} to {max(shares.values()):.0%} of a class)"
+    )
+    far = [f"{value:.0%} of {name}" for name, value in shares.items()
+           if share and abs(value - share) * of[name] > max(1, 0.15 * of[name])]  # fmt: skip
+    if far:
+        print(f"warning: {first_few(far)} tests, not {share:.0%}, as recordings stay together", file=sys.stderr)
+
+
+def write_lists(out: Path, files: dict[str, list[str]], groups: dict[str, str], made_with: dict) -> None:
+    """Write the record, groups.csv and the lists: what differs from what is there."""
     check_writable(out)
-    for name, lines in files.items():
-        with atomic_path(out / name) as temporary:
-            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    table = io.StringIO()
+    rows = ((path, "" if group == path else group) for path, group in sorted(groups.items()))
+    csv.writer(table, lineterminator="\n").writerows([("video", "group"), *rows])
+    texts = {"groups.csv": table.getvalue()} | {name: "\n".join(lines) + "\n" for name, lines in files.items()}
+    if not (out / RECORD).is_file():
+        write_json(out / RECORD, made_with)
+    for name, text in texts.items():
+        if not (out / name).is_file() or (out / name).read_bytes() != text.encode():
+            with atomic_path(out / name) as temporary:
+                temporary.write_bytes(text.encode())
 
 
 if __name__ == "__main__":

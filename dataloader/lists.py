@@ -11,8 +11,18 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from dataloader.names import UCF101_CLASSES, Video, find_groups, first_few, ucf_parts, video_key, without_suffix
+from dataloader.names import (
+    UCF101_CLASSES,
+    Video,
+    find_groups,
+    first_few,
+    ucf_parts,
+    video_key,
+    video_keys,
+    without_suffix,
+)
 from utils import InputError, plural
 
 USUAL_GROUPS = 18  # of UCF101's training sets, in each class
@@ -22,6 +32,7 @@ OFFICIAL_COUNTS = {  # (training, test) videos of each split
 }
 _HMDB51_FILE = re.compile(r"(?P<class>.+)_test_split(?P<number>\d+)\.txt")
 _NUMBER = re.compile(r"(?:list|split|fold|train|test|val)[ _-]*0*(\d+)", re.IGNORECASE)
+_NUMBERED = re.compile(r"(\d+)[\s,]+(\S.*)")  # a class
 _CLASS_FILES = ("classind.txt", "classes.txt")
 _FORMS = ("`path`", "`path label`", "`path num_frames label`")
 
@@ -54,7 +65,7 @@ def load_split(
       own      train.txt and test.txt; for several splits a number in the names, as in trainlist02.txt or
                ucf101_rgb_val_split_2.txt ("val" means test where there is no test list). Lines are `path`,
                `path label` or TSN's `path num_frames label`. The classes and their order: classes.txt (or
-               classInd.txt) if there is one; UCF101's if all are of it; by labels; else the sorted folders
+               classInd.txt) if there is one; else those of the paths, by labels, in UCF101's order, or sorted
 
     The videos' groups: groups.csv beside the lists, if it is there (columns video and group; a video without a row is
     by itself), else names.find_groups.
@@ -256,10 +267,14 @@ def _read_train_and_test(folder: Path, files: Sequence[Path], number: str) -> Sp
     test_lines = _read_list(by_role[test_role, chosen])
     lines = [*train_lines, *test_lines]
     class_file = next((file for file in files if file.name.casefold() in _CLASS_FILES), None)
-    class_names, first = _read_classes(class_file) if class_file else (_classes_in(lines, folder), 0)
-    videos = []
-    for line, label in zip(lines, _labels(lines, class_names, first), strict=True):
-        videos.append(Video(video_key(line.path, class_names[label]), label, line.path))
+    if class_file:
+        class_names, first = _read_classes(class_file)
+        numbers = _numbering(lines, class_names, first)
+    else:
+        class_names, numbers = _classes_in(lines, folder)
+    labels = _labels(lines, class_names, numbers)
+    keys = video_keys([line.path for line in lines], [class_names[label] for label in labels])
+    videos = [Video(key, label, line.path) for key, label, line in zip(keys, labels, lines, strict=True)]
     for part in (slice(len(train_lines)), slice(len(train_lines), None)):
         seen: dict[str, str] = {}
         for video, line in zip(videos[part], lines[part], strict=True):
@@ -287,24 +302,28 @@ def _once(video: Video, where: str, seen: dict[str, str]) -> None:
 def _read_text(file: Path) -> list[tuple[str, str]]:
     """("file line 7", text) of every line that isn't blank; CRLF and a byte-order mark do no harm."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{file} is not UTF-8 text; save it as UTF-8") from None
+        content = file.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from None
-    lines = [(f"{file} line {i}", line.strip()) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if b"\0" in content:
+        raise InputError(f"{file} is not UTF-8 text; save it as UTF-8")
+    lines = _lines(content, str(file))
     if not lines:
         raise InputError(f"{file} is empty; write a line per video, or per class")
-    if "\0" in text:
-        raise InputError(f"{file} is not a text file")
     return lines
+
+
+def _lines(content: bytes, name: str) -> list[tuple[str, str]]:
+    """Bytes that are not UTF-8 stay what Python's names of files have for them: such a name may be on disk."""
+    text = content.decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
+    return [(f"{name} line {i}", line.strip()) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
 def _read_classes(file: Path) -> tuple[list[str], int]:
     """(class names in label order, the first label as written) of lines `1 ApplyEyeMakeup` or just names."""
     read = _read_text(file)
     lines = [text for _, text in read]
-    numbered = [match for text in lines if (match := re.fullmatch(r"(\d+)[\s,]+(\S.*)", text))]
+    numbered = [match for text in lines if (match := _NUMBERED.fullmatch(text))]
     first = 0
     if len(numbered) == len(lines):
         wheres = [where for where, _ in read]
@@ -330,96 +349,116 @@ def _number(digits: str, where: str) -> int:
 
 def _read_list(files: list[Path]) -> list[_Line]:
     """One list's lines. TSN keeps two of the same videos, rgb and flow: then either will do."""
-    lists = [_parse_list(file) for file in files]
+    lists = [_parse_list(_read_text(file)) for file in files]
     if len({frozenset((without_suffix(line.path), line.label) for line in lines) for lines in lists}) > 1:
         raise InputError(f"{files[0]} and {files[1].name} are of the same split but differ; move one away")
     return lists[0]
 
 
-def _parse_list(file: Path) -> list[_Line]:
+def _parse_list(texts: list[tuple[str, str]]) -> list[_Line]:
     """`path`, `path label` or `path num_frames label`, whichever most lines are; from the right."""
-    texts = _read_text(file)
     trailing = [re.findall(r"\s-?\d+(?=(?:\s-?\d+)?$)", re.sub(r"\s+", " ", text)) for _, text in texts]
     form = Counter(map(len, trailing)).most_common(1)[0][0]
     lines = []
     for (where, text), numbers in zip(texts, trailing, strict=True):
         path = text.rsplit(None, form)[0] if len(numbers) >= form > 0 else text
-        more_after_suffix = any(without_suffix(word) != word for word in path.split()[:-1])
+        if path[0] == path[-1] == '"':  # as Windows copies a path
+            path = path[1:-1]
+        more_after_suffix = any(without_suffix(word) != word for word in path.replace("\\", "/").split(" ")[:-1])
         if len(numbers) < form or more_after_suffix:
             raise InputError(
                 f"{where}: expected {_FORMS[form]} as in the other lines, found `{text}`; correct the line"
             )
-        lines.append(_Line(where, path.replace("\\", "/"), _number(numbers[-1], where) if form else None))
+        path = path.replace("\\", "/").rstrip("/")
+        lines.append(_Line(where, path, _number(numbers[-1], where) if form else None))
     return lines
 
 
-def _classes_in(lines: list[_Line], folder: Path) -> list[str]:
-    """The classes where no file names them: UCF101's if all are of it, else as the paths and labels tell."""
+def is_listable(path: str, class_name: str, class_names: Iterable[str]) -> bool:
+    """Whether lists can hold a video: what is written of it is read back the same, and as of its class."""
+    numbered = _NUMBERED.fullmatch(f"0 {class_name}".strip())
+    index = {name.casefold(): name for name in class_names}
+    try:
+        (line,) = _parse_list(_lines(f"{path} 0\n".encode(), ""))
+    except (InputError, ValueError):
+        return False
+    same = line.path == path and numbered is not None and numbered[2] == class_name
+    return same and _named_class(path, index) == index[class_name.casefold()]
+
+
+def _named_class(path: str, index: dict[str, Any]) -> Any:
+    """What `index`, by names in lower case, has for the class that a path names; None where it names none of them."""
+    parts = ucf_parts(path)
+    candidates = [*(parts[:1] if parts else ()), *reversed(path.split("/")[:-1])]
+    return next((index[name.casefold()] for name in candidates if name.casefold() in index), None)
+
+
+def _classes_in(lines: list[_Line], folder: Path) -> tuple[list[str], dict[int, int]]:
+    """The classes where no file names them, and what each written label means.
+
+    Classes are those of the paths, in the order of their labels; without labels in UCF101's order, or sorted.
+    """
     remedy = f"name the classes in {folder / 'classes.txt'}, one per line in the order of their labels"
-    ucf101 = {name.casefold() for name in UCF101_CLASSES}
-    by_label: dict[int | None, set[str]] = defaultdict(set)
-    names = set()
+    by_label: dict[int, Counter[str]] = defaultdict(Counter)
+    names: dict[str, str] = {}
     for line in lines:
         parts, folders = ucf_parts(line.path), line.path.split("/")[:-1]
         if not parts and not folders:
             raise InputError(f"{line.where}: no folder tells the class of {line.path}; {remedy}")
         name = parts[0] if parts else folders[-1]
-        names.add(name)
-        by_label[line.label].add(name)
-    if all(name.casefold() in ucf101 for name in names):
-        return list(UCF101_CLASSES)
-    by_label.pop(None, None)
+        name = names.setdefault(name.casefold(), name)
+        if line.label is not None:
+            by_label[line.label][name] += 1
+    ucf101 = {name.casefold(): i for i, name in enumerate(UCF101_CLASSES)}
+    if names.keys() <= ucf101.keys():
+        names = {folded: UCF101_CLASSES[ucf101[folded]] for folded in sorted(names, key=ucf101.__getitem__)}
+    else:
+        names = dict(sorted(names.items()))
     if not by_label:
-        return sorted(names)
-    labels = sorted(label for label in by_label if label is not None)
-    in_order = [name for label in labels for name in sorted(by_label[label])]
-    whole = labels[0] in (0, 1) and labels == list(range(labels[0], labels[0] + len(labels)))
-    if not whole or len(in_order) != len(labels) or len(set(in_order)) != len(in_order):
+        return list(names.values()), {}
+    # most lines of a label say what it means: _labels names a line that differs
+    meant = {label: by_label[label].most_common(1)[0][0].casefold() for label in sorted(by_label)}
+    first = min(meant)
+    offsets = {label - ucf101.get(name, 2 * label + 2) for label, name in meant.items()}
+    whole = first in (0, 1) and list(meant) == list(range(first, first + len(meant)))
+    if sorted(meant.values()) != sorted(names) or not (whole or offsets in ({0}, {1})):
         raise InputError(
             f"the labels and the folders' names in the lists of {folder} don't match one to one; {remedy}"
         )
-    return in_order
+    return [names[name] for name in meant.values()], {label: i for i, label in enumerate(meant)}
 
 
-def _labels(lines: list[_Line], class_names: list[str], first: int) -> list[int]:
-    """Each line's class, 0-based, by its path and by its label, which must agree.
+def _numbering(lines: list[_Line], class_names: list[str], first: int) -> dict[int, int]:
+    """What each written label means where a file names the classes: they count from 0 (TSN) or from 1 (UCF101).
 
-    Labels count from 0 (TSN) or from 1 (UCF101). Where the paths name classes, they tell which; else `first`.
+    Where the paths name classes, they tell which; else `first`, the first number in the file.
     """
     index = {name.casefold(): i for i, name in enumerate(class_names)}
-    by_path = []
-    for line in lines:
-        parts = ucf_parts(line.path)
-        candidates = [*(parts[:1] if parts else ()), *reversed(line.path.split("/")[:-1])]
-        by_path.append(
-            next((index[name.casefold()] for name in candidates if name.casefold() in index), None)
-        )
-    paths_tell = any(label is not None for label in by_path)
-    offsets = Counter(
-        line.label - label
-        for line, label in zip(lines, by_path, strict=True)
-        if line.label is not None and label is not None
-    )
+    told = [(line.label, _named_class(line.path, index)) for line in lines]
+    offsets = Counter(label - by_path for label, by_path in told if label is not None and by_path is not None)
     base = offsets.most_common(1)[0][0] if offsets else first
+    return {label + base: label for label in range(len(class_names))}
+
+
+def _labels(lines: list[_Line], class_names: list[str], numbers: dict[int, int]) -> list[int]:
+    """Each line's class, 0-based, by its path and by its label, which must agree."""
+    index = {name.casefold(): i for i, name in enumerate(class_names)}
+    by_path = [_named_class(line.path, index) for line in lines]
+    paths_tell = any(label is not None for label in by_path)
     labels = []
     for line, label in zip(lines, by_path, strict=True):
         if label is None and (paths_tell or line.label is None):
             raise InputError(
                 f"{line.where}: {line.path} is of none of the {len(class_names)} classes; correct the line"
             )
-        if line.label is not None:
-            written = line.label - base
-            if not 0 <= written < len(class_names):
-                raise InputError(
-                    f"{line.where}: the label {line.label} is none of the {len(class_names)} classes; "
-                    "correct the line"
-                )
-            if label is not None and label != written:
-                raise InputError(
-                    f"{line.where}: the label {line.label} means {class_names[written]}, the path says "
-                    f"{class_names[label]}; correct the line"
-                )
-            label = written
-        assert label is not None
-        labels.append(label)
+        if line.label is not None and line.label not in numbers:
+            raise InputError(
+                f"{line.where}: the label {line.label} is none of the {len(class_names)} classes; correct the line"
+            )
+        if line.label is not None and label not in (None, numbers[line.label]):
+            raise InputError(
+                f"{line.where}: the label {line.label} means {class_names[numbers[line.label]]}, the path says "
+                f"{class_names[label]}; correct the line"
+            )
+        labels.append(label if line.label is None else numbers[line.label])
     return labels

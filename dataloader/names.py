@@ -37,6 +37,10 @@ VIDEO_SUFFIXES = (
 
 UCF_NAME = re.compile(r"v_(\w+)_g(\d\d)_c(\d\d)", re.IGNORECASE)
 
+SIDES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
+    ("val", "valid", "validate", "validation"), "val"
+)  # what folders are called that hold one side of a split
+
 
 @dataclass(frozen=True)
 class Video:
@@ -84,6 +88,19 @@ def video_key(path: str, class_name: str) -> str:
     if parts and parts[0].casefold() == class_name.casefold():
         return f"{class_name}_g{parts[1]}_c{parts[2]}"
     return f"{class_name}/{without_suffix(path).rpartition('/')[2]}"
+
+
+def video_keys(paths: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """The key of each video. Where two would have one, folders tell them apart: `walk/rec1/a`, or `test/walk/a`."""
+    keys = [video_key(path, name) for path, name in zip(paths, classes, strict=True)]
+    count = Counter(map(str.casefold, keys))
+    for i, (path, name) in enumerate(zip(paths, classes, strict=True)):
+        parts = without_suffix(path).split("/")
+        at = [j for j, part in enumerate(parts[:-1]) if part.casefold() == name.casefold()]
+        if at and count[keys[i].casefold()] > 1 and not ucf_parts(path):
+            side = at[-1] > 0 and parts[at[-1] - 1].casefold() in SIDES
+            keys[i] = "/".join(parts[at[-1] - side :])
+    return keys
 
 
 def find_groups(paths: Sequence[str], classes: Sequence[str]) -> list[str]:
