@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dataloader.frames import Index, match
 from dataloader.lists import Video
@@ -106,7 +106,7 @@ def _decode(data: bytes, path: str | Path, wanted: str) -> np.ndarray:
             if np.ptp(image.astype(np.int16), axis=2).max() <= 2:
                 return np.ascontiguousarray(image[..., 0])
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).split("\n")[0]
+        reason = "no image" if isinstance(error, UnidentifiedImageError) else str(error).split("\n")[0]
         raise InputError(f"{path} is not a whole JPEG ({reason}); {AGAIN}") from None
     if wanted == "GRAY":
         raise InputError(f"{path} is {colour}, and flow is grayscale; is --flow-dir a folder of RGB frames?")

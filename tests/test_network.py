@@ -93,8 +93,7 @@ def random_clips(preparation: Preparation) -> torch.Tensor:
     return torch.randint(0, 256, (2, images, 64, 80), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("kind", PREPARATIONS)
+@pytest.mark.parametrize(("arch", "kind"), [("resnet50", "rgb"), *(("resnet18", kind) for kind in PREPARATIONS)])
 def test_folding_batch_norm_and_normalisation_changes_no_logit(arch, kind):
     preparation = PREPARATIONS[kind]
     model = randomise(network.build_model(arch, preparation.channels, 5, dropout=0.8))
@@ -111,7 +110,7 @@ def test_folding_batch_norm_and_normalisation_changes_no_logit(arch, kind):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", PREPARATIONS)
+@pytest.mark.parametrize("kind", ["rgb", "original's flow"])
 def test_half_precision_stays_close_to_float32(kind, dtype):
     preparation = PREPARATIONS[kind]
     model = randomise(network.build_model("resnet18", preparation.channels, 5))
@@ -269,7 +268,7 @@ def test_a_mismatch_is_told_in_one_line():
     told = network.explain_mismatch(model, models.resnet50(num_classes=51).state_dict())
     assert "51 classes, not 101" in told and "\n" not in told and len(told) < 500
     told = network.explain_mismatch(model, {"features.0.weight": torch.zeros(1)})
-    assert "missing" in told and len(told) < 500
+    assert told == "none of its tensors is this network's: it holds another network, or a head on features alone"
     state = models.resnet18(num_classes=101).state_dict()
     state = {name: tensor for name, tensor in state.items() if name[:6] not in ("layer1", "layer2", "layer3")}
     assert network.explain_mismatch(model, {**state, "head.fc.bias": torch.zeros(1)}) == (  # 10 a block, 5 a downsample

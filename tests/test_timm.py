@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, SMALL
-from torchvision.models import resnet18
 from video_files import make_video
 
 timm = pytest.importorskip("timm")
@@ -171,16 +170,6 @@ def test_each_of_several_first_convolutions_takes_the_mean_over_rgb(tmp_path):
     rates = {id(p): group["lr"] for group in parameter_groups(model, 0.1, 0, 5) for p in group["params"]}
     fast = {name for name, parameter in model.named_parameters() if rates[id(parameter)] == 0.5}
     assert fast == {f"trunk.{name}" for name in first}
-
-
-def test_positions_are_fitted_to_the_size(tmp_path):
-    theirs = timm.create_model("test_vit")  # for 160 pixels
-    torch.save(theirs.state_dict(), tmp_path / "w.pth")
-    model = build_model("timm:test_vit", 3, 5, str(tmp_path / "w.pth"), size=64)
-    assert model.trunk.pos_embed.shape[1] == (64 // 16) ** 2 + 1
-    assert torch.equal(model.trunk.blocks[0].attn.qkv.weight, theirs.blocks[0].attn.qkv.weight)
-
-
 def test_weights_that_do_not_fit_are_one_line(theirs, tmp_path):
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
     ours = build_model("timm:mobilenetv3_small_050", 3, 7, size=64).state_dict()
@@ -235,29 +224,6 @@ def test_the_network_for_tests_computes_what_timm_computes(name):
         torch.testing.assert_close(features, pooled, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(logits, pooled @ model.fc.weight.T + model.fc.bias, rtol=1e-4, atol=1e-5)
     assert half.dtype == torch.float32 and ((half - logits).norm() / logits.norm()).item() < 3e-2
-
-
-@pytest.mark.parametrize("kind", ["rgb", "flow"])
-def test_timms_resnet_is_torchvisions(tmp_path, kind):
-    """The same weights, with the same names, through the folded network of the one and the other's as it is."""
-    torch.manual_seed(0)
-    torch.save(resnet18().state_dict(), tmp_path / "w.pth")
-    preparation = default_preparation(kind, 64, "squash", {"rgb": 1, "flow": 10}[kind])
-    clips = torch.randint(0, 256, (2, preparation.channels, 64, 64), dtype=torch.uint8)
-    archs = ("resnet18", "timm:resnet18")
-    ours, theirs = (build_model(arch, preparation.channels, 5, str(tmp_path / "w.pth"), size=64) for arch in archs)
-    ours, theirs = (InferenceNet(model, preparation)(clips)[1] for model in (ours, theirs))
-    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
-
-
-def test_dropout_sits_before_the_last_layer():
-    model = build_model("timm:resnet10t", 3, 5, size=64, dropout=0.8)
-    seen = []
-    model.fc.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    model.train()(torch.randn(8, 3, 64, 64))
-    assert (seen[0] == 0).float().mean().item() > 0.75
-
-
 def test_partial_bn_and_the_average_know_them():
     model = build_model("timm:resnet10t", 3, 5, size=64)
     settings = TrainingSettings(lr=5e-4, batch_size=25, partial_bn=True, ema=0.9)
