@@ -8,7 +8,8 @@ The layout is told by the names of folders and images, the first number, 0 or 1,
   the original repo  ROOT/Class/separated_images/v_X/v_X_1.jpg
 
 A packed data set (data/pack.py) is read as the folder it was made of.
-Any other folders may stand between ROOT and the video's, and videos may have any names.
+Any other folders may stand between ROOT and the video's, and videos may have any names. Where a folder without others
+in it has images of one other name and consecutive numbers (00001.jpg, frame_000001.webp), these are the video's frames.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ Kind: TypeAlias = Literal["rgb", "flow"]
 CHANNELS = {"rgb": ("rgb",), "flow": ("x", "y")}
 _CALLED = {"rgb": "RGB frames", "flow": "optical flow"}
 
+KNOWN = "VIDEO/frame000001.jpg, VIDEO/img_00001.png, u/VIDEO/frame000001.jpg or VIDEO/flow_x_00001.jpg"
+_IMAGE_NAME = re.compile(r"^[^.].*\.(jpe?g|png|webp|bmp|tiff?|ppm)$", re.IGNORECASE)
 CACHE_NAME = ".frame_index.json"
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _SETTLED_NS = 2_000_000_000  # some file systems' times tick every 2 s: until then a change may not show
 _MAX_DEPTH = 8  # deeper than any layout; ends a loop of links
 
-_IMAGE = re.compile(r"(.*?)([0-9]+)(\.jpe?g|\.png)", re.IGNORECASE | re.DOTALL)
+_IMAGE = re.compile(r"(.*?)([0-9]+)(\.jpe?g|\.png|\.webp)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass
@@ -89,6 +92,9 @@ def index_frames(root: str | Path, kind: Kind) -> Index:
     index = assemble(root, kind, {path: folder.images for path, folder in scan(root).items() if folder.images})
     if not index.problems and not any(CHANNELS[kind][0] in channels for channels in index.videos.values()):
         other = f", only {_CALLED['flow' if kind == 'rgb' else 'rgb']}" if index.videos else ""
+        image = next((path for path in root.rglob("*") if _IMAGE_NAME.search(path.name)), None)
+        if image and not other:
+            other = f", but {image.relative_to(root)}; known are images of one name and numbers, as in {KNOWN}"
         raise InputError(f"{root} holds no {_CALLED[kind]} in a known layout{other}; {remedy}")
     return index
 
@@ -281,7 +287,8 @@ def scan(root: Path) -> dict[str, Folder]:
 def _list(full: str, path: str) -> Folder:
     own_prefix = path.rpartition("/")[2].casefold() + "_"  # v_X/v_X_1.jpg
     numbers: dict[tuple[str, str], list[str]] = defaultdict(list)
-    subfolders = []
+    others: dict[tuple[str, str], list[str]] = defaultdict(list)  # of names that no layout has
+    subfolders: list[str] = []
     try:
         with os.scandir(full) as entries:
             for entry in entries:
@@ -290,18 +297,20 @@ def _list(full: str, path: str) -> Folder:
                     continue
                 if image := _IMAGE.fullmatch(name):
                     prefix, number, suffix = image.groups()
-                    if path and (prefix in PREFIXES or prefix.casefold() in (own_prefix, *PREFIXES)):
-                        numbers[prefix, suffix].append(number)
+                    known = prefix in PREFIXES or prefix.casefold() in (own_prefix, *PREFIXES)
+                    (numbers if known else others)[prefix, suffix].append(number)
                 elif entry.is_dir():
                     subfolders.append(name)
     except OSError as error:
         raise InputError(f"cannot list {full}: {error.strerror}; check its permissions") from None
     images: dict[str, Images] = {}
-    for (prefix, suffix), found in sorted(numbers.items()):
+    if not path:
+        return Folder((), (), tuple(sorted(subfolders)))  # root is no video
+    for (prefix, suffix), found in sorted((numbers or ({} if subfolders else others)).items()):
         one = _sequence(prefix, suffix, found)
         if other := images.get(one.channel):
             both = f"{other.prefix}...{other.suffix} and {prefix}...{suffix}"
-            one = one._replace(problem=f"holds two sequences, {both}; keep one of them")
+            one = one._replace(problem=f"holds several sequences, {both}; keep one of them, or names of a known layout")
         images[one.channel] = one
     return Folder((), tuple(images.values()), () if images else tuple(sorted(subfolders)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from dataloader.frames import Index, match
 from dataloader.lists import Video
 from dataloader.packed import Frames
-from utils import InputError
+from utils import InputError, rank
 
 try:  # libjpeg-turbo with SIMD: 1.4 times the speed of torchvision's decoder, 3 of Pillow's
     import simplejpeg
@@ -22,6 +23,8 @@ except ImportError:  # no wheel for this platform: everything works, only slower
     simplejpeg = None
 
 AGAIN = "extract this video again"
+CONVERTED = ("GRAY", "1", "LA", "P", "PA", "RGBA", "CMYK", "YCCK")  # to RGB, as tsn-pytorch does
+_said = mmap.mmap(-1, 1)  # whether a conversion was said; shared with the loader's processes
 MOST_PIXELS = 50_000_000  # of one image, for which memory is taken before it is decoded
 
 # (where a video's images lie, time steps from 0) -> for each step uint8 (planes, height, width): RGB, or x and y
@@ -80,7 +83,7 @@ class ReadFlow:
 
 
 def decode_rgb(data: bytes, path: str | Path) -> np.ndarray:
-    """JPEG bytes -> (H, W, 3) uint8 RGB. `path` is only for the error's text."""
+    """An image's bytes -> (H, W, 3) uint8 RGB; grey, CMYK, RGBA and palette images converted. `path`: for messages."""
     return _decode(data, path, "RGB")
 
 
@@ -101,16 +104,23 @@ def _decode(data: bytes, path: str | Path, wanted: str) -> np.ndarray:
                 image = simplejpeg.decode_jpeg(data, wanted)  # strict: a truncated file raises
                 return image if wanted == "RGB" else image[..., 0]
             return np.asarray(Image.open(io.BytesIO(data)))
+        if wanted == "RGB" and colour in CONVERTED:
+            if not _said[0] and rank() == 0:
+                _said[0] = 1
+                print(f"note: {path} is {colour}; such frames are converted to RGB (unless it is flow: use --flow-dir)")
+            return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
         if colour == "RGB":  # wanted is GRAY: some tools write flow as three equal planes
             image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
             if np.ptp(image.astype(np.int16), axis=2).max() <= 2:
                 return np.ascontiguousarray(image[..., 0])
+    except UnidentifiedImageError:
+        raise InputError(f"{path} is not a whole JPEG (it begins with {data[:12]!r}); {AGAIN}") from None
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "no image" if isinstance(error, UnidentifiedImageError) else str(error).split("\n")[0]
         raise InputError(f"{path} is not a whole JPEG ({reason}); {AGAIN}") from None
     if wanted == "GRAY":
         raise InputError(f"{path} is {colour}, and flow is grayscale; is --flow-dir a folder of RGB frames?")
-    raise InputError(f"{path} is {colour}, not RGB; is --rgb-dir a folder of flow? if not, {AGAIN}")
+    raise InputError(f"{path} is {colour}, not RGB; {AGAIN}")
 
 
 def _header(data: bytes) -> tuple[str, int]:

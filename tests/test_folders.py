@@ -163,13 +163,13 @@ def test_times_set_back_do_not_deceive(tmp_path, trusting):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b'{"version": 999}', b'{"version": 1, "folders": {"": [7, []]}, "images": []}', b"\xff"],
+    [b"", b"{", b"[]", b'{"version": 999}', b'{"version": 2, "folders": {"": [7, []]}, "images": []}', b"\xff"],
 )
 def test_a_cache_that_is_none_of_ours_is_replaced(tmp_path, content):
     root = tree(tmp_path / "rgb")
     (root / CACHE_NAME).write_bytes(content)
     assert counts(root)["Biking_g01_c02"] == 12
-    assert json.loads((root / CACHE_NAME).read_text())["version"] == 1
+    assert json.loads((root / CACHE_NAME).read_text())["version"] == 2
 
 
 def test_a_root_that_cannot_be_written_is_cached_for_the_user(tmp_path, user_cache, monkeypatch, trusting):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 from frame_files import make, numbered
+from PIL import Image
 
-from dataloader import frames
+from dataloader import frames, images
 from dataloader.frames import assemble, find, index_frames, match
 from dataloader.lists import Video, load_split
 from utils import InputError
@@ -96,6 +99,41 @@ def test_numbers_that_outgrow_their_padding(tmp_path):
     assert existing(tmp_path, frames)
 
 
+@pytest.mark.parametrize("name", ["%05d.jpg", "frame_%06d.webp", "shot-%d.PNG", "MVI 0012 %03d.jpeg"])
+def test_any_one_name_with_numbers(tmp_path, name):
+    make(tmp_path / "rgb/run/1", *numbered(name, 1, 12))
+    make(tmp_path / "rgb/run", "preview1.jpg")  # beside folders: no video
+    for channel in "uv":
+        make(tmp_path / "flow" / channel / "run/1", *numbered(name, 0, 11))
+    index = index_frames(tmp_path / "rgb", "rgb")
+    assert index.names == ["run/1"] and existing(index.root, find(index, "run/1.avi"))
+    x, y = find(index_frames(tmp_path / "flow", "flow"), "run/1")
+    assert (x.folder, y.folder, x.start, y.count) == ("u/run/1", "v/run/1", 0, 11)
+
+
+def test_images_of_no_layout_are_named(tmp_path):
+    make(tmp_path / "run/1", "first.jpg", "last.jpg")
+    with pytest.raises(InputError, match=r"in a known layout, but run/1/(first|last).jpg; known are .*img_00001"):
+        index_frames(tmp_path, "rgb")
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P", "LA", "1"])
+def test_frames_of_other_colours_are_converted_and_that_is_said_once(mode, monkeypatch, capsys):
+    monkeypatch.setattr(images, "_said", bytearray(1))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)).convert(mode)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG" if mode in ("L", "CMYK") else "PNG")
+    wanted = np.asarray(Image.open(buffer).convert("RGB"))
+    for _ in range(2):
+        np.testing.assert_array_equal(images.decode_rgb(buffer.getvalue(), "a/x.jpg"), wanted)
+    assert capsys.readouterr().out.count("converted to RGB") == 1
+
+
+def test_a_page_called_jpg(tmp_path):
+    with pytest.raises(InputError, match=r"^x.jpg is not a whole JPEG \(it begins with b'<html><title'\); extract"):
+        images.decode_rgb(b"<html><title>404", "x.jpg")
+
+
 def test_own_videos(tmp_path):
     rgb, flow = tmp_path / "rgb", tmp_path / "flow"
     for folder in ("fight/fi 001.v2", "u/a_kick_f_0", "v/#1; [x]", "deep/er/fi002"):
@@ -143,7 +181,8 @@ def test_decomposed_accents_are_the_same_name(tmp_path):
         (numbered("frame%06d.jpg", 1, 20)[:7] + numbered("frame%06d.jpg", 9, 12), "frame000008.jpg is missing"),
         (numbered("frame%06d.jpg", 5, 20), "begins with image 5"),
         (["frame1.jpg", "frame02.jpg", "frame3.jpg"], "different widths"),
-        (numbered("frame%06d.jpg", 1, 20) + numbered("frame%06d.png", 1, 20), "two sequences"),
+        (numbered("frame%06d.jpg", 1, 20) + numbered("frame%06d.png", 1, 20), "several sequences"),
+        (numbered("a_%d.jpg", 1, 20) + numbered("b_%d.jpg", 1, 20), "several sequences, a_....jpg and b_....jpg"),
         ([*numbered("frame%06d.jpg", 1, 5), "frame99999999999999.jpg"], "frame000006.jpg is missing"),
     ],
 )

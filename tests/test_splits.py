@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from pathlib import Path
 
@@ -280,6 +281,41 @@ def test_tsn_lists_of_ucf101_count_labels_from_0(tmp_path):
         ("Hammering_g08_c01", 0), ("HammerThrow_g08_c01", 1), ("HandstandPushups_g01_c01", 2)]  # fmt: skip
     write(tmp_path, {"ucf101_flow_train_split_2.txt": rgb.replace("08", "09")})
     assert "differ" in error(tmp_path, 2)
+
+
+@pytest.mark.parametrize(
+    ("train", "names"),
+    [
+        ("Biking/x.avi 0\nDiving/y.avi 1\n", ["Biking", "Diving"]),  # labels of one's own
+        ("Biking/x.avi 1\nDiving/y.avi 0\n", ["Diving", "Biking"]),
+        ("Biking/x.avi 11\nDiving/y.avi 26\n", ["Biking", "Diving"]),  # UCF101's, from 1
+        ("Biking/x.avi 10\nDiving/y.avi 25\n", ["Biking", "Diving"]),
+        ("Hammering/x.avi\nHammerThrow/y.avi\n", ["Hammering", "HammerThrow"]),  # UCF101's order
+        ("diving/x.avi\nbiking/y.avi\n", ["Biking", "Diving"]),
+    ],
+)
+def test_some_classes_of_ucf101(tmp_path, train, names):
+    split = load_split(write(tmp_path, {"train.txt": train, "test.txt": train.replace(".avi", "2.avi")}), 1)
+    assert (split.dataset, split.class_names) == ("own", names)
+    assert all(v.name.split("/")[0] == names[v.label] for v in split.train + split.test)
+    write(tmp_path, {"classes.txt": "\n".join(UCF101_CLASSES)})  # which says so
+    if " 0" not in train:
+        assert len(load_split(tmp_path, 1).class_names) == 101
+
+
+def test_paths_as_people_write_them(tmp_path):
+    lines = ['"C:\\My Videos\\run\\a 1.avi" 0', "C:\\My Videos\\sit down\\b 2.avi 1", "/x y/run/c/ 0", "v/run/d.avi 0"]
+    write(tmp_path, {"train.txt": "\r\n".join(lines), "test.txt": b"run/latin-\xe4.avi 0\n"})
+    split = load_split(tmp_path, 1)
+    assert [v.name for v in split.train] == ["run/a 1", "sit down/b 2", "run/c", "run/d"]
+    assert split.test[0].listed == os.fsdecode(b"run/latin-\xe4.avi") or os.name == "nt"  # as on disk
+
+
+def test_two_videos_of_one_name_keep_their_folders(tmp_path):
+    lists = {"train.txt": "run/mon/1.avi\nrun/tue/1.avi\nsit/1.avi\n", "test.txt": "test/sit/1.avi\nx/run/2.avi\n"}
+    split = load_split(write(tmp_path, {"classes.txt": "run\nsit\n", **lists}), 1)
+    assert [v.name for v in split.train] == ["run/mon/1", "run/tue/1", "sit/1"]
+    assert [v.name for v in split.test] == ["test/sit/1", "run/2"]
 
 
 def test_class_file_tells_the_classes_of_flat_paths(tmp_path):
