@@ -26,14 +26,14 @@ import numpy as np
 
 from common.commandline import ArgumentParser, bounded
 from data.flow import PLAIN_METHODS
-from data.videos import VideoError, find_videos, import_cv2
+from data.videos import VideoError, find_videos, frame_rate, import_cv2
 from engine.state import amp_dtype
 from recogniser.answers import Answer, as_json, as_line, as_table
 from recogniser.decoded import DecodedFrames
 from recogniser.loading import Wishes, load_streams
 from recogniser.overlay import save
 from recogniser.streams import Recogniser, make_clips, reason
-from recogniser.windows import Camera, frame_rate, rolling_windows
+from recogniser.windows import Camera, rolling_windows
 from report.outcome import Learnt
 from saved.checkpoints import FLOW_ORDERS
 from utils import InputError, plural, printable, run_main, set_up_device, write_json
@@ -218,7 +218,8 @@ def rolling(path: Path, model: Recogniser, sliding: float, step: float) -> Itera
     """An answer for each window of `sliding` seconds. Raises VideoError."""
     decoded = [maker.decoded(path.name) for maker in model.makers]
     check_window(sliding, frame_rate(path), decoded)
-    for window in rolling_windows(path, [one.short_side for one in decoded], sliding, step):
+    fewest = min(one.fewest for one in decoded)
+    for window in rolling_windows(path, [one.short_side for one in decoded], sliding, step, fewest):
         yield model.answer([make_clips(window, model.makers, decoded)])[0]
 
 

@@ -9,6 +9,7 @@ done.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import sys
@@ -35,7 +36,7 @@ from data.tvl1.backends import OPENCVS, pair_method, suitable_backends
 from data.videos import (
     VideoError,
     VideoFile,
-    claimed_frames,
+    count_frames,
     encode_jpeg,
     find_flo_folders,
     find_videos,
@@ -193,8 +194,11 @@ def works(backend: str) -> bool:
 def announce_time(videos: Sequence[VideoFile], backend: str, processes: int, short_side: int) -> None:
     """Say how long TV-L1 will take on processors, by the frames that some of the files promise."""
     some = videos[:: max(1, len(videos) // 20)]
-    counts = [claimed_frames(video.path) for video in some]
-    pairs = len(videos) * sum(counts) / len(counts)
+    counts = []
+    for video in some:
+        with contextlib.suppress(VideoError):
+            counts.append(count_frames(video.path))
+    pairs = len(videos) * sum(counts) / max(1, len(counts))
     pixels = (short_side or 256) ** 2 / 256**2
     took, dis = (duration(pairs * pixels * SECONDS[name] / processes) for name in (backend, "dis"))
     print(

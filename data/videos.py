@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from dataloader.names import UCF_NAME, VIDEO_SUFFIXES
-from utils import InputError
+from dataloader.names import UCF_NAME, VIDEO_SUFFIXES, first_few
+from utils import InputError, plural
 
-EXACT_COUNTS = (".avi", ".mp4", ".m4v", ".mov")  # containers that store how many frames they hold
+LONGEST_SIDE = 65_500  # of a JPEG
+REORDERED = 8  # frames that a decoder may give after the one whose packet was damaged
 
 
 class VideoError(Exception):
@@ -31,21 +36,26 @@ class VideoFile:
 
 
 def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
-    """All videos under `root` at any depth, sorted by output folder; hidden files and `skip` are left out.
+    """Return all videos under `root` at any depth, sorted by output folder. Hidden files and `skip` are left out.
 
-    Raises InputError when there is no such folder, no video in it, or when two videos would be written to
-    the same place.
+    Files that aren't called as videos are left out, too; they are counted and named on stderr. Raises InputError when
+    there is no such folder, no video in it, or when two videos would be written to the same place.
     """
-    videos = []
+    videos, left_out = [], []
     for folder, files in _walk(root, skip):
         for file in files:
             path = folder / file
-            if path.suffix.lower() in VIDEO_SUFFIXES:
+            if path.suffix.lower() not in VIDEO_SUFFIXES:
+                left_out.append(path.relative_to(root).as_posix())
+            else:
                 status = path.stat() if path.exists() else None  # a broken link: reading it will say so
                 size, time = (status.st_size, status.st_mtime_ns) if status else (0, 0)
                 videos.append(VideoFile(path, *_names(path.relative_to(root), path.stem), size, time))
+    others = f"{plural(len(left_out), 'file')} that no video is called like ({first_few(left_out)})" if left_out else ""
     if not videos:
-        raise InputError(f"{root} holds no video ({', '.join(VIDEO_SUFFIXES)}); give the folder of the videos")
+        raise InputError(f"{root} holds no video{others and f', but {others}'}; give the folder of the videos")
+    if others:
+        print(f"left out: {others}", file=sys.stderr)
     return sort_videos(videos)
 
 
@@ -116,9 +126,8 @@ def _names(relative: Path, stem: str, suffix: bool = True) -> tuple[str, str]:
 
 
 def import_cv2():
-    """OpenCV with one thread, as videos are spread over processes, and silent, for the sake of the bar."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    """Return OpenCV with one thread, as videos are spread over processes. For flow and live cameras, not for files."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
     try:
         import cv2
     except ImportError as error:
@@ -127,12 +136,30 @@ def import_cv2():
     return cv2
 
 
+def import_av():
+    """Return PyAV. Its errors are logged, so that the reader can see them, but nothing is shown."""
+    try:
+        import av
+    except ImportError as error:
+        raise InputError(f"PyAV is missing ({error}); pip install av") from error
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)  # each file's own errors, although the last file had the same
+    logging.getLogger("libav").addHandler(logging.NullHandler())
+    logging.getLogger("libav").propagate = False
+    return av
+
+
 def resized(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """(height, width) with the shorter of them scaled to `short_side`; 0 keeps the size."""
-    if not short_side:
-        return height, width
-    scale = short_side / min(height, width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    """(height, width) with the shorter of them scaled to `short_side`; 0 keeps the size.
+
+    Raises VideoError where no JPEG could hold that.
+    """
+    scale = short_side / min(height, width) if short_side else 1
+    sides = max(1, round(height * scale)), max(1, round(width * scale))
+    if max(sides) > LONGEST_SIDE:
+        scaled = f", and {sides[1]:,} x {sides[0]:,} scaled" if short_side else ""
+        raise VideoError(f"is {width:,} x {height:,} pixels{scaled}: no image may be over {LONGEST_SIDE:,} long")
+    return sides
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -144,60 +171,157 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """A frame that is decoded, but not converted to RGB: that costs more than decoding, and most aren't needed."""
+
+    seconds: float  # since the first frame, by the file's time stamps
+    lasts: float  # seconds
+    frame: Any  # av.VideoFrame
+    convert: Callable[[Any], Any]
+
+    def picture(self) -> np.ndarray:
+        """Return RGB uint8 (height, width, 3), upright."""
+        picture = self.convert(self.frame).to_ndarray()
+        matrix = self.frame.side_data.get("DISPLAYMATRIX")  # how phones turn what their sensors give
+        if matrix is None:
+            return picture
+        (xx, xy, _), (yx, yy, _), _ = np.frombuffer(bytes(matrix), np.int32).reshape(3, 3).tolist()  # x' = x xx + y yx
+        if abs(xx) < abs(xy):
+            picture, xx, yy = picture.transpose(1, 0, 2), yx, xy
+        return np.ascontiguousarray(picture[:: -1 if yy < 0 else 1, :: -1 if xx < 0 else 1])
+
+
+@contextlib.contextmanager
+def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
+    """Open a video file. Gives PyAV's container and the stream of pictures that players show. Raises VideoError."""
+    av = import_av()
+    if not path.exists():
+        raise VideoError("cannot be opened: no such file")
+    if not path.is_file():  # opening a pipe waits for somebody to write to it
+        raise VideoError("is no file but a folder, a pipe or a device")
+    with contextlib.ExitStack() as stack:
+        try:
+            source: Any = f"file:{path}"  # else FFmpeg takes what is before a colon for a protocol
+            source.encode()
+        except UnicodeEncodeError:
+            source = stack.enter_context(open(path, "rb"))
+        try:
+            only_files = {"protocol_whitelist": "file"}  # a list of addresses in a video's clothes opens none of them
+            container = stack.enter_context(av.open(source, metadata_errors="ignore", container_options=only_files))
+        except av.error.FFmpegError as error:
+            reason = "not a video, damaged, or of an unknown kind" if path.stat().st_size else "the file is empty"
+            raise VideoError(f"cannot be opened: {reason} ({error.strerror})") from None
+        films = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        if not films:
+            raise VideoError("holds no film" + (", only a cover picture" if container.streams.video else ""))
+        best = container.streams.best("video")
+        stream = best if best in films else films[0]
+        if stream.codec_context is None:
+            raise VideoError("its pictures are of an unknown codec")
+        stream.codec_context.thread_count = 1  # videos are spread over processes
+        yield container, stream
+
+
+def frame_rate(path: Path) -> float:
+    """Return a video's frames per second, by its header; 25 where that says nothing usable. Raises VideoError."""
+    with open_video(path) as (_, stream):
+        return _rate_of(stream)
+
+
+def _rate_of(stream: Any) -> float:
+    """The usual rate. Where it varies, that is more than frames divided by seconds."""
+    rate = float(max(stream.average_rate or 0, stream.guessed_rate or 0))
+    return rate if 1 <= rate <= 1000 else 25.0
+
+
+def count_frames(path: Path) -> int:
+    """Return how many frames a video has, by its packets. None is decoded, so that it takes little time.
+
+    Exact but for damaged files. Raises VideoError.
+    """
+    with open_video(path) as (container, stream), contextlib.suppress(import_av().error.FFmpegError):
+        frames = 0
+        for packet in container.demux(stream):
+            frames += packet.size > 0 and not packet.is_discard
+    return frames
+
+
+def decode(path: Path, claim: Callable[[int], None] | None = None) -> Iterator[Decoded]:
+    """Decode a video, one frame in memory at a time. `claim` is told how many come if the file's header is right.
+
+    Raises VideoError when nothing can be decoded, when more than a tenth of the frames is damaged, and at the end when
+    the file is cut off: the demuxer or the decoder says so, or packets that an index lists are missing. What headers
+    promise is no reason: they are often wrong, and sound may outlast the pictures.
+    """
+    av = import_av()
+    single = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 18 else {}
+    reformatter = av.video.reformatter.VideoReformatter()
+
+    def convert(frame: Any) -> Any:
+        return reformatter.reformat(frame, format="rgb24", **single)
+
+    with open_video(path) as (container, stream):
+        rate = _rate_of(stream)
+        if claim:
+            claim(stream.frames or round((container.duration or 0) / av.time_base * rate))
+        demuxer = container.demux(stream)  # ends with an empty packet, for which the decoder gives its last frames
+        packets = frames = damaged = since = 0  # `since`: frames without damage at the end
+        first, last, ended, cut_off = None, -1 / rate, False, False
+        while not ended:
+            with av.logging.Capture() as said:
+                try:
+                    packet = next(demuxer, None)
+                except av.error.FFmpegError:
+                    packet, cut_off = None, True
+            # Matroska's demuxer tells it only in words.
+            cut_off |= any("ended prematurely" in words for _, _, words in said)
+            ended = packet is None
+            whole = True
+            if packet is not None and packet.size:
+                packets, whole = packets + 1, not packet.is_corrupt
+            try:
+                decoded = stream.codec_context.decode(packet) if not ended or cut_off else []
+            except av.error.EOFError:
+                decoded = []
+            except av.error.FFmpegError:
+                decoded, whole = [], False
+            for frame in decoded:
+                seconds = last + 1 / rate
+                if frame.time is not None:
+                    first = frame.time - seconds if first is None else first
+                    if frame.time - first > last:  # they jump back where recordings were joined
+                        seconds = float(frame.time - first)
+                last = seconds
+                lasts = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 1 / rate
+                frames, since, whole = frames + 1, since + 1, whole and not frame.is_corrupt
+                yield Decoded(seconds, lasts, frame, convert)
+            if not whole and frames:  # a recording may begin with pictures that need others before them
+                damaged, since = damaged + 1, 0
+        if container.format.name.startswith("mov"):
+            cut_off |= len(getattr(stream, "index_entries", ())) > packets
+    if not frames:
+        raise VideoError("no frame could be decoded")
+    if cut_off or (damaged and since < REORDERED) or damaged > frames / 10:
+        raise VideoError(f"cut off or damaged: {plural(frames, 'frame')} could be decoded")
+
+
 def read_frames(
     path: Path, short_side: int = 0, every: int = 1, claim: Callable[[int], None] | None = None
 ) -> Iterator[np.ndarray]:
     """Decode a video: yield every `every`-th frame from the first on as RGB uint8 (height, width, 3).
 
-    The shorter side is scaled to `short_side` (0 keeps the size). `claim` is told how many frames will come if
-    the file's header is right. One frame is in memory at a time. Raises VideoError when nothing can be decoded,
-    and at the end when the file stopped well before the end that its own header gives (cut off or damaged).
+    The shorter side is scaled to `short_side` (0 keeps the size). `claim` is told how many will come if the file's
+    header is right. One frame is in memory at a time. Raises VideoError as `decode` does, and for sizes that no JPEG
+    can have.
     """
-    cv2 = import_cv2()
-    if path.exists() and not path.is_file():  # opening a pipe waits for somebody to write to it
-        raise VideoError("is no file but a folder, a pipe or a device")
-    capture = cv2.VideoCapture(str(path))
-    try:
-        if not capture.isOpened():
-            raise VideoError(
-                "cannot be opened: "
-                + ("the file is empty" if not path.stat().st_size else "not a video, damaged, or of an unknown codec")
-            )
-        claimed, rate = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
-        if claim and claimed > 0:
-            claim(-int(-claimed // every))
-        decoded, first, last = 0, 0.0, 0.0
-        while capture.grab():
-            last = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            first = first if decoded else last
-            if decoded % every == 0:
-                ok, frame = capture.retrieve()
-                if not ok:
-                    raise VideoError(f"frame {decoded + 1} cannot be decoded")
-                if not decoded:  # a stream may change its size; all frames get the first one's
-                    height, width = resized(frame.shape[0], frame.shape[1], short_side)
-                yield resize(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), height, width)
-            decoded += 1
-    finally:
-        capture.release()
-    if not decoded:
-        raise VideoError("no frame could be decoded")
-    # Headers are often off by a few frames, some count dropped ones, and where there is no count OpenCV gives
-    # duration x rate, although sound may outlast the pictures. So a file counts as cut off only when both its
-    # frames and its time stamps end well before what it promises.
-    shown = (last - first) * rate + 1
-    tolerance = 0.1 if path.suffix.lower() in EXACT_COUNTS else 0.5
-    if claimed - max(decoded, shown) > max(5.0, tolerance * claimed):
-        raise VideoError(f"cut off or damaged: {decoded} of {int(claimed)} frames could be decoded")
-
-
-def claimed_frames(path: Path) -> int:
-    """Frames by the file's header, without decoding any; 0 where it doesn't say."""
-    cv2 = import_cv2()
-    capture = cv2.VideoCapture(str(path))
-    claimed = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    capture.release()
-    return max(0, int(claimed))
+    height = width = 0
+    for number, frame in enumerate(decode(path, claim and (lambda frames: claim(-(-frames // every))))):
+        if number % every == 0:
+            picture = frame.picture()
+            if not number:  # a stream may change its size; all frames get the first one's
+                height, width = resized(picture.shape[0], picture.shape[1], short_side)
+            yield resize(picture, height, width)
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:

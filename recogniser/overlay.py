@@ -18,10 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data.videos import read_frames
+from data.videos import count_frames, decode, frame_rate, import_av
 from recogniser.answers import Answer, best, softmax
-from recogniser.windows import frame_rate
-from utils import InputError, atomic_path, check_writable, printable
+from utils import atomic_path, check_writable, printable
 
 # Okabe and Ito's palette, its dark colours lightened for the dark panel: told apart with any colour vision.
 COLOURS = ("#f0a020", "#56b4e9", "#2fc79a", "#f0e442", "#d98bb9")
@@ -51,21 +50,27 @@ class Scores:
 
 def save(target: Path, video: Path, answers: Sequence[Answer]) -> None:
     """Draw a video with its answer, or its windows' answers: as a film (.mp4), or six frames as a picture (.png)."""
-    rate, end = frame_rate(video), answers[-1].end
-    scores = scores_of(answers, (0.0, end))
+    scores = scores_of(answers, (0.0, answers[-1].end))
     whole = "whole video" if len(answers) == 1 else ""
     if target.suffix.lower() == ".mp4":
         middles = [(answer.start + answer.end) / 2 for answer in answers]
         changes = [(one + two) / 2 for one, two in itertools.pairwise(middles)]
         captions = [caption_of(answer, of=whole) for answer in answers]
+        rate = frame_rate(video)
         with open_film(target, rate) as write:
-            for number, frame in enumerate(read_frames(video)):
-                now = number / rate
-                write(draw(frame, captions[bisect.bisect(changes, now)], scores, now))
+            picture, written = None, 0
+            for frame in decode(video):
+                while picture is not None and written < frame.seconds * rate - 0.5:  # where the rate varies
+                    write(picture)
+                    written += 1
+                caption = captions[bisect.bisect(changes, frame.seconds)]
+                picture, written = draw(frame.picture(), caption, scores, frame.seconds), written + 1
+                write(picture)
         return
-    chosen = np.linspace(0, max(0, round(end * rate) - 1), 6).round().astype(int).tolist()
-    frames = {number: frame for number, frame in enumerate(read_frames(video)) if number in chosen}
-    sheet = contact_sheet([frames[number] for number in chosen], [number / rate for number in chosen])
+    chosen = np.linspace(0, max(0, count_frames(video) - 1), 6).round().astype(int).tolist()
+    frames = {n: (frame.picture(), frame.seconds) for n, frame in enumerate(decode(video)) if n in chosen}
+    shown = [frames.get(number, frames[max(frames)]) for number in chosen]
+    sheet = contact_sheet([picture for picture, _ in shown], [second for _, second in shown])
     caption = caption_of(answers[0], of=whole)
     if len(answers) > 1:
         mean = np.mean([answer.probabilities()["fused"] for answer in answers], axis=0)
@@ -81,10 +86,7 @@ def open_film(target: Path, rate: float) -> Iterator[Callable[[np.ndarray], None
     Pictures are RGB uint8 (height, width, 3), all of one size with even sides. The film is H.264, which browsers
     play, where PyAV's FFmpeg has it, else MPEG-4. It appears when the block ends well.
     """
-    try:
-        import av
-    except ImportError:
-        raise InputError(f"--save {target} needs the package av: pip install av; or save a .png") from None
+    av = import_av()
     check_writable(target.parent)
     options = {"movflags": "faststart"}
     with atomic_path(target) as temporary, av.open(str(temporary), "w", "mp4", options=options) as container:

@@ -64,11 +64,11 @@ def make_clips(window: Window, makers: Sequence[ClipMaker], decoded: Sequence[De
     for maker, one in zip(makers, decoded, strict=True):
         if window.count < one.fewest:
             too_short.append(
-                f"{plural(window.count, 'frame')} are too few for the {maker.name} stream, which needs {one.fewest}"
+                f"the video has {plural(window.count, 'frame')}, and the {maker.name} stream needs {one.fewest}"
             )
             continue
         batches[maker.name] = one.clips(window.frames[one.short_side], window.count, window.first)
-        times[maker.name] = window.start + (one.starts(window.count) + one.fewest / 2) / window.rate
+        times[maker.name] = window.seconds(one.starts(window.count) + one.fewest / 2)
     if not batches:
         raise VideoError(min(decoded, key=lambda one: one.fewest).too_few(window.count))
     return Clips(window.start, window.end, window.count, batches, times, too_short)

@@ -15,12 +15,12 @@ import torch
 
 cv2 = pytest.importorskip("cv2")
 
-from video_files import FRAMES, RATE, make_video
+from video_files import FRAMES, RATE, make_video, write_film
 
 from data.extract_flow import write_flow
 from data.extract_rgb import write_rgb
 from data.flow import dis_flow
-from data.videos import VideoError, read_frames
+from data.videos import VideoError, decode, read_frames
 from dataloader.clips import ClipDataset
 from dataloader.clips import TestSampling as Sampling  # pytest takes what is called Test for a test
 from dataloader.frames import index_frames
@@ -30,6 +30,7 @@ from dataloader.preparation import default_preparation
 from dataloader.sampling import consecutive_runs
 from recogniser import windows
 from recogniser.decoded import DecodedFrames, Flow
+from utils import InputError
 
 SIDE = 64
 SETTINGS = {"short_side": SIDE, "quality": 80, "sampling_rate": 3, "method": "dis", "bound": 12.0}
@@ -116,28 +117,19 @@ def test_a_real_video_gives_the_clips_of_its_extracted_images(shared, tmp_path):
         assert torch.equal(ours.images, theirs.images) and torch.equal(ours.clips, theirs.clips)
 
 
-@pytest.mark.parametrize("claimed", [0, 5, FRAMES - 1, FRAMES + 9])
-def test_a_wrong_frame_count_in_the_header_changes_nothing(video, monkeypatch, claimed):
+@pytest.mark.parametrize("claimed", [0, 5, FRAMES - 1, FRAMES, FRAMES + 9])
+def test_a_wrong_number_of_packets_changes_nothing(video, monkeypatch, claimed):
+    """A right one spares a second decoding."""
     follower = follower_of("flow", Sampling(4))
     honest = windows.whole_video(video, [follower]).frames[SIDE]
-
-    def lying(path, short_side=0, every=1, claim=None):
-        if claimed:
-            claim(claimed)
-        yield from read_frames(path, short_side, every)
-
-    monkeypatch.setattr(windows, "read_frames", lying)
-    window = windows.whole_video(video, [follower])
-    assert window.count == FRAMES and window.frames[SIDE].keys() == honest.keys()
-    assert all(np.array_equal(window.frames[SIDE][number], honest[number]) for number in honest)
-
-
-def test_an_honest_header_spares_a_second_decoding(video, monkeypatch):
     decoded = []
-    monkeypatch.setattr(windows, "read_frames", lambda *a, **k: decoded.append(1) or read_frames(*a, **k))
-    window = windows.whole_video(video, [follower_of("flow", Sampling(4))])
-    assert len(decoded) == 1
-    assert (window.first, window.count, window.start, window.end) == (0, FRAMES, 0, FRAMES / RATE)
+    monkeypatch.setattr(windows, "count_frames", lambda path: claimed)
+    monkeypatch.setattr(windows, "decode", lambda path: decoded.append(path) or decode(path))
+    window = windows.whole_video(video, [follower])
+    assert len(decoded) == 1 + (claimed != FRAMES)
+    assert (window.first, window.count, window.start, window.end) == (0, FRAMES, 0, pytest.approx(FRAMES / RATE))
+    assert window.frames[SIDE].keys() == honest.keys()
+    assert all(np.array_equal(window.frames[SIDE][number], honest[number]) for number in honest)
 
 
 def test_a_video_of_just_one_clip_is_enough(tmp_path):
@@ -185,13 +177,13 @@ def test_rolling_windows_compute_each_flow_once(video):
     assert len(computed) == 24  # between the 25 frames of windows 0-9, 5-14, 10-19 and 15-24
 
 
-def test_the_last_window_reaches_the_end_and_a_short_video_is_one(video):
+def test_the_last_window_reaches_the_end(video):
     def firsts(step: int) -> list[int]:
         """First frames of windows of 10 among 26 frames, one every `step` frames."""
         rolled = list(windows.rolling_windows(video, [SIDE], 10 / RATE, step / RATE))
         assert {window.count for window in rolled} == {10}
         for window in rolled:
-            assert (window.start, window.end) == (window.first / RATE, (window.first + 10) / RATE)
+            np.testing.assert_allclose(window.times, np.arange(window.first, window.first + 11) / RATE)
         return [window.first for window in rolled]
 
     assert firsts(8) == [0, 8, 16]
@@ -199,9 +191,29 @@ def test_the_last_window_reaches_the_end_and_a_short_video_is_one(video):
     assert firsts(32) == [0]  # 16 left: half a step
     assert firsts(31) == [0, 16]
     assert firsts(7.9) == [0, 8, 16]  # to the nearest frame
+
+
+def test_windows_go_by_time_stamps_where_the_rate_varies(tmp_path):
+    """20 frames at 25 per second, then 8 at 2 per second. The file does not say how long the last one lasts."""
+    stamps = [k / 25 for k in range(20)] + [0.8 + k / 2 for k in range(8)]
+    film = write_film(tmp_path / "vfr.mp4", "mpeg4", stamps=[*stamps, 4.8])
+    whole = windows.whole_video(film, [follower_of("rgb", Sampling(3))])
+    np.testing.assert_allclose(whole.times, [*stamps, 4.34], atol=1e-3)
+    assert whole.seconds(np.array([10, 20.5])).tolist() == pytest.approx([0.4, 1.05])
+    found = [(round(w.start, 2), round(w.end, 2), w.count) for w in windows.rolling_windows(film, [SIDE], 0.4, 0.4)]
+    assert found[:2] == [(0.0, 0.4, 10), (0.4, 0.8, 10)]
+    assert [start for start, _, _ in found[2:]] == [0.8, 1.3, 1.8, 2.3, 2.8, 3.3, 3.8, 4.3]
+    assert {count for _, _, count in found[2:]} == {1} and all(end - start <= 0.41 for start, end, _ in found)
+    fewest = windows.rolling_windows(film, [SIDE], 0.4, 0.4, fewest=5)
+    assert [w.first for w in fewest] == [0, 10]  # where there are too few frames for a clip, nothing is answered
+    (only,) = windows.rolling_windows(film, [SIDE], 0.4, 0.4, fewest=50)
+    assert only.count == 1  # to say of it that it has too few
+
+
+def test_a_short_video_is_one_window(video):
     for step in (1, 60):
         (short,) = windows.rolling_windows(video, [SIDE], 9, step)
-        assert (short.first, short.count, short.start, short.end) == (0, FRAMES, 0, FRAMES / RATE)
+        assert (short.first, short.count, short.start, short.end) == (0, FRAMES, 0, pytest.approx(FRAMES / RATE))
 
 
 def test_no_window_is_shorter_than_a_frame(video, tmp_path):
@@ -214,11 +226,10 @@ def test_no_window_is_shorter_than_a_frame(video, tmp_path):
 @pytest.mark.parametrize(
     ("header", "taken"), [(0.0, 25.0), (float("nan"), 25.0), (0.9, 25.0), (1.0, 1.0), (1000.0, 1000.0), (1001.0, 25.0)]
 )
-def test_a_header_without_a_usable_frame_rate_means_25(header, taken, video, monkeypatch):
-    capture = SimpleNamespace(get=lambda _: header, isOpened=lambda: True, release=lambda: None)
-    fake = SimpleNamespace(VideoCapture=lambda _: capture, CAP_PROP_FPS=cv2.CAP_PROP_FPS)
-    monkeypatch.setattr(windows, "import_cv2", lambda: fake)
-    assert windows.frame_rate(video) == windows.Camera("0", [SIDE]).rate == taken
+def test_a_camera_without_a_usable_frame_rate_has_25(header, taken, monkeypatch):
+    capture = SimpleNamespace(get=lambda _: header, isOpened=lambda: True)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda _: capture)
+    assert windows.Camera("0", [SIDE]).rate == taken
 
 
 def test_a_clip_needs_the_frames_of_its_steps():
@@ -251,9 +262,8 @@ def test_a_camera_gives_windows_until_it_ends(video):
     found = list(windows.Camera(str(video), [SIDE]).windows(0.4, 0.2))
     assert found and all(window.count == 10 and len(window.frames[SIDE]) == 10 for window in found)
     assert all(one.first + 5 <= two.first for one, two in itertools.pairwise(found))
-    first = found[0]
     pictures = [cv2.resize(f, (85, 64), interpolation=cv2.INTER_AREA) for f in read_frames(video)]
-    for number, frame in first.frames[SIDE].items():
+    for number, frame in found[0].frames[SIDE].items():
         assert np.array_equal(frame, pictures[number])
 
 
@@ -320,7 +330,7 @@ def capture(monkeypatch, clock) -> FakeCapture:
 def test_a_file_is_played_at_its_own_speed(video, clock):
     (whole,) = windows.Camera(str(video), [SIDE]).windows(FRAMES / RATE, 1)
     assert (whole.first, whole.count) == (0, FRAMES)
-    np.testing.assert_allclose((whole.start, whole.end, whole.rate), (0, FRAMES / RATE, RATE), atol=1e-6)
+    np.testing.assert_allclose(whole.times, np.arange(FRAMES + 1) / RATE, atol=1e-6)
 
 
 def test_a_cameras_windows_have_its_real_rate(capture):
@@ -333,7 +343,6 @@ def test_a_cameras_windows_have_its_real_rate(capture):
         assert (window.first, window.count) == (first, 4)
         # frame n is seen at 0.2 (n + 1) s, and the last one stands for the tenth of a second after it
         np.testing.assert_allclose((window.start, window.end), (0.2 * (first + 1), 0.2 * (first + 4) + 0.1))
-        assert window.rate == pytest.approx(4 / 0.7)
         for side, shape in ((SIDE, (64, 85, 3)), (32, (32, 43, 3))):
             shown = {number: (frame.shape, frame.min(), frame.max()) for number, frame in window.frames[side].items()}
             assert shown == {number: (shape, number, number) for number in range(first, first + 4)}
@@ -347,7 +356,7 @@ def test_a_camera_is_read_as_fast_as_it_gives(capture):
     for gray in (0, 1, 2, None):
         capture.coming.put(gray)
     (window,) = windows.Camera("0", [SIDE]).windows(1, 1)
-    np.testing.assert_allclose((window.start, window.end), (0.05, 0.15 + 0.1))  # the last one stands for a tenth
+    np.testing.assert_allclose(window.times[:3], (0.05, 0.1, 0.15))
 
 
 def test_no_window_of_a_camera_is_shorter_than_a_frame(capture):
@@ -375,6 +384,17 @@ def test_who_leaves_a_camera_stops_it(capture):
     capture.coming.put(1)
     found.close()
     assert capture.released and capture.given < 2000
+
+
+def test_what_goes_wrong_with_a_camera_is_one_line(video, tmp_path):
+    whole = video.read_bytes()
+    cut_off = tmp_path / "cut.avi"
+    cut_off.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"--camera .*cut\.avi: cut off"):
+        list(windows.Camera(str(cut_off), [SIDE]).windows(0.4, 0.2))
+    (tmp_path / "text.avi").write_text("no video")
+    with pytest.raises(InputError, match="cannot be opened"):
+        windows.Camera(str(tmp_path / "text.avi"), [SIDE])
 
 
 def test_an_error_in_the_cameras_thread_is_raised(capture):

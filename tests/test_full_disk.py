@@ -10,7 +10,7 @@ CODE = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from recogniser.film import open_film
+from recogniser.overlay import open_film
 from utils import run_main
 
 def main():
@@ -28,7 +28,6 @@ run_main(main)
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on a file's size")
 @pytest.mark.parametrize("limit", [0, 1, 5_000, 50_000, 10_000_000])
 def test_a_film_that_the_disk_cannot_take_is_told_as_that(tmp_path, limit):
-    pytest.importorskip("av")
     film = tmp_path / "a.mp4"
     process = subprocess.run(
         [sys.executable, "-c", CODE, film, str(limit)], cwd=ROOT, capture_output=True, text=True, timeout=120

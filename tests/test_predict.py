@@ -239,7 +239,7 @@ def test_a_video_shorter_than_a_stack_is_the_spatial_streams(prepared, monkeypat
     short = make_video(tmp_path / "short.avi", 0, frames=4)
     assert call(monkeypatch, short, *flags_of(prepared)) == 0
     said = capsys.readouterr().out
-    note = "spatial stream alone: 4 frames are too few for the motion stream, which needs 5"
+    note = "spatial stream alone: the video has 4 frames, and the motion stream needs 5"
     assert note in said and "motion alone" not in said
     assert call(monkeypatch, short, *flags_of(prepared), "--json") == 0
     both = json.loads(capsys.readouterr().out)
