@@ -30,6 +30,7 @@ from dataloader.names import first_few
 from dataloader.preparation import Preparation
 from engine.crossfit import Fit, fit_linear, fit_temporal
 from engine.features import trunk_hash
+from engine.owner import owned
 from engine.pooling import last_pooling
 from engine.temporal_heads import TEMPORAL
 from network import Network, build_model, trained_model
@@ -37,7 +38,7 @@ from saved.checkpoints import read_checkpoint, weights_hash, write_checkpoint
 from saved.feature_file import Features, read_features
 from saved.head_file import write_head
 from saved.predictions import write_predictions
-from utils import InputError, check_writable, plural, run_main, set_up_device, write_json
+from utils import InputError, plural, run_main, set_up_device, write_json
 
 HEADS = ("linear", *TEMPORAL)
 Inputs = dict[str, Features]  # of one head, by name: a stream's, or "motion flow" and "motion greydiff" of one stream
@@ -73,20 +74,20 @@ def main() -> int:
     args = parse_arguments()
     device = set_up_device(args.device)
     streams = load_streams(args)
-    check_writable(args.output)
     everything = {name: one for files in streams.values() for name, one in files.items()}
     networks = {name: load_network(one) for name, one in everything.items()}
-    rows: list[Row] = []
-    for head in args.head:
-        if head == "linear":
-            for name, one in streams.items():
-                rows.append(fit_and_write(args, head, name, one, networks, device))
-            if len(streams) == 2:
-                rows.append(average(rows[-2:]))
-        else:
-            name = "both" if len(streams) == 2 else next(iter(streams))
-            rows.append(fit_and_write(args, head, name, everything, networks, device))
-    write_json(args.output / "heads.json", [row.about() for row in rows])
+    with owned(args.output):
+        rows: list[Row] = []
+        for head in args.head:
+            if head == "linear":
+                for name, one in streams.items():
+                    rows.append(fit_and_write(args, head, name, one, networks, device))
+                if len(streams) == 2:
+                    rows.append(average(rows[-2:]))
+            else:
+                name = "both" if len(streams) == 2 else next(iter(streams))
+                rows.append(fit_and_write(args, head, name, everything, networks, device))
+        write_json(args.output / "heads.json", [row.about() for row in rows])
     print(table(rows))
     print(next_commands(args, rows))
     return 0

@@ -190,9 +190,18 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def check_name(path: str | os.PathLike) -> None:
+    """Raise InputError for a path that is not UTF-8: no JSON file and no list could name it."""
+    try:
+        str(Path(path).absolute()).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path} is not UTF-8 text, as its folders' names are: rename them") from None
+
+
 def check_writable(folder: str | os.PathLike) -> None:
     """Before hours of work: make `folder`, and see that files can be written to it."""
     folder = Path(folder)
+    check_name(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -1,6 +1,6 @@
 """What the heads reach on a few hundred clips: the features of the fast way, split again and again.
 
-  python run.py ../shared/data/hockey_fights --flags="--weights resnet50.pth"     first: makes the features
+  python run.py ../shared/data/hockey_fights --weights resnet50.pth     first: makes the features
   python benchmarks/small_data.py record/hockey_fights/data
   python benchmarks/small_data.py record/weizmann/data --head linear ts-lstm inception
 

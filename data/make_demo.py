@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 from common.commandline import ArgumentParser, bounded
 from data.jobs import Report, run_jobs
-from data.steps import run_steps
+from data.steps import StepFailed, Steps
 from data.videos import import_cv2
 from utils import InputError, atomic_path, cpu_count, run_main, write_json
 
@@ -243,14 +243,18 @@ def shown(path: Path) -> str:
 
 def run_demo(out: Path, record: Path, seed: int, clips: int) -> int:
     """Run the commands, showing each; returns the exit code of the first that fails, else 0."""
-    began = time.monotonic()
-    code = run_steps(demo_commands(out, record, seed, clips), ROOT)
-    if code:
-        return code
+    began, commands = time.monotonic(), demo_commands(out, record, seed, clips)
+    step = Steps(len(commands), ROOT)
+    try:
+        for title, command in commands:
+            step(title, *command)
+    except StepFailed as failure:
+        return failure.code
     print(
         f"\nDone in {time.monotonic() - began:.0f} s. Nine classes are {len(APPEARANCES)} appearances times "
         f"{len(MOTIONS)} motions: a stream that sees only one of the two\nhas to guess the other, and is right "
-        "one time in three. Run again, this does only what is missing."
+        "one time in three. The figures differ by a few points from machine to machine. Run again, this does only "
+        "what is missing."
     )
     return 0
 

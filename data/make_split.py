@@ -20,7 +20,7 @@ import json
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -31,7 +31,7 @@ from common.commandline import ArgumentParser, bounded
 from data.videos import find_videos
 from dataloader.lists import is_listable, load_split, read_groups
 from dataloader.names import SIDES, find_groups, first_few, video_keys, without_suffix
-from utils import InputError, atomic_path, check_writable, plural, printable, run_main, write_json
+from utils import InputError, atomic_path, check_writable, csv_text, plural, printable, run_main, write_json
 
 RECORD = "make_split.json"  # beside the lists: with which flags they were made
 DEFAULTS = {"test_fraction": 0.3, "folds": None, "seed": 0, "groups": None, "test": None}
@@ -40,7 +40,7 @@ DEFAULTS = {"test_fraction": 0.3, "folds": None, "seed": 0, "groups": None, "tes
 def main() -> int:
     args = parse_arguments()
     made_with = settings(args)
-    classes, given = find_classes(args.videos, args.out, args.test)
+    classes, given = find_classes(args.videos, args.out, args.test, videos_in(args.without) if args.without else ())
     paths, class_names = list(classes), sorted(set(classes.values()))
     for name in class_names:
         print(f"  {printable(name)}: {plural(sum(of == name for of in classes.values()), 'video')}")
@@ -91,6 +91,8 @@ def parse_arguments() -> argparse.Namespace:
                         "'rec\\d+'; or a CSV file with the columns video (path under VIDEOS) and group; none: each "
                         "video is by itself (default: the names, where a part of them is the recording in most "
                         "classes)")  # fmt: skip
+    parser.add_argument("--without", type=Path, metavar="CSV",
+                        help="videos to leave out, a row for each, as in the extractions' failed.csv")
     parser.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), help="of the shuffle (default: 0)")
     return parser.parse_args()
 
@@ -159,8 +161,17 @@ def say_changes(old: set[str], new: set[str]) -> None:
 # --- the videos ----------------------------------------------------------------------------------------
 
 
+def videos_in(path: Path) -> set[str]:
+    """The videos that a CSV names, as csv_text writes them."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return {row[0] for row in csv.reader(file) if row}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"--without {path} cannot be read: {error}") from None
+
+
 def find_classes(
-    root: Path, out: Path | None = None, test: Path | None = None
+    root: Path, out: Path | None = None, test: Path | None = None, without: Collection[str] = ()
 ) -> tuple[dict[str, str], dict[str, str]]:
     """({path under root, with "/": class}, sorted; {path: "train" or "test"} where folders tell the side, else empty).
 
@@ -174,6 +185,7 @@ def find_classes(
         if given_sides(paths):
             raise InputError(f"{root} is split into folders already; leave --test out, or give its training folder")
         paths = [f"train/{path}" for path in paths] + sorted(f"test/{video.name}" for video in find_videos(test))
+    paths = [path for path in paths if csv_text(path) not in without]
     sides = given_sides(paths)
     depth = 1 if sides else 0
     left_out = {path.split("/")[0] for path in paths} - sides.keys() if sides else set()

@@ -1,43 +1,69 @@
-"""Several scripts one behind the other, each shown with its command and its time: run.py's and the demo's."""
+"""Several scripts one behind the other, each shown with its command and its time: run.py's and the demo's.
+
+They run in this process: what is killed ends as a whole, and torch is imported once.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
+import runpy
 import shlex
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from utils import printable
+
 ROOT = Path(__file__).resolve().parents[1]
-Step = tuple[str, list[str]]  # what it makes, and its command: a script of this project and its arguments
 
 
-def run_steps(steps: Sequence[Step], folder: Path | None = None) -> int:
-    """Run the commands in `folder`, showing each; returns the exit code of the first that fails, else 0."""
-    began = time.monotonic()
-    for number, (title, command) in enumerate(steps, 1):
-        print(f"\n== {number}/{len(steps)} {title}\n$ python {shlex.join(command)}", flush=True)
+class StepFailed(Exception):
+    """A step ended with an exit code other than 0, and has said why."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"exit code {code}")
+        self.code = code
+
+
+@dataclass
+class Steps:
+    """Call it with a title and a command, a script of this project and its arguments, for each step."""
+
+    total: int  # how many there will be
+    folder: Path | None = None  # where the commands run; None: where this process is
+    done: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    def __call__(self, title: str, *command: object, passed: tuple[int, ...] = (0,)) -> int:
+        """Run one step, and return its exit code. Raises StepFailed for a code that is not among `passed`."""
+        self.done += 1
+        words = [str(word) for word in command]
+        print("\n" + printable(f"== {self.done}/{self.total} {title}"), flush=True)
+        print(printable(f"$ python {shlex.join(words)}"), flush=True)
         start = time.monotonic()
-        code = call([sys.executable, str(ROOT / command[0]), *command[1:]], folder)
-        if code:
+        code = call(words, self.folder)
+        if code not in passed:
             print(f"stopped at {title!r}; the same command goes on from there", file=sys.stderr)
-            return code
-        print(f"   {time.monotonic() - start:.0f} s, {time.monotonic() - began:.0f} s in all", flush=True)
-    return 0
+            raise StepFailed(code)
+        print(f"   {time.monotonic() - start:.0f} s, {time.monotonic() - self.began:.0f} s in all", flush=True)
+        return code
 
 
 def call(command: list[str], folder: Path | None = None) -> int:
-    """Run a command. Ctrl-C is the command's to handle; this waits for it."""
-    process = subprocess.Popen(command, cwd=folder)
-    old = {
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
-    }
+    """Run a script of this project, as `python` does, in `folder`; returns its exit code."""
+    script, before, argv = str(ROOT / command[0]), os.getcwd(), sys.argv
     try:
-        code = process.wait()
-        return code if code >= 0 else 128 - code  # ended by a signal
+        os.chdir(folder or before)
+        sys.argv = [script, *command[1:]]
+        runpy.run_path(script, run_name="__main__")
+        return 0
+    except SystemExit as end:  # utils.run_main's
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        sys.argv = argv
+        with contextlib.suppress(OSError):
+            os.chdir(before)
+        gc.collect()  # its network and loaders, before the next one's

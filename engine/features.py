@@ -18,15 +18,17 @@ import torch
 
 from common.progress import progress_bar
 from dataloader.clips import ClipDataset, TestSampling, clips_of, sent_ahead
+from dataloader.extracted import fingerprint
 from dataloader.images import Source
 from dataloader.loader import Data, make_loader
 from dataloader.preparation import Preparation
+from engine.owner import owned
 from engine.pooling import check_pooling, default_pooling, feature_count, feature_net
 from engine.state import amp_dtype
 from network import Network, trained_model
 from saved.checkpoints import Checkpoint, weights_hash
-from saved.feature_file import FORMAT, check_target, read_about, write_features
-from utils import InputError, plural, processes
+from saved.feature_file import FORMAT, check_target, read_about, read_features, write_features
+from utils import InputError, check_name, plural, processes
 
 MIDDLE = 5  # the frame of a stack of 10 flow pairs that stands for it, counted from the stack's first
 SYNC_SECONDS = 10.0  # at most so much work is lost in a power cut; a killed process loses one batch
@@ -57,14 +59,16 @@ def extract_features(
 ) -> int:
     """Write --features OUT.npz (saved.feature_file) of the split's training and test videos. Returns the exit code.
 
-    Clips are sampled and prepared as in a test; RGB frames lie in the middle of the motion stream's stacks. What is
-    done stands in OUT.npz.partial: started again with the same settings, it goes on there.
+    Clips are sampled and prepared as in a test; RGB frames lie in the middle of the motion stream's stacks. A video's
+    row is kept under what it was made of: the network, these settings and the video's images. Rows that an older
+    OUT.npz has, or OUT.npz.partial of a killed run, are taken from there; only the others are computed.
     """
     path = settings.path
     stream = "spatial" if preparation.modality == "rgb" else "motion"
     pooling = settings.pooling or default_pooling(model, stream)
     check_pooling(pooling, model)
     check_target(path)
+    check_name(data.root)
     if processes() > 1:
         raise InputError("--features works in one process: start it without torchrun")
     if checkpoint is not None:  # whatever its classes are
@@ -72,62 +76,85 @@ def extract_features(
     preparation = at_stack_middles(preparation)
     sampling = data.test.dataset.sampling
     assert isinstance(sampling, TestSampling)
+    dtype = amp_dtype(settings.amp, device)
     sources, subset = sources_of(data)
-    about = {
-        "stream": stream,
-        "dataset": data.split.dataset, "split": data.split.number, "class_names": list(data.split.class_names),
+    keys = [made_of(data.root, source) for source in sources]
+    row = {
         "preparation": preparation.as_dict(), "samples": sampling.samples, "views": sampling.views,
-        "pooling": list(pooling), "network": {
-            "arch": settings.arch, "checkpoint" if checkpoint else "weights": settings.weights,
-            "sha256": trunk_hash(model), "flow_order": settings.flow_order, "seed": settings.seed,
-        },
+        "starts": sampling.starts, "pooling": list(pooling), "dtype": str(dtype).removeprefix("torch."),
+    }  # fmt: skip
+    trunk = {"arch": settings.arch, "sha256": trunk_hash(model)}
+    about = {
+        "stream": stream, "dataset": data.split.dataset, "split": data.split.number,
+        "class_names": list(data.split.class_names), **row,
+        "network": {**trunk, "checkpoint" if checkpoint else "weights": settings.weights,
+                    "flow_order": settings.flow_order, "seed": settings.seed},
         "videos_sha256": list_hash(sources, subset),
         "frames": {"root": str(data.root.resolve()), "folders": {
-            s.video.name: os.path.relpath(s.folder, data.root) for s in sources}},
+            s.video.name: os.path.relpath(s.folder, data.root) for s in sources}, "made_of": keys},
     }  # fmt: skip
-    about = json.loads(json.dumps(about))  # as a file gives it back
-    if read_about(path) == {"format": FORMAT, **about}:
-        print(f"{path} is there already, of this network, these videos and these settings")
-        return 0
-    net = feature_net(model, preparation, pooling, amp_dtype(settings.amp, device), settings.compile).to(device)
-    shape = (sampling.samples, feature_count(model, pooling))
-    print(
-        f"features of {plural(len(sources), 'video')}: {settings.arch} on {device.type}, "
-        f"{plural(sampling.clips, 'clip')} each -> {path}", flush=True,
-    )  # fmt: skip
-    partial = path.with_name(path.name + ".partial")
-    with append_to(partial, about, shape) as (file, start, done):
-        if done < len(sources):
-            dataset = ClipDataset(sources[done:], data.test.dataset.read, preparation, sampling, seed=settings.seed)
-            batch = max(1, (256 if device.type == "cuda" else 32) // sampling.clips)
-            loader = make_loader(dataset, batch, settings.workers, device)
-            _compute(net, loader, sampling, preparation, device, file, done)
-    values = np.memmap(partial, np.float16, "r", start, (len(sources), *shape))
-    write_features(
-        path, [s.video.name for s in sources], [s.video.label for s in sources], subset, values, about,
-        [s.video.group for s in sources],
-    )  # fmt: skip
-    del values  # Windows removes no file that is open
-    partial.unlink()
+    about, wanted = (json.loads(json.dumps(one)) for one in (about, {**row, **trunk}))  # as a file gives them back
+    with owned(path.parent, path.name, "--features"):
+        if read_about(path) == {"format": FORMAT, **about}:
+            print(f"{path} is there already, of this network, these videos and these settings")
+            return 0
+        net = feature_net(model, preparation, pooling, dtype, settings.compile).to(device)
+        shape = (sampling.samples, feature_count(model, pooling))
+        head = json.dumps(wanted).encode() + b"\n"
+        partial = path.with_name(path.name + ".partial")
+        record = np.dtype([("key", f"S{len(keys[0])}"), ("values", "<f2", shape)])
+        rows = read_rows(path, wanted)
+        with append_to(partial, head, record) as (file, done):
+            todo = {key: s for key, s in zip(keys, sources, strict=True) if key not in rows and key not in done}
+            say_todo(path, len(set(keys)), len(todo), f"{settings.arch} on {device.type}, {sampling.clips} clips each")
+            if todo:
+                dataset = ClipDataset(
+                    list(todo.values()), data.test.dataset.read, preparation, sampling, seed=settings.seed
+                )
+                batch = max(1, (256 if device.type == "cuda" else 32) // sampling.clips)
+                loader = make_loader(dataset, batch, settings.workers, device)
+                _compute(net, loader, sampling, preparation, device, file, list(todo))
+        rows |= logged(partial, head, record)
+        values = np.stack([rows[key] for key in keys])
+        write_features(
+            path, [s.video.name for s in sources], [s.video.label for s in sources], subset, values, about,
+            [s.video.group for s in sources],
+        )  # fmt: skip
+        rows.clear()  # Windows removes no file that is open
+        partial.unlink()
     print(f"written: {path}, {len(sources):,} x {shape[0]} x {shape[1]}")
     return 0
 
 
+def say_todo(path: Path, videos: int, todo: int, how: str) -> None:
+    kept = f", {videos - todo:,} of them there already" if todo < videos else ""
+    print(f"features of {plural(videos, 'video')}{kept}: {how} -> {path}", flush=True)
+
+
 @torch.inference_mode()
-def _compute(net, loader, sampling: TestSampling, preparation: Preparation, device, file: BinaryIO, done: int) -> None:
-    """Append the features of the loader's videos to `file`, in list order."""
-    synced = time.monotonic()
-    with progress_bar(done + len(loader.dataset), "features", "video", done) as bar:
+def _compute(
+    net, loader, sampling: TestSampling, preparation: Preparation, device, file: BinaryIO, keys: list[str]
+) -> None:
+    """Append the key and the features of each of the loader's videos to `file`."""
+    synced, left = time.monotonic(), iter(keys)
+    with progress_bar(len(keys), "features", "video") as bar:
         for batch in sent_ahead(loader.epoch(0), device):
             values = net(clips_of(batch, preparation.modality, device))[1]  # (videos * views * samples, features)
             values = values.unflatten(0, (len(batch.names), sampling.views, sampling.samples))
             values = values.mean(1)  # over views: (videos, samples, features)
-            file.write(values.half().cpu().numpy().tobytes())
+            for one in values.half().cpu().numpy():
+                file.write(next(left).encode() + one.tobytes())
             file.flush()
             if time.monotonic() - synced > SYNC_SECONDS:
                 os.fsync(file.fileno())
                 synced = time.monotonic()
             bar.update(len(batch.names))
+
+
+def made_of(root: Path, source: Source) -> str:
+    """What a video's images were made of, as 32 hexadecimal digits; of flow both components'."""
+    parts = source.frames if isinstance(source.frames, tuple) else (source.frames,)
+    return hashlib.sha256("".join(fingerprint(root, part) for part in parts).encode()).hexdigest()[:32]
 
 
 def sources_of(data: Data) -> tuple[list[Source], list[str]]:
@@ -156,28 +183,53 @@ def trunk_hash(model: Network) -> str:
 
 
 def list_hash(sources: list[Source], subset: list[str]) -> str:
-    """SHA-256 of which videos, with which labels and groups, in how many images: another list means other features."""
-    rows = [
-        (s.video.name, s.video.label, s.video.group, part, s.count) for s, part in zip(sources, subset, strict=True)
-    ]
+    """SHA-256 of which videos, with which labels and groups, on which side of the split."""
+    rows = [(s.video.name, s.video.label, s.video.group, part) for s, part in zip(sources, subset, strict=True)]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-@contextmanager
-def append_to(path: Path, about: dict[str, Any], shape: tuple[int, int]) -> Iterator[tuple[BinaryIO, int, int]]:
-    """Open a partial file for appending: (file, where its float16 rows begin, how many videos are in it).
+# --- rows that are there already -----------------------------------------------------------------------
 
-    It begins with a line of JSON that says what it is of. One of other settings is begun again.
+
+def read_rows(path: Path, settings: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The rows, (samples, features) float16 by what they were made of, of a features file of these settings."""
+    about = read_about(path) or {}
+    try:
+        if any({**about, **about["network"]}[name] != value for name, value in settings.items()):
+            return {}
+        return dict(zip(about["frames"]["made_of"], read_features(path).values, strict=True))
+    except (InputError, KeyError, TypeError, ValueError):  # another version's, or damaged: it is written anew
+        return {}
+
+
+@contextmanager
+def append_to(path: Path, head: bytes, record: np.dtype) -> Iterator[tuple[BinaryIO, set[str]]]:
+    """Open a partial file for appending records (key, values): (file, keys of those that are in it).
+
+    It begins with `head`, a line of JSON that says what it is of. One of other settings is begun again.
     """
-    head = json.dumps(about).encode() + b"\n"
-    size = 2 * shape[0] * shape[1]
-    with open(path, "a+b") as file:  # what is written goes to its end
-        file.seek(0)
-        if file.read(len(head)) != head:
-            if file.tell():
-                print(f"note: {path} was begun with other settings or videos, and is begun again", file=sys.stderr)
-            file.truncate(0)
-            file.write(head)
-        done = (file.seek(0, os.SEEK_END) - len(head)) // size
-        file.truncate(len(head) + done * size)  # a killed run may leave half a video
-        yield file, len(head), done
+    try:
+        with open(path, "a+b") as file:  # what is written goes to its end
+            file.seek(0)
+            if file.read(len(head)) != head:
+                if file.tell():
+                    print(f"note: {path} was begun with other settings, and is begun again", file=sys.stderr)
+                file.truncate(0)
+                file.write(head)
+                file.flush()
+            whole = (file.seek(0, os.SEEK_END) - len(head)) // record.itemsize
+            file.truncate(len(head) + whole * record.itemsize)  # a killed run may leave half a record
+            yield file, set(logged(path, head, record))
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; what is done is kept: free some space and start again"
+        ) from error
+
+
+def logged(path: Path, head: bytes, record: np.dtype) -> dict[str, np.ndarray]:
+    """The rows of a partial file by their keys, as memory maps."""
+    count = (path.stat().st_size - len(head)) // record.itemsize
+    if not count:  # which no memory map can have
+        return {}
+    rows = np.memmap(path, record, "r", len(head), count)
+    return dict(zip(rows["key"].astype(str).tolist(), rows["values"], strict=True))

@@ -1,4 +1,4 @@
-"""One run at a time in an output folder: two in one would mix their checkpoints, records and predictions."""
+"""One run at a time writes to a folder or file: two would mix their checkpoints, records, predictions or features."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ PATIENCE = 15.0  # seconds that the loader workers of a killed run may take to n
 
 
 @contextlib.contextmanager
-def owned(folder: str | os.PathLike) -> Iterator[None]:
-    """Keep `folder` to this run while the block lasts; of several processes rank 0 does so for all.
+def owned(folder: str | os.PathLike, file: str = "", flag: str = "--output") -> Iterator[None]:
+    """Lock `folder`, or one `file` in it, for the duration of the block. With several processes, rank 0 holds it.
 
-    The lock is the operating system's, so it ends with its process, however that ends. Raises InputError, naming
-    the owner, where another run has the folder.
+    The lock is the operating system's: it ends with its process, however that ends. Raises InputError, which names
+    the owner and the `flag` that chooses another place, if another run holds the lock.
     """
     if rank() > 0:
         yield
         return
     folder = Path(folder)
     check_writable(folder)
-    note, lock = folder / ".owner.json", FileLock(folder / ".owner.lock")
+    name = f".{file or 'owner'}"
+    note, lock = folder / f"{name}.json", FileLock(folder / f"{name}.lock")
     owner = _read(note)
     dead = owner.get("host") == socket.gethostname() and not is_alive(owner.get("pid", 0))
     try:
         lock.acquire(timeout=PATIENCE if dead else 0)
     except Timeout:
         raise InputError(
-            f"{folder} belongs to a run that still writes there ({_describe(_read(note))}): wait for its end or stop "
-            "it, or choose another --output"
+            f"{folder / file} belongs to a run that still writes there ({_describe(_read(note))}): wait for its end or "
+            f"stop it, or choose another {flag}"
         ) from None
     except (OSError, NotImplementedError) as error:
-        print(f"note: no lock on {folder} ({error}): see that no other run writes there", file=sys.stderr)
+        print(f"note: no lock on {folder / file} ({error}): see that no other run writes there", file=sys.stderr)
     try:
         started = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         command = shlex.join(["python", *sys.argv])

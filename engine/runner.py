@@ -117,7 +117,7 @@ class Run:
                 "model_best is chosen by the test set, which flatters its accuracy; --val-groups 3 holds training "
                 "videos out to choose by"
             )
-        fresh = "recipe" not in self.args.given and self.args.resume is None
+        fresh = "recipe" not in self.args.given and self.args.resume is None and self.args.weights != "none"
         if fresh and training.settings.train_from == "all" and len(self.data.train.dataset) < FEW:
             self.say(
                 f"note: {plural(len(self.data.train.dataset), 'training video')} are few to train all of a network on: "

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, ROOT, SMALL
+from scripts import patched
 
 from dataloader.clips import ClipDataset, TestSampling, clips_of
 from dataloader.frames import index_frames
@@ -19,6 +20,7 @@ from dataloader.lists import load_split
 from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation, flow_picture, to_input
 from dataloader.sampling import test_starts as spread
 from dataloader.transforms import flip_clips
+from engine.owner import owned
 from engine.pooling import check_pooling, feature_count, feature_net
 from network import build_model
 from saved.feature_file import read_features, write_features
@@ -47,7 +49,7 @@ def test_training_and_test_videos_are_in_the_file(extracted, stream):
         assert found.about["class_names"][label] == video.split("_")[0] and f"_g{group}_" in video
     assert found.about["stream"] == stream and found.about["samples"] == 3
     assert not (extracted / f"{stream}.npz.partial").exists()
-    assert set(extracted.iterdir()) == {extracted / "spatial.npz", extracted / "motion.npz"}
+    assert {path.name for path in extracted.glob("[!.]*")} == {"spatial.npz", "motion.npz"}
 
 
 def test_rgb_frames_are_the_middles_of_the_flow_stacks():
@@ -85,32 +87,51 @@ def test_killed_and_started_again_it_goes_on_with_the_same_result(tiny, run, ext
     out, partial = tmp_path / "f.npz", tmp_path / "f.npz.partial"
     command = [script, flag, tiny / images, *SMALL, "--features", out]
     whole = read_features(extracted / "spatial.npz")
-    size = whole.values[0].nbytes
+    record = 32 + whole.values[0].nbytes  # what it was made of, and its values
     process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not (partial.exists() and partial.stat().st_size > 5000 + size):
+    while process.poll() is None and not (partial.exists() and partial.stat().st_size > 3000 + record):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    expected = whole.values.copy()
     if partial.exists():  # else it was faster than the signal
         with open(partial, "r+b") as file:
-            head = file.readline()
-            done = (partial.stat().st_size - len(head)) // size
+            head = len(file.readline())
+            done = (partial.stat().st_size - head) // record
             # what is done is taken from the file, half a video is not
-            file.seek(len(head))
-            file.write(np.full(size // 2, 7, np.float16).tobytes())
-            file.truncate(len(head) + done * size)
+            file.seek(head + 32)
+            file.write(np.full(expected[0].size, 7, np.float16).tobytes())
+            expected[0] = 7
+            file.truncate(head + done * record)
             file.seek(0, 2)
-            file.write(b"\0" * (size // 3))
+            file.write(b"\0" * (record // 3))
         assert done
     run(*command)
     found = read_features(out)
     assert found.videos == whole.videos
-    if (found.values[0] == 7).all():
-        np.testing.assert_array_equal(found.values[1:], whole.values[1:])
-    else:
-        np.testing.assert_array_equal(found.values, whole.values)
-    told = run(*command).stdout
-    assert "is there already" in told
+    np.testing.assert_array_equal(found.values, expected)
+    assert "is there already" in run(*command).stdout
+
+
+def test_other_images_or_settings_are_computed_again_and_no_others(tiny, run, extracted, tmp_path):
+    """Images of equal number in place of others; another flag; a list without one of the videos."""
+    script, flag, images = FLAGS["spatial"]
+    shutil.copytree(tiny / images, tmp_path / "rgb")
+    command = (script, flag, tmp_path / "rgb", *SMALL, "--features", tmp_path / "f.npz")
+    run(*command)
+    before = read_features(tmp_path / "f.npz")
+    changed, other = sorted((tmp_path / "rgb").glob("v_*"))[:2]
+    for image, source in zip(sorted(changed.iterdir()), sorted(other.iterdir()), strict=False):
+        image.write_bytes(source.read_bytes())
+    assert "12 videos, 11 of them there already" in run(*command).stdout
+    after = read_features(tmp_path / "f.npz")
+    differ = [not np.array_equal(*values) for values in zip(before.values, after.values, strict=True)]
+    assert [after.videos[row] for row in np.flatnonzero(differ)] == [changed.name.removeprefix("v_")]
+    shutil.rmtree(changed)
+    assert "features of 11 videos, 11 of them there already" in run(*command).stdout
+    assert changed.name.removeprefix("v_") not in read_features(tmp_path / "f.npz").videos
+    for flags in (("--test-starts", "tsn"), ("--amp", "bf16")):
+        assert "features of 11 videos: " in run(*command, *flags).stdout
 
 
 def test_a_partial_file_of_other_settings_is_begun_again(tiny, run, extracted, tmp_path):
@@ -119,6 +140,27 @@ def test_a_partial_file_of_other_settings_is_begun_again(tiny, run, extracted, t
     told = run(script, flag, tiny / images, *SMALL, "--features", tmp_path / "f.npz").stderr
     assert "begun again" in told
     whole = read_features(extracted / "spatial.npz").values
+    np.testing.assert_array_equal(read_features(tmp_path / "f.npz").values, whole)
+
+
+def test_two_at_once_are_one_and_a_line(tiny, run, tmp_path):
+    script, flag, images = FLAGS["spatial"]
+    with owned(tmp_path, "f.npz"):
+        told = run(script, flag, tiny / images, *SMALL, "--features", tmp_path / "f.npz", code=2).stderr
+    assert "f.npz belongs to a run" in told and "choose another --features" in told
+    assert not (tmp_path / "f.npz.partial").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on a file's size")
+def test_a_full_disk_is_one_line_and_loses_nothing(tiny, run, extracted, tmp_path):
+    """By way of a limit on a file's size, which has room for half of the videos."""
+    whole = read_features(extracted / "spatial.npz").values
+    limit = 3000 + 6 * whole[0].nbytes
+    limited = patched(tmp_path, f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))")
+    script, flag, images = FLAGS["spatial"]
+    command = (script, flag, tiny / images, *SMALL, "--workers", 0, "--features", tmp_path / "f.npz")
+    assert "cannot write" in run(limited, ROOT / script, *command[1:], code=2).stderr
+    run(*command)
     np.testing.assert_array_equal(read_features(tmp_path / "f.npz").values, whole)
 
 
