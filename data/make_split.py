@@ -17,6 +17,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 import sys
 from collections import Counter, defaultdict
@@ -178,9 +179,8 @@ def find_classes(
     Videos of `test` are test/.... A class is the first folder under root, or under root's folders train and test.
     Videos whose names no list can hold are left out, with a warning.
     """
-    inside = out is not None and out.resolve().is_relative_to(root.resolve()) and out.resolve() != root.resolve()
-    own = out.resolve().relative_to(root.resolve()).parts[0] if out is not None and inside else None
-    paths = sorted(video.name for video in find_videos(root, skip=root / own if own else None))
+    own = os.path.relpath(out or root, root).split(os.sep)[0]  # where OUT lies in VIDEOS, as record/ in `run.py .`
+    paths = sorted(video.name for video in find_videos(root, root / own if own not in (".", "..") else None))
     if test:
         if given_sides(paths):
             raise InputError(f"{root} is split into folders already; leave --test out, or give its training folder")
@@ -188,8 +188,7 @@ def find_classes(
     paths = [path for path in paths if csv_text(path) not in without]
     sides = given_sides(paths)
     depth = 1 if sides else 0
-    left_out = {path.split("/")[0] for path in paths} - sides.keys() if sides else set()
-    if left_out:
+    if left_out := {path.split("/")[0] for path in paths} - sides.keys() if sides else set():
         print(f"note: {first_few(sorted(left_out))} is left out: train and test are the split")
         paths = [path for path in paths if path.split("/")[0] in sides]
     loose = [path for path in paths if path.count("/") <= depth]
@@ -201,11 +200,9 @@ def find_classes(
     used = {path.split("/")[0] for path in classes} | {own}
     bad = [path for path, name in classes.items() if not is_listable(path, name, set(classes.values()))]
     if bad:
-        print(
-            f"warning: {plural(len(bad), 'video')} left out, as no list can hold the names: {first_few(bad)}; rename "
-            "what has spaces at its ends, a backslash, a line break, another class' name, or is not UTF-8",
-            file=sys.stderr,
-        )  # fmt: skip
+        what = "spaces at its ends, a backslash, a line break, another class' name, or is not UTF-8"
+        print(f"warning: {plural(len(bad), 'video')} left out, as no list can hold the names: {first_few(bad)}; "
+              f"rename what has {what}", file=sys.stderr)  # fmt: skip
         classes = {path: name for path, name in classes.items() if path not in set(bad)}
     check_classes(root, classes, given, used)
     return classes, given
@@ -222,8 +219,8 @@ def check_classes(root: Path, classes: dict[str, str], given: dict[str, str], us
         raise InputError(f"{root} has {what}; give the folder above the class folders")
     if empty:
         raise InputError(f"{root}: the class folder {first_few(empty)} holds no video; fill it or remove it")
-    if len({name.casefold() for name in names}) < len(names):
-        twice = [name for name in names if [other.casefold() for other in names].count(name.casefold()) > 1]
+    spelled = Counter(map(str.casefold, names))
+    if twice := [name for name in names if spelled[name.casefold()] > 1]:
         raise InputError(f"{root}: {first_few(twice)} are one class but for upper case; join the folders")
     for side in sorted(set(given.values())):
         lacking = set(names) - {name for path, name in classes.items() if given[path] == side}
@@ -281,8 +278,7 @@ def group_videos(
     paths = list(classes)
     told = given_groups(how, paths) if how else find_groups(paths, list(classes.values()))
     if any(told):
-        example = next(path for path, group in zip(paths, told, strict=True) if group)
-        group = told[paths.index(example)]
+        example, group = next((path, group) for path, group in zip(paths, told, strict=True) if group)
         print(
             f"recordings by {'--groups' if how else 'the names'}, each kept on one side: {printable(example)} is of "
             f"{printable(group)}; {plural(len(set(told) - {''}), 'recording')} in all"
@@ -387,8 +383,8 @@ def fill(place: dict[str, int], sizes: dict, names: list[str], free: set[str], p
                 videos = int(sum(sizes[group][label] for group in of_class))
                 raise InputError(
                     f"{name} has {plural(videos, 'video')} of {plural(len(of_class), 'recording')} "
-                    f"({first_few(of_class)}), which stay together, and {parts} that are free to go to either side are "
-                    "needed; add others, leave the class out, or say with --groups what the recordings are"
+                    f"({first_few(of_class)}), which stay together, and {parts} are needed that may "
+                    "go to either side; add others, leave the class out, or say with --groups what the recordings are"
                 )
             place[spare[0]] = part
 

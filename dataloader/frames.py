@@ -19,7 +19,6 @@ import itertools
 import json
 import os
 import re
-import sys
 import time
 import unicodedata
 from collections import defaultdict
@@ -333,13 +332,7 @@ def _sequence(prefix: str, suffix: str, numbers: Sequence[str]) -> Images:
 
 def _cache_files(root: Path) -> list[Path]:
     """Where the cache may lie, the better place first."""
-    home = Path.home()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache")
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     return [root / CACHE_NAME, base / "two-stream" / f"{name}.json"]
 

@@ -124,14 +124,9 @@ def _split_by_groups(names: Iterable[str], number: str) -> Split:
         found[name] = parts
     if not found:
         raise InputError("no videos on disk to split; extract frames first (data/extract_rgb.py)")
-    ucf101 = {name.casefold(): name for name in UCF101_CLASSES}
     on_disk = {class_.casefold(): class_ for class_, _, _ in found.values()}
-    others = sorted(on_disk[folded] for folded in on_disk.keys() - ucf101.keys())
-    if others and len(others) < len(on_disk):
-        raise InputError(
-            f"UCF101 has no class {first_few(others)}; move such videos away, or give lists (--ucf-list)"
-        )
-    dataset, class_names = ("own", others) if others else ("ucf101", list(UCF101_CLASSES))
+    ucf101 = on_disk.keys() <= {name.casefold() for name in UCF101_CLASSES}
+    dataset, class_names = ("ucf101", list(UCF101_CLASSES)) if ucf101 else ("own", sorted(on_disk.values()))
     labels = {name.casefold(): label for label, name in enumerate(class_names)}
     train: dict[str, Video] = {}
     test: dict[str, Video] = {}
@@ -141,46 +136,32 @@ def _split_by_groups(names: Iterable[str], number: str) -> Split:
         video = Video(video_key(name, class_names[label]), label, name)
         side = test if first_test_group <= int(group) < first_test_group + 7 else train
         side.setdefault(video.name, video)  # the same video in two folders: frames.match reports it
-    return Split(dataset, number, class_names, _by_label(train.values()), _by_label(test.values()))
-
-
-def _by_label(videos: Iterable[Video]) -> list[Video]:
-    return sorted(videos, key=lambda video: (video.label, video.name))
+    sides = [sorted(side.values(), key=lambda video: (video.label, video.name)) for side in (train, test)]
+    return Split(dataset, number, class_names, *sides)
 
 
 def hold_out_groups(train: list[Video], groups: int) -> tuple[list[Video], list[Video]]:
     """Move the last `groups` groups of each class out of training, to select and schedule by: (train, val).
 
-    Where no groups are known, each video would be one, and a few videos would choose the model: there the part of
+    Where no groups are known, each video would be one, and a few videos would choose the model. There the part of
     each class is held out that `groups` are of UCF101's USUAL_GROUPS in training, in the order of names.
     """
-    of_class: dict[int, set[str]] = defaultdict(set)
-    for video in train:
-        of_class[video.label].add(video.group)
-    if groups > 0 and all(video.group == video.name for video in train):
-        return _hold_out_fraction(train, min(groups / USUAL_GROUPS, 0.5))
-    for video in train:
-        if not 0 < groups < len(of_class[video.label]):
+    known = groups <= 0 or any(video.group != video.name for video in train)
+    held_out: set[tuple[int, str]] = set()
+    for label in {video.label: None for video in train}:
+        units = sorted({video.group for video in train if video.label == label})
+        number = groups
+        if not known:
+            number = min(max(1, round(min(groups / USUAL_GROUPS, 0.5) * len(units))), len(units) - 1)
+        elif not 0 < groups < len(units):
+            video = next(video for video in train if video.label == label)
             raise InputError(
-                f"--val-groups {groups}: {video.name}'s class trains on "
-                f"{plural(len(of_class[video.label]), 'group')}; hold out at least one and leave at least one"
+                f"--val-groups {groups}: {video.name}'s class trains on {plural(len(units), 'group')}; "
+                "hold out at least one and leave at least one"
             )
-    last = {label: set(sorted(found)[-groups:]) for label, found in of_class.items()}
-    val = [video for video in train if video.group in last[video.label]]
-    rest = [video for video in train if video.group not in last[video.label]]
-    return rest, val
-
-
-def _hold_out_fraction(train: list[Video], fraction: float) -> tuple[list[Video], list[Video]]:
-    """The last videos of each class, by name, at least one of each that has two: (train, val)."""
-    of_class: dict[int, list[str]] = defaultdict(list)
-    for video in train:
-        of_class[video.label].append(video.name)
-    val_names = set()
-    for names in of_class.values():
-        held_out = min(max(1, round(fraction * len(names))), len(names) - 1)
-        val_names.update(sorted(names)[len(names) - held_out :])
-    return [v for v in train if v.name not in val_names], [v for v in train if v.name in val_names]
+        held_out |= {(label, unit) for unit in units[len(units) - number :]}
+    val = [video for video in train if (video.label, video.group) in held_out]
+    return [video for video in train if (video.label, video.group) not in held_out], val
 
 
 # --- reading lists -------------------------------------------------------------------------------------
@@ -321,24 +302,23 @@ def _lines(content: bytes, name: str) -> list[tuple[str, str]]:
 
 def _read_classes(file: Path) -> tuple[list[str], int]:
     """(class names in label order, the first label as written) of lines `1 ApplyEyeMakeup` or just names."""
-    read = _read_text(file)
-    lines = [text for _, text in read]
-    numbered = [match for text in lines if (match := _NUMBERED.fullmatch(text))]
-    first = 0
-    if len(numbered) == len(lines):
-        wheres = [where for where, _ in read]
-        by_number = {_number(match[1], where): match[2] for where, match in zip(wheres, numbered, strict=True)}
+    lines = _read_text(file)
+    numbered = [_NUMBERED.fullmatch(text) for _, text in lines]
+    names, first = [text for _, text in lines], 0
+    if numbered[0]:
+        by_number = {}
+        for (where, text), match in zip(lines, numbered, strict=True):
+            if not match:
+                raise InputError(f"{where}: `{text}` has no number, other classes have; write it as `1 {text}`")
+            by_number[_number(match[1], where)] = match[2]
         first = min(by_number)
         if sorted(by_number) != list(range(first, first + len(lines))) or first > 1:
             raise InputError(f"{file}: the classes must be numbered 1, 2, 3, ... with no gap and no repeat")
-        lines = [by_number[i] for i in sorted(by_number)]
-    elif numbered and numbered[0].string == lines[0]:
-        where, text = next((where, text) for where, text in read if not re.match(r"\d+[\s,]+\S", text))
-        raise InputError(f"{where}: `{text}` has no number, other classes have; write it as `1 ApplyEyeMakeup`")
-    repeated = [name for name, count in Counter(map(str.casefold, lines)).items() if count > 1]
+        names = [by_number[i] for i in sorted(by_number)]
+    repeated = [name for name, count in Counter(map(str.casefold, names)).items() if count > 1]
     if repeated:
         raise InputError(f"{file}: the class {repeated[0]} occurs twice; delete one of the two lines")
-    return lines, first
+    return names, first
 
 
 def _number(digits: str, where: str) -> int:
