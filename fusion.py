@@ -3,18 +3,18 @@
     python fusion.py                                         # record/spatial and record/motion
     python fusion.py --spatial A.pickle --motion B.pickle    # any two files, video or frame level
     python fusion.py A.pickle B.npz C.csv                    # any number of streams, other programs' too
-    python fusion.py --learn VAL_SPATIAL VAL_MOTION          # weights learnt on held-out videos
+    python fusion.py --learn VAL_SPATIAL VAL_MOTION          # the best of several, on held-out videos
     python fusion.py --splits 1 2 3                          # record/spatial_split1 ...: mean over splits
 
 The result is the plain average of the streams' logits, unless --learn, --normalize, --weights or --scores say
-otherwise. --learn finds the weights on other videos, best those that --val-groups held out of both trainings. The
-best weight of the sweep is found with the test labels: it shows how much a weight could give, and is no result.
+otherwise. --learn chooses on other videos, best those that --val-groups held out of both trainings: one stream alone,
+the average, learnt weights, or the joined head that heads.py wrote beside the streams' linear heads. The best weight
+of the sweep is found with the test labels: it shows how much a weight could give, and is no result.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ from utils import InputError, check_writable, plural, run_main, write_json
 SWEEP = np.round(np.arange(0, 3.001, 0.05), 2)  # one stream's weight, the others' being 1
 SPATIAL, MOTION = "record/spatial", "record/motion"
 EXAMPLE = {"spatial": "record/example/spatial", "motion": "record/example/motion"}  # what a fresh clone holds
-PULL = 10.0  # of learnt weights to equal shares, in nats: docs/results.md has what others give
+FOLDS = 5  # of held-out videos, to compare fusions by
 
 
 # --- fusing scores -------------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ def scale(logits: np.ndarray, normalize: str) -> float:
 
 def fuse(
     streams: Sequence[np.ndarray],
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | np.ndarray | None = None,
     normalize: str = "none",
     scores: str = "logits",
 ) -> np.ndarray:
@@ -61,14 +61,12 @@ def fuse(
     return np.average(scaled, axis=0, weights=weights)
 
 
-def learn_weights(streams: Sequence[np.ndarray], labels: np.ndarray, pull: float = PULL) -> tuple[np.ndarray, float]:
+def learn_weights(streams: Sequence[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, float]:
     """(weights (streams,) of sum 1, temperature): softmax(sum of weight * logits / temperature) is likeliest.
 
     streams: logits (videos, classes) of videos that took no part in training. Maximum likelihood of a softmax of few
-    parameters, convex: one weight from 0 up for each stream's logits in units of their standard deviation. The
-    penalty `pull` * sum of (share / mean share - 1)**2 draws the weights to equal ones in these units, from which
-    few videos can't take them far. Labels count 1 - 1 / (videos + 2) (Platt 1999), or videos that are all right
-    would make the temperature 0.
+    parameters, convex: one weight from 0 up for each stream's logits in units of their standard deviation. Labels
+    count 1 - 1 / (videos + 2) (Platt 1999), or videos that are all right would make the temperature 0.
     """
     from scipy.optimize import minimize  # here: it takes a moment to import
 
@@ -82,21 +80,51 @@ def learn_weights(streams: Sequence[np.ndarray], labels: np.ndarray, pull: float
         log_p = log_softmax(np.tensordot(shares, inputs, 1), axis=1)
         return -float((targets * log_p).sum()), np.tensordot(inputs, np.exp(log_p) - targets, 2)
 
-    def of_equal(share: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = loss(np.repeat(share, len(streams)))
-        return value, gradient.sum(keepdims=True)
-
-    def penalised(shares: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = loss(equal * shares)
-        off = shares - shares.mean()
-        return value + pull * float(off @ off), equal * gradient + 2 * pull * off
-
-    equal = minimize(of_equal, [1.0], jac=True, bounds=[(1e-3, None)], method="L-BFGS-B").x[0]
-    shares = minimize(
-        penalised, np.ones(len(streams)), jac=True, bounds=[(0, None)] * len(streams), method="L-BFGS-B"
-    ).x
-    weights = equal * shares / scales
+    start, bounds = np.ones(len(streams)), [(0, None)] * len(streams)
+    shares = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x
+    if not shares.any():  # the videos speak against every stream: nothing is better than a guess
+        shares = np.full(len(streams), 1e-3)
+    weights = shares / scales
     return weights / weights.sum(), 1 / float(weights.sum())
+
+
+def choose(
+    streams: Mapping[str, np.ndarray], joined: np.ndarray | None, labels: np.ndarray, groups: np.ndarray
+) -> tuple[str, dict[str, np.ndarray]]:
+    """The fusion that held-out videos favour: (its name, log loss (videos,) of each candidate).
+
+    Candidates are each stream, their average, weights learnt, and `joined`, the logits of one head on all features.
+    Each has a temperature, and learnt weights, from the other folds; folds keep `groups` (videos,) together. The
+    likeliest wins. But a single stream wins where it is within a standard error (over groups) of the likeliest, and
+    the joined head must beat the others by as much.
+    """
+    logits = list(streams.values())
+    candidates = {name: [one] for name, one in streams.items()}
+    candidates |= {"average": [np.mean(logits, axis=0)], "learnt": logits}
+    if joined is not None:
+        candidates["joined"] = [joined]
+    numbers = np.unique(groups, return_inverse=True)[1].ravel()
+    fold = np.random.default_rng(0).permutation(numbers.max() + 1)[numbers] % FOLDS
+    losses = {name: np.empty(len(labels)) for name in candidates}
+    for held in (fold == number for number in np.unique(fold)):
+        rest = ~held if not held.all() else held  # a single group is judged by itself
+        for name, parts in candidates.items():
+            weights, temperature = learn_weights([part[rest] for part in parts], labels[rest])
+            fused = np.tensordot(weights, [part[held] for part in parts], 1) / temperature
+            losses[name][held] = -np.take_along_axis(log_softmax(fused, axis=1), labels[held, None], 1)[:, 0]
+
+    def within_chance(one: str, other: str) -> bool:
+        """Whether `one` is not likelier than `other` by more than a standard error."""
+        gain = losses[other] - losses[one]
+        sums = np.bincount(numbers, weights=gain - gain.mean())
+        return gain.sum() <= np.sqrt(np.square(sums).sum())
+
+    means = {name: loss.mean() for name, loss in losses.items()}
+    best = min((name for name in means if name != "joined"), key=means.__getitem__)
+    if joined is not None and not within_chance("joined", best):
+        best = "joined"
+    single = min(streams, key=means.__getitem__)
+    return single if within_chance(best, single) else best, losses
 
 
 def sweep_weights(test_set: TestSet) -> Sweep:
@@ -130,23 +158,27 @@ def evaluate(
     seed: int | Sequence[int] = 0,
     learnt: Learnt | None = None,
     headline: bool = False,
+    joined: np.ndarray | None = None,
 ) -> Outcome:
     """Accuracies of each stream, of the fusion asked for, and of the fixed comparisons beside it.
 
     "average" and "std" are always those of equally weighted logits; `learnt` is shown beside them, or with `headline`
-    is itself the fusion asked for. `seed` is the bootstrap's.
+    is itself the fusion asked for; where it chose the joined head, `joined` are that one's logits (videos, classes).
+    `seed` is the bootstrap's.
     """
     streams, labels, videos = test_set.streams, test_set.labels, test_set.videos
     logits = list(streams.values())
-    if learnt and headline:
-        weights, fused = learnt.weights, learnt.fuse(logits)
+    # the two parts of a joined head are half of its logits each, in a mean
+    chosen = None if not learnt else learnt.fuse(logits) if joined is None else joined / 2 / learnt.temperature
+    if learnt and chosen is not None and headline:
+        weights, fused = learnt.weights, chosen
     else:
         weights = weights or [1.0] * len(logits)
         fused = fuse(logits, weights, normalize, scores)
     rows = {**streams, "fusion": fused, "average": fuse(logits), "std": fuse(logits, normalize="std")}
-    if learnt:
-        rows["learnt"] = learnt.fuse(logits)
-    groups = group_numbers(videos, labels)
+    if chosen is not None:
+        rows["learnt"] = chosen
+    groups = group_numbers(videos, labels, groups_of(test_set))
     found: dict[str, dict] = {name: accuracy(row, labels, videos) for name, row in rows.items()}
     draws = {name: bootstrap(row, labels, groups, seed) for name, row in rows.items()}
     better = max(streams, key=lambda name: found[name]["top1"])
@@ -172,7 +204,7 @@ def evaluate(
         },
         "classes": len(test_set.class_names),
         "settings": {
-            "fusion": "learnt" if learnt and headline else describe(normalize, weights, scores),
+            "fusion": "chosen" if learnt and headline else describe(normalize, weights, scores),
             "normalize": normalize,
             "weights": weights,
             "scores": scores,
@@ -182,7 +214,16 @@ def evaluate(
             for name, source in test_set.sources.items()
         },
     }
+    alike = [source.meta["look_alikes"] for source in test_set.sources.values() if "look_alikes" in source.meta]
+    if alike:
+        results["look_alikes"] = alike[0]
     return Outcome(test_set, fused, sweep, results, draws)
+
+
+def groups_of(test_set: TestSet) -> list[str] | None:
+    """The recording of each video that its list names, "" for none; None where no predictions.json has them."""
+    known = next((one.meta["groups"] for one in test_set.sources.values() if "groups" in one.meta), None)
+    return None if known is None else [str(known.get(video, "")) for video in test_set.videos]
 
 
 def mean_over_splits(outcomes: dict[str, Outcome]) -> dict:
@@ -263,8 +304,8 @@ def parse_args() -> argparse.Namespace:
         "--learn",
         nargs="*",
         metavar="PATH",
-        help="take the weights, and a temperature, that are likeliest on these predictions of other videos, one PATH "
-        "per stream (without PATH: the folder val beside each stream's predictions)",
+        help="choose between each stream, the average, learnt weights and heads.py's joined head, by likelihood on "
+        "these predictions of other videos, one PATH per stream (without PATH: the folder val beside each stream's)",
     )
     add("--weights", nargs="+", type=float, metavar="W", help="one per stream (default: 1 for each)")
     add(
@@ -313,7 +354,7 @@ def load(paths: Mapping[str, str], split: str | None) -> TestSet:
 
 
 def learn(args: argparse.Namespace, paths: Mapping[str, str], test_set: TestSet, split: str | None) -> Learnt | None:
-    """The weights learnt on --learn's predictions, or on those in the folders val beside the test's; None without."""
+    """The fusion chosen on --learn's predictions, or on those in the folders val beside the test's; None without."""
     beside = [source.path.parent / "val" for source in test_set.sources.values()]
     if args.learn is None and not (all(map(Path.is_dir, beside)) and len(set(beside)) == len(beside)):
         return None
@@ -337,28 +378,57 @@ def learn(args: argparse.Namespace, paths: Mapping[str, str], test_set: TestSet,
             raise
         print(f"note: nothing is learnt from {beside[0]}: {error}", file=sys.stderr)
         return None
-    weights, temperature = learn_weights(list(held_out.streams.values()), held_out.labels)
+    folder = joined_head(test_set, held_out.videos)
+    joined = load_predictions(folder / "val").matrix(held_out.videos) if folder else None
+    groups = group_numbers(held_out.videos, held_out.labels, groups_of(held_out))
+    streams = dict(zip(test_set.streams, held_out.streams.values(), strict=True))
+    chosen, losses = choose(streams, joined, held_out.labels, groups)
+    if chosen == "learnt":
+        weights, temperature = learn_weights(list(streams.values()), held_out.labels)
+        fused = fuse(list(streams.values()), weights)
+    else:
+        weights = np.array([float(chosen in (name, "average", "joined")) for name in streams])
+        weights /= weights.sum()
+        # the joined head is the sum of two parts, and predict.py takes their mean
+        fused = joined / 2 if joined is not None and chosen == "joined" else fuse(list(streams.values()), weights)
+        _, temperature = learn_weights([fused], held_out.labels)
     return Learnt(
         streams=list(test_set.streams),
         weights=weights.tolist(),
         temperature=temperature,
         videos=len(held_out.videos),
-        groups=int(group_numbers(held_out.videos, held_out.labels).max()) + 1,
+        groups=int(groups.max()) + 1,
         paths=[str(source.path) for source in held_out.sources.values()],
+        chosen=chosen,
+        log_loss={name: float(loss.mean()) for name, loss in losses.items()},
+        held_out_top1=accuracy(fused, held_out.labels)["top1"],
+        joined=folder.as_posix() if folder and chosen == "joined" else None,
     )
+
+
+def joined_head(test_set: TestSet, videos: list[str]) -> Path | None:
+    """The folder of heads.py's joined head of these `videos`, if the streams are its linear heads and it is there."""
+    linear = {source.path.parent.parent for source in test_set.sources.values()}
+    folder = next(iter(linear)).parent / "joined"
+    if len(linear) > 1 or next(iter(linear)).name != "linear" or not (folder / "val").is_dir():
+        return None
+    same = sorted(load_predictions(folder / "val").logits) == videos
+    return folder if same and sorted(load_predictions(folder).logits) == test_set.videos else None
 
 
 def check(args: argparse.Namespace) -> None:
     """What argparse can't check by itself."""
     if args.pickles and (args.spatial or args.motion):
         raise InputError("give either a list of predictions or --spatial and --motion, not both")
+    if len(args.pickles) == 1 and not args.splits:
+        load_predictions(args.pickles[0])  # which says so if there is nothing
     if len(args.pickles) == 1:
         raise InputError(f"fusion needs two streams or more, and {args.pickles[0]} is one; name another")
     streams, weights = len(args.pickles) or 2, args.weights or [1.0]
     if args.weights and len(weights) != streams:
         raise InputError(f"--weights gives {plural(len(weights), 'number')} for {streams} streams; give one for each")
-    if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
-        raise InputError("--weights takes numbers from 0 up, not all of them 0")
+    if not all(0 <= weight <= 1e6 for weight in weights) or not any(weights):
+        raise InputError("--weights takes numbers from 0 up to 1e6, not all of them 0")
     if args.learn is not None and (args.weights or args.normalize != "none" or args.scores != "logits"):
         raise InputError("--learn finds the weights itself; leave out --weights, --normalize and --scores")
     if args.learn and len(args.learn) != streams:
@@ -377,8 +447,9 @@ def fuse_test_set(args: argparse.Namespace, output: Path, split: str | None) -> 
     if args.normalize == "none" and args.learn is None and (warning := scale_warning(test_set)):
         print(warning, file=sys.stderr)
     seed = [args.seed, args.splits.index(split)] if split else args.seed
+    joined = load_predictions(learnt.joined).matrix(test_set.videos) if learnt and learnt.joined else None
     outcome = evaluate(
-        test_set, args.weights, args.normalize, args.scores, seed, learnt, headline=args.learn is not None
+        test_set, args.weights, args.normalize, args.scores, seed, learnt, args.learn is not None, joined
     )
     write_json(output / "results.json", outcome.results)
     print(text(outcome.results, title))

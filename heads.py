@@ -5,18 +5,20 @@
   python heads.py --spatial rgb.npz --motion flow.npz
 
 Features of several inputs of one stream, such as flow and --input greydiff, are joined: --motion flow.npz grey.npz.
-Heads: linear is logistic regression on each stream's features, their mean and spread over time; ts-lstm and
-inception (Ma et al. 2017, arXiv 1703.10667) look at the course over time of both streams' features together. What is
-chosen, the strength or the epochs, is chosen on training videos alone, by folds that keep the videos of one recording
-or person together.
+Heads: linear is logistic regression on each stream's features, their mean and spread over time, and once more on both
+streams' features together (joined); classes have equal weight, however many videos they have. ts-lstm and inception
+(Ma et al. 2017, arXiv 1703.10667) look at the course over time of both streams' features together. What is chosen, the
+strength or the epochs, is chosen on training videos alone, by folds that keep the videos of one recording or person
+together. A check says what accuracy is left where clips that look alike are kept together (look_alikes).
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,13 @@ from common.commandline import ArgumentParser, bounded
 from common.progress import progress_bar
 from dataloader.names import first_few
 from dataloader.preparation import Preparation
-from engine.crossfit import Fit, fit_linear, fit_temporal
+from engine.crossfit import Fit, fit_linear, fit_temporal, look_alikes, time_statistics
 from engine.features import trunk_hash
 from engine.owner import owned
 from engine.pooling import last_pooling
 from engine.temporal_heads import TEMPORAL
 from network import Network, build_model, trained_model
+from report.summary import gap_note, look_alike_note
 from saved.checkpoints import read_checkpoint, weights_hash, write_checkpoint
 from saved.feature_file import Features, read_features
 from saved.head_file import write_head
@@ -76,19 +79,22 @@ def main() -> int:
     streams = load_streams(args)
     everything = {name: one for files in streams.values() for name, one in files.items()}
     networks = {name: load_network(one) for name, one in everything.items()}
+    alike = check_look_alikes(args, streams)
     with owned(args.output):
         rows: list[Row] = []
         for head in args.head:
             if head == "linear":
                 for name, one in streams.items():
-                    rows.append(fit_and_write(args, head, name, one, networks, device))
+                    rows.append(fit_and_write(args, head, name, one, networks, device, alike))
                 if len(streams) == 2:
-                    rows.append(average(rows[-2:]))
+                    rows += [average(rows[-2:]), fit_joined(args, streams, networks, alike)]
             else:
                 name = "both" if len(streams) == 2 else next(iter(streams))
-                rows.append(fit_and_write(args, head, name, everything, networks, device))
+                rows.append(fit_and_write(args, head, name, everything, networks, device, alike))
         write_json(args.output / "heads.json", [row.about() for row in rows])
     print(table(rows))
+    if alike:
+        print(look_alike_note(alike))
     print(next_commands(args, rows))
     return 0
 
@@ -111,6 +117,9 @@ def load_streams(args: argparse.Namespace) -> dict[str, Inputs]:
     everything = [one for files in streams.values() for one in files.values()]
     first, *others = everything
     for one in everything:
+        if twice := sorted(video for video, count in Counter(one.videos).items() if count > 1):
+            raise InputError(f"{one.path} holds videos twice, {first_few(twice)}: each is in training or in "
+                             "the test, once; mend the lists and extract the features again")  # fmt: skip
         for subset in ("train", "test"):
             if not len(one.rows(subset)):
                 raise InputError(f"{one.path} holds no {subset} videos; extract features without --evaluate")
@@ -170,8 +179,9 @@ class Row:
 
 
 def fit_and_write(
-    args: argparse.Namespace, head: str, name: str, inputs: Inputs, networks: dict[str, Network], device: torch.device
-) -> Row:
+    args: argparse.Namespace, head: str, name: str, inputs: Inputs, networks: dict[str, Network], device: torch.device,
+    alike: dict[str, Any] | None,
+) -> Row:  # fmt: skip
     """Fit a head on features joined, of stream `name` or of both, and write what it says and what it is."""
     start = time.monotonic()
     one = next(iter(inputs.values()))
@@ -188,18 +198,69 @@ def fit_and_write(
             )
     folder = args.output / head / name
     sha256 = save(folder / "checkpoint.pth.tar", args, head, name, inputs, networks, fit)
-    stream = head if name == "both" else name
-    about = describe(inputs, sha256)
-    for subset, rows, place in (("test", test, folder), ("val", train, folder / "val")):
+    write_said(folder, head if name == "both" else name, inputs, fit, sha256, alike)
+    truth = one.labels[train], one.labels[test]
+    return Row(head, name, fit.held_out, fit.logits[test].mean(1), truth, time.monotonic() - start, fit.choice)
+
+
+def write_said(
+    folder: Path, stream: str, inputs: Inputs, fit: Fit, sha256: str, alike: dict[str, Any] | None
+) -> None:
+    """Write a head's predictions: of test videos into `folder`, of training videos held out of it into its val/."""
+    one = next(iter(inputs.values()))
+    about = {**describe(inputs, sha256), **({"look_alikes": alike} if alike else {})}
+    for subset, place in (("test", folder), ("val", folder / "val")):
+        rows = one.rows("test" if subset == "test" else "train")
         videos = [one.videos[row] for row in rows]
         logits = fit.logits[rows] if subset == "test" else fit.held_out[:, None]
         labels = {video: int(one.labels[row]) for video, row in zip(videos, rows, strict=True)}
+        groups = {video: str(one.groups[row]) for video, row in zip(videos, rows, strict=True)}
         folders = {video: one.about["frames"]["folders"][video] for video in videos}
         frames = {"root": one.about["frames"]["root"], "folders": folders}
-        write_predictions(place, stream, dict(zip(videos, logits, strict=True)),
-                          {**about, "subset": subset, "labels": labels, "frames": frames})  # fmt: skip
+        more = {"subset": subset, "labels": labels, "groups": groups, "frames": frames}
+        write_predictions(place, stream, dict(zip(videos, logits, strict=True)), {**about, **more})
+
+
+def fit_joined(
+    args: argparse.Namespace, streams: dict[str, Inputs], networks: dict[str, Network], alike: dict[str, Any] | None
+) -> Row:
+    """Fit one linear head on both streams' features, and write it as two: the sum of what they say is what it says.
+
+    So predict.py takes joined/spatial and joined/motion like any two streams.
+    """
+    start = time.monotonic()
+    everything = {name: one for inputs in streams.values() for name, one in inputs.items()}
+    one = next(iter(everything.values()))
+    train, test, classes = one.rows("train"), one.rows("test"), len(one.about["class_names"])
+    seen = {
+        stream: time_statistics(np.concatenate([each.values for each in inputs.values()], 2), args.over_time)
+        for stream, inputs in streams.items()
+    }
+    joined = np.concatenate(list(seen.values()), 1)[:, None]
+    fit = fit_linear(joined, train, one.labels, one.groups, classes, args.folds, args.seed, "mean")
+    weights = fit.state["fc.weight"].split([part.shape[1] for part in seen.values()], 1)
+    hashes = []
+    for (stream, inputs), weight in zip(streams.items(), weights, strict=True):
+        part = replace(fit, state={"fc.weight": weight.contiguous(), "fc.bias": fit.state["fc.bias"] / len(streams)})
+        path = args.output / "joined" / stream / "checkpoint.pth.tar"
+        hashes.append(save(path, args, "linear", stream, inputs, networks, part))
+    write_said(args.output / "joined", "joined", everything, fit, "+".join(hashes), alike)
     truth = one.labels[train], one.labels[test]
-    return Row(head, name, fit.held_out, fit.logits[test].mean(1), truth, time.monotonic() - start, fit.choice)
+    return Row("linear", "joined", fit.held_out, fit.logits[test].mean(1), truth, time.monotonic() - start, fit.choice)
+
+
+def check_look_alikes(args: argparse.Namespace, streams: dict[str, Inputs]) -> dict[str, Any] | None:
+    """What the look-alike check of the RGB features found; None without them, or without two groups in most classes."""
+    if "spatial" not in streams:
+        return None
+    one = next(iter(streams["spatial"].values()))
+    classes = len(one.about["class_names"])
+    try:
+        found = look_alikes(one.values, one.labels, one.groups, one.videos, one.subset == "test", classes,
+                            args.folds, args.seed)  # fmt: skip
+    except InputError:  # too few videos to hold any out
+        return None
+    return found.about()
 
 
 def average(rows: Sequence[Row]) -> Row:
@@ -261,16 +322,18 @@ def table(rows: Sequence[Row]) -> str:
         chosen = [f"{key} {row.choice[key]:.3g}" for key in ("C", "epochs") if key in row.choice]
         chosen += [f"by {row.choice['chosen_by']}, {row.seconds:.0f} s"] if row.choice else []
         lines.append(f"{row.head:10} {row.stream:8} {held_out:9.2f} {test:7.2f}   {' '.join(chosen)}".rstrip())
+        if note := gap_note(held_out, counts[0], test, counts[1]):
+            lines.append(f"  {note}")
     return "\n".join(lines)
 
 
 def next_commands(args: argparse.Namespace, rows: Sequence[Row]) -> str:
     """How to fuse, and how to recognise a new video, with the head that is best on held-out videos."""
     lines = []
-    linear = [row.stream for row in rows if row.head == "linear" and row.stream != "average"]
+    linear = [row.stream for row in rows if row.head == "linear" and row.stream in ("spatial", "motion")]
     folder = (args.output / "linear").as_posix()
     if len(linear) == 2:
-        lines.append(f"fuse:     python fusion.py --spatial {folder}/spatial --motion {folder}/motion")
+        lines.append(f"fuse:     python fusion.py --spatial {folder}/spatial --motion {folder}/motion --learn")
     best = max((row for row in rows if row.stream == "average" or len(linear) < 2 or row.head != "linear"),
                key=lambda row: row.scores()[0])  # fmt: skip
     if best.head == "linear":

@@ -314,8 +314,11 @@ def fuse(args: argparse.Namespace, step: Steps, streams: Path, checkpoint: str, 
         print("\n" + printable(f"left out: {plural(len(rows), 'video')} that could not be used, listed in {left_out}:"))
         for video, reason in list(rows.items())[:20]:
             print(printable(f"  {video}: {reason}"))
+    learnt = json.loads((output / "results.json").read_text(encoding="utf-8")).get("learnt", {})
+    if learnt.get("joined"):  # one head on both streams' features is two checkpoints of its own
+        spatial, motion = Path(learnt["joined"]) / "spatial", Path(learnt["joined"]) / "motion"
     networks = {"--spatial": spatial / checkpoint, "--motion": motion / checkpoint}
-    if "learnt" in json.loads((output / "results.json").read_text(encoding="utf-8")):
+    if learnt:
         networks["--fusion"] = output / "results.json"
     words = shlex.join(word for flag, path in networks.items() for word in (flag, path.as_posix()))
     print("\n" + printable(f"Name the action in a new video:  python predict.py VIDEO {words}"))

@@ -3,8 +3,8 @@
   python benchmarks/bench_fusion.py ../shared/data/dmcnet_ucf101
 
 FOLDER holds split<N>/<stream>/ with predictions. Every pair of streams and all together are fused on each split. The
-weights are learnt on the odd groups and applied to the even ones, and the other way round, so that each video is
-tested once by weights that it took no part in. Then the same from fewer videos, and with other --pull.
+weights are learnt, or the fusion is chosen (`choose`), on the odd groups and applied to the even ones, and the other
+way round, so that each video is tested once by what it took no part in. Then the same from fewer videos.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ sys.path.insert(0, str(ROOT))
 
 from common.accuracy import accuracy
 from common.commandline import ArgumentParser
-from fusion import PULL, fuse, learn_weights
-from report.metrics import calibration, softmax
+from fusion import choose, fuse, learn_weights
+from report.metrics import calibration, group_numbers, softmax
 from saved.predictions import TestSet, align, load_predictions
 from utils import run_main
 
-DRAWS = 3  # of few videos
+DRAWS = 1  # of few videos
 
 
 def confidence_matched(streams: Sequence[np.ndarray], confidence: float = 0.6) -> np.ndarray:
@@ -59,16 +59,22 @@ def best_in_hindsight(streams: Sequence[np.ndarray], labels: np.ndarray) -> floa
             return best
 
 
-def learnt(test: TestSet, odd: np.ndarray, videos: int | None, pull: float, seed: int) -> np.ndarray:
-    """Fused logits / temperature of all videos, by weights learnt on (`videos` of) the other half."""
+def learnt(test: TestSet, odd: np.ndarray, videos: int | None, seed: int, choosing: bool) -> np.ndarray:
+    """Fused logits / temperature of all videos, by weights learnt or a fusion chosen on (some of) the other half."""
     streams, rng = list(test.streams.values()), np.random.default_rng(seed)
+    groups = group_numbers(test.videos, test.labels)
     fused = np.empty_like(streams[0])
     for half in (odd, ~odd):
         places = np.flatnonzero(half)
         if videos:
             places = rng.choice(places, videos, replace=False)
-        weights, temperature = learn_weights([z[places] for z in streams], test.labels[places], pull)
-        fused[~half] = fuse([z[~half] for z in streams], list(weights)) / temperature
+        seen, labels = {name: z[places] for name, z in test.streams.items()}, test.labels[places]
+        chosen = choose(seen, None, labels, groups[places])[0] if choosing else "learnt"
+        taken = [name for name in seen if chosen in (name, "average", "learnt")]
+        weights, temperature = learn_weights([seen[name] for name in taken], labels)
+        if chosen == "average":
+            weights, temperature = np.full(len(taken), 1 / len(taken)), 1.0
+        fused[~half] = fuse([test.streams[name][~half] for name in taken], weights) / temperature
     return fused
 
 
@@ -77,7 +83,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     folder = parser.parse_args().folder
     rows: dict[str, list[tuple[str, dict[str, float]]]] = {}
-    few: dict[tuple[int | None, float], list[float]] = {}
+    few: dict[tuple[int, bool], list[float]] = {}
     errors = []
     for split in sorted(folder.glob("split*")):
         read = [load_predictions(path) for path in sorted(split.iterdir())]
@@ -87,22 +93,23 @@ def main() -> None:
             streams, labels = list(test.streams.values()), test.labels
             odd = np.array([int(video[-6:-4]) % 2 == 1 for video in test.videos])
             average = fuse(streams)
-            fused = learnt(test, odd, None, PULL, 0)
+            fused = learnt(test, odd, None, 0, False)
             found = {
                 "average": top1(average, labels),
+                "better stream": max(top1(one, labels) for one in streams),
                 "std": top1(fuse(streams, normalize="std"), labels),
                 "confidence": top1(confidence_matched(streams), labels),
                 "learnt": top1(fused, labels),
+                "chosen": top1(learnt(test, odd, None, 0, True), labels),
                 "best": best_in_hindsight(streams, labels),
             }
             name = " + ".join(one.stream for one in chosen) if len(chosen) == 2 else "all"
             rows.setdefault(name, []).append((split.name, found))
             errors.append([calibration(softmax(z), labels)["ece"] for z in (average, fused)])
-            few_videos = itertools.product((20, 60, 200, 700), (0, PULL))
-            for videos, pull in [*few_videos, *((None, p) for p in (0, 3, 30, 100))]:
-                for seed in range(DRAWS if videos else 1):
-                    gain = top1(learnt(test, odd, videos, pull, seed), labels) - found["average"]
-                    few.setdefault((videos, pull), []).append(gain)
+            for videos, choosing in itertools.product((60, 200), (False, True)):
+                for seed in range(DRAWS):
+                    gain = top1(learnt(test, odd, videos, seed, choosing), labels) - found["average"]
+                    few.setdefault((videos, choosing), []).append(gain)
             print(split.name, name, *(f"{key} {value:.2f}" for key, value in found.items()), flush=True)
     ways = list(next(iter(rows.values()))[0][1])
     print(f"\n| mean of the splits | {' | '.join(ways)} |")
@@ -116,8 +123,9 @@ def main() -> None:
             f"{way}: {gains.mean():+.2f} over the average, worst {gains.min():+.2f}, best {gains.max():+.2f}, "
             f"at or above it on {(gains >= 0).sum()} of {len(gains)} sets"
         )
-    for (videos, pull), values in few.items():
-        print(f"learnt on {videos or 'half'} videos, pull {pull:g}: {np.mean(values):+.2f}, worst {min(values):+.2f}")
+    for (videos, choosing), values in few.items():
+        way = "chosen" if choosing else "learnt"
+        print(f"{way} on {videos} videos: {np.mean(values):+.2f}, worst {min(values):+.2f}")
     plain, calibrated = np.mean(errors, axis=0)
     print(f"expected calibration error, mean: average {plain:.3f}, learnt {calibrated:.3f}")
 

@@ -79,7 +79,6 @@ def fit_linear(
     folds: int,
     seed: int,
     over_time: str = "mean+std",
-    balanced: bool = False,
 ) -> Fit:
     """Logistic regression on each video's mean feature, or mean and spread, its strength C chosen by cross-validation.
 
@@ -92,13 +91,13 @@ def fit_linear(
     y = labels[train]
 
     def path(rows: np.ndarray, held: np.ndarray) -> np.ndarray:
-        weights, biases = logistic_path(means[rows], y[rows], classes, STRENGTHS, balanced)
+        weights, biases = logistic_path(means[rows], y[rows], classes, STRENGTHS)
         return np.moveaxis(np.tensordot(weights, means[held], (2, 1)), 1, 2) + biases[:, None]
 
     curve = out_of_fold(chosen, path)  # (strengths, n, classes)
     losses = [cross_entropy(logits, y) for logits in curve]
     best = int(np.argmin(losses))
-    weights, biases = logistic_path(means, y, classes, STRENGTHS[: best + 1], balanced)
+    weights, biases = logistic_path(means, y, classes, STRENGTHS[: best + 1])
     weight, bias = weights[-1].astype(np.float32), biases[-1].astype(np.float32)
     choice = {
         "C": STRENGTHS[best], "chosen_by": f"cross-entropy of {how} of the training videos",
@@ -120,13 +119,14 @@ def time_statistics(values: np.ndarray, over_time: str) -> np.ndarray:
 
 
 def logistic_path(
-    x: np.ndarray, y: np.ndarray, classes: int, strengths: Sequence[float], balanced: bool = False
+    x: np.ndarray, y: np.ndarray, classes: int, strengths: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logistic regression at each C, from weak to strong: weights (C, classes, F) and biases (C, classes) for x itself.
 
     Each feature of x (n, F) is centred and divided by its standard deviation, and all by one number, so that the mean
     square length is 1. With fewer videos than features x is rotated to its n principal axes. The optimum stays the
-    same, because the penalty is round, and each step costs n instead of F. `balanced` gives all classes equal weight.
+    same, because the penalty is round, and each step costs n instead of F. All classes have equal weight,
+    however many videos they have: mean-class accuracy gains 1.5 points where they differ (docs/results.md).
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -143,9 +143,7 @@ def logistic_path(
     else:
         turn, turned = None, moved
     present, y = np.unique(y, return_inverse=True)
-    model = LogisticRegression(
-        max_iter=1000, tol=1e-5, warm_start=True, class_weight="balanced" if balanced else None
-    )
+    model = LogisticRegression(max_iter=1000, tol=1e-5, warm_start=True, class_weight="balanced")
     weights = np.zeros((len(strengths), classes, x.shape[1]))
     biases = np.zeros((len(strengths), classes))
     for place, strength in enumerate(strengths):

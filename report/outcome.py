@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from saved.predictions import TestSet
 from utils import InputError
 
+LARGEST = 1e12  # of weights, temperatures and their inverses: what is fused stays finite
 
 @dataclass(frozen=True)
 class Sweep:
@@ -28,14 +28,23 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Learnt:
-    """A weighted sum of logits whose weights, and temperature, were found on videos that are not tested."""
+    """The fusion that was chosen on videos that are not tested: weights of the streams' logits, and a temperature.
+
+    As results.json keeps it under "learnt", with `chosen`: a stream's name (the others' weights are 0), "average",
+    "learnt" (weights), or "joined": one head on both streams' features, as two checkpoints in the folder `joined`
+    that predict.py takes in the place of the streams', with these weights and this temperature.
+    """
 
     streams: list[str]
     weights: list[float]  # one per stream, of sum 1
     temperature: float  # softmax(weighted sum / temperature) is calibrated
-    videos: int  # that they were found on
-    groups: int  # those videos' recordings; as many as videos where no name tells one
+    videos: int  # that it was chosen on
+    groups: int  # those videos' recordings; as many as videos where nothing tells one
     paths: list[str]  # where the predictions of these lie
+    chosen: str = "learnt"
+    log_loss: dict[str, float] | None = None  # of each candidate on the held-out videos, cross-validated, nats
+    held_out_top1: float | None = None  # of the chosen one on these videos, per cent
+    joined: str | None = None  # the folder of the joined head, where that was chosen
 
     def fuse(self, logits: Sequence[np.ndarray]) -> np.ndarray:
         """Logits (videos, classes) of the streams, in order, as one: softmax gives calibrated probabilities."""
@@ -47,6 +56,10 @@ class Learnt:
             "weights": dict(zip(self.streams, self.weights, strict=True)),
             "temperature": self.temperature,
             "learnt_on": {"videos": self.videos, "groups": self.groups, "paths": self.paths},
+            "chosen": self.chosen,
+            "log_loss": self.log_loss or {},
+            "held_out_top1": self.held_out_top1,
+            "joined": self.joined,
         }
 
     @classmethod
@@ -56,13 +69,15 @@ class Learnt:
             found = json.loads(Path(path).read_text(encoding="utf-8"))["learnt"]
             streams, weights = list(found["weights"]), [float(weight) for weight in found["weights"].values()]
             temperature, on = float(found["temperature"]), found["learnt_on"]
-            learnt = cls(streams, weights, temperature, int(on["videos"]), int(on["groups"]), list(on["paths"]))
-            sound = (
-                all(0 <= weight < math.inf for weight in weights) and sum(weights) > 0 and 0 < temperature < math.inf
-            )
+            learnt = cls(
+                streams, weights, temperature, int(on["videos"]), int(on["groups"]), list(on["paths"]),
+                str(found.get("chosen", "learnt")), joined=found.get("joined"),
+            )  # fmt: skip
+            sound = all(0 <= weight <= LARGEST for weight in weights) and sum(weights) > 0
+            sound = sound and 1 / LARGEST <= temperature <= LARGEST
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             sound = False
         if not sound:
             raise InputError(

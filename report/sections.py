@@ -60,7 +60,7 @@ def build_report(results: dict, title: str, sections: list[Section], made: list[
         summary=f"{plural(results['videos'], 'test video')}, {results['classes']} classes. Top-1 accuracy in per cent, "
         f"with bootstrap 95 % intervals over {results['resampled']['unit']}s.",
         tiles=tiles(results),
-        notes=[selection(results)],
+        notes=[*summary.warnings(results), selection(results)],
         sections=sections,
         made=[*made, ("fusion", in_words(provenance({}))), ("settings", settings)],
     )
@@ -126,7 +126,7 @@ def accuracy(results: dict) -> Section:
         ),
         Plot("accuracy", plots.accuracy(dots, results["videos"]), "Top-1 accuracy with its interval, row by row"),
     ]
-    notes = (summary.learnt_note(results), summary.test_line(results), summary.uncertainty_note(results))
+    notes = (summary.choice_note(results), summary.test_line(results), summary.uncertainty_note(results))
     blocks += [Text(line[0].upper() + line[1:] + ".") for line in notes if line]
     return Section("Accuracy", blocks)
 

@@ -116,7 +116,7 @@ def rename(folder: Path, stream: object) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("a.pickle", "two streams or more, and a.pickle is one"),
+        ("a.pickle", "no predictions at a.pickle"),
         ("a b --spatial c", "not both"),
         ("a b --motion c", "not both"),
         ("a b c --weights 1 1", "2 numbers for 3 streams"),

@@ -10,7 +10,15 @@ import torch
 from conftest import CLASSES, SMALL
 from sklearn.linear_model import LogisticRegression
 
-from engine.crossfit import STRENGTHS, fit_linear, fit_temporal, logistic_path, make_folds, out_of_fold
+from engine.crossfit import (
+    STRENGTHS,
+    fit_linear,
+    fit_temporal,
+    logistic_path,
+    look_alikes,
+    make_folds,
+    out_of_fold,
+)  # fmt: skip
 from engine.temporal_heads import TEMPORAL, TimeStatistics, build_head, train_temporal
 from recogniser.loading import load_head
 from saved.feature_file import read_features, write_features
@@ -112,7 +120,7 @@ def test_logistic_path_is_scikit_learns_answer(shape):
     y = rng.integers(0, 3, shape[0])
     weights, biases = logistic_path(x, y, 4, [0.1, 10.0])
     z = (x - x.mean(0)) / x.std(0) / np.sqrt(shape[1])
-    plain = LogisticRegression(C=10.0, max_iter=5000, tol=1e-8).fit(z, y)
+    plain = LogisticRegression(C=10.0, max_iter=5000, tol=1e-8, class_weight="balanced").fit(z, y)
     ours = x @ weights[-1].T + biases[-1]
     np.testing.assert_allclose(ours[:, :3], plain.decision_function(z), atol=0.02)
     assert (ours[:, 3] < ours[:, :3].min(1) - 5).all()  # the class that had no video
@@ -125,7 +133,7 @@ def test_two_classes_have_two_logits_with_the_right_odds():
     weights, biases = logistic_path(x, y, 2, [1.0])
     logits = x @ weights[0].T + biases[0]
     z = (x - x.mean(0)) / x.std(0) / np.sqrt(3)
-    odds = LogisticRegression(C=1.0, tol=1e-8).fit(z, y).decision_function(z)
+    odds = LogisticRegression(C=1.0, tol=1e-8, class_weight="balanced").fit(z, y).decision_function(z)
     np.testing.assert_allclose(logits[:, 1] - logits[:, 0], odds, atol=1e-3)
 
 
@@ -145,6 +153,40 @@ def test_the_choice_sees_no_test_video():
         head(torch.from_numpy(values[train]).float()).detach(), first.logits[train, 0], rtol=1e-3, atol=1e-3
     )
     assert (first.held_out.argmax(1) == labels[train]).mean() > 0.6
+
+
+def recordings(classes, number, clips, seed=0):
+    """Clips of recordings: each recording is a point of its own, of which its class is a small part."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(classes), number * clips)
+    groups = np.repeat(np.arange(classes * number), clips)
+    look = 3 * rng.normal(size=(classes * number, 40))[groups] + rng.normal(size=(len(labels), 40))
+    look[:, :classes] += np.eye(classes)[labels]
+    return look[:, None].astype(np.float16), labels, groups
+
+
+def test_look_alikes_on_both_sides_ring_and_groups_kept_apart_do_not():
+    values, labels, groups = recordings(3, 6, 5)
+    videos, alone = [f"v{i:03d}" for i in range(90)], np.arange(90)
+    mixed, apart = alone % 3 == 0, np.isin(groups, groups[::15])
+    rings = look_alikes(values, labels, alone, videos, mixed, 3, 5, 0)
+    assert rings.warns and rings.accuracy > 90 > 75 > rings.apart and rings.shared > 0.9
+    number = {video: group for video, group in zip(videos, groups, strict=True)}
+    assert rings.pairs and all(number[pair["test"]] == number[pair["training"]] for pair in rings.pairs)
+    assert all(mixed[videos.index(pair["test"])] and not mixed[videos.index(pair["training"])] for pair in rings.pairs)
+    for known, test in ((groups, mixed), (alone, apart)):  # groups that are known; an honest split without them
+        assert not look_alikes(values, labels, known, videos, test, 3, 5, 0).warns
+    one_clip, labels, groups = recordings(3, 30, 1)
+    assert not look_alikes(one_clip, labels, groups, videos, mixed, 3, 5, 0).warns
+
+
+def test_a_rare_class_is_found_as_often_as_a_common_one():
+    rng = np.random.default_rng(5)
+    labels = (np.arange(600) % 10 == 0).astype(int)
+    values = (rng.normal(size=(600, 1, 4)) + labels[:, None, None] * 0.8).astype(np.float16)
+    fit = fit_linear(values, np.arange(600), labels, np.arange(600), 2, 5, 0)
+    right = fit.held_out.argmax(1) == labels
+    assert abs(right[labels == 1].mean() - right[labels == 0].mean()) < 0.15
 
 
 def test_epochs_are_chosen_on_the_folds():
@@ -211,12 +253,18 @@ def test_all_heads_on_both_streams(features, run, tmp_path):
     run("heads.py", *flags, "--head", "linear", "inception", "--output", tmp_path)
     rows = json.loads((tmp_path / "heads.json").read_text())
     assert [(row["head"], row["stream"]) for row in rows] == [
-        ("linear", "spatial"), ("linear", "motion"), ("linear", "average"), ("inception", "both"),
+        ("linear", "spatial"), ("linear", "motion"), ("linear", "average"), ("linear", "joined"), ("inception", "both"),
     ]  # fmt: skip
     assert set(load(tmp_path / "inception/both", "inception")) == set(load(tmp_path / "linear/motion", "motion"))
+    # the joined head is the sum of its two parts
+    both = {name: read_features(features / f"{name}.npz") for name in ("spatial", "motion")}
+    parts = [load_head(read_head(tmp_path / "joined" / name / "checkpoint.pth.tar")) for name in both]
+    for video, logits in load(tmp_path / "joined", "joined").items():
+        said = [part.answer({name: one.values[one.videos.index(video)]}).mean(0)
+                for part, (name, one) in zip(parts, both.items(), strict=True)]  # fmt: skip
+        np.testing.assert_allclose(sum(said), logits, rtol=1e-2, atol=1e-2)
     # what predict.py reads answers as the predictions say
     head = load_head(read_head(tmp_path / "inception/both/checkpoint.pth.tar"))
-    both = {name: read_features(features / f"{name}.npz") for name in ("spatial", "motion")}
     for video, logits in load(tmp_path / "inception/both", "inception").items():
         own = {name: one.values[one.videos.index(video)] for name, one in both.items()}
         np.testing.assert_allclose(head.answer(own)[0], logits, rtol=1e-3, atol=1e-4)
@@ -244,6 +292,7 @@ def test_what_cannot_work_is_told(run, tmp_path):
     others = {
         "of the motion stream": made_up(tmp_path / "wrong.npz", "motion"),
         "holds no train videos": made_up(tmp_path / "test.npz", "spatial", subset=["test"] * 4),
+        "holds videos twice, a/1": made_up(tmp_path / "twice.npz", "spatial", videos=["a/1", "a/1", "b/1", "b/2"]),
     }
     for said, path in others.items():
         assert said in run("heads.py", "--spatial", path, "--output", tmp_path / "out", code=2).stderr
