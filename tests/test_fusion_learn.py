@@ -163,7 +163,7 @@ def test_held_out_predictions_beside_the_tests_are_shown_and_make_the_headline_w
     assert run(*flags(tmp_path, "--learn", *paths)).stdout == asked
 
     found = Learnt.from_results(tmp_path / "out/results.json")
-    assert (found.streams, found.weights, found.chosen) == (["spatial", "motion"], list(learnt["weights"].values()), "learnt")
+    assert dict(zip(found.streams, found.weights, strict=True)) == learnt["weights"] and found.chosen == "learnt"
 
 
 def test_the_joined_head_beside_the_linear_ones_may_be_chosen(tmp_path: Path, run) -> None:
