@@ -253,7 +253,8 @@ def test_predict_takes_the_weights_and_the_temperature(tmp_path: Path, monkeypat
     spatial, motion = np.random.default_rng(0).normal(0, 1, (2, 4, 3))
     times = {"spatial": np.arange(4.0), "motion": np.arange(4.0)}
     own = [weights["spatial"], weights["motion"]]
-    answer = Answer(list("abc"), 0, 4, 9, {"spatial": spatial, "motion": motion}, times, own, temperature)
+    samples = {"spatial": 4, "motion": 4}
+    answer = Answer(list("abc"), 0, 4, 9, {"spatial": spatial, "motion": motion}, times, samples, own, temperature)
     fused = softmax((0.8 * spatial.mean(0) + 0.2 * motion.mean(0)) / 0.25)
     np.testing.assert_allclose(answer.probabilities()["fused"], fused)
     np.testing.assert_allclose(answer.over_time()[1], softmax((0.8 * spatial + 0.2 * motion) / 0.25, axis=1))
