@@ -23,7 +23,7 @@ from tqdm import tqdm
 from common.commandline import ArgumentParser, bounded
 from data.jobs import Report, run_jobs
 from dataloader.extracted import extraction_settings
-from dataloader.frames import Index, find, index_frames, locate
+from dataloader.frames import Index, find, index_frames, locate_video
 from dataloader.images import decode_gray, decode_rgb
 from dataloader.lists import Split, load_split
 from dataloader.names import Video, first_few, ucf_parts
@@ -126,7 +126,7 @@ def check_names(indexes: dict[str, Index], videos: list[Video]) -> tuple[list[Pr
     for video in videos:
         absent = []
         for kind, index in indexes.items():
-            name = locate(index, video.listed) or locate(index, video.name) or video.name
+            name = locate_video(index, video) or video.name
             if name in index.problems:
                 column = "u/v" if "u (x)" in index.problems[name] else "sequence"
                 problems.append(Problem(video, column, f"{index.root}: {index.problems[name]}"))
@@ -229,7 +229,7 @@ def table(split: Split, indexes: dict[str, Index], problems: list[Problem], deco
     images: Counter[tuple[str, int]] = Counter()
     for video in split.train + split.test:
         for kind, index in indexes.items():
-            channels = index.videos.get(locate(index, video.listed) or locate(index, video.name) or "", {})
+            channels = index.videos.get(locate_video(index, video) or "", {})
             if first := channels.get("rgb" if kind == "rgb" else "x"):
                 images[kind, video.label] += first.count
     train = Counter(video.label for video in split.train)
@@ -269,7 +269,7 @@ def summary(split: Split, indexes: dict[str, Index], problems: Iterable[Problem]
         line = f"{split.dataset.upper()} {line} (officially {official[0]} and {official[1]}): {whole}"
     lines = [line]
     for index in indexes.values():
-        listed = {locate(index, video.listed) or locate(index, video.name) for video in split.train + split.test}
+        listed = {locate_video(index, video) for video in split.train + split.test}
         if others := sorted(set(index.names) - listed):
             count = plural(len(others), "video")
             lines.append(f"{index.root}: {count} in no list of this split ({first_few(others)})")

@@ -129,7 +129,7 @@ def match(
     owners: dict[str, Video] = {}
     videos = list(videos)
     for video in videos:
-        name = locate(index, video.listed) or locate(index, video.name)
+        name = locate_video(index, video)
         if name is None:
             absent.append(video.listed)
             continue
@@ -156,14 +156,23 @@ def match(
     return found
 
 
-def locate(index: Index, name: str) -> str | None:
-    """The index's name of a video; the list may have more leading folders than the disk, or fewer."""
+def locate(index: Index, name: str, least: str = "") -> str | None:
+    """The index's name of a video; the list may have more leading folders than the disk, or fewer, but for `least`."""
     folded = _fold(name)
     while folded:
         if found := index._by_folded_name.get(folded):
             return found
-        folded = folded.partition("/")[2]
+        folded = "" if folded == _fold(least) else folded.partition("/")[2]
     return None
+
+
+def locate_video(index: Index, video: Video) -> str | None:
+    """The index's name of a listed video.
+
+    A key of more than Class/stem tells apart what would else have one name: nothing of it may be missing on disk.
+    """
+    least = video.name if video.name.count("/") > 1 else ""
+    return locate(index, video.listed, least) or locate(index, video.name, least)
 
 
 def _fold(name: str) -> str:

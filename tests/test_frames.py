@@ -305,6 +305,17 @@ def test_a_video_is_found_by_its_listed_path_too(tmp_path):
     assert len(match(index_frames(tmp_path, "rgb"), [Video("run/1", 0, "clips/1.avi")])) == 1
 
 
+def test_a_test_video_is_never_taken_for_the_training_video_of_its_name(tmp_path):
+    make(tmp_path / "run/1", *numbered("frame%06d.jpg", 1, 11))
+    make(tmp_path / "run/rec1/2", *numbered("frame%06d.jpg", 1, 11))
+    for key in ("test/run/1", "run/rec2/2"):
+        with pytest.raises(InputError, match="1 of 1 listed videos can't be found"):
+            match(index_frames(tmp_path, "rgb"), [Video(key, 0, f"{key}.avi")])
+    make(tmp_path / "test/run/1", *numbered("frame%06d.jpg", 1, 12))
+    ((_, found),) = match(index_frames(tmp_path, "rgb"), [Video("test/run/1", 0, "test/run/1.avi")])
+    assert found.count == 12
+
+
 def test_match_refuses_one_folder_for_two_videos(tmp_path):
     make(tmp_path / "001", *numbered("frame%06d.jpg", 1, 11))
     with pytest.raises(InputError, match=r"fight/001\.avi and nofight/001\.avi"):
