@@ -110,7 +110,7 @@ def main() -> int:
         preparation.size,
     )  # fmt: skip
 
-    if args.features and not args.evaluate:
+    if args.features:
         return extract_features(options.feature_settings(args), model, checkpoint, data, preparation, device)
 
     # optimizer, and where its training stands

@@ -67,7 +67,7 @@ def main() -> int:
         args.arch, preparation.channels, len(classes), weights, args.dropout, args.fc_std, size=preparation.size
     )
 
-    if args.features and not args.evaluate:
+    if args.features:
         return extract_features(options.feature_settings(args), model, checkpoint, data, preparation, device)
 
     # optimizer, and where its training stands

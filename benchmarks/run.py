@@ -35,8 +35,7 @@ from dataloader.names import Video
 from dataloader.preparation import default_preparation, to_input
 from engine.epoch import train_step
 from engine.state import Training, TrainingSettings, amp_dtype
-from engine.testing import InferenceNet
-from network import build_model
+from network import InferenceNet, build_model
 from utils import InputError, cpu_count, run_main
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -20,9 +19,8 @@ from dataloader.lists import Split, Video, hold_out_groups, load_split
 from dataloader.preparation import Preparation
 from dataloader.sampling import EpochBatches
 from dataloader.transforms import TSN_SCALES
-from utils import InputError, cpu_count, plural, processes, rank
+from utils import InputError, cpu_count, processes, rank
 
-FEWEST_CHOOSERS = 100  # videos: .5 / sqrt(100) is a standard error of 5 points of accuracy
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -169,8 +167,6 @@ def make_data(
     testing = replace(settings.testing, every=every)
     test_batch = max(1, (256 if device.type == "cuda" else 32) // testing.clips)  # videos
     test = loader(split.test, testing, test_batch, "test")
-    if rank() == 0:
-        say_repeated(test.dataset, index.root)
     training, select = split.train, test
     if settings.val_groups:
         try:
@@ -183,32 +179,5 @@ def make_data(
                 print(f"note: no validation videos are tested beside: {error}")
     if settings.training is None:
         return Data(split, None, select, test, index.root)
-    if settings.val_groups and rank() == 0:
-        say_choosers(select.dataset)
     sampling = replace(settings.training, scales=TSN_SCALES[:3] if flow else TSN_SCALES)  # as in TSN's code
     return Data(split, loader(training, sampling, settings.batch_size, "training"), select, test, index.root)
-
-
-def say_choosers(dataset: ClipDataset) -> None:
-    """Warn where too few videos choose the model, by how far chance moves their accuracy."""
-    videos = len(dataset.sources)
-    if videos < FEWEST_CHOOSERS:
-        print(
-            f"warning: --val-groups holds {plural(videos, 'video')} out to choose the model by, too few to tell epochs "
-            f"apart that differ by less than {50 / videos**0.5:.0f} points (a standard error at 50 %); from "
-            f"{FEWEST_CHOOSERS} on it is 5: a larger --val-groups holds out more"
-        )
-
-
-def say_repeated(dataset: ClipDataset, root: Path) -> None:
-    """Say where most test videos have fewer different clips than samples, and what to extract for more."""
-    sampling, sources = dataset.sampling, dataset.sources
-    assert isinstance(sampling, TestSampling)
-    counts = [len(np.unique(sampling.starts_in(source.count, dataset.preparation))) for source in sources]
-    repeating = [count for count in counts if count < sampling.samples]
-    if 2 * len(repeating) > len(sources):
-        every = f"; {root} holds every {sampling.every}th frame: data/extract_rgb.py --sampling-rate 1 gives more"
-        print(
-            f"note: {len(repeating)} of {plural(len(sources), 'test video')} repeat some of their {sampling.samples} "
-            f"samples, with {min(repeating)} different ones at least{every if sampling.every > 1 else ''}"
-        )

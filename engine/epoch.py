@@ -6,18 +6,24 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from common.accuracy import accuracy, cross_entropy, mean_logits
 from common.progress import duration, progress_bar
-from dataloader.clips import Batch, clips_of, sent_ahead
+from dataloader.clips import Batch, TestSampling, clips_of, each_once, sent_ahead
 from dataloader.loader import Loader
 from dataloader.preparation import to_input
 from dataloader.transforms import augment
 from engine.frozen import FrozenLoader
 from engine.state import Training
+from network import InferenceNet
 from utils import InputError, processes, rank, seed_step
 
 
@@ -141,3 +147,65 @@ def check_losses(recent: list[tuple[list[str], Tensor]]) -> None:
             "or --amp off; the last checkpoint is from before"
         )
     recent.clear()
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """What a test found. Logits are float32, (samples, classes) per video, averaged over views."""
+
+    frame_logits: dict[str, np.ndarray]
+    labels: dict[str, int]
+    loss: float  # cross-entropy of the training's consensus over a video's clips
+    accuracy: dict[str, float]  # top1, top5, mean_class in per cent
+    batch_time: float
+    data_time: float
+
+    def __str__(self) -> str:
+        scores = self.accuracy
+        return (
+            f"loss {self.loss:.4f}, top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, "
+            f"mean class {scores['mean_class']:.2f} %"
+        )
+
+
+@torch.inference_mode()
+def test(training: Training, loader: Loader, check_stop: Callable[[], None] = lambda: None) -> TestResult:
+    """Logits of every video, in all processes together. The network's training state is left as it is."""
+    preparation, device, settings = training.preparation, training.device, training.settings
+    net = InferenceNet(training.tested_model, preparation, training.dtype, settings.compile).to(device)
+    sampling = loader.dataset.sampling
+    assert isinstance(sampling, TestSampling)
+    logits: dict[str, np.ndarray] = {}
+    start = asked = time.perf_counter()
+    waited = 0.0
+    correct = seen = 0
+    with progress_bar(len(loader.dataset), "test", "video", disable=rank() > 0) as bar:
+        for batch in sent_ahead(loader.epoch(0), device):
+            waited += time.perf_counter() - asked
+            if batch.weight:
+                different, place = each_once(batch)
+                of_clips, _ = net(clips_of(different, preparation.modality, device))  # (different clips, classes)
+                of_views = of_clips[place].unflatten(0, (len(batch.names), sampling.views, sampling.samples))
+                clip_logits = of_views.mean(1).cpu().numpy()  # (videos, samples, classes)
+                logits.update(zip(batch.names, clip_logits, strict=True))
+                correct += int((mean_logits(clip_logits).argmax(1) == batch.labels.numpy()).sum())
+                seen += len(batch.names)
+                rate = seen * sampling.clips / (time.perf_counter() - start)
+                bar.set_postfix_str(f"top-1 {100 * correct / seen:.1f} %, {rate:.0f} clips/s", refresh=False)
+            bar.update(min(len(batch.names) * processes(), bar.total - bar.n))
+            check_stop()
+            asked = time.perf_counter()
+    seconds = time.perf_counter() - start
+    if processes() > 1:
+        everyone: list[Any] = [None] * processes()
+        dist.all_gather_object(everyone, logits)
+        logits = {name: value for part in everyone for name, value in part.items()}
+    videos = [source.video for source in loader.dataset.sources]
+    logits = {video.name: logits[video.name] for video in videos}  # in list order, however it was shared out
+    scores = mean_logits(np.stack(list(logits.values())))  # (videos, classes)
+    labels = {video.name: video.label for video in videos}
+    truth = np.array(list(labels.values()))
+    names = list(labels)
+    loss = cross_entropy(scores * (sampling.samples if settings.consensus == "sum" else 1), truth, names)
+    times = seconds / len(loader), waited / len(loader)
+    return TestResult(logits, labels, loss, accuracy(scores, truth, names), *times)

@@ -7,7 +7,7 @@ A small data set is learnt best by the end of a network alone, and from a linear
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,14 +19,13 @@ from dataloader.clips import Batch, ClipDataset, clips_of
 from dataloader.loader import Loader
 from engine.crossfit import fit_linear
 from engine.state import Training
-from engine.testing import InferenceNet
+from network import InferenceNet
 from utils import InputError, plural
 
 FOLDS = 5  # that choose the linear head's strength
 
 
-@dataclass(frozen=True)
-class Kept:
+class Kept(NamedTuple):
     """One version of a video: what the frozen part makes of its clips."""
 
     name: str
@@ -44,7 +43,10 @@ class FrozenLoader:
 
     def __init__(self, loader: Loader, training: Training, versions: int, memory: float) -> None:
         self.loader, self.training, self.versions, self.memory = loader, training, versions, memory
-        self.frozen = frozen_net(training)
+        self.frozen = InferenceNet(  # its second output are the activations
+            training.model, training.preparation, training.dtype, head=nn.Identity(),
+            trunk=lambda model: model.split(training.settings.train_from)[0],
+        ).to(training.device)  # fmt: skip
         self.kept: dict[tuple[int, int], Kept] = {}  # by (version, index)
         self.used = 0  # bytes
 
@@ -98,14 +100,6 @@ class FrozenLoader:
             self.kept[item] = video
             self.used += activations.nbytes
         return video
-
-
-def frozen_net(training: Training) -> InferenceNet:
-    """What stands below --train-from, made for testing: its second output are the activations."""
-    return InferenceNet(
-        training.model, training.preparation, training.dtype, head=nn.Identity(),
-        trunk=lambda model: model.split(training.settings.train_from)[0],
-    ).to(training.device)  # fmt: skip
 
 
 def training_loader(loader: Loader, training: Training, versions: int, memory_gb: float) -> Loader | FrozenLoader:

@@ -22,8 +22,7 @@ from utils import InputError, rank
 # What a flag given on a resume does not have to repeat: everything that shapes the training, from the checkpoint.
 NOT_RESTORED = {
     "resume", "evaluate", "start_epoch", "output", "features", "pooling", "rgb_dir", "flow_dir", "ucf_list", "workers",
-    "device", "compile", "save_every_minutes", "allow_missing", "on_error", "weights", "flow_order",
-    "tensorboard",
+    "device", "compile", "save_every_minutes", "allow_missing", "on_error", "weights", "flow_order", "tensorboard",
     "frozen_memory",
 }  # fmt: skip
 
@@ -115,7 +114,7 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
                        help="test after every N-th epoch, and the last")
     group.add_argument("--features", metavar="OUT.npz",
                        help="write the pooled features of training and test videos, from --weights or --resume's "
-                            "network, and stop; with --evaluate: of the test videos, beside the test")
+                            "network, and stop")
 
     poolings = ", ".join(f"{name} {' '.join(pools)}" for name, pools in pooling.DEFAULT.items())
     group.add_argument("--pooling", nargs="+", metavar="STAGE.POOL",
@@ -184,6 +183,8 @@ def parse(
         raise InputError("--linear-start is of features that stay what they are: add --train-from layer4 (or fc)")
     if args.evaluate and not args.resume:
         raise InputError("--evaluate tests a trained network: name it with --resume PATH")
+    if args.evaluate and args.features:
+        raise InputError("--features writes the features of all videos and stops: leave --evaluate out")
     args.resume = _find_checkpoint(args.resume, args.output)
     return args
 

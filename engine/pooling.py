@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dataloader.preparation import Preparation
-from engine.testing import InferenceNet
-from network import Network, ResNet
+from network import InferenceNet, Network, ResNet
 from utils import InputError
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")

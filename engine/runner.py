@@ -9,11 +9,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -22,17 +21,14 @@ from tqdm import tqdm
 from dataloader.clips import TestSampling
 from dataloader.loader import Data
 from dataloader.names import first_few
-from engine.board import Board
+from engine.epoch import TestResult, test
 from engine.owner import owned
-from engine.pooling import last_pooling
 from engine.state import Training
-from engine.testing import TestResult, test
 from saved.checkpoints import read_checkpoint, weights_hash, write_checkpoint
-from saved.feature_file import check_target, write_features
 from saved.predictions import write_predictions
 from saved.provenance import provenance
 from saved.records import record_path, write_record
-from utils import FEW, check_output, plural, printable, processes, rank
+from utils import FEW, InputError, check_output, plural, printable, processes, rank
 
 
 class Run:
@@ -46,13 +42,11 @@ class Run:
         """`stream` and `prefix` name the prediction and the record files; `args` are the flags, read and resumed."""
         self.stream, self.prefix, self.args, self.data = stream, prefix, args, data
         self.output = Path(args.output)
-        self.features = Path(args.features) if args.features else None  # the .npz that a test also writes
         # as checkpoints keep them: plain values
         self.flags = {name: str(value) if isinstance(value, Path) else value
                       for name, value in vars(args).items() if name not in ("given", "of_recipe")}  # fmt: skip
-        self.board: Board | None = None
-        if args.tensorboard and data.train is not None and self.leads:
-            self.board = Board(self.output / "tensorboard")
+        wanted = args.tensorboard and data.train is not None and self.leads
+        self.board = Board(self.output / "tensorboard") if wanted else None
         self.signal = 0  # of the one that asked to stop
         self.best_written = False  # are the predictions on disk those of model_best, on the test videos?
         self.saved_at = time.monotonic()
@@ -76,8 +70,9 @@ class Run:
         assert self.data.train is not None
         with owned(self.output):
             self._begin(training)
-            length = len(self.data.train)
-            with self._signals(), self.board.opened(training, length) if self.board else contextlib.nullcontext():
+            if self.board:
+                self.board.open(training, len(self.data.train))
+            with self._signals(), self.board or contextlib.nullcontext():
                 try:
                     yield
                 except _Stopped:
@@ -99,8 +94,6 @@ class Run:
             own = [(self.output / name).resolve() for name in ("checkpoint.pth.tar", "model_best.pth.tar")]
             goes_on = self.args.resume is not None and self.args.resume.resolve() in own
             check_output(self.output, size, replaced=own if goes_on else ())
-            if self.features:
-                check_target(self.features)
             if not goes_on:
                 self._set_aside()
         assert self.data.train is not None
@@ -154,7 +147,7 @@ class Run:
         if self.leads:
             write_record(record_path(self.output, self.prefix, "train"), row)
             if self.board:
-                self.board.epoch(row)
+                self.board.add("epochs", {f"train/{name}": value for name, value in row.items()}, training.epoch)
         if result is not None:
             subset = "val" if self.args.val_groups else "test"
             if is_best or subset == "test":  # those of validation videos stay model_best's
@@ -164,9 +157,10 @@ class Run:
             if self.leads:
                 times = {"Batch Time": result.batch_time, "Data Time": result.data_time}
                 scores = {"Loss": result.loss, "Prec@1": result.accuracy["top1"], "Prec@5": result.accuracy["top5"]}
-                write_record(record_path(self.output, self.prefix, "test"), {**row, **times, **scores})
+                tested = {**row, **times, **scores}
+                write_record(record_path(self.output, self.prefix, "test"), tested)
                 if self.board:
-                    self.board.test({**row, **times, **scores})
+                    self.board.add("epochs", {f"test/{name}": value for name, value in tested.items()}, training.epoch)
             line += f" | {subset}: {result}{' (best)' if is_best else ''}"
         self.best_written = is_best and not self.args.val_groups
         self.say(line)
@@ -191,8 +185,6 @@ class Run:
         with owned(self.output), self._signals():
             if self.leads:
                 check_output(self.output, 0)
-                if self.features:
-                    check_target(self.features)
             self.say(self._headline(training))
             try:
                 result = self._final_test(training, training.epoch - 1, self.args.resume.name)
@@ -207,7 +199,7 @@ class Run:
         def check_stop() -> None:
             self.stop_if_asked(training, save=False)
 
-        result = test(training, self.data.test, check_stop, keep_features=self.features is not None)
+        result = test(training, self.data.test, check_stop)
         self._write(result, training, "test", epoch, name)
         if self.data.train is None and self.data.select is not self.data.test:
             self._write(test(training, self.data.select, check_stop), training, "val", epoch, name)
@@ -313,18 +305,6 @@ class Run:
         }  # fmt: skip
         folder = self.output if subset == "test" else self.output / "val"
         write_predictions(folder, self.stream, result.frame_logits, about)
-        if self.features and subset == "test":
-            names = list(result.features)
-            groups = {source.video.name: source.video.group for source in loader.dataset.sources}
-            network = {"arch": self.args.arch, "checkpoint": str(self.output / name), "sha256": weights_hash(weights)}
-            kept = {key: about[key] for key in ("dataset", "split", "class_names", "frames")}
-            write_features(
-                self.features, names, [result.labels[n] for n in names], ["test"] * len(names),
-                np.stack([result.features[n] for n in names]),
-                {"stream": self.stream, **kept, "preparation": training.preparation.as_dict(), "network": network,
-                 "samples": sampling.samples, "views": sampling.views, "pooling": list(last_pooling(training.model))},
-                [groups[name] for name in names],
-            )  # fmt: skip
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -342,6 +322,68 @@ class Run:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+
+class Board:
+    """`--tensorboard`: what the records hold, and within an epoch its sums so far, for TensorBoard.
+
+    `batches` and `epochs` are runs of their own, whose steps are batches and epochs. The CSVs stay the record: a full
+    disk ends the board, not the training. With several processes, it is rank 0's share of an epoch in progress.
+    """
+
+    SECONDS = 5.0  # between two looks at the running sums, each of which waits for the device
+
+    def __init__(self, folder: Path) -> None:
+        """Raises InputError where the package tensorboard is missing. Nothing is written before `open`."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+        self.folder, self._make = folder, SummaryWriter
+        self.writers: dict[str, Any] = {}
+        self.length = 0  # batches in an epoch
+        self._looked = 0.0
+
+    def open(self, training: Training, length: int) -> None:
+        """Begin where a training of `length` batches an epoch stands; points that are to be done again are hidden."""
+        self.length = length
+        with self._safely():
+            for name, step in (("batches", training.epoch * length + training.batch + 1), ("epochs", training.epoch)):
+                self.writers[name] = self._make(str(self.folder / name), purge_step=step)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        with self._safely():
+            for writer in self.writers.values():
+                writer.close()
+
+    def batch(self, training: Training) -> None:
+        """After a batch, some seconds after the last look: the epoch's loss and top-1 so far, and the rate."""
+        if time.monotonic() - self._looked < self.SECONDS and training.batch < self.length:
+            return
+        self._looked = time.monotonic()
+        loss, top1, _, videos = training.sums.tolist()
+        values = {"train/loss so far": loss / videos, "train/top-1 so far, %": 100 * top1 / videos,
+                  "train/lr": training.optimizer.param_groups[-1]["lr"]}  # fmt: skip
+        self.add("batches", values, training.epoch * self.length + training.batch)
+
+    def add(self, run: str, values: Mapping[str, float], step: int) -> None:
+        """One point in each of a run's curves."""
+        with self._safely():
+            if run in self.writers:
+                for name, value in values.items():
+                    self.writers[run].add_scalar(name, value, step)
+                self.writers[run].flush()
+
+    @contextlib.contextmanager
+    def _safely(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            print(f"note: no more for TensorBoard, {self.folder} cannot be written: {error}", file=sys.stderr)
+            self.writers = {}
 
 
 class _Stopped(Exception):

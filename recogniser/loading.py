@@ -18,8 +18,7 @@ from dataloader.names import UCF101_CLASSES
 from dataloader.preparation import Preparation
 from engine.pooling import feature_net
 from engine.temporal_heads import TEMPORAL, build_head
-from engine.testing import InferenceNet
-from network import trained_model
+from network import InferenceNet, trained_model
 from recogniser.decoded import PAIRS_AT_ONCE, Flow
 from recogniser.streams import ClipMaker, Stream, TrainedHead
 from saved.checkpoints import Checkpoint, read_checkpoint

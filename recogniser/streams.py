@@ -18,7 +18,7 @@ from data.videos import VideoError
 from dataloader.clips import Batch, TestSampling, clips_of, each_once
 from dataloader.preparation import Preparation
 from engine.temporal_heads import TimeStatistics
-from engine.testing import InferenceNet
+from network import InferenceNet
 from recogniser.answers import Answer
 from recogniser.decoded import DecodedFrames, Flow
 from recogniser.windows import Window, frames_in_memory, whole_video

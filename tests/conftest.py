@@ -63,18 +63,23 @@ def run():
     return run
 
 
-# Runs a script in this very process, which ends itself by a signal at a chosen moment.
+# Runs a script in this very process, which at a chosen moment sends a signal to itself, its group or a loader.
 KILLER = """
-import os, pathlib, signal
-moment, count, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-del sys.argv[1:4]
+import multiprocessing, os, pathlib, signal, time
+moment, count, number, whom = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+del sys.argv[1:5]
 
 def strike(at):
     global count
-    if at == moment:
-        count -= 1
-        if count == 0:
-            os.kill(os.getpid(), number)
+    count -= at == moment
+    if count or at != moment:
+        return
+    if whom == "group":
+        os.killpg(os.getpgrp(), number)
+    else:
+        os.kill(os.getpid() if whom == "self" else multiprocessing.active_children()[0].pid, number)
+    for _ in range(100):  # until it arrives, in the middle of Python code
+        time.sleep(0.01 * (whom != "self"))
 
 from engine import epoch as engine
 step, replace, write = engine.train_step, os.replace, pathlib.Path.write_bytes
@@ -107,8 +112,8 @@ def strike(run, tmp_path_factory):
     """strike(moment, count, signal, script, ...): a run that ends itself at the count-th such moment."""
     script = patched(tmp_path_factory.mktemp("killer"), KILLER)
 
-    def strike(moment, count, number, *arguments):
-        return run(script, moment, count, int(number), *arguments, code=None)
+    def strike(moment, count, number, *arguments, whom="self"):
+        return run(script, moment, count, int(number), whom, *arguments, code=None)
 
     return strike
 

@@ -240,7 +240,7 @@ def test_what_a_checkpoint_says_is_not_overruled_in_silence(fails, works, tiny, 
     line = fails(*arguments, "--resume", "--arch", "resnet50")
     assert "--arch resnet50" in line and "is a resnet18" in line
     for features, told in ((tmp_path, "name a file"), (tmp_path / "out/rgb_test.csv/x.npz", "rgb_test.csv")):
-        assert told in fails(*arguments, "--resume", "--evaluate", "--features", features)
+        assert told in fails(*arguments, "--resume", "--features", features)
     checkpoint = tmp_path / "out/checkpoint.pth.tar"
     assert "it is a zip archive" in fails("fusion.py", checkpoint, checkpoint)
     table = tmp_path / "out/rgb_test.csv"

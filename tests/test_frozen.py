@@ -55,7 +55,7 @@ def steps(training, loader, epochs):
     return weights(training)
 
 
-@pytest.mark.parametrize("train_from", ["layer3", "layer4", "fc"])
+@pytest.mark.parametrize("train_from", ["layer3", "fc"])
 def test_steps_are_those_of_the_whole_network(make, train_from):
     """Epochs 0 and 1 of two versions are the plain loader's; epoch 2 shows the clips of epoch 0 again."""
     training, loader = make(train_from=train_from, accumulate=2)

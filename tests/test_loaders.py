@@ -49,15 +49,6 @@ def test_held_out_groups_select_and_do_not_train(tiny):
     assert data.select.batch_size == data.test.batch_size
 
 
-def test_too_few_videos_to_choose_by_are_told(tiny, capsys, monkeypatch):
-    make_data(tiny, val_groups=1)
-    text = capsys.readouterr().out
-    assert "warning: --val-groups holds 3 videos out" in text and "29 points" in text  # 50 % +- .5 / sqrt(3)
-    monkeypatch.setattr(loaders, "FEWEST_CHOOSERS", 3)
-    make_data(tiny, val_groups=1)
-    assert "warning" not in capsys.readouterr().out
-
-
 def test_flow_and_differences_are_cropped_at_tsns_three_scales(tiny):
     assert make_data(tiny).train.dataset.sampling.scales == (1, 0.875, 0.75, 0.66)
     data = make_data(tiny, preparation=default_preparation("rgbdiff", 48, "squash", 5))
@@ -68,25 +59,6 @@ def test_a_test_alone_needs_no_training_videos(tiny):
     data = make_data(tiny, training=None, val_groups=9)  # more groups than there are
     assert data.train is None and data.select is data.test and len(data.test.dataset) == 6
     assert groups_of(make_data(tiny, training=None, val_groups=1).select) == ["g22"] * 3
-
-
-def test_repeated_samples_are_told_once_with_what_to_extract(tiny, tmp_path, capsys):
-    """The tiny test videos have 13, 14, 16, 17, 19 and 20 frames."""
-    make_data(tiny, testing=c.TestSampling(12))
-    assert "repeat" not in capsys.readouterr().out
-    make_data(tiny, testing=c.TestSampling(19))
-    assert told(capsys) == "note: 4 of 6 test videos repeat some of their 19 samples, with 13 different ones at least\n"
-    shutil.copytree(tiny / "rgb", tmp_path / "rgb")
-    (tmp_path / "rgb/extraction.json").write_text(
-        json.dumps({"version": 1, "kind": "rgb", "settings": {"sampling_rate": 10}})
-    )
-    data = make_data(tiny, index=index_frames(tmp_path / "rgb", "rgb"), testing=c.TestSampling(19))
-    assert "every 10th frame" in (line := told(capsys)) and "--sampling-rate 1" in line
-    assert data.test.dataset.sampling.every == 10
-
-
-def told(capsys):
-    return "".join(line for line in capsys.readouterr().out.splitlines(True) if "repeat" in line)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")

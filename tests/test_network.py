@@ -1,7 +1,5 @@
 """The network against torchvision's own ResNet and the papers' formulas."""
 
-import copy
-import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +9,7 @@ from torchvision import models
 
 import network
 from dataloader.preparation import Preparation
-from engine.testing import InferenceNet
+from network import InferenceNet
 from utils import InputError
 
 
@@ -93,7 +91,7 @@ def random_clips(preparation: Preparation) -> torch.Tensor:
     return torch.randint(0, 256, (2, images, 64, 80), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize(("arch", "kind"), [("resnet50", "rgb"), *(("resnet18", kind) for kind in PREPARATIONS)])
+@pytest.mark.parametrize(("arch", "kind"), [("resnet50", "rgb"), ("resnet18", "TSN's flow"), ("resnet18", "greydiff")])
 def test_folding_batch_norm_and_normalisation_changes_no_logit(arch, kind):
     preparation = PREPARATIONS[kind]
     model = randomise(network.build_model(arch, preparation.channels, 5, dropout=0.8))
@@ -107,17 +105,6 @@ def test_folding_batch_norm_and_normalisation_changes_no_logit(arch, kind):
     assert features.shape == (2, {"resnet18": 512, "resnet50": 2048}[arch])
     assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
     assert isinstance(model.bn1, nn.BatchNorm2d) and model.conv1.padding == (3, 3), "the trained network stays as it is"
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", ["rgb", "original's flow"])
-def test_half_precision_stays_close_to_float32(kind, dtype):
-    preparation = PREPARATIONS[kind]
-    model = randomise(network.build_model("resnet18", preparation.channels, 5))
-    clips = random_clips(preparation)
-    exact, half = (InferenceNet(model, preparation, d)(clips)[0] for d in (torch.float32, dtype))
-    assert half.dtype == torch.float32 and not half.requires_grad
-    assert ((exact - half).norm() / exact.norm()).item() < (2e-2 if dtype == torch.bfloat16 else 2e-3)
 
 
 @pytest.mark.parametrize("kind", PREPARATIONS)
@@ -135,20 +122,6 @@ def test_grey_levels_reach_bfloat16_unrounded(kind):
     assert len(levels) == 256 and len(set(levels.diff().tolist())) == 1
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("kind", PREPARATIONS)
-def test_compiled_agrees_for_any_number_of_clips(kind):
-    preparation = PREPARATIONS[kind]
-    model = randomise(network.build_model("resnet18", preparation.channels, 5))
-    plain, compiled = (InferenceNet(model, preparation, compiled=choice) for choice in (False, True))
-    clips = torch.cat([random_clips(preparation) for _ in range(2)])
-    with torch.inference_mode():
-        for count in (4, 3, 1):
-            for ours, expected in zip(compiled(clips[:count]), plain(clips[:count]), strict=True):
-                torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
-
-
 def test_dropout_sits_between_pooling_and_the_last_layer():
     model = network.build_model("resnet18", 3, 5, dropout=0.8).train()
     seen = []
@@ -158,17 +131,6 @@ def test_dropout_sits_between_pooling_and_the_last_layer():
     assert 0.75 < dropped < 0.85
     assert model.state_dict().keys() == models.resnet18(num_classes=5).state_dict().keys()
     assert not any(isinstance(module, nn.Dropout) for module in network.build_model("resnet18", 3, 5).modules())
-
-
-def test_partial_bn_freezes_every_batch_norm_but_the_first():
-    model = network.build_model("resnet18", 3, 5).train()
-    before = copy.deepcopy(model.state_dict())
-    network.freeze_batchnorm(model)
-    model(torch.randn(4, 3, 64, 64)).sum().backward()
-    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed == {"bn1.running_mean", "bn1.running_var", "bn1.num_batches_tracked"}
-    trained = {name for name, p in model.named_parameters() if p.grad is not None and ".bn" in f".{name}"}
-    assert trained == {"bn1.weight", "bn1.bias"}
 
 
 def test_the_last_layer_starts_as_tsns(imagenet_file):
@@ -198,13 +160,6 @@ def test_frozen_batch_norms_are_left_alone_by_a_step():
     kept = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)} - {"bn1"}
     assert kept == {f"{norm}.{kind}" for norm in norms for kind in ("weight", "bias")}
-
-
-def test_a_new_first_convolution_is_drawn_as_he_et_al_2015():
-    """Standard deviation sqrt(2 / fan-out), the fan-out of 64 channels of 7 x 7 as in torchvision's ResNets."""
-    torch.manual_seed(0)
-    weight = network.build_model("resnet18", 20, 5).conv1.weight
-    assert weight.std().item() == pytest.approx((2 / (64 * 7 * 7)) ** 0.5, rel=0.02)
 
 
 def test_decay_spares_biases_and_batch_norm():
@@ -244,9 +199,7 @@ def test_weights_from_before_pytorch_0_4_1_count_no_batches(imagenet_file, tmp_p
     assert torch.equal(model.layer4[1].bn2.weight, state["layer4.1.bn2.weight"].float())
 
 
-@pytest.mark.parametrize(("name", "weights"), [("imagenet", models.ResNet50_Weights.IMAGENET1K_V1),
-                                               ("IMAGENET1K_V2", models.ResNet50_Weights.IMAGENET1K_V2)])  # fmt: skip
-def test_weights_that_cannot_be_downloaded_name_the_ways_out(monkeypatch, name, weights):
+def test_weights_that_cannot_be_downloaded_name_the_ways_out(monkeypatch):
     asked = []
 
     def offline(url, check_hash, **kwargs):
@@ -255,8 +208,8 @@ def test_weights_that_cannot_be_downloaded_name_the_ways_out(monkeypatch, name, 
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     with pytest.raises(InputError, match=r"--weights PATH.*--weights none"):
-        network.build_model("resnet50", 3, 5, name)
-    assert asked == [(weights.url, True)]
+        network.build_model("resnet50", 3, 5, "imagenet")
+    assert asked == [(models.ResNet50_Weights.IMAGENET1K_V1.url, True)]
     with pytest.raises(InputError, match="IMAGENET1K_V2 for resnet18, only IMAGENET1K_V1"):
         network.build_model("resnet18", 3, 5, "IMAGENET1K_V2")
 
@@ -301,13 +254,6 @@ def test_a_checkpoint_is_its_network_and_a_misfit_is_told_in_one_line():
     with pytest.raises(InputError, match=r"run.pth.tar does not fit resnet34: \d+ tensors missing") as told:
         network.trained_model(SimpleNamespace(arch="resnet34", **about))
     assert "\n" not in str(told.value)
-
-
-def test_the_real_resnet50_weights_load(shared):
-    model = network.build_model("resnet50", 20, 101, str(shared / "weights/resnet50_imagenet.pth"))
-    assert model.conv1.weight.dtype == torch.float32
-    first = model.conv1.weight
-    assert torch.equal(first[:, 0], first[:, 19]) and first.abs().sum() > 0
 
 
 def test_the_network_may_lie_on_any_device():

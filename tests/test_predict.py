@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 cv2 = pytest.importorskip("cv2")
@@ -119,7 +118,7 @@ def prepared(tmp_path_factory, run) -> Path:
         where = (f"--{folder}-dir", root / folder, *common)
         stack = ("--stack-length", 4) if folder == "flow" else ()
         run(script, *train, *stack, *where, root / script)
-        again = ("--resume", root / script / "checkpoint.pth.tar", "--evaluate", "--features", root / f"{folder}.npz")
+        again = ("--resume", root / script / "checkpoint.pth.tar", "--evaluate")
         run(script, *again, *where, root / f"tested_{script}")
     return root
 
@@ -155,17 +154,6 @@ def test_logits_are_those_of_evaluate(prepared, run):
     fused = np.exp((logits_of(answers["run/b"], "spatial") + logits_of(answers["run/b"], "motion")) / 2)
     shown = {guess["class"]: guess["probability"] for guess in answers["run/b"]["fused"]["top5"]}
     np.testing.assert_allclose([shown["run"], shown["walk"]], fused / fused.sum(), atol=1e-5)
-
-
-def test_features_give_the_logits_by_the_last_layer(prepared):
-    for script, folder, stream in (("spatial_cnn.py", "rgb", "spatial"), ("motion_cnn.py", "flow", "motion")):
-        saved = np.load(prepared / f"{folder}.npz")
-        assert saved["videos"].tolist() == ["run/b", "walk/b"] and saved["labels"].tolist() == [0, 1]
-        assert saved["features"].shape == (2, 19, 512) and saved["features"].dtype == np.float32
-        last = torch.load(prepared / script / "checkpoint.pth.tar", weights_only=True)["state_dict"]
-        logits = saved["features"] @ last["fc.weight"].numpy().T + last["fc.bias"].numpy()
-        expected = evaluated(prepared, stream, "frame")
-        np.testing.assert_allclose(logits, [expected["run/b"], expected["walk/b"]], atol=1e-4)
 
 
 def call(monkeypatch, *words: object) -> int:

