@@ -33,7 +33,8 @@ class Answer:
     def fused(self) -> np.ndarray:
         """Logits (classes,): the weighted mean of the streams' mean logits, as in fusion.py."""
         means = [logits.mean(0, dtype=np.float64) for logits in self.logits.values()]
-        return np.average(means, axis=0, weights=self.weights) / self.temperature
+        with np.errstate(all="ignore"):  # what is not finite is refused where answers are made
+            return np.average(means, axis=0, weights=self.weights) / self.temperature
 
     def probabilities(self) -> dict[str, np.ndarray]:
         """Probabilities (classes,): "fused", then each stream's own."""

@@ -70,11 +70,12 @@ def save(target: Path, video: Path, answers: Sequence[Answer]) -> None:
     chosen = np.linspace(0, max(0, count_frames(video) - 1), 6).round().astype(int).tolist()
     frames = {n: (frame.picture(), frame.seconds) for n, frame in enumerate(decode(video)) if n in chosen}
     shown = [frames.get(number, frames[max(frames)]) for number in chosen]
-    sheet = contact_sheet([picture for picture, _ in shown], [second for _, second in shown])
     caption = caption_of(answers[0], of=whole)
     if len(answers) > 1:
         mean = np.mean([answer.probabilities()["fused"] for answer in answers], axis=0)
         caption = Caption(answers[0].first_guess(mean), [f"mean of {len(answers)} windows"])
+    room = caption_height(caption, unit=1.25)
+    sheet = contact_sheet([picture for picture, _ in shown], [second for _, second in shown], room)
     with atomic_path(target) as temporary:
         Image.fromarray(draw(sheet, caption, scores, unit=1.25)).save(temporary, "PNG")
 
@@ -134,7 +135,7 @@ def draw(
     as video codecs want them. `unit` scales the text, 1 being right for a width of NARROWEST; None fits the width.
     """
     width = min(max(picture.shape[1], NARROWEST), WIDEST) // 2 * 2
-    height = round(picture.shape[0] * width / picture.shape[1] / 2) * 2
+    height = max(2, round(picture.shape[0] * width / picture.shape[1] / 2) * 2)
     unit = unit or width / NARROWEST
     strip = _draw_strip(scores, 2 * width, 2 * unit, now).reduce(2)  # drawn at twice the size: smooth lines
     canvas = Image.new("RGB", (width, height + strip.height), PANEL)
@@ -145,15 +146,18 @@ def draw(
     return np.asarray(canvas)
 
 
-def contact_sheet(frames: Sequence[np.ndarray], times: Sequence[float]) -> np.ndarray:
-    """Six pictures of one video in two rows of three, each with its second; RGB uint8 (height, WIDEST, 3)."""
+def contact_sheet(frames: Sequence[np.ndarray], times: Sequence[float], room: int) -> np.ndarray:
+    """Six pictures of one video in two rows of three, each with its second; RGB uint8 (height, WIDEST, 3).
+
+    Above them is `room` for a caption, in pixels.
+    """
     gap = 4
     width = (WIDEST - 2 * gap) // 3
-    height = round(frames[0].shape[0] * width / frames[0].shape[1])
-    joined = Image.new("RGB", (WIDEST, 2 * height + gap), PANEL)
+    height = max(1, round(frames[0].shape[0] * width / frames[0].shape[1]))
+    joined = Image.new("RGB", (WIDEST, room + 2 * height + gap), PANEL)
     pen = ImageDraw.Draw(joined, "RGBA")
     for place, (frame, time) in enumerate(zip(frames, times, strict=True)):
-        left, top = place % 3 * (width + gap), place // 3 * (height + gap)
+        left, top = place % 3 * (width + gap), room + place // 3 * (height + gap)
         joined.paste(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC), (left, top))
         corner, text, font = (left + width - 10, top + height - 10), f"{time:.1f} s", font_of(18)
         x0, y0, x1, y1 = pen.textbbox(corner, text, font, anchor="rs")
@@ -162,20 +166,27 @@ def contact_sheet(frames: Sequence[np.ndarray], times: Sequence[float]) -> np.nd
     return np.asarray(joined)
 
 
+HEADLINE, DETAIL, PAD, GAP = 26, 15, 10, 6  # of a caption, in pixels at a unit of 1
+
+
+def caption_height(caption: Caption, unit: float) -> int:
+    """How far down from the picture's top a caption reaches, in pixels."""
+    lines = HEADLINE + len(caption.details) * (DETAIL + GAP)
+    return round((lines + 4 * PAD) * unit / 2) * 2
+
+
 def _draw_caption(canvas: Image.Image, caption: Caption, unit: float) -> None:
     pen = ImageDraw.Draw(canvas, "RGBA")
-    lines = [(caption.headline, round(26 * unit), INK)]
-    lines += [(detail, round(15 * unit), "#d5dae0") for detail in caption.details]
-    texts = [printable(text) for text, *_ in lines]
-    drawn_in = [font_of(size) for _, size, _ in lines]
-    pad, gap = round(10 * unit), round(6 * unit)
-    width = max(map(pen.textlength, texts, drawn_in)) + 2 * pad
-    height = sum(size for _, size, _ in lines) + gap * (len(lines) - 1) + 2 * pad
+    lines = [(caption.headline, HEADLINE, INK), *((detail, DETAIL, "#d5dae0") for detail in caption.details)]
+    drawn = [(printable(text), font_of(round(size * unit)), size * unit, colour) for text, size, colour in lines]
+    pad, gap = round(PAD * unit), GAP * unit
+    width = max(pen.textlength(text, font) for text, font, *_ in drawn) + 2 * pad
+    height = caption_height(caption, unit) - 2 * pad
     pen.rounded_rectangle((pad, pad, pad + width, pad + height), round(6 * unit), fill=SHADE)
-    base = 2 * pad
-    for text, font, (_, size, colour) in zip(texts, drawn_in, lines, strict=True):
+    base = 2.0 * pad
+    for text, font, size, colour in drawn:
         base += size
-        pen.text((2 * pad, base - size // 6), text, colour, font, anchor="ls")
+        pen.text((2 * pad, round(base - size / 6)), text, colour, font, anchor="ls")
         base += gap
 
 

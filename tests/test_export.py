@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torchvision.models import resnet18
 
-from dataloader.preparation import default_preparation
+pytest.importorskip("cv2")
+
+from video_files import make_video
+
+import predict
+from dataloader.clips import clips_of
+from dataloader.preparation import default_preparation, to_input
+from engine.temporal_heads import TimeStatistics
 from recogniser import export
+from recogniser.streams import clips_of_video
+from saved.head_file import write_head
 from utils import InputError
 
 SIZE = 64
@@ -84,6 +95,56 @@ def test_onnx(checkpoint, network, clips, tmp_path, run):
     about = session.get_modelmeta().custom_metadata_map
     assert json.loads(about["class_names"]) == CLASSES
     assert json.loads(about["preparation"])["modality"] == "flow"
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory) -> Path:
+    """A linear head on grey differences and pictures of flow, as the fast way's of motion."""
+    torch.manual_seed(1)
+    trunks = {name: resnet18(num_classes=3).eval() for name in ("motion greydiff", "motion flow")}
+    grey = default_preparation("greydiff", SIZE, "squash", 3).with_extraction({"short_side": 72})
+    flow = default_preparation("flow", SIZE, "squash").with_extraction({"short_side": 72, "method": "dis"})
+    inputs = {}
+    for name, preparation in zip(trunks, (grey, replace(flow, picture=12.0)), strict=True):
+        about = {
+            "class_names": CLASSES, "dataset": "own", "split": 1, "network": {"arch": "resnet18"}, "samples": 4,
+            "views": 2, "pooling": ["layer1.mean", "layer2.max"], "preparation": preparation.as_dict(),
+        }  # fmt: skip
+        inputs[name] = SimpleNamespace(about=about, values=np.zeros((1, 4, 192)))
+    layer = TimeStatistics(2 * 192, len(CLASSES))
+    path = tmp_path_factory.mktemp("head") / "checkpoint.pth.tar"
+    about = {"kind": "linear", "stream": "motion", "over_time": "mean+std", "choice": {}}
+    states = {name: trunk.state_dict() for name, trunk in trunks.items()}
+    write_head(path, about, layer.state_dict(), inputs, states)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_a_head_is_exported_with_its_networks(kind, head, tmp_path, run):
+    """The file answers as predict.py does, of clips that are prepared as its metadata say."""
+    video = make_video(tmp_path / "video.avi", 3)
+    model = predict.load(motion=head, device="cpu", amp="off")
+    batches = clips_of_video(video, model.makers).batches
+    clips = []
+    for maker in model.makers:
+        seen = clips_of(batches[maker.name], maker.preparation.modality, torch.device("cpu"))
+        clips.append(to_input(seen, maker.preparation).unflatten(0, (1, 2, 4)))  # (N, views, samples, channels, H, W)
+    if kind == "onnx":
+        onnxruntime = pytest.importorskip("onnxruntime")
+        said = run("recogniser/export.py", head, tmp_path / "m.onnx").stdout
+        session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+        names = [one.name for one in session.get_inputs()]
+        logits = session.run(["logits"], {name: one.numpy() for name, one in zip(names, clips, strict=True)})[0]
+        about = json.loads(session.get_modelmeta().custom_metadata_map["input"])
+    else:
+        said = run("recogniser/export.py", head, tmp_path / "m.pt2").stdout
+        files = {"input.json": ""}
+        logits = torch.export.load(tmp_path / "m.pt2", extra_files=files).module()(*clips).detach().numpy()
+        about, names = json.loads(files["input.json"]), ["clips_greydiff", "clips_flow"]
+    assert "clips_flow (N, 2, 4, 3, 64, 64) -> logits (N, 3)" in said and "on 3 random videos" in said
+    np.testing.assert_allclose(logits[0], model(video).logits["motion"].mean(0), atol=2e-3)
+    assert [one["name"] for one in about.values()] == names == ["clips_greydiff", "clips_flow"]
+    assert about["motion greydiff"]["channels"] == ["grey2 - grey1", "grey3 - grey2", "grey4 - grey3"]
 
 
 def test_a_file_with_other_logits_is_not_written(checkpoint, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,6 +117,17 @@ def test_the_motion_streams_lines_too(kind, name, between, end, folder, run, mon
     exec(compile(code, kind, "exec"), found)
     assert found["clips"].shape == (7, 8, 64, 64)
     agree(found["top5"], top5(json.loads(said)))
+
+
+def test_the_librarys_lines_run(folder, run, monkeypatch, capsys):
+    shutil.copy(folder / "c.pth.tar", folder / "spatial.pth.tar")
+    monkeypatch.chdir(folder)
+    exec(compile(the_lines("library"), "library", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["spatial", "motion"] and len(lines) == 6
+    said = json.loads(run("predict.py", "video.avi", "--spatial", "spatial.pth.tar", "--motion", "motion.pth.tar",
+                          "--json", "--device", "cpu", cwd=folder).stdout)  # fmt: skip
+    assert lines[0].split()[0] == said["class"]
 
 
 def test_safetensors_answers_as_its_checkpoint(folder, run, expected):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from video_files import FRAMES, make_video
 import predict
 from data.videos import VideoError, read_frames
 from dataloader.names import UCF101_CLASSES
+from engine.temporal_heads import TimeStatistics
 from recogniser import loading
 from recogniser.answers import Answer, as_json, as_line, softmax
 from recogniser.overlay import Caption, Scores, draw, open_film
+from recogniser.streams import TrainedHead
 from utils import InputError
 
 # --- answers -------------------------------------------------------------------------------------------
@@ -261,14 +264,82 @@ def test_a_camera_says_how_late_its_answers_are(prepared, monkeypatch, capsys):
     assert all(one["spatial"]["samples"] == 5 for one in answers)  # 19 in 0.4 s would be the same frames again
 
 
-def test_one_bad_video_among_several_costs_only_itself(prepared, monkeypatch, tmp_path, capsys):
-    bad = tmp_path / "bad.avi"
-    bad.write_bytes(b"no video")
-    good = prepared / "videos/walk/b.avi"
-    assert call(monkeypatch, bad, good, *flags_of(prepared)) == 1
-    said = capsys.readouterr()
-    assert f"error: {bad}: cannot be opened" in said.err and "1 of 2 videos failed" in said.err
-    assert str(good) in said.out
+def test_a_folder_is_answered_and_scored_whatever_one_video_is(prepared, tmp_path, run):
+    """Answers come in order; a video that can't be read, or is too wide to be scaled, costs only itself."""
+    videos = tmp_path / "videos"
+    shutil.copytree(prepared / "videos", videos)
+    (videos / "walk/bad.avi").write_bytes(b"no video")
+    writer = cv2.VideoWriter(str(videos / "walk/wide.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 25, (8000, 2))
+    for _ in range(6):
+        writer.write(np.zeros((2, 8000, 3), np.uint8))
+    writer.release()
+    flags = (*flags_of(prepared), "--json", "--report", tmp_path / "out", "--device", "cpu", "--amp", "off")
+    done = run("predict.py", videos, *flags, code=1)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    places = [Path(one["video"]).relative_to(videos).as_posix() for one in answers]
+    assert places == ["run/a.avi", "run/b.avi", "walk/a.avi", "walk/b.avi"]
+    for name in ("bad", "wide"):
+        assert f"error: {videos / 'walk' / name}.avi: " in done.stderr
+    assert "2 of 6 videos failed" in done.stderr and "Traceback" not in done.stderr
+    right = [one["class"] == place.split("/")[0] for one, place in zip(answers, places, strict=True)]
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["fusion"]["top1"] == 100 * np.mean(right) and results["videos"] == 4
+    walks = [one["class"] == "walk" for one in answers]
+    rows = [line.split()[-3:] for line in done.stderr.splitlines() if line.strip().startswith(("1 run", "2 walk"))]
+    assert rows == [["run", str(2 - sum(walks[:2])), str(sum(walks[:2]))],
+                    ["walk", str(2 - sum(walks[2:])), str(sum(walks[2:]))]]  # fmt: skip
+    assert (tmp_path / "out/report.html").is_file()
+
+
+def test_as_a_library_it_answers_files_arrays_and_iterators_alike(prepared, monkeypatch, capsys):
+    paths = {f"--{name}": path for name, path in zip(("spatial", "motion"), flags_of(prepared)[1::2], strict=True)}
+    model = predict.load(paths["--spatial"], paths["--motion"], device="cpu", amp="off")
+    video = prepared / "videos/walk/b.avi"
+    answer = model(str(video))
+    call(monkeypatch, video, *flags_of(prepared), "--json")
+    said = json.loads(capsys.readouterr().out)
+    assert answer.class_name == said["class"]
+    for name in ("fused", "spatial", "motion"):
+        assert [(one["class"], one["probability"]) for one in said[name]["top5"]] == [
+            (label, round(share, 6)) for label, share in answer.top(5, name)
+        ]
+    assert answer.moments()[0] == pytest.approx((said["moments"][0]["second"], said["moments"][0]["probability"]), 1e-3)
+    frames = [*read_frames(video)]
+    for given in (np.stack(frames), iter(frames)):
+        again = model(given, rate=25)
+        np.testing.assert_array_equal(again.fused(), answer.fused())
+        np.testing.assert_array_equal(again.times["motion"], answer.times["motion"])
+    for wrong in (np.zeros((9, 8, 8, 3), np.float32), np.zeros((9, 8, 8), np.uint8), []):
+        with pytest.raises(VideoError, match="not RGB uint8|no video"):
+            model(wrong)
+
+
+@pytest.mark.parametrize("where", ["weights", "temperature"])
+def test_scores_that_are_not_finite_name_no_action(prepared, monkeypatch, tmp_path, where):
+    flags = flags_of(prepared)
+    if where == "weights":
+        content = torch.load(flags[1], weights_only=True)
+        content["state_dict"]["fc.weight"][0, 0] = float("nan")
+        torch.save(content, tmp_path / "nan.pth.tar")
+        flags[1] = tmp_path / "nan.pth.tar"
+    else:
+        learnt = {"weights": {"spatial": 0.5, "motion": 0.5}, "temperature": 1e-320,
+                  "learnt_on": {"videos": 9, "groups": 9, "paths": []}}  # fmt: skip
+        (tmp_path / "results.json").write_text(json.dumps({"learnt": learnt}))
+        flags += ["--fusion", tmp_path / "results.json"]
+    with pytest.raises(InputError, match="finite|temperature|learnt"):
+        call(monkeypatch, prepared / "videos/walk/b.avi", *flags)
+
+
+def test_a_linear_heads_answer_is_the_mean_of_what_its_samples_add():
+    torch.manual_seed(0)
+    head = TimeStatistics(5, 3)
+    features = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float16)
+    features[:, 2] = 1  # which does not change over time
+    parts = TrainedHead("motion", head.eval(), ["motion"]).answer({"motion": features})
+    expected = head(torch.from_numpy(features)[None].float()).detach().numpy()
+    assert parts.shape == (7, 3) and np.ptp(parts, axis=0).min() > 0.1
+    np.testing.assert_allclose(parts.mean(0, keepdims=True), expected, atol=1e-5)
 
 
 def test_errors_are_plain(prepared, monkeypatch, tmp_path):
