@@ -82,21 +82,6 @@ def test_pt2(checkpoint, network, clips, tmp_path, run):
     assert (protocol["samples"], protocol["views"], protocol["starts"]) == (25, 2, "tsn")
 
 
-def test_onnx(checkpoint, network, clips, tmp_path, run):
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package)
-    import onnxruntime
-
-    said = run("recogniser/export.py", checkpoint, tmp_path / "m.onnx")
-    assert "checked: on 3 random clips" in said.stdout and said.stderr == ""
-    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]  # weights included
-    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
-    check(session.run(["logits"], {"clips": clips.numpy()})[0], network, clips)
-    about = session.get_modelmeta().custom_metadata_map
-    assert json.loads(about["class_names"]) == CLASSES
-    assert json.loads(about["preparation"])["modality"] == "flow"
-
-
 @pytest.fixture(scope="module")
 def head(tmp_path_factory) -> Path:
     """A linear head on grey differences and pictures of flow, as the fast way's of motion."""
