@@ -308,11 +308,16 @@ class Run:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM asks to stop after the batch; a second one stops at once."""
+        """The first Ctrl-C or SIGTERM asks to stop after the batch; a second Ctrl-C stops at once.
+
+        A second SIGTERM does not: a scheduler sends one to all processes, and torchrun passes another on.
+        """
 
         def ask(number: int, _: Any) -> None:
             if self.signal:
-                raise KeyboardInterrupt
+                if number == signal.SIGINT:
+                    raise KeyboardInterrupt
+                return
             self.signal = number
             self.say("stopping after this batch ...")
 
