@@ -95,18 +95,20 @@ class TemporalInception(nn.Module):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a temporal head is trained: Adam at a constant rate, so that any epoch may be the last."""
+    """How a temporal head is trained: Adam at a rate that depends on the epoch alone, so that any may be the last."""
 
     build: Callable[[int, int], nn.Module]  # (features, classes)
     lr: float
     batch_size: int
     epochs: int  # at most; how many is chosen on videos held out
-    clip: float  # each gradient to +- this; 0: not
+    clip: float = 0.0  # each gradient to +- this; 0: not
+    decay: float = 0.0  # added to the gradient, times the weight (L2, as Torch's optim has it)
+    drop_every: int = 0  # epochs, after which the rate is divided by 10 each time; 0: never
 
 
 TEMPORAL = {
     "ts-lstm": Recipe(TemporalSegmentLSTM, 1e-4, 64, 100, 5.0),
-    "inception": Recipe(TemporalInception, 5e-5, 16, 30, 0.0),
+    "inception": Recipe(TemporalInception, 5e-5, 16, 30, decay=0.1, drop_every=10),
 }
 
 
@@ -140,11 +142,14 @@ def train_temporal(
     head = recipe.build(sum(one.shape[2] for one in streams), classes).to(device)
     if samples < head.fewest_samples:
         raise InputError(f"{samples} samples per video are too few: extract features with --test-samples 25")
-    optimizer = torch.optim.Adam(head.parameters(), lr=recipe.lr, fused=device.type in ("cpu", "cuda"))
+    fused = device.type in ("cpu", "cuda")
+    optimizer = torch.optim.Adam(head.parameters(), lr=recipe.lr, weight_decay=recipe.decay, fused=fused)
     targets = torch.from_numpy(labels)
     rng = np.random.default_rng(seed)
     curve = []
-    for _ in range(epochs):
+    for epoch in range(epochs):
+        if recipe.drop_every:
+            optimizer.param_groups[0]["lr"] = recipe.lr / 10 ** (epoch // recipe.drop_every)
         head.train()
         # parts of nearly equal size: batch norm wants no last batch of one
         for batch in np.array_split(rng.permutation(rows), -(-len(rows) // recipe.batch_size)):
