@@ -53,7 +53,7 @@ def main() -> None:
             print(head, seed, *(f"{top:.1f}" for top in tops), flush=True)
             last.append(tops[-1])
         spent = (time.monotonic() - start) / len(last)
-        print(f"{head:16} {np.mean(last):.1f} ± {np.std(last):.1f}, {len(test)} videos, {spent:.0f} s a seed", flush=True)
+        print(f"{head:16} {np.mean(last):.1f} ± {np.std(last):.1f}, {spent:.0f} s a seed", flush=True)
 
 
 if __name__ == "__main__":

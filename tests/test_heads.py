@@ -55,6 +55,76 @@ def test_shapes_and_the_25th_sample(kind):
         assert not torch.allclose(head(x.flip(1)), out)
 
 
+def ts_lstm(w, x):
+    """The published structure, gate by gate, in evaluation mode; `w` are the weights."""
+    segments = []
+    for place in range(3):
+        part = x[:, 8 * place : 8 * place + 8]
+        mean, var = w[f"norms.{place}.running_mean"], w[f"norms.{place}.running_var"]
+        part = (part - mean) / (var + 1e-5).sqrt() * w[f"norms.{place}.weight"] + w[f"norms.{place}.bias"]
+        segments.append(part.max(1).values)
+    h = c = torch.zeros(len(x), 512)
+    for part in segments:
+        gates = part @ w["lstm.weight_ih_l0"].T + w["lstm.bias_ih_l0"]
+        gates += h @ w["lstm.weight_hh_l0"].T + w["lstm.bias_hh_l0"]
+        i, f, g, o = gates.chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+    h = (h - w["norm.running_mean"]) / (w["norm.running_var"] + 1e-5).sqrt() * w["norm.weight"] + w["norm.bias"]
+    return h @ w["fc.weight"].T + w["fc.bias"]
+
+
+def inception(w, x):
+    """The published structure, layer by layer, in evaluation mode."""
+
+    def norm(name, z):
+        shape = (1, -1, *[1] * (z.ndim - 2))
+        keys = ("running_mean", "running_var", "weight", "bias")
+        mean, var, scale, shift = (w[f"{name}.{key}"].view(shape) for key in keys)
+        return (z - mean) / (var + 1e-5).sqrt() * scale + shift
+
+    conv, z = torch.nn.functional.conv2d, x.transpose(1, 2)[:, None]
+    for place, pool in enumerate((2, 2, 2, 3)):
+        five = conv(z, w[f"fives.{place}.weight"], w[f"fives.{place}.bias"], padding=(0, 2))
+        seven = conv(z, w[f"sevens.{place}.weight"], w[f"sevens.{place}.bias"], padding=(0, 3))
+        z = torch.nn.functional.max_pool2d(norm(f"norms.{place}", torch.cat((five, seven), 1)).relu(), (1, pool))
+    for place in (0, 3, 6):
+        z = norm(f"merge.{place + 1}", conv(z, w[f"merge.{place}.weight"], w[f"merge.{place}.bias"])).relu()
+    z = norm("classify.1", z.flatten(1) @ w["classify.0.weight"].T + w["classify.0.bias"]).relu()
+    return z @ w["classify.4.weight"].T + w["classify.4.bias"]
+
+
+@pytest.mark.parametrize(("kind", "paper"), [("ts-lstm", ts_lstm), ("inception", inception)])
+def test_forward_passes_are_those_of_the_papers(kind, paper):
+    torch.manual_seed(3)
+    head, x = build_head(kind, 12, 5), torch.randn(6, 25, 12)
+    with torch.no_grad():
+        head(x)  # batch norms leave mean 0 and variance 1
+        torch.testing.assert_close(head.eval()(x), paper(head.state_dict(), x), atol=1e-5, rtol=1e-4)
+
+
+def test_recipes_are_the_authors(monkeypatch):
+    """Rates, decay, steps and clamp of ../shared/docs/HEADS.md, as the optimizer sees them in each epoch."""
+    seen = []
+
+    class Adam(torch.optim.Adam):
+        def step(self, *args, **kwargs):
+            group = self.param_groups[0]
+            largest = max(float(p.grad.abs().max()) for p in group["params"])
+            seen.append((group["lr"], group["weight_decay"], largest))
+            return super().step(*args, **kwargs)
+
+    monkeypatch.setattr(torch.optim, "Adam", Adam)
+    values, labels = rising_or_falling(8, 8, 1)
+    train_temporal(TEMPORAL["inception"], [values], labels, 2, np.arange(8), 21, 0, CPU)
+    assert [row[0] for row in seen] == pytest.approx([5e-5] * 10 + [5e-6] * 10 + [5e-7])
+    assert {row[1] for row in seen} == {0.1} and TEMPORAL["inception"].clip == 0
+    seen.clear()
+    train_temporal(replace(TEMPORAL["ts-lstm"], clip=1e-3), [values], labels, 2, np.arange(8), 3, 0, CPU)
+    assert {row[:2] for row in seen} == {(1e-4, 0)} and max(row[2] for row in seen) == pytest.approx(1e-3)
+    assert (TEMPORAL["ts-lstm"].clip, TEMPORAL["ts-lstm"].batch_size, TEMPORAL["inception"].batch_size) == (5, 64, 16)
+
+
 def rising_or_falling(count, samples, seed):
     """Two classes whose samples are the same numbers, in rising or falling order: any mean is blind."""
     rng = np.random.default_rng(seed)
