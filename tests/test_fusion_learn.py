@@ -243,7 +243,7 @@ def test_a_results_json_without_learnt_weights_is_one_line(tmp_path: Path, text:
         Learnt.from_results(tmp_path / "results.json")
 
 
-def test_predict_takes_the_weights_and_the_temperature(tmp_path: Path, monkeypatch) -> None:
+def test_predict_takes_the_weights_and_the_temperature(tmp_path: Path) -> None:
     predict = pytest.importorskip("predict")
     from recogniser.answers import Answer
 
@@ -263,7 +263,6 @@ def test_predict_takes_the_weights_and_the_temperature(tmp_path: Path, monkeypat
     (tmp_path / "results.json").write_text(json.dumps({"learnt": about}))
     with pytest.raises(InputError, match="weights of iframe and mv"):
         predict.learnt_fusion(str(tmp_path / "results.json"))
-    for given in (["--spatial", "a"], ["--spatial", "a", "--motion", "b", "--weights", "1", "2"]):
-        monkeypatch.setattr("sys.argv", ["predict.py", "v.mp4", "--fusion", "results.json", *given])
+    for given in ({"spatial": "a"}, {"spatial": "a", "motion": "b", "weights": [1, 2]}):
         with pytest.raises(InputError, match="--fusion brings"):
-            predict.parse_arguments()
+            predict.load(**given, fusion="results.json")
