@@ -105,8 +105,10 @@ def parse_arguments() -> argparse.Namespace:
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--arch", default=args.arch)
     own.add_argument("--weights", default=args.weights)
+    own.add_argument("--size", type=int)
     named, args.flags = own.parse_known_args(shlex.split(args.flags))  # in --flags they mean the same
-    args.arch, args.weights = named.arch, named.weights
+    args.arch, args.weights, args.size = named.arch, named.weights, named.size
+    args.flags += ["--size", str(args.size)] if args.size else []
     return args
 
 
@@ -154,7 +156,8 @@ def check_network(args: argparse.Namespace, way: str, videos: Sequence[VideoFile
     from utils import set_up_device
 
     arch, weights = args.arch or ("resnet50" if way == "heads" else "resnet101"), args.weights or "imagenet"
-    model = build_model(arch, 3, 2, weights, size=RGB["size"])
+    size = args.size or RGB["size"]
+    model = build_model(arch, 3, 2, weights, size=size)
     if way == "train" or (args.data / "rgb.npz").exists():
         return
     from dataloader.preparation import Preparation
@@ -162,14 +165,14 @@ def check_network(args: argparse.Namespace, way: str, videos: Sequence[VideoFile
     from engine.state import amp_dtype
 
     device = set_up_device("auto")
-    preparation = Preparation(size=RGB["size"])
+    preparation = Preparation(size=size)
     net = feature_net(model, preparation, default_pooling(model, "spatial"), amp_dtype("auto", device)).to(device)
-    clips = torch.zeros((RGB["test_samples"] * VIEWS, 3, RGB["size"], RGB["size"]), dtype=torch.uint8, device=device)
+    clips = torch.zeros((RGB["test_samples"] * VIEWS, 3, size, size), dtype=torch.uint8, device=device)
     with torch.inference_mode():
         for _ in range(2):  # the first one starts threads
             start = time.monotonic()
             net(clips)[1].cpu()
-    pixels = [each["test_samples"] * each["size"] ** 2 for each in (RGB, MOTION, MOTION)]
+    pixels = [each["test_samples"] * (args.size or each["size"]) ** 2 for each in (RGB, MOTION, MOTION)]
     video = (time.monotonic() - start) * sum(pixels) / pixels[0] + READ / cpu_count() + HEADS
     counts = []
     for one in videos[:: max(1, len(videos) // 20)]:

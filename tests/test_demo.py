@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
-from sklearn.ensemble import RandomForestClassifier
 
 from data import make_demo
 from dataloader.lists import load_split
@@ -164,64 +163,6 @@ def test_grey_images_do_not_show_what_is_painted(motion, tmp_path):
         assert in_grey < 1
 
 
-def test_backdrops_colours_and_places_vary(films):
-    rgb = np.stack([films[f"v_DotsRise_g{group:02d}_c01"] for group in range(1, 26)]).astype(float)
-    corners = rgb[:, 0, :20, :20].mean(axis=(1, 2))
-    assert (np.ptp(corners, axis=0) > 30).all()
-    moving = grey(rgb).std(axis=1) > 6
-    middles = np.array([[axis.mean() for axis in np.nonzero(one)] for one in moving])
-    assert (np.ptp(middles, axis=0) > 10).all()
-
-
-def test_a_frame_tells_the_appearance_and_flow_the_motion_and_neither_the_other(films):
-    flow = cv2.DISOpticalFlow_create()
-    frames, flows, labels, test = [], [], [], []
-    for name, film in films.items():
-        appearance, motion, group, _ = parts(name)
-        for time in (8, 21):
-            labels.append((appearance, motion))
-            test.append(group <= 7)
-            frames.append(frame_statistics(film[time]))
-            pair = grey(film[time : time + 2]).round().astype(np.uint8)
-            flows.append(flow_statistics(flow.calc(pair[0], pair[1], None)))
-    labels, test = np.array(labels), np.array(test)
-
-    def accuracy(features: list[np.ndarray], label: int) -> float:
-        forest = RandomForestClassifier(200, random_state=0).fit(np.array(features)[~test], labels[~test, label])
-        return forest.score(np.array(features)[test], labels[test, label])
-
-    # guessing is 1/3; of 126 tested, its standard deviation is 0.04
-    assert accuracy(frames, 0) > 0.9
-    assert accuracy(frames, 1) < 0.46
-    assert accuracy(flows, 1) > 0.9
-    assert accuracy(flows, 0) < 0.46
-
-
-def frame_statistics(image: np.ndarray) -> np.ndarray:
-    """Brightness, sharpness and edges of one RGB frame: per plane moments and gradients by size and direction."""
-    planes = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2YCrCb).astype(np.float32)
-    values = []
-    for plane in np.moveaxis(planes, 2, 0):
-        values += [plane.mean(), plane.std(), cv2.Laplacian(plane, cv2.CV_32F).std()]
-        smooth = cv2.GaussianBlur(plane, (0, 0), 1.5)
-        dx, dy = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
-        size, angle = np.hypot(dx, dy), np.arctan2(dy, dx) % np.pi
-        values += np.quantile(size, (0.5, 0.7, 0.8, 0.9, 0.97)).tolist()
-        directions = np.histogram(angle, 12, (0, np.pi), weights=size)[0]
-        values += np.sort(directions / directions.sum()).tolist()
-    return np.array(values)
-
-
-def flow_statistics(flow: np.ndarray) -> np.ndarray:
-    """Where and how much (height, width, 2) flow moves, and how it varies."""
-    size = np.hypot(flow[..., 0], flow[..., 1])
-    coarse = cv2.resize(flow, (8, 6), interpolation=cv2.INTER_AREA).ravel()
-    return np.concatenate((
-        coarse, flow.mean((0, 1)), flow.std((0, 1)), np.quantile(size, (0.5, 0.8, 0.9, 0.97)),
-        [np.abs(np.diff(flow, axis=axis)).mean() for axis in (0, 1)], [cv2.Laplacian(size, cv2.CV_32F).std()],
-    ))  # fmt: skip
-
-
 # --- the whole job -------------------------------------------------------------------------------------
 
 
@@ -238,6 +179,7 @@ def test_neither_stream_alone_but_both_together(tmp_path):
     assert results["spatial"]["top1"] < 60
     assert results["motion"]["top1"] < 60
     assert results["fusion"]["top1"] > 90
+    assert "does better" not in done.stdout and "from machine to machine" in done.stdout  # no advice against itself
 
     weights = (record / "motion/checkpoint.pth.tar").read_bytes()
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -1,6 +1,5 @@
 """Features of all videos: which frames, which values, from which network; killed and gone on with."""
 
-import json
 import pickle
 import shutil
 import signal
@@ -49,6 +48,7 @@ def test_training_and_test_videos_are_in_the_file(extracted, stream):
     for video, label, group in zip(found.videos, found.labels, found.groups, strict=True):
         assert found.about["class_names"][label] == video.split("_")[0] and f"_g{group}_" in video
     assert found.about["stream"] == stream and found.about["samples"] == 3
+    assert found.about["preparation"]["margin"] == (5 if stream == "spatial" else 0)
     assert not (extracted / f"{stream}.npz.partial").exists()
     assert {path.name for path in extracted.glob("[!.]*")} == {"spatial.npz", "motion.npz"}
 
@@ -59,11 +59,6 @@ def test_rgb_frames_are_the_middles_of_the_flow_stacks():
         stacks = spread(frames - 1 - 10 + 1, 7)
         np.testing.assert_array_equal(spread(frames, 7, margin=5), stacks + 5)
     assert spread(3, 2, margin=5).tolist() == [1, 1]  # as near as a short video has it
-
-
-def test_a_margin_is_kept_in_the_preparation_and_rounded_to_extracted_frames(extracted):
-    assert read_features(extracted / "spatial.npz").about["preparation"]["margin"] == 5
-    assert read_features(extracted / "motion.npz").about["preparation"]["margin"] == 0
 
 
 def test_features_are_those_of_the_network_that_is_named(tiny, run, extracted, tmp_path):
@@ -180,14 +175,6 @@ def test_bad_files_are_told(extracted, tmp_path):
     for name, said in (damaged | {"absent": "--features", "nan": "not finite"}).items():
         with pytest.raises(InputError, match=said):
             read_features(tmp_path / f"{name}.npz")
-
-
-def test_the_file_is_what_the_documentation_says(extracted):
-    with np.load(extracted / "spatial.npz", allow_pickle=False) as content:
-        assert set(content) == {"videos", "labels", "subset", "groups", "features", "about"}
-        about = json.loads(str(content["about"]))
-    assert {"stream", "dataset", "split", "class_names", "preparation", "samples", "views", "network"} <= set(about)
-    assert len(about["network"]["sha256"]) == 64 and about["preparation"]["size"] == 64
 
 
 def test_a_flow_picture_is_x_y_and_speed():

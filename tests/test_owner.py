@@ -152,16 +152,3 @@ def test_the_disk_check_counts_what_will_be_replaced(monkeypatch, tmp_path):
     free[0] = size - 1
     with pytest.raises(InputError, match="free some"):
         check_output(tmp_path, 3 * size, replaced=own)
-
-
-def test_resume_where_the_disk_just_fits(flags, run, trained, tmp_path):
-    """As a run: with room for one more checkpoint a resume goes on, and a training from the start is refused."""
-    shutil.copytree(trained, tmp_path / "out")
-    size = (trained / "checkpoint.pth.tar").stat().st_size
-    script = patched(tmp_path, f"""
-import shutil
-shutil.disk_usage = lambda _: shutil._ntuple_diskusage(10**12, 0, {int(1.2 * size)})
-""")
-    command = (script, ROOT / flags[0], *flags[1:], "--epochs", 2, "--output", tmp_path / "out")
-    assert "GB free" in run(*command, code=2).stderr
-    run(*command, "--resume")
