@@ -236,7 +236,8 @@ def networks(args: argparse.Namespace) -> None:
 
 def tvl1(args: argparse.Namespace) -> None:
     """Pairs of frames per second of every TV-L1 that runs here, on frames of a real video; against OpenCV's flow."""
-    from data.tvl1.tensor import is_installed, tvl1_pairs
+    from data.tvl1 import is_installed
+    from data.tvl1.tensor import tvl1_pairs
 
     dataset = our_dataset(args.data, "spatial", TestSampling(9), 1)
     frames = torch.from_numpy(np.stack([frame.mean(-1).astype(np.uint8) for frame in next(read_frames(dataset))]))

@@ -1,9 +1,10 @@
-"""Check a prepared data set: is every listed video there, whole, and as long as it should be?
+"""Check a prepared data set: is every listed video there, whole, long enough, and does it show something?
 
   python -m data.check --rgb-dir data/rgb --flow-dir data/flow
 
-One table by class, then every problem by video. Each image is decoded as in training; --quick only looks at
-names, which finds what is missing, but no broken image. The exit code is 1 if anything is wrong.
+First what is there and what is not, then every problem by video, then a table of the classes that have problems. Each
+image is decoded as in training; --quick only looks at names, which finds what is missing, but no broken image. The exit
+code is 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 from tqdm import tqdm
 
 from common.commandline import ArgumentParser, bounded
@@ -30,9 +32,20 @@ from dataloader.names import Video, first_few, ucf_parts
 from dataloader.packed import Frames
 from utils import InputError, atomic_path, check_writable, cpu_count, csv_text, plural, printable, run_main
 
-MINIMUM_FRAMES = 11  # one motion clip: 10 flow pairs
-KINDS = ("missing", "sequence", "u/v", "length", "short", "images")
+FRAMES = {None: 1, "flow": 11, "rgbdiff": 6, "greydiff": 4}  # of one clip: 10 flow pairs, 5 or 3 differences
+KINDS = ("missing", "sequence", "u/v", "length", "short", "images", "content")  # the last two need decoding
+# What to do about each, in the order in which to do it.
+ADVICE = {
+    "missing": "extract what is missing: the same data/extract_*.py command goes on from where it stopped",
+    "sequence": "remove the folders with gaps, and extract them again",
+    "u/v": "remove the folders that differ, and extract them again",
+    "length": "extract these videos again, RGB and flow from the same files",
+    "images": "remove the folders of broken images, and extract them again",
+    "content": "look at these videos: what they show is nothing to learn from",
+    "short": "leave these videos out of the lists, or train with fewer frames per clip (--stack-length)",
+}
 SHOWN = 10
+SAME, BLACK, STILL = 8, 24, 1  # grey levels that coding may add to equal images, to black, and to flow of 0 (128)
 
 Job = tuple[Video, Path, list[Frames]]  # the root and the sequences to decode: one, or x and y
 
@@ -53,23 +66,25 @@ def main() -> int:
     indexes = open_indexes(args)
     split = open_split(args, indexes)
     videos = split.train + split.test
-    problems, jobs = check_names(indexes, videos)
+    problems, jobs = check_names(indexes, videos, args.input or ("flow" if "flow" in indexes else None))
     if not args.quick:
         problems += check_images(jobs, args.workers)
-    print(table(split, indexes, problems, decoded=not args.quick))
-    lines = summary(split, indexes, problems)
+    for line in summary(split, indexes, problems):
+        print(line)
     for kind in KINDS:
         of_kind = [problem for problem in problems if problem.kind == kind]
         for problem in of_kind if args.all else of_kind[:SHOWN]:
             print(printable(f"{kind}: {problem.text}"))
         if len(of_kind) > SHOWN and not args.all:
             print(f"{kind}: ... and {len(of_kind) - SHOWN} more (--all shows them, --csv FILE writes them)")
-    for line in lines:
-        print(line)
+    print(table(split, indexes, problems, decoded=not args.quick, whole=args.all))
     if args.csv:
         write_csv(args.csv, split, problems)
     wrong = bool(problems) or not is_complete(split)
     print("something is wrong" if wrong else "all is well")
+    found = {problem.kind for problem in problems}
+    for number, advice in enumerate((advice for kind, advice in ADVICE.items() if kind in found), 1):
+        print(f"{number}. {advice}")
     return int(wrong)
 
 
@@ -79,13 +94,17 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--rgb-dir", type=Path, metavar="DIR", help="RGB frames")
     group.add_argument("--flow-dir", type=Path, metavar="DIR",
                        help="optical flow (given neither: data/rgb and data/flow, as far as they are there)")
+    group.add_argument("--input", choices=("flow", "rgbdiff", "greydiff"),
+                       help="what the motion stream sees, which says how long a video has to be (given none: flow, "
+                       "where there is flow)")
     group.add_argument("--ucf-list", metavar="DIR", help="folder of split lists, or 'none': by UCF101's group rule "
                        "(default: data/ucfTrainTestlist if it is there, else none)")  # fmt: skip
     group.add_argument("--split", default="1", metavar="N", help="number of the split")
     group = parser.add_argument_group("how")
     group.add_argument("--quick", action="store_true", help="don't decode the images")
     group.add_argument("--workers", type=bounded(int, 1), default=cpu_count(), help="processes that decode")
-    group.add_argument("--all", action="store_true", help=f"show all problems, not just {SHOWN} of each kind")
+    group.add_argument("--all", action="store_true",
+                       help=f"show all problems, not just {SHOWN} of each kind, and all classes")
     group.add_argument("--csv", type=Path, metavar="FILE", help="write all problems to this file")
     return parser.parse_args()
 
@@ -118,7 +137,9 @@ def open_split(args: argparse.Namespace, indexes: dict[str, Index]) -> Split:
     return load_split(lists, args.split)
 
 
-def check_names(indexes: dict[str, Index], videos: list[Video]) -> tuple[list[Problem], list[Job]]:
+def check_names(
+    indexes: dict[str, Index], videos: list[Video], motion: str | None
+) -> tuple[list[Problem], list[Job]]:
     """What the folders' and images' names tell, and the (video, root, sequences) left to decode."""
     problems: list[Problem] = []
     jobs: list[Job] = []
@@ -141,21 +162,21 @@ def check_names(indexes: dict[str, Index], videos: list[Video]) -> tuple[list[Pr
             jobs.append((video, index.root, sequences))
         if absent:
             problems.append(Problem(video, "missing", f"{video.listed}: no {' and no '.join(absent)}"))
-    return problems + check_lengths(indexes, **counts), jobs
+    return problems + check_lengths(indexes, motion, **counts), jobs
 
 
-def check_lengths(indexes: dict[str, Index], rgb: dict[Video, int], flow: dict[Video, int]) -> list[Problem]:
+def check_lengths(
+    indexes: dict[str, Index], motion: str | None, rgb: dict[Video, int], flow: dict[Video, int]
+) -> list[Problem]:
     """Videos too short for a clip, and those whose flow isn't one less than their frames."""
     problems = []
     rate = sampling_rate(indexes["rgb"].root) if "rgb" in indexes else None
-    for video, count in flow.items():
-        if count < MINIMUM_FRAMES - 1:
-            text = f"{video.listed}: {plural(count, 'flow pair')}, a clip needs {MINIMUM_FRAMES - 1}"
-            problems.append(Problem(video, "short", text))
-    for video, count in rgb.items():
-        if video not in flow and count * (rate or 1) < MINIMUM_FRAMES:
-            text = f"{video.listed}: {plural(count, 'RGB frame')}, a video needs {MINIMUM_FRAMES}"
-            problems.append(Problem(video, "short", text))
+    pairs_needed, frames_needed = FRAMES["flow"] - 1, FRAMES[motion if motion != "flow" else None]
+    for noun, counts, needed in (("flow pair", flow, pairs_needed), ("RGB frame", rgb, frames_needed)):
+        for video, count in counts.items():
+            if count < needed:
+                text = f"{video.listed}: {plural(count, noun)}, a clip needs {needed}"
+                problems.append(Problem(video, "short", text))
     both = [video for video in rgb if video in flow]
     if rate is None and both:
         # other tools write N frames and N - 1 or N flow images; whichever most videos have is how it was done
@@ -186,8 +207,8 @@ def check_images(jobs: list[Job], workers: int) -> list[Problem]:
     with tqdm(total=total, desc="decoding", unit=" images", unit_scale=True, leave=False, disable=None) as bar:
         for i, event, value in run_jobs([decode_video] * max(1, workers), tasks):
             video, _, sequences = jobs[i]
-            if event == "result" and value:
-                problems.append((i, Problem(video, "images", value)))
+            if event == "result":
+                problems += [(i, Problem(video, kind, text)) for kind, text in value]
             elif event == "crashed":
                 problems.append((i, Problem(video, "images", f"decoding {sequences[0].folder}: {value}")))
             if event in ("result", "crashed"):
@@ -195,36 +216,55 @@ def check_images(jobs: list[Job], workers: int) -> list[Problem]:
     return [problem for _, problem in sorted(problems, key=lambda problem: problem[0])]
 
 
-def decode_video(task: tuple[Path, list[Frames]], report: Report) -> str:
-    """Decode one video's images: "" if all are whole and of one size, else what is wrong."""
+def decode_video(task: tuple[Path, list[Frames]], report: Report) -> list[tuple[str, str]]:
+    """Decode one video's images. Returns (kind of problem, text): broken images, other sizes, nothing to see."""
     root, sequences = task
-    decode = decode_rgb if len(sequences) == 1 else decode_gray
+    is_rgb = len(sequences) == 1
     broken: list[str] = []
     sizes: Counter[tuple[int, ...]] = Counter()
     example: dict[tuple[int, ...], str] = {}
+    still = black = equal = True
     for sequence in sequences:
+        first = None
         for i in range(sequence.count):
             try:
                 path, data = next(sequence.read(root, [i]))
-                size = decode(data, path).shape[:2]
+                image = (decode_rgb if is_rgb else decode_gray)(data, path)
             except InputError as error:
                 broken.append(str(error))
                 continue
-            sizes[size] += 1
-            example.setdefault(size, path)
-    texts = []
+            sizes[image.shape[:2]] += 1
+            example.setdefault(image.shape[:2], path)
+            first = image if first is None else first
+            black = black and int(image.max()) <= BLACK
+            still = still and not is_rgb and _differ(image, np.full_like(image, 128)) <= STILL
+            equal = equal and is_rgb and image.shape == first.shape and _differ(image, first) <= SAME
+    problems, folder = [], sequences[0].folder
     if broken:
-        texts.append((f"{len(broken)} broken images, the first: " if broken[1:] else "") + broken[0])
+        problems.append((f"{len(broken)} broken images, the first: " if broken[1:] else "") + broken[0])
     if len(sizes) > 1:
         (usual, _), *others = sizes.most_common()
         odd, number = others[0][0], sum(count for _, count in others)
-        texts.append(f"{example[odd]} is {odd[1]}x{odd[0]} ({number} in all), the others {usual[1]}x{usual[0]}")
-    return "; ".join(texts)
+        problems.append(f"{example[odd]} is {odd[1]}x{odd[0]} ({number} in all), the others {usual[1]}x{usual[0]}")
+    found = [("images", "; ".join(problems))] if problems else []
+    if sizes and not is_rgb and still:
+        found.append(("content", f"{folder}: no flow at all, every image is 128"))
+    elif sizes and is_rgb and (black or (equal and sizes.total() > 1)):
+        found.append(("content", f"{folder}: all images are {'black' if black else 'the same'}"))
+    return found
 
 
-def table(split: Split, indexes: dict[str, Index], problems: list[Problem], decoded: bool) -> str:
-    """Videos, images and videos with problems by class, as aligned text."""
-    kinds = [kind for kind in KINDS if decoded or kind != "images"]
+def _differ(one: np.ndarray, two: np.ndarray) -> int:
+    """The largest difference of two uint8 images."""
+    return int((np.maximum(one, two) - np.minimum(one, two)).max())
+
+
+def table(split: Split, indexes: dict[str, Index], problems: list[Problem], decoded: bool, whole: bool) -> str:
+    """Videos, images and videos with problems by class, as aligned text: the `whole`, or SHOWN of those with most.
+
+    The last row is of all classes.
+    """
+    kinds = [kind for kind in KINDS if decoded or kind not in ("images", "content")]
     with_problem = Counter((kind, label) for kind, label, _ in {(p.kind, p.video.label, p.video) for p in problems})
     images: Counter[tuple[str, int]] = Counter()
     for video in split.train + split.test:
@@ -239,9 +279,11 @@ def table(split: Split, indexes: dict[str, Index], problems: list[Problem], deco
         [train[c], test[c], *(images[kind, c] for kind in indexes), *(with_problem[kind, c] for kind in kinds)]
         for c in labels
     ]
+    most = sorted(zip(labels, numbers, strict=True), key=lambda one: -sum(one[1][-len(kinds) :]))
+    chosen = [one for one in most if whole or any(one[1][-len(kinds) :])][: None if whole else SHOWN]
     rows = [
         ["class", "train", "test", *("frames" if kind == "rgb" else "flow pairs" for kind in indexes), *kinds],
-        *([split.class_names[label], *map(_shown, row)] for label, row in zip(labels, numbers, strict=True)),
+        *([printable(split.class_names[label]), *map(_shown, row)] for label, row in sorted(chosen)),
         ["all", *(_shown(sum(column)) for column in zip(*numbers, strict=True))],
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

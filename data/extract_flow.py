@@ -12,11 +12,16 @@ import argparse
 import contextlib
 import functools
 import hashlib
+import itertools
+import math
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
 
 from common.commandline import ArgumentParser, bounded
 from common.progress import duration
@@ -30,9 +35,8 @@ from data.flow import (
     read_raft_weights,
     tvl1_flow,
 )
-from data.flow_picture import draw_flow
 from data.jobs import Report
-from data.tvl1.backends import OPENCVS, pair_method, suitable_backends
+from data.tvl1 import OPENCVS, suitable_backends
 from data.videos import (
     VideoError,
     VideoFile,
@@ -49,8 +53,7 @@ from utils import InputError, cpu_count, plural, run_main
 METHODS = ("tvl1", *PLAIN_METHODS, "raft", "flo")
 WORKERS_PER_GPU = 4  # so that decoding and writing keep pace with the GPU
 RAFT_PAIRS = 16  # at once
-# Of one core of an AMD EPYC for a pair of 340x256 (docs/tvl1.md): to say beforehand how long it will take.
-SECONDS = {"numba": 0.16, "opencv": 2.1, "torch": 1.0, "dis": 0.0043}
+Method = Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]]  # of data.flow: from frames to flows
 
 
 def write_flow(method, bound: float, short_side: int, quality: int, video: Path, folder: Path, report: Report) -> int:
@@ -83,14 +86,11 @@ def parse_arguments() -> argparse.Namespace:
         "--method",
         choices=METHODS,
         default="tvl1",
-        help="tvl1: what published two-stream models use; dis: coarser, many times as fast on a CPU; farneback; "
+        help="tvl1: what published two-stream models use; dis: coarser, many times as fast on a CPU; "
         "raft: a network, for GPUs; flo: convert .flo files, one folder of them per video",
     )
     images.add_argument(
         "--bound", type=float, default=20.0, metavar="PIXELS", help="flow beyond this many pixels is clipped"
-    )
-    parser.add_argument(
-        "--visualize", type=Path, metavar="PNG", help="also draw the first video's flow and one stack of it, to look at"
     )
     device = parser.add_argument_group("tvl1 and raft")
     device.add_argument(
@@ -163,57 +163,54 @@ def flow_methods(args: argparse.Namespace, devices: list[str], workers: int) -> 
 
 
 def choose_tvl1(device: str) -> str:
-    """The backend of TV-L1 on `device`: on a CPU numba where it works; on a GPU the faster one, as measured now."""
-    if device == "cpu":
-        backend = next((name for name in suitable_backends() if name not in OPENCVS or works(name)), None)
-        if backend is None:
-            raise InputError("TV-L1 works neither with numba nor with OpenCV here; reinstall numba")
-        advice = "" if backend == "numba" else "; pip install numba to have it ten times as fast"
-        print(f"tvl1: {backend}, on processors{advice}")
-        return backend
-    import torch
-
-    from data.tvl1.tensor import choose_backend
-
-    torch.set_num_threads(1)  # as the workers will
-    backend, speeds = choose_backend(device, suitable_backends(device))
-    torch.cuda.empty_cache()  # the workers need that memory
-    print(f"tvl1: {speeds}")
+    """Return the backend of TV-L1 on `device`: the first that works here."""
+    backends = suitable_backends(device) if device == "cpu" else ["compiled", "torch"]
+    backend = next((name for name in backends if works(name, device)), None)
+    if backend is None:
+        raise InputError("TV-L1 works neither with numba nor with OpenCV here; reinstall numba")
+    slow = backend == "opencv" or (backend == "torch" and device == "cpu")
+    advice = "; pip install numba to have it ten times as fast" if slow else ""
+    print(f"tvl1: {backend}, on {'processors' if device == 'cpu' else 'a GPU'}{advice}")
     return backend
 
 
-def works(backend: str) -> bool:
-    """Whether an installed backend can be imported: a numba may be made for another numpy."""
+def works(backend: str, device: str) -> bool:
+    """Return whether an installed backend computes a flow: a numba may be made for another numpy."""
+    frames = [np.zeros((32, 32, 3), np.uint8)] * 2
     try:
-        pair_method(backend)
-    except Exception:
+        return bool(list(tvl1_flow(frames, backend, device)))
+    except Exception:  # no compiler, another numpy, ...: whatever it is, there are the others
         return False
-    return True
 
 
-def announce_time(videos: Sequence[VideoFile], backend: str, processes: int, short_side: int) -> None:
-    """Say how long TV-L1 will take on processors, by the frames that some of the files promise."""
-    some = videos[:: max(1, len(videos) // 20)]
-    counts = []
-    for video in some:
+def announce_time(videos: Sequence[VideoFile], method: Method, processes: int, short_side: int) -> None:
+    """Say how long TV-L1 will take on processors: by the packets of some files, and by its speed on them, measured."""
+    counts: list[int] = []
+    frames: list[list[np.ndarray]] = []  # the first of some videos
+    for video in videos[:: max(1, len(videos) // 20)]:
         with contextlib.suppress(VideoError):
             counts.append(count_frames(video.path))
-    pairs = len(videos) * sum(counts) / max(1, len(counts))
-    pixels = (short_side or 256) ** 2 / 256**2
-    took, dis = (duration(pairs * pixels * SECONDS[name] / processes) for name in (backend, "dis"))
+            if len(frames) < 3:
+                frames.append(list(itertools.islice(read_frames(video.path, short_side), 4)))
+    if not sum(counts):
+        return
+    pairs, took = len(videos) * sum(counts) / len(counts), []
+    for each in (method, PLAIN_METHODS["dis"]):
+        started, done = time.monotonic(), 0
+        for few in frames:
+            done += len(list(each(iter(few))))
+        took.append(duration(pairs * (time.monotonic() - started) / max(1, done) / processes))
     print(
-        f"tvl1: about {took} for {pairs:,.0f} pairs of frames in {plural(processes, 'process')}; "
-        f"--method dis is coarser and takes about {dis}",
+        f"tvl1: about {took[0]} for {pairs:,.0f} pairs of frames in {plural(processes, 'process')}; "
+        f"--method dis is coarser and takes about {took[1]}",
         flush=True,
     )
 
 
 def main() -> int:
     args = parse_arguments()
-    if not args.bound > 0:
+    if not 0 < args.bound < math.inf:
         raise InputError(f"--bound {args.bound}: give pixels, more than 0")
-    if args.visualize and args.visualize.suffix.lower() != ".png":
-        raise InputError(f"--visualize {args.visualize}: give the name of a .png file to write")
     import_cv2()
     videos = (find_flo_folders if args.method == "flo" else find_videos)(args.videos, skip=args.out)
     devices = find_devices(args)
@@ -225,19 +222,11 @@ def main() -> int:
         methods = flow_methods(args, devices, workers)
         if args.method == "tvl1" and devices == ["cpu"]:
             processes = min(workers, cpu_count(), len(todo))
-            announce_time(todo, methods[0].keywords["backend"], processes, args.short_side)
+            announce_time(todo, methods[0], processes, args.short_side)
         return [functools.partial(write_flow, method, args.bound, args.short_side, args.quality) for method in methods]
 
     with open_output(args.out, "flow", ("u", "v"), settings | made_by(args, devices[0]), args.overwrite) as output:
-        code = extract_all(videos, output, make_writers, args.shard)
-        if args.visualize:
-            done = next((video for video in videos if output.is_done(video)), None)
-            if done is None:
-                raise InputError(f"{args.out} holds no finished video to draw")
-            title = f"{done.name}: {args.method}"
-            draw_flow(args.visualize, output.folders(done), done.path, args.short_side, args.bound, title)
-            print(f"flow of {done.name} -> {args.visualize}")
-    return code
+        return extract_all(videos, output, make_writers, args.shard)
 
 
 if __name__ == "__main__":

@@ -181,16 +181,23 @@ def open_output(root: Path, kind: str, parts: tuple[str, ...], settings: dict, o
     try:
         run = root / ".partial" / uuid.uuid4().hex
         run.parent.mkdir(parents=True, exist_ok=True)
+        alive = FileLock(run.with_suffix(".lock"))  # held as long as this process lives, however it ends
         with FileLock(root / ".lock", timeout=60):
             _clean(root)
+            running = any(run.parent.glob("*.lock"))
+            empty = not running and not any(_folders(root / part) for part in parts)
             run.mkdir(parents=True)
-            alive = FileLock(run.with_suffix(".lock"))  # held as long as this process lives, however it ends
             alive.acquire()
+            try:
+                claim(root, run, Extraction(kind, settings), overwrite, empty)
+            except InputError:
+                alive.release()
+                _clean(root)
+                raise
     except OSError as error:
         raise InputError(f"cannot write to {root}: {error.strerror or error}") from error
     digest = hashlib.sha256(_json(settings).encode()).hexdigest()[:16]
     try:
-        claim(root, run, Extraction(kind, settings), overwrite)
         yield Output(root, parts, digest, run, overwrite)
     finally:
         alive.release()
@@ -204,12 +211,16 @@ def _refuse_strangers(root: Path, overwrite: bool) -> None:
         raise InputError(f"{root} is a file; give a folder to write to")
     if overwrite or not root.exists():
         return
-    strangers = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    strangers = _folders(root)
     if strangers and not (root / FILE).exists():
         raise InputError(
             f"{root} holds folders that this program did not extract ({strangers[0]}, ...); "
             "choose an empty folder, or --overwrite to write among them"
         )
+
+
+def _folders(root: Path) -> list[str]:
+    return [path.name for path in root.glob("*") if path.is_dir() and not path.name.startswith(".")]
 
 
 def _clean(root: Path) -> None:
@@ -315,7 +326,7 @@ def extract_all(
     failed: dict[str, str] = {}
     frames = 0
     started = time.monotonic()
-    with _Bar(len(todo)) as bar:
+    with _Bar(todo) as bar:
         for index, event, value in run_jobs(workers, todo):
             if event == "claimed":
                 bar.expect(index, value)
@@ -346,15 +357,18 @@ def extract_all(
 
 
 class _Bar:
-    """One bar over all videos; one that is being written counts as far as it is written."""
+    """One bar over all videos, by their frames. Those of videos that aren't begun are told from their bytes."""
 
-    def __init__(self, videos: int) -> None:
-        self.expected: dict[int, int] = {}  # by index: images that the file of a video being written promises
+    def __init__(self, videos: Sequence[VideoFile]) -> None:
+        self.ahead = {index: video.size for index, video in enumerate(videos)}  # bytes of videos not begun
+        self.begun = 0  # bytes of the others
+        self.expected: dict[int, int] = {}  # by index: images that a begun video will have
         self.written: dict[int, int] = {}  # by index: images so far
-        self.videos, self.finished, self.failed, self.images = videos, 0, 0, 0
+        self.videos, self.finished, self.failed = len(videos), 0, 0
         layout = "{percentage:3.0f} %|{bar}| {elapsed} gone, {remaining} left{postfix}"
+        # The mean rate, not the latest: videos differ in length, and the first are no sample.
         self.bar = Progress(
-            desc="extraction", total=videos, disable=not videos, smoothing=0.05, mininterval=0.3, bar_format=layout
+            desc="extraction", total=1.0, disable=not videos, smoothing=0, mininterval=0.3, bar_format=layout
         )
 
     def __enter__(self) -> _Bar:
@@ -369,24 +383,28 @@ class _Bar:
     def expect(self, index: int, images: int) -> None:
         """Video `index` will have so many images, if its file is right."""
         self.expected[index] = images
+        self.begun += self.ahead.pop(index, 0)
 
     def advance(self, index: int, images: int) -> None:
         self.written[index] = self.written.get(index, 0) + images
-        self.images += images
         self._show()
 
     def finish(self, index: int, failed: int) -> None:
         self.finished, self.failed = self.finished + 1, failed
-        self.expected.pop(index, None)
+        self.ahead.pop(index, None)
+        self.expected[index] = self.written.get(index, 0)
         self._show()
 
     def _show(self) -> None:
-        under_way = sum(min(1.0, self.written.get(index, 0) / all_) for index, all_ in self.expected.items() if all_)
+        images = sum(self.written.values())
+        expected = sum(max(count, self.written.get(index, 0)) for index, count in self.expected.items())
+        expected += round(sum(self.ahead.values()) * expected / max(1, self.begun))
         seconds = self.bar.format_dict["elapsed"]
-        rate = f", {self.images / seconds:.0f} frames/s" if seconds > 1 else ""
+        rate = f", {images / seconds:.0f} frames/s" if seconds > 1 else ""
         failures = f", {self.failed} failed" if self.failed else ""
         self.bar.set_postfix_str(f"{self.finished:,}/{self.videos:,} videos{rate}{failures}", refresh=False)
-        self.bar.update(max(0.0, self.finished + under_way - self.bar.n))
+        share = 1.0 if self.finished == self.videos else images / max(1, expected)
+        self.bar.update(share - self.bar.n)
 
 
 class Reporter:

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.tvl1 import OPENCV_DEFAULTS
-from data.tvl1.backends import OPENCVS, pair_method, suitable_backends
+from data.tvl1 import OPENCV_DEFAULTS, OPENCVS, pair_method, suitable_backends
 from data.videos import VideoError, import_cv2, resize, resized
 from utils import InputError, plural
 
@@ -34,7 +33,7 @@ def tvl1_flow(
     """Duality-based TV-L1 (Zach, Pock and Bischof 2007) with OpenCV's default parameters.
 
     These are tau 0.25, lambda 0.15, theta 0.3, 5 scales of 0.8, 5 warps, epsilon 0.01: those of TSN's flow.
-    `backend` is one of data.tvl1.backends; None takes the likeliest for the device. "torch" and "compiled" work on
+    `backend` is one of data.tvl1's; None takes the likeliest for the device. "torch" and "compiled" work on
     `batch_frames` pairs at once, 0 for as many as suit a device that `processes` share; the others take pair by pair.
     Raises InputError when the device's memory doesn't hold a batch.
     """
@@ -77,22 +76,8 @@ def dis_flow(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     return _grey_flow(_grey(frames), calc)
 
 
-def farneback_flow(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Polynomial expansion (Farnebäck 2003) by OpenCV with the parameters of its own example.
-
-    Pyramid scale 0.5, 3 levels, window 15, 3 iterations, neighbourhood 5, sigma 1.2.
-    """
-    cv2 = import_cv2()
-    return _grey_flow(
-        _grey(frames), lambda one, two, _: cv2.calcOpticalFlowFarneback(one, two, None, 0.5, 3, 15, 3, 5, 1.2, 0)
-    )
-
-
 # What --method and predict.py's --flow-method call the methods that need nothing but frames and a CPU.
-PLAIN_METHODS: dict[str, Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]] = {
-    "dis": dis_flow,
-    "farneback": farneback_flow,
-}
+PLAIN_METHODS: dict[str, Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]] = {"dis": dis_flow}
 
 
 def _grey_flow(grey: Iterable[np.ndarray], calc: Callable) -> Iterator[np.ndarray]:
@@ -200,13 +185,13 @@ def download_raft_weights(size: str) -> Path:
 
 
 def quantise(flow: np.ndarray, bound: float) -> np.ndarray:
-    """Flow in pixels to uint8: -bound -> 0, 0 -> 128 (127.5 is rounded up), bound -> 255; clipped beyond."""
+    """Flow in pixels to uint8: -bound -> 0, 0 -> 128 (127.5 is rounded up), bound -> 255; clipped beyond.
+
+    Raises VideoError for flow that is not finite.
+    """
+    if not np.isfinite(flow).all():
+        raise VideoError("its flow is not finite")
     return np.floor(np.clip(flow, -bound, bound) * (255 / (2 * bound)) + 128).astype(np.uint8)
-
-
-def dequantise(image: np.ndarray, bound: float) -> np.ndarray:
-    """uint8 to pixels, float32, with 128 as exactly 0; off by at most one step, 2 bound / 255 pixels."""
-    return (image.astype(np.float32) - 128) * (2 * bound / 255)
 
 
 def read_flo(path: Path) -> np.ndarray:

@@ -6,12 +6,13 @@
 The shards are plain tar files of the image files, bit by bit as they were: `tar xf` gives the folder back. Beside
 each lies a table of where every image is, so that a clip is read with one or two seeks, in any order: that is what an
 exactly resumable random order needs, and what formats for streaming (WebDataset) don't have.
-Kill it at any moment and start it again: it goes on after the last whole shard.
+Kill it at any moment and start it again: it goes on after the last whole shard that holds what the folder holds now.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import shutil
 import sys
@@ -24,10 +25,10 @@ import numpy as np
 from tqdm import tqdm
 
 from common.commandline import ArgumentParser, bounded
-from dataloader.extracted import FILE
+from dataloader.extracted import FILE, fingerprint
 from dataloader.frames import CHANNELS, Index, Kind, index_frames
 from dataloader.names import first_few
-from dataloader.packed import FORMAT, Frames, is_pack, sequences_of
+from dataloader.packed import FORMAT, Frames, is_pack, read_json, sequences_of
 from utils import InputError, atomic_path, plural, run_main, write_json
 
 
@@ -57,23 +58,33 @@ def main() -> int:
         )
     channels = CHANNELS[index.kind]
     todo = [videos[channel] for _, videos in sorted(index.videos.items()) for channel in channels if channel in videos]
-    done = finished_shards(args.pack, todo)
+    made_of = [fingerprint(args.source, frames) for frames in todo]
+    done, packed = finished_shards(args.pack, todo, made_of)
     if (args.pack / "pack.json").is_file():
+        if packed < len(todo) or (args.pack / shard_name(len(done), ".json")).is_file():
+            raise InputError(
+                f"{args.pack} holds another data set, or an older state of this one; remove it or name another"
+            )
         print(f"{args.pack} is packed already")
         return 0
-    todo = todo[sum(len(sequences_of(args.pack / f"{name}.json")) for name in done) :]
+    todo, left = todo[packed:], made_of[packed:]
     with tqdm(total=sum(frames.count for frames in todo), unit=" images", unit_scale=True, disable=None) as bar:
         while todo:
-            name = f"shard-{len(done):05d}"
-            written = write_shard(args.pack, name, args.source, todo, 1e6 * args.shard_size, bar)
-            todo = todo[written:]
+            name = shard_name(len(done))
+            written = write_shard(args.pack, name, args.source, todo, left, 1e6 * args.shard_size, bar)
+            todo, left = todo[written:], left[written:]
             done.append(name)
+    for stale in args.pack.glob("shard-*"):  # of an older state that had more
+        if stale.stem not in done:
+            stale.unlink()
     extraction = args.source / FILE
     if extraction.is_file():
         with atomic_path(args.pack / FILE) as temporary:
             shutil.copyfile(extraction, temporary)
     shards = [{"name": name, "bytes": (args.pack / f"{name}.tar").stat().st_size} for name in done]
-    write_json(args.pack / "pack.json", {"format": FORMAT, "version": 1, "kind": index.kind, "shards": shards})
+    whole = hashlib.sha256("".join(made_of).encode()).hexdigest()
+    about = {"format": FORMAT, "version": 1, "kind": index.kind, "made_of": whole, "shards": shards}
+    write_json(args.pack / "pack.json", about)
     total = sum(shard["bytes"] for shard in shards)
     count = f"{plural(len(index.videos), 'video')} in {plural(len(shards), 'shard')}"
     print(f"{count}, {total / 1e6:,.0f} MB: --{index.kind}-dir {args.pack}")
@@ -113,20 +124,33 @@ def sequences(index: Index) -> set[tuple[str, str]]:
     }
 
 
-def finished_shards(pack: Path, todo: list[Frames]) -> list[str]:
-    """Names of the whole shards that an earlier run left. They must hold the first of `todo`, in order."""
+def shard_name(number: int, suffix: str = "") -> str:
+    return f"shard-{number:05d}{suffix}"
+
+
+def finished_shards(pack: Path, todo: list[Frames], made_of: list[str]) -> tuple[list[str], int]:
+    """Return the whole shards that an earlier run left and that hold the first of `todo`, and how many of them.
+
+    A shard whose images were extracted anew since, or with other settings, is not among them, nor any after it.
+    """
     names: list[str] = []
-    sequences: list[Frames] = []
-    while (path := pack / f"shard-{len(names):05d}.json").is_file():
+    packed = 0
+    while (path := pack / shard_name(len(names), ".json")).is_file():
+        found, marks = sequences_of(path), read_json(path).get("made_of")
+        if found != todo[packed : packed + len(found)] or marks != made_of[packed : packed + len(found)]:
+            break
         names.append(path.stem)
-        sequences += sequences_of(path)
-    if sequences != todo[: len(sequences)] or ((pack / "pack.json").is_file() and len(sequences) != len(todo)):
-        raise InputError(f"{pack} holds another data set, or an older state of this one; remove it or name another")
-    return names
+        packed += len(found)
+    return names, packed
 
 
-def write_shard(pack: Path, name: str, root: Path, todo: list[Frames], full: float, bar: tqdm) -> int:
-    """Write one shard of the first of `todo`, until it is `full` (bytes). Returns the number of sequences in it."""
+def write_shard(
+    pack: Path, name: str, root: Path, todo: list[Frames], made_of: list[str], full: float, bar: tqdm
+) -> int:
+    """Write one shard of the first of `todo`, until it is `full` (bytes). Returns the number of sequences in it.
+
+    Raises InputError where the images change meanwhile.
+    """
     places: list[tuple[int, int]] = []
     written = 0
     with atomic_path(pack / f"{name}.tar") as temporary, tarfile.open(temporary, "w") as tar:
@@ -143,8 +167,11 @@ def write_shard(pack: Path, name: str, root: Path, todo: list[Frames], full: flo
                 break
     with atomic_path(pack / f"{name}.npy") as temporary, open(temporary, "wb") as file:
         np.save(file, np.array(places, dtype=np.int64))
+    for frames, mark in zip(todo[:written], made_of, strict=False):
+        if fingerprint(root, frames) != mark:
+            raise InputError(f"{root}/{frames.folder} changed while it was packed; start again when that is done")
     rows = [[f.folder, f.prefix, f.digits, f.start, f.count, f.suffix] for f in todo[:written]]
-    write_json(pack / f"{name}.json", {"sequences": rows})
+    write_json(pack / f"{name}.json", {"sequences": rows, "made_of": made_of[:written]})
     return written
 
 

@@ -46,7 +46,7 @@ def read_extraction(root: Path) -> Extraction | None:
             raise ValueError(f"kind {kind}, version {version}")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}); remove it or extract again") from None
     return Extraction(kind, settings)
 
@@ -90,11 +90,12 @@ def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
 
-def claim(root: Path, scratch: Path, wanted: Extraction, overwrite: bool) -> None:
+def claim(root: Path, scratch: Path, wanted: Extraction, overwrite: bool, empty: bool = False) -> None:
     """Make `root` a folder of images made as `wanted`, by way of the folder `scratch` on the same disk.
 
     Machines may start at the same moment: the first one's settings stand. Raises InputError where the folder holds
-    images made otherwise, unless `overwrite`; of the other kind, always.
+    images made otherwise, unless `overwrite`, or of the other kind. An `empty` one may become anything: no video of it
+    is done, and no other run is at work.
     """
     path, temporary = root / FILE, scratch / FILE
     temporary.write_text(wanted.as_text(), encoding="utf-8")
@@ -106,14 +107,14 @@ def claim(root: Path, scratch: Path, wanted: Extraction, overwrite: bool) -> Non
     try:
         found = read_extraction(root)
     except InputError:
-        if not overwrite:
+        if not (overwrite or empty):
             raise
         found = None
     if found == wanted:
         return
-    if found is not None and found.kind != wanted.kind:
+    if found is not None and found.kind != wanted.kind and not empty:
         raise InputError(f"{root} holds {found.kind}, not {wanted.kind}; choose another folder")
-    if overwrite:
+    if overwrite or empty:
         os.replace(temporary, path)
         return
     was, now = found.settings if found else {}, wanted.settings

@@ -2,8 +2,9 @@
 
   PACK/shard-00000.tar    the image files as they were, one sequence behind the other; `tar xf` gives them back
   PACK/shard-00000.npy    int64 (images, 2): where each image's bytes begin in the tar, and how many they are
-  PACK/shard-00000.json   which sequences these are: {"sequences": [[folder, prefix, digits, start, count, suffix]]}
-  PACK/pack.json          written last: {"format": "two-stream pack", "kind", "shards": [{"name", "bytes"}]}
+  PACK/shard-00000.json   which sequences these are: {"sequences": [[folder, prefix, digits, start, count, suffix]]},
+                          and the fingerprint of each, of dataloader/extracted.py: {"made_of": [text]}
+  PACK/pack.json          written last: {"format": "two-stream pack", "kind", "made_of", "shards": [{"name", "bytes"}]}
   PACK/extraction.json    as it was, if it was there
 
 A stack's ten x images lie side by side, and so do its ten y images: a clip takes two reads, an RGB frame one.
@@ -206,5 +207,5 @@ def sequences_of(path: Path) -> list[Frames]:
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path} ({error}); copy it or pack this data set again") from None

@@ -31,7 +31,7 @@ class Preparation:
     `picture` makes of each flow image a picture of three planes, for a network of ImageNet as it is: the pixels of flow
     at which it is white or black (flow_picture).
     The rest is how the images on disk were extracted (data/extract_*.py), as far as that is known: predict.py
-    does the same to a video. `flow_method` is tvl1, dis, farneback, raft_large, raft_small or flo.
+    does the same to a video. `flow_method` is tvl1, dis, raft_large, raft_small or flo.
     """
 
     modality: str = "rgb"  # rgb | flow | rgbdiff | greydiff

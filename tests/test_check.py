@@ -20,7 +20,8 @@ FRAMES = 12
 def image(path: Path, channels: str, size: tuple[int, int] = (24, 32)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = size if channels == "L" else (*size, 3)
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)).save(path)
+    number = int(path.stem[-6:])
+    Image.fromarray(np.random.default_rng(number).integers(0, 255, shape, dtype=np.uint8)).save(path)
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +66,8 @@ def column(output: str, row: str, heading: str) -> str:
 
 
 def test_a_whole_data_set(check):
-    output = check(workers=2)
+    assert len(check("--quick").splitlines()) <= 8  # what there is, no row of a class without problems, the verdict
+    output = check("--all", workers=2)
     rows = {"Hammering": ["1", "1", "24", "22"], "HammerThrow": ["1", "-", "12", "11"], "all": ["2", "1", "36", "33"]}
     for row, numbers in rows.items():
         assert [column(output, row, name) for name in ("train", "test", "frames", "flow")] == numbers
@@ -104,9 +106,11 @@ def test_broken_images(check, prepared, damage, words):
     output = check(code=1)
     assert words in output
     assert column(output, "Hammering", "images") == column(output, "all", "images") == "1"
-    assert output.endswith("something is wrong\n")
+    verdict, advice = output.splitlines()[-2:]
+    assert verdict == "something is wrong" and advice.startswith("1. remove the folders of broken images")
+    assert output.index("are there") < output.index(words) < output.index("class ")  # what is wrong comes first
     if damage is truncate:  # only decoding finds it
-        assert "images" not in check("--quick").splitlines()[0]
+        assert "images" not in check("--quick")
 
 
 def test_what_names_tell(check, prepared):
@@ -119,15 +123,17 @@ def test_what_names_tell(check, prepared):
             (prepared / f"flow/{channel}/v_HammerThrow_g09_c01/frame{i:06d}.jpg").unlink()
     image(prepared / "rgb/v_YoYo_g01_c01/frame000001.jpg", "RGB")
     output = check("--quick", "--csv", prepared / "problems.csv", code=1)
+    assert "0 of 2 training and 0 of 1 test videos" in output.splitlines()[0]
     assert column(output, "Hammering", "u/v") == "1" and "has 11 u (x) but 10 v (y) images" in output
     assert column(output, "HammerThrow", "sequence") == "1" and "frame000005.jpg is missing" in output
     for kind in ("u/v: ", "sequence: "):
         (line,) = (line for line in output.splitlines() if line.startswith(kind))
         assert line.count("_c01") == 1  # the video, once
     assert column(output, "Hammering", "missing") == "1" and "v_Hammering_g08_c01.avi: no RGB frames under" in output
-    assert column(output, "HammerThrow", "short") == "1" and "9 flow pairs" in output
-    assert "0 of 2 training and 0 of 1 test videos" in output
+    assert column(output, "HammerThrow", "short") == "1" and "9 flow pairs, a clip needs 10" in output
     assert "1 video in no list of this split (YoYo_g01_c01)" in output
+    steps = [line for line in output.splitlines() if line[:3] in ("1. ", "2. ", "3. ", "4. ")]
+    assert len(steps) == 4 and "goes on from where it stopped" in steps[0]  # what to do, the first thing first
     with open(prepared / "problems.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(row["video"].split("_", 1)[1][:-4], row["class"], row["problem"]) for row in rows} == {
@@ -138,19 +144,57 @@ def test_what_names_tell(check, prepared):
     }
 
 
-@pytest.mark.parametrize("rate, kept, wrong", [(None, 12, False), (5, 3, False), (5, 4, True), (1, 11, True)])
+def test_videos_that_show_nothing_are_named(check, prepared):
+    """All black, all the same, and flow that is nowhere anything; noise of coding counts as nothing."""
+    rng = np.random.default_rng(1)
+    black = prepared / "rgb/v_Hammering_g01_c01"
+    same = prepared / "rgb/v_Hammering_g08_c01"
+    picture = np.asarray(Image.open(same / "frame000001.jpg")).astype(int)
+    for i in range(1, FRAMES + 1):
+        noise = rng.integers(0, 3, (24, 32, 3))
+        Image.fromarray((16 + noise).astype(np.uint8)).save(black / f"frame{i:06d}.jpg", quality=95)
+        again = np.clip(picture + noise - 1, 0, 255).astype(np.uint8)
+        Image.fromarray(again).save(same / f"frame{i:06d}.jpg", quality=100, subsampling=0)
+        if i < FRAMES:
+            for channel in "uv":
+                still = prepared / f"flow/{channel}/v_HammerThrow_g09_c01/frame{i:06d}.jpg"
+                Image.fromarray(np.full((24, 32), 128, np.uint8)).save(still)
+    moves = prepared / "flow/u/v_Hammering_g08_c01"  # one pair that moves is enough
+    for i in range(1, FRAMES - 1):
+        Image.fromarray(np.full((24, 32), 128, np.uint8)).save(moves / f"frame{i:06d}.jpg")
+    output = check(code=1)
+    found = [line for line in output.splitlines() if line.startswith("content: ")]
+    assert found == [
+        "content: v_Hammering_g08_c01: all images are the same",
+        "content: u/v_HammerThrow_g09_c01: no flow at all, every image is 128",
+        "content: v_Hammering_g01_c01: all images are black",
+    ]
+    assert column(output, "all", "content") == "3"
+
+
+@pytest.mark.parametrize(("input_", "needed"), [(None, 1), ("greydiff", 4), ("rgbdiff", 6)])
+def test_how_long_a_video_has_to_be_is_its_inputs(run, prepared, input_, needed):
+    flags = ("--rgb-dir", prepared / "rgb", "--ucf-list", prepared / "lists", "--quick")
+    folder = prepared / "rgb/v_Hammering_g01_c01"
+    for i in range(needed + 1, FRAMES + 1):
+        (folder / f"frame{i:06d}.jpg").unlink()
+    run("data/check.py", *flags, *(["--input", input_] if input_ else []))
+    if needed > 1:
+        (folder / f"frame{needed:06d}.jpg").unlink()
+        assert f"a clip needs {needed}" in run("data/check.py", *flags, "--input", input_, code=1).stdout
+
+
+@pytest.mark.parametrize("rate, kept, wrong", [(5, 3, False), (5, 4, True), (1, 11, True)])
 def test_frames_against_flow_at_the_sampling_rate(check, prepared, rate, kept, wrong):
     """12 frames sampled at 5 are frames 1, 6 and 11."""
-    if rate:
-        settings = {"kind": "rgb", "version": 1, "settings": {"sampling_rate": rate}}
-        (prepared / "rgb" / "extraction.json").write_text(json.dumps(settings))
-    names = ["v_Hammering_g01_c01"] if wrong else [path.name for path in (prepared / "rgb").glob("v_*")]
+    settings = {"kind": "rgb", "version": 1, "settings": {"sampling_rate": rate}}
+    (prepared / "rgb" / "extraction.json").write_text(json.dumps(settings))
     for folder in (prepared / "rgb").glob("v_*"):
-        right = -(-FRAMES // (rate or 1))
-        for i in range((kept if folder.name in names else right) + 1, FRAMES + 1):
+        count = kept if folder.name == "v_Hammering_g01_c01" else -(-FRAMES // rate)
+        for i in range(count + 1, FRAMES + 1):
             (folder / f"frame{i:06d}.jpg").unlink()
     output = check("--quick", code=int(wrong))
-    assert column(output, "Hammering", "length") == ("1" if wrong else "-")
+    assert column(output, "all", "length") == ("1" if wrong else "-")
 
 
 def test_frames_against_flow_of_other_tools(check, prepared):
@@ -178,8 +222,8 @@ def test_complete_against_the_official_split(shared):
 def test_own_videos_without_lists(run, tmp_path):
     for name in ("fight/a b", "calm/c"):
         for i in range(FRAMES):
-            image(tmp_path / name / f"img_{i:05d}.jpg", "RGB")
-    output = run("data/check.py", "--rgb-dir", tmp_path, "--workers", 1, cwd=tmp_path).stdout
+            image(tmp_path / name / f"img_{i:06d}.jpg", "RGB")
+    output = run("data/check.py", "--rgb-dir", tmp_path, "--workers", 1, "--all", cwd=tmp_path).stdout
     assert column(output, "fight", "frames") == column(output, "calm", "frames") == "12"
     assert "no split lists" in output
 

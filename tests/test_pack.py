@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -19,6 +20,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SMALL
+from PIL import Image
+from video_files import make_video
 
 from dataloader.clips import ClipDataset, TestSampling, TrainSampling
 from dataloader.frames import index_frames
@@ -140,6 +143,43 @@ def test_a_pack_killed_at_any_time_is_finished_by_the_next_run(tiny, packed, run
     expected = digests(packed / "flow")
     assert {name: digest for name, digest in digests(target).items() if not name.startswith(".")} == expected
     assert "packed already" in run("data/pack.py", tiny / "flow", target).stdout
+
+
+def test_a_pack_is_of_what_the_folder_holds_now(run, tmp_path):
+    """After another extraction a whole pack is no longer the folder's, and a half-finished one starts again."""
+    videos, frames, pack = tmp_path / "videos", tmp_path / "rgb", tmp_path / "pack"
+    for seed in range(3):
+        make_video(videos / f"{'abc'[seed]}.avi", seed)
+    extract = ("data/extract_rgb.py", videos, frames, "--sampling-rate", 1, "--workers", 1)
+    run(*extract, "--short-side", 96)
+    run("data/pack.py", frames, pack, "--shard-size", 0)
+    assert len(list(pack.glob("*.tar"))) == 3
+    assert "packed already" in run("data/pack.py", frames, pack, "--shard-size", 0).stdout
+    half = shutil.copytree(pack, tmp_path / "half")
+    for name in ("pack.json", "shard-00002.json"):
+        (half / name).unlink()
+    run(*extract, "--short-side", 64, "--overwrite")
+    assert "older state" in run("data/pack.py", frames, pack, "--shard-size", 0, code=2).stderr
+    run("data/pack.py", frames, half, "--shard-size", 0)
+    index = index_frames(half, "rgb")
+    images = [data for one in index.videos.values() for _, data in one["rgb"].read(half, range(26))]
+    assert {Image.open(io.BytesIO(data)).size for data in images} == {(85, 64)} and len(images) == 78
+    make_video(videos / "b.avi", 7)  # one video replaced: what lies before it is kept
+    (half / "pack.json").unlink()
+    kept = (half / "shard-00000.tar").stat().st_mtime_ns
+    run(*extract, "--short-side", 64)
+    run("data/pack.py", frames, half, "--shard-size", 0)
+    assert (half / "shard-00000.tar").stat().st_mtime_ns == kept
+    with tarfile.open(half / "shard-00001.tar") as tar:
+        assert tar.getnames()[0] == "b/frame000001.jpg"
+    (videos / "c.avi").unlink()
+    shutil.rmtree(frames / "c")
+    (half / "pack.json").unlink()
+    run("data/pack.py", frames, half, "--shard-size", 0)
+    assert len(list(half.glob("*.tar"))) == 2
+    assert "packed already" in run("data/pack.py", frames, half, "--shard-size", 0).stdout
+    again = next(index_frames(half, "rgb").videos["b"]["rgb"].read(half, [25]))[1]
+    assert again == (frames / "b" / "frame000026.jpg").read_bytes()
 
 
 def test_an_unfinished_pack_is_not_read(packed, tmp_path, run):

@@ -24,7 +24,6 @@ outside of the image is 0, and p starts from 0 once per scale, not once per warp
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -34,9 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.tvl1 import OPENCV_DEFAULTS, TVL1
-from data.tvl1.backends import BACKENDS, OPENCVS, is_installed, pair_method, suitable_backends
-from utils import InputError
+from data.tvl1 import BACKENDS, OPENCV_DEFAULTS, OPENCVS, TVL1, pair_method, suitable_backends
 
 BYTES_PER_PIXEL = 4 * 80  # float32 planes of a pair on a GPU at the peak, in the median filter: counted, with a margin
 
@@ -48,7 +45,7 @@ def tvl1_pairs(first: Tensor, second: Tensor, parameters: TVL1 = OPENCV_DEFAULTS
     Returns float32 (B, 2, H, W) on the same device, in pixels, x then y. The stopping rule is kept for every pair by
     itself, so a pair's flow doesn't depend on the others in the batch. Backends: "torch" is this file, "compiled"
     the same through torch.compile; "numba" (data/tvl1/cpu.py) and "opencv" (OpenCV's own) work on the CPU. None takes
-    the likeliest of suitable_backends; choose_backend measures. Raises ValueError for shapes that differ, sides under
+    the first of suitable_backends. Raises ValueError for shapes that differ, sides under
     3 pixels or another backend.
     """
     if first.shape != second.shape or first.dim() != 3 or min(first.shape[1:]) < 3:
@@ -81,72 +78,6 @@ def automatic_batch_frames(height: int, width: int, device: torch.device | str =
         return 4 * torch.get_num_threads()
     free, _ = torch.cuda.mem_get_info(device)
     return max(1, min(64, int(free / 2 / workers / (BYTES_PER_PIXEL * height * width))))
-
-
-def choose_backend(device: torch.device | str, backends: Sequence[str]) -> tuple[str, str]:
-    """(the fastest of `backends` on this machine, the speeds in words); takes some seconds.
-
-    Raises InputError where none works.
-    """
-    device = torch.device(device)
-    speeds, texture = backend_speeds(device, backends)
-    chosen, *others = sorted(speeds, key=speeds.__getitem__, reverse=True)
-    threads = torch.get_num_threads()
-    where = "on a GPU" if device.type == "cuda" else "on one thread" if threads == 1 else f"on {threads} threads"
-    slower = ", ".join(f"{backend}: {speeds[backend]:.3g}" for backend in others)
-    words = f"{chosen}, {speeds[chosen]:.3g} pairs of {texture} frames per second {where}"
-    return chosen, words + (f" ({slower})" if slower else "")
-
-
-def backend_speeds(device: torch.device | str, backends: Sequence[str]) -> tuple[dict[str, float], str]:
-    """Pairs per second of those `backends` that work here and agree, on textures that move, and the textures' size.
-
-    To agree is to be within 0.1 px on average of OpenCV's flow, or of this file's where OpenCV isn't installed.
-    Raises InputError where none does.
-    """
-    device = torch.device(device)
-    batch, height, width = max(2, torch.get_num_threads()), 96, 128
-    if device.type == "cuda":
-        height, width = 256, 340
-        batch = automatic_batch_frames(height, width, device)
-    first, second = moving_texture(batch, height, width, device=device)
-    expected = tvl1_pairs(first[:1], second[:1], backend="opencv" if is_installed("opencv") else "torch")
-    speeds, reason = {}, "none is installed"
-    for backend in filter(is_installed, backends):
-        try:
-            tvl1_pairs(first, second, backend=backend)  # compiles what is to be compiled
-            start = time.perf_counter()
-            flow = tvl1_pairs(first, second, backend=backend)[:1].cpu()  # the copy waits for a GPU
-            seconds = time.perf_counter() - start
-        except Exception as error:  # no compiler, a numba for another numpy, ...: whatever it is, there are the others
-            reason = f"{backend}: {type(error).__name__}: {error}".splitlines()[0]
-            continue
-        off = float((flow - expected.cpu()).norm(dim=1).mean())
-        if off < 0.1:
-            speeds[backend] = batch / seconds
-        else:
-            reason = f"{backend}: {off:.1f} px off"
-    if not speeds:
-        raise InputError(f"TV-L1 doesn't work with {' or '.join(backends)} ({reason}); reinstall what it needs")
-    return speeds, f"{width}x{height}"
-
-
-def moving_texture(
-    batch: int, height: int, width: int, motion: tuple[float, float] = (1.5, -0.75),
-    device: torch.device | str = "cpu",
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Two (batch, height, width) uint8 images of a smooth random texture that moves by `motion`, x and y pixels."""
-    random = torch.Generator().manual_seed(0)
-    waves = ((torch.rand(40, 3, generator=random) - 0.5) / 4).tolist()  # periods of 8 pixels and more
-    rows, columns = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
-    columns = columns + 7 * torch.arange(batch, device=device)[:, None, None]  # another piece for every pair
-
-    def picture(dx: float, dy: float) -> Tensor:
-        turns = (fx * (columns - dx) + fy * (rows - dy) + 8 * phase for fx, fy, phase in waves)
-        grey = 127.5 + sum((18 * torch.sin(2 * torch.pi * turn) for turn in turns), torch.zeros(()).to(device))
-        return grey.clamp(0, 255).to(torch.uint8)
-
-    return picture(0, 0), picture(*motion)
 
 
 def _flow_on_processors(first: Tensor, second: Tensor, parameters: TVL1, backend: str) -> Tensor:
