@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.tvl1 import OPENCV_DEFAULTS, OPENCVS, pair_method, suitable_backends
+from data.tvl1 import OPENCVS, pair_method, suitable_backends
+from data.tvl1.parameters import OPENCV_DEFAULTS
 from data.videos import VideoError, import_cv2, resize, resized
 from utils import InputError, plural
 

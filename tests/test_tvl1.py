@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.tvl1 import OPENCV_DEFAULTS, TVL1, is_installed
+from data.tvl1 import is_installed
 from data.tvl1 import tensor as tvl1
+from data.tvl1.parameters import OPENCV_DEFAULTS, TVL1
 from data.tvl1.tensor import tvl1_pairs
 
 BACKENDS = [

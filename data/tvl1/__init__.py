@@ -1,6 +1,6 @@
 """TV-L1 optical flow: as tensor code (tensor.py), compiled for processors (cpu.py), or OpenCV's own.
 
-This file has its parameters and says what can compute it here. It imports no PyTorch, so that a process that needs none
+This file says what can compute it here. It imports no PyTorch, so that a process that needs none
 starts fast.
 """
 
@@ -8,41 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
+from data.tvl1.parameters import TVL1
+
 OPENCVS = ("numba", "opencv")  # give OpenCV's flow to the bit, on Linux and x86-64; for processors, pair by pair
 BACKENDS = ("compiled", "torch", *OPENCVS)
-
-
-@dataclass(frozen=True)
-class TVL1:
-    """Parameters of the method, OpenCV's defaults; `tau`, `lambda_`, `theta`, `epsilon` as in the papers."""
-
-    tau: float = 0.25  # time step of the dual variable; at most 0.25 for certain convergence
-    lambda_: float = 0.15  # weight of the data; smaller is smoother
-    theta: float = 0.3  # how far v may leave u
-    scales: int = 5  # images of the pyramid; fewer if one had a side under 16 pixels
-    scale_step: float = 0.8  # size of each relative to the one before
-    warps: int = 5  # linearisations per scale
-    epsilon: float = 0.01  # stop when u moves less, root mean square, in pixels; 0 never stops early
-    inner_iterations: int = 30  # between two median filters
-    outer_iterations: int = 10  # median filters per warp
-    median_size: int = 5  # 3 or 5; 1 filters nothing
-
-    def pyramid(self, height: int, width: int) -> list[tuple[int, int]]:
-        """(height, width) of every scale, from the image's own to the coarsest."""
-        sizes = [(height, width)]
-        while len(sizes) < self.scales:
-            height, width = round(height * self.scale_step), round(width * self.scale_step)
-            if min(height, width) < 16:
-                break
-            sizes.append((height, width))
-        return sizes
-
-
-OPENCV_DEFAULTS = TVL1()
 
 
 def suitable_backends(device: str = "cpu") -> list[str]:

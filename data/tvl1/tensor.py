@@ -33,7 +33,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.tvl1 import BACKENDS, OPENCV_DEFAULTS, OPENCVS, TVL1, pair_method, suitable_backends
+from data.tvl1 import BACKENDS, OPENCVS, pair_method, suitable_backends
+from data.tvl1.parameters import OPENCV_DEFAULTS, TVL1
 
 BYTES_PER_PIXEL = 4 * 80  # float32 planes of a pair on a GPU at the peak, in the median filter: counted, with a margin
 
