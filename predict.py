@@ -32,7 +32,7 @@ from recogniser.answers import Answer, as_json, as_line, as_table
 from recogniser.decoded import DecodedFrames
 from recogniser.loading import Wishes, load_streams
 from recogniser.overlay import save
-from recogniser.streams import Recogniser, make_clips, reason
+from recogniser.streams import Recogniser, make_clips, reason, weighted
 from recogniser.windows import Camera, rolling_windows
 from report.outcome import Learnt
 from saved.checkpoints import FLOW_ORDERS
@@ -72,18 +72,34 @@ def load(
     import_cv2()
     shares, temperature = dict(zip(("spatial", "motion"), weights or (1.0, 1.0), strict=True)), 1.0
     if fusion:
-        shares, temperature = learnt_fusion(fusion)
+        learnt = learnt_fusion(fusion)
+        paths = chosen_networks(learnt, paths, fusion)
+        shares, temperature = dict(zip(learnt.streams, learnt.weights, strict=True)), learnt.temperature
     where = set_up_device(device)
     streams, names, heads = load_streams(paths, flow_order, Wishes(**wishes), amp_dtype(amp, where), where)
     return Recogniser(streams, names, shares, unknown_below, temperature, heads)
 
 
-def learnt_fusion(path: str | Path) -> tuple[dict[str, float], float]:
-    """(weights of spatial and motion, temperature of their mean) that fusion.py learnt."""
+def learnt_fusion(path: str | Path) -> Learnt:
+    """What fusion.py chose of a spatial and a motion stream."""
     learnt = Learnt.from_results(path)
     if set(learnt.streams) != {"spatial", "motion"}:
         raise InputError(f"{path} holds weights of {' and '.join(learnt.streams)}; --fusion is of spatial and motion")
-    return dict(zip(learnt.streams, learnt.weights, strict=True)), learnt.temperature
+    return learnt
+
+
+def chosen_networks(learnt: Learnt, paths: dict[str, str], source: str | Path) -> dict[str, str]:
+    """The checkpoints that the chosen fusion needs: the streams', one of them, or the parts of the joined head."""
+    if learnt.joined:
+        paths = {name: str(Path(learnt.joined, name, "checkpoint.pth.tar")) for name in learnt.streams}
+        if absent := [path for path in paths.values() if not Path(path).is_file()]:
+            raise InputError(f"{source} chose the joined head, and {absent[0]} is not there: leave --fusion out")
+        print(f"note: {source} chose the joined head, {' and '.join(paths.values())}", file=sys.stderr)
+    for name, weight in zip(learnt.streams, learnt.weights, strict=True):
+        if not weight:
+            print(f"note: {source} leaves the {name} stream out", file=sys.stderr)
+            paths = {other: path for other, path in paths.items() if other != name}
+    return paths
 
 
 # --- the command line ----------------------------------------------------------------------------------
@@ -100,7 +116,7 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--weights", nargs=2, type=float, metavar=("W", "W"),
                        help="of spatial and motion in the mean (default: 1 1)")
     group.add_argument("--fusion", metavar="PATH",
-                       help="results.json of fusion.py --learn: its weights, and the temperature that calibrates them")
+                       help="results.json of fusion.py --learn: the streams, weights and temperature that it chose")
     group.add_argument("--ucf-list", metavar="DIR",
                        help="split lists that name the classes of another project's checkpoint that is not of UCF101")
     group.add_argument("--flow-order", choices=tuple(FLOW_ORDERS), default="original",
@@ -252,7 +268,7 @@ def show(video: str, answer: Answer, args: argparse.Namespace) -> None:
 # --- scores --------------------------------------------------------------------------------------------
 
 
-def score(answers: Mapping[Path, Answer], args: argparse.Namespace) -> None:
+def score(answers: Mapping[Path, Answer], model: Recogniser, args: argparse.Namespace) -> None:
     """Accuracy, confusions and report of the videos whose folders are named as classes, as fusion.py has them.
 
     Each stream's predictions are written, too. A stream that a video is too short for gets the others' scores of it,
@@ -262,7 +278,7 @@ def score(answers: Mapping[Path, Answer], args: argparse.Namespace) -> None:
     from report.summary import text
     from saved.predictions import align, load_predictions, write_predictions
 
-    names = next(iter(answers.values())).names
+    names = model.names
     labels = {video: label_of(video, names) for video in answers}
     known = {video: label for video, label in labels.items() if label is not None}
     if len(known) < 2:
@@ -277,8 +293,11 @@ def score(answers: Mapping[Path, Answer], args: argparse.Namespace) -> None:
                  "labels": {keys[video]: label for video, label in known.items()}}  # fmt: skip
         write_predictions(args.report / stream, stream, rows, about)
     test_set = align([load_predictions(args.report / stream) for stream in streams])
-    learnt = Learnt.from_results(args.fusion) if args.fusion else None
-    outcome = evaluate(test_set, args.weights, learnt=learnt, headline=learnt is not None)
+    weights = weighted(model.weights, streams)
+    learnt = None
+    if args.fusion:  # with those of its streams that it takes
+        learnt = replace(learnt_fusion(args.fusion), streams=streams, weights=weights)
+    outcome = evaluate(test_set, weights, learnt=learnt, headline=learnt is not None)
     write_json(args.report / "results.json", outcome.results)
     out = sys.stderr if args.json else sys.stdout
     title = printable(", ".join(args.videos))
@@ -346,7 +365,7 @@ def main() -> int:
             print(printable(f"error: {video}: {reason(error)}"), file=sys.stderr)
             failed += 1
     if scored and any(Path(named).is_dir() for named in args.videos):
-        score(scored, args)
+        score(scored, model, args)
     if failed:
         print(f"{failed} of {len(videos)} videos failed", file=sys.stderr)
     return 1 if failed else 0

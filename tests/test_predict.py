@@ -315,6 +315,29 @@ def test_scores_that_are_not_finite_name_no_action(prepared, monkeypatch, tmp_pa
         call(monkeypatch, prepared / "videos/walk/b.avi", *flags)
 
 
+@pytest.mark.parametrize("chosen", ["motion", "joined"])
+def test_the_fusion_that_was_chosen_is_taken(prepared, monkeypatch, tmp_path, capsys, chosen):
+    """A stream alone leaves the other out; the joined head's two checkpoints stand in for the streams'."""
+    flags = flags_of(prepared)
+    joined = {"spatial": 0.5, "motion": 0.5}
+    learnt = {"weights": {"spatial": 0.0, "motion": 1.0} if chosen == "motion" else joined, "temperature": 2.0,
+              "learnt_on": {"videos": 9, "groups": 9, "paths": []}, "chosen": chosen, "joined": None}  # fmt: skip
+    if chosen == "joined":
+        learnt["joined"] = str(tmp_path / "joined")
+        for name, path in zip(("motion", "spatial"), (flags[3], flags[1]), strict=True):
+            (tmp_path / "joined" / name).mkdir(parents=True)
+            shutil.copy(path, tmp_path / "joined" / name / "checkpoint.pth.tar")
+        flags[1] = flags[3] = tmp_path / "not_needed.pth.tar"
+    (tmp_path / "results.json").write_text(json.dumps({"learnt": learnt}))
+    call(monkeypatch, prepared / "videos/walk/b.avi", *flags, "--json", "--fusion", tmp_path / "results.json")
+    said = json.loads(capsys.readouterr().out)
+    taken = ["motion"] if chosen == "motion" else ["spatial", "motion"]
+    assert [name for name in ("spatial", "motion") if name in said] == taken
+    expected = np.exp(np.mean([logits_of(said, name) for name in taken], axis=0) / 2.0)
+    shares = {guess["class"]: guess["probability"] for guess in said["fused"]["top5"]}
+    np.testing.assert_allclose([shares["run"], shares["walk"]], expected / expected.sum(), atol=1e-5)
+
+
 def test_a_linear_heads_answer_is_the_mean_of_what_its_samples_add():
     torch.manual_seed(0)
     head = TimeStatistics(5, 3)
