@@ -89,8 +89,9 @@ def open_film(target: Path, rate: float) -> Iterator[Callable[[np.ndarray], None
     """
     av = import_av()
     check_writable(target.parent)
-    options = {"movflags": "faststart"}
-    with atomic_path(target) as temporary, av.open(str(temporary), "w", "mp4", options=options) as container:
+    with contextlib.ExitStack() as stack:
+        temporary = stack.enter_context(atomic_path(target)).absolute()  # relative, `a:b` would name a protocol
+        container = stack.enter_context(av.open(str(temporary), "w", "mp4", options={"movflags": "faststart"}))
         pace = Fraction(rate).limit_denominator(1001)
         if "libx264" in av.codecs_available:
             stream = container.add_stream("libx264", pace, options={"crf": "20", "preset": "veryfast"})
