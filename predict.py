@@ -290,7 +290,8 @@ def score(answers: Mapping[Path, Answer], model: Recogniser, args: argparse.Name
     for stream in streams:
         rows = {keys[v]: answers[v].logits.get(stream, answers[v].fused()[None]).astype("float32") for v in known}
         about = {"dataset": "own", "split": 1, "class_names": names,
-                 "labels": {keys[video]: label for video, label in known.items()}}  # fmt: skip
+                 "labels": {keys[video]: label for video, label in known.items()},
+                 "files": {keys[video]: printable(str(video.absolute())) for video in known}}  # fmt: skip
         write_predictions(args.report / stream, stream, rows, about)
     test_set = align([load_predictions(args.report / stream) for stream in streams])
     weights = weighted(model.weights, streams)

@@ -94,8 +94,13 @@ def pictures(sources: Mapping[str, Predictions], videos: list[str]) -> dict[str,
     """
     rgb, flow = find_index(sources, "rgb"), find_index(sources, "flow")
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda video: one_video(video, rgb, flow), videos[:MOST])
-    return dict(zip(videos[:MOST], found, strict=True))
+        made = pool.map(lambda video: one_video(video, rgb, flow), videos[:MOST])
+        found = dict(zip(videos[:MOST], made, strict=True))
+    for source in sources.values():
+        files = source.meta.get("files") or {}  # predict.py's, which extracts no images
+        for video in files.keys() & found.keys():
+            found[video]["path"] = files[video]
+    return found
 
 
 def find_index(sources: Mapping[str, Predictions], kind: Literal["rgb", "flow"]) -> Index | None:
