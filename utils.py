@@ -245,7 +245,8 @@ def is_alive(pid: int) -> bool:
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # paths need not be UTF-8
 
 
 # --- seeds ---------------------------------------------------------------------------------------------

@@ -12,13 +12,37 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from common.formats import Count, Natural, Positive, read_json
 from dataloader.packed import Frames
 from utils import InputError
 
 FILE = "extraction.json"
 VERSION = 1
+
+
+class Settings(BaseModel):
+    """What changes the images' bytes; methods may add to these."""
+
+    model_config = ConfigDict(extra="allow")
+
+    method: str | None = None
+    model: str | None = None
+    bound: Positive | None = None  # in pixels
+    sampling_rate: Count | None = None
+    short_side: Natural | None = None
+    quality: Annotated[Natural, Field(le=100)] | None = None
+
+
+class ExtractionFile(BaseModel):
+    """extraction.json."""
+
+    kind: Literal["rgb", "flow"]
+    version: Literal[1]
+    settings: Settings
 
 
 @dataclass(frozen=True)
@@ -39,16 +63,16 @@ def read_extraction(root: Path) -> Extraction | None:
     A broken file isn't passed over: images would be taken for something that they aren't.
     """
     path = root / FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        kind, version, settings = content["kind"], content["version"], content["settings"]
-        if kind not in ("rgb", "flow") or version != VERSION or not isinstance(settings, dict):
-            raise ValueError(f"kind {kind}, version {version}")
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.exists():
         return None
+<<<<<<< HEAD
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}); remove it or extract again") from None
     return Extraction(kind, settings)
+=======
+    found = read_json(path, ExtractionFile, "remove it or extract again")
+    return Extraction(found.kind, found.settings.model_dump(exclude_unset=True))
+>>>>>>> 27d2eed (Every JSON and metadata format is described once for pydantic and read by one function; numbered columns in their order)
 
 
 def extraction_settings(root: Path) -> dict[str, Any]:

@@ -25,10 +25,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+from pydantic import BaseModel
 from tqdm import tqdm
 
+from common.formats import Natural, read_json
 from dataloader.extracted import read_extraction
 from dataloader.names import Video, first_few, ucf_parts, without_suffix
 from dataloader.packed import PREFIXES, Frames, Images, is_pack, open_pack
@@ -346,21 +348,27 @@ def _cache_files(root: Path) -> list[Path]:
     return [root / CACHE_NAME, base / "two-stream" / f"{name}.json"]
 
 
+class FrameIndexFile(BaseModel):
+    """The cache: sequences that folders hold, and each folder's number among these, subfolders and stamp."""
+
+    version: Literal[1]  # _CACHE_VERSION
+    images: list[list[tuple[str, Natural, Natural, Natural, str, str]]]
+    folders: dict[str, list[Any]]
+
+
 def _read_cache(root: Path) -> dict[str, Folder]:
     """The newest cache, {} if there is none or it isn't one of ours."""
     found = [(file.stat().st_mtime, file) for file in _cache_files(root) if file.is_file()]
     if not found:
         return {}
     try:
-        content = json.loads(max(found)[1].read_bytes())
-        if content["version"] != _CACHE_VERSION:
-            return {}
-        images = [tuple(Images(*one) for one in several) for several in content["images"]]
+        content = read_json(max(found)[1], FrameIndexFile, "")
+        images = [tuple(Images(*one) for one in several) for several in content.images]
         return {
             path: Folder(tuple(stamp), images[number], tuple(subfolders))
-            for path, (number, subfolders, *stamp) in content["folders"].items()
+            for path, (number, subfolders, *stamp) in content.folders.items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (InputError, ValueError, TypeError, IndexError):
         return {}
 
 

@@ -12,20 +12,22 @@ A stack's ten x images lie side by side, and so do its ten y images: a clip take
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, Field
 
+from common.formats import Natural, read_json
 from dataloader.sampling import consecutive_runs
 from utils import InputError
 
 FORMAT = "two-stream pack"
+PACK_AGAIN = "copy it or pack this data set again"
 READ_AT_ONCE = 64  # images of a run, which bounds the memory
 PREFIXES = {"frame": "rgb", "img_": "rgb", "image_": "rgb", "flow_x_": "x", "flow_y_": "y"}  # by name's start
 
@@ -91,6 +93,27 @@ class Frames:
         for step in steps:
             path = f"{stem}{self.start + step:0{self.digits}d}{self.suffix}"
             yield path, read_bytes(path)
+
+
+class ShardEntry(BaseModel):
+    """A shard in pack.json: its name, without suffix or folder, and the size of its tar."""
+
+    name: Annotated[str, Field(pattern=r"^[\w-]+$")]
+    bytes: Natural
+
+
+class PackFile(BaseModel):
+    """pack.json."""
+
+    format: Literal["two-stream pack"]
+    kind: Literal["rgb", "flow"]
+    shards: list[ShardEntry]
+
+
+class ShardFile(BaseModel):
+    """What a shard holds: folder, prefix, digits, start, count and suffix of each sequence."""
+
+    sequences: list[tuple[str, str, Natural, Natural, Natural, str]]
 
 
 def is_pack(root: Path) -> bool:
@@ -165,22 +188,14 @@ def open_pack(root: Path, kind: str) -> tuple[dict[str, tuple[Images, ...]], Cal
 
     Raises InputError for a bad pack, or one of another kind ("rgb" or "flow").
     """
-    about = read_json(root / "pack.json")
-    try:
-        if about["format"] != FORMAT:
-            raise KeyError
-        packed_kind, shards = about["kind"], [(str(one["name"]), int(one["bytes"])) for one in about["shards"]]
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{root / 'pack.json'} is no index of data/pack.py; pack this data set again") from None
-    if packed_kind != kind:
-        raise InputError(f"{root} holds packed {packed_kind} images, not {kind}; give it to --{packed_kind}-dir")
+    pack = read_json(root / "pack.json", PackFile, PACK_AGAIN)
+    if pack.kind != kind:
+        raise InputError(f"{root} holds packed {pack.kind} images, not {kind}; give it to --{pack.kind}-dir")
     places: dict[tuple[str, str], tuple[Shard, int]] = {}
     images: dict[str, list[Images]] = defaultdict(list)
-    for name, size in shards:
-        if Path(name).name != name:
-            raise InputError(f"{root / 'pack.json'} names a file outside the pack: {name}")
-        shard, first = Shard(root / f"{name}.tar", size), 0
-        for sequence in sequences_of(root / f"{name}.json"):
+    for one in pack.shards:
+        shard, first = Shard(root / f"{one.name}.tar", one.bytes), 0
+        for sequence in sequences_of(root / f"{one.name}.json"):
             places[sequence.folder, sequence.prefix] = shard, first
             images[sequence.folder].append(
                 Images(sequence.prefix, sequence.digits, sequence.start, sequence.count, sequence.suffix)
@@ -195,6 +210,7 @@ def open_pack(root: Path, kind: str) -> tuple[dict[str, tuple[Images, ...]], Cal
 
 def sequences_of(path: Path) -> list[Frames]:
     """The sequences that a shard's JSON file lists."""
+<<<<<<< HEAD
     try:
         return [
             Frames(str(folder), str(prefix), int(digits), int(start), int(count), str(suffix))
@@ -209,3 +225,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path} ({error}); copy it or pack this data set again") from None
+=======
+    return [Frames(*sequence) for sequence in read_json(path, ShardFile, PACK_AGAIN).sequences]
+>>>>>>> 27d2eed (Every JSON and metadata format is described once for pydantic and read by one function; numbered columns in their order)

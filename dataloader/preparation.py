@@ -7,18 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import AfterValidator, ConfigDict, Field
 from torch import Tensor
 
-from utils import InputError
+from common.formats import Count, Finite, Natural, Positive, check
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LUMA = (299, 587, 114)  # thousandths of red, green and blue in grey (ITU-R BT.601), as JPEG has it
 DIFFERENCES = ("rgbdiff", "greydiff")
+
+
+Side = Annotated[Count, Field(le=1 << 14)]
 
 
 @dataclass(frozen=True)
@@ -34,19 +38,21 @@ class Preparation:
     does the same to a video. `flow_method` is tvl1, dis, raft_large, raft_small or flo.
     """
 
-    modality: str = "rgb"  # rgb | flow | rgbdiff | greydiff
-    size: int = 224
-    test_resize: str = "squash"  # squash | center | crop: what a test sees (test_boxes)
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    stack_length: int = 1
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    modality: Annotated[str, Field(pattern="^(rgb|flow|rgbdiff|greydiff)$")] = "rgb"
+    size: Side = 224
+    test_resize: Annotated[str, Field(pattern="^(squash|center|crop)$")] = "squash"  # what a test sees
+    mean: tuple[Finite, ...] = IMAGENET_MEAN
+    std: tuple[Positive, ...] = IMAGENET_STD
+    stack_length: Annotated[Count, Field(le=1000)] = 1
     flow_method: str | None = None
-    flow_bound: float | None = None  # in pixels
-    sampling_rate: int | None = None  # every how many frames
-    short_side: int | None = None  # in pixels; 0: the video's own size
-    quality: int | None = None  # of JPEG
-    margin: int = 0
-    picture: float | None = None
+    flow_bound: Positive | None = None  # in pixels
+    sampling_rate: Count | None = None  # every how many frames
+    short_side: Natural | None = None  # in pixels; 0: the video's own size
+    quality: Natural | None = None  # of JPEG
+    margin: Natural = 0
+    picture: Positive | None = None
 
     @property
     def channels(self) -> int:
@@ -82,12 +88,21 @@ class Preparation:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preparation:
-        """The inverse of `as_dict`. Keys that this version does not know are an error, not a guess."""
-        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise InputError(f"the checkpoint's preparation has unknown keys {unknown}; update this program")
-        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**given)
+        """The inverse of `as_dict`. A key or value that this version does not know is an InputError, not a guess."""
+        return check(values, SavedPreparation, "the preparation in a checkpoint", "update this program")
+
+
+def _fits(preparation: Preparation) -> Preparation:
+    """The rules between fields. Raises ValueError."""
+    means, stds = len(preparation.mean), len(preparation.std)
+    if means != stds or not means or preparation.channels % means:
+        raise ValueError(f"{means} means and {stds} stds do not fit {preparation.channels} channels")
+    if preparation.picture and preparation.modality != "flow":
+        raise ValueError(f"a flow picture of {preparation.modality}")
+    return preparation
+
+
+SavedPreparation: Any = Annotated[Preparation, AfterValidator(_fits)]  # as files hold it
 
 
 def default_preparation(modality: str, size: int, test_resize: str, stack_length: int = 1) -> Preparation:

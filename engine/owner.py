@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import os
 import shlex
 import socket
@@ -14,10 +13,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel
 
+from common.formats import Count, read_json
 from utils import InputError, check_writable, is_alive, rank, write_json
 
 PATIENCE = 15.0  # seconds that the loader workers of a killed run may take to notice; until then they hold its lock
+
+
+class Owner(BaseModel):
+    """.owner.json."""
+
+    pid: Count
+    host: str
+    started: str
+    command: str
 
 
 @contextlib.contextmanager
@@ -35,7 +45,7 @@ def owned(folder: str | os.PathLike, file: str = "", flag: str = "--output") -> 
     name = f".{file or 'owner'}"
     note, lock = folder / f"{name}.json", FileLock(folder / f"{name}.lock")
     owner = _read(note)
-    dead = owner.get("host") == socket.gethostname() and not is_alive(owner.get("pid", 0))
+    dead = owner is not None and owner.host == socket.gethostname() and not is_alive(owner.pid)
     try:
         lock.acquire(timeout=PATIENCE if dead else 0)
     except Timeout:
@@ -56,16 +66,15 @@ def owned(folder: str | os.PathLike, file: str = "", flag: str = "--output") -> 
         lock.release()
 
 
-def _read(note: Path) -> dict:
+def _read(note: Path) -> Owner | None:
     try:
-        owner = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # it starts or ends at this moment
-        return {}
-    return owner if isinstance(owner, dict) else {}
+        return read_json(note, Owner, "")
+    except InputError:  # it starts or ends at this moment
+        return None
 
 
-def _describe(owner: dict) -> str:
+def _describe(owner: Owner | None) -> str:
     if not owner:
         return "it has just started or is ending"
-    command = textwrap.shorten(str(owner.get("command")), 200, placeholder=" ...")
-    return f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('started')}: {command}"
+    command = textwrap.shorten(owner.command, 200, placeholder=" ...")
+    return f"process {owner.pid} on {owner.host} since {owner.started}: {command}"

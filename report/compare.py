@@ -8,16 +8,17 @@ A RUN is a stream's record folder, or a folder of such: what lies in it and one 
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.commandline import ArgumentParser
+from common.formats import read_json
 from common.progress import duration
 from report import page, plots
 from report.page import Report, Section, Table, Text
@@ -44,11 +45,11 @@ def find(folder: Path) -> Run:
     folders = [folder, *sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))]
     made: dict[str, dict] = {}
     for one in folders:
-        meta = read_json(one / "predictions.json")
+        meta = _object(one / "predictions.json")
         if isinstance(stream := meta.get("stream"), str):
             found = meta.get("made")
             made.setdefault(stream, found if isinstance(found, dict) else {})
-    fusion = next((found for one in folders if "fusion" in (found := read_json(one / "results.json"))), {})
+    fusion = next((found for one in folders if "fusion" in (found := _object(one / "results.json"))), {})
     streams = find_records(folders)
     if not streams and not fusion:
         raise InputError(
@@ -58,13 +59,12 @@ def find(folder: Path) -> Run:
     return Run(str(folder), streams, made, fusion)
 
 
-def read_json(path: Path) -> dict:
+def _object(path: Path) -> dict:
     """A JSON object, {} where there is none that can be read: a comparison can do without."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(path, dict[str, Any], "")
+    except InputError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def rows(runs: list[Run]) -> list[list[str]]:

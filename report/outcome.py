@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import BaseModel, Field, model_validator
 
+from common.formats import Natural, read_json
 from saved.predictions import TestSet
-from utils import InputError
 
 LARGEST = 1e12  # of weights, temperatures and their inverses: what is fused stays finite
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -24,6 +26,36 @@ class Sweep:
     top1: np.ndarray  # (steps,) in per cent
     best: list[float]  # the best weights found, one per stream
     scores: np.ndarray  # (videos, classes), fused by them
+
+
+class LearntOn(BaseModel):
+    """The videos that weights were found on."""
+
+    videos: Natural
+    groups: Natural
+    paths: list[str]
+
+
+class LearntFile(BaseModel):
+    """`learnt` in a results.json."""
+
+    weights: dict[str, Annotated[float, Field(ge=0, le=LARGEST, strict=True)]]
+    temperature: Annotated[float, Field(ge=1 / LARGEST, le=LARGEST, strict=True)]
+    learnt_on: LearntOn
+    chosen: str = "learnt"
+    joined: str | None = None
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> LearntFile:
+        if sum(self.weights.values()) < 1 / LARGEST:
+            raise ValueError("all weights are 0")
+        return self
+
+
+class ResultsFile(BaseModel):
+    """What predict.py takes of a results.json."""
+
+    learnt: LearntFile
 
 
 @dataclass(frozen=True)
@@ -65,25 +97,12 @@ class Learnt:
     @classmethod
     def from_results(cls, path: str | Path) -> Learnt:
         """What `about` wrote into a results.json. Raises InputError for a file without it."""
-        try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))["learnt"]
-            streams, weights = list(found["weights"]), [float(weight) for weight in found["weights"].values()]
-            temperature, on = float(found["temperature"]), found["learnt_on"]
-            learnt = cls(
-                streams, weights, temperature, int(on["videos"]), int(on["groups"]), list(on["paths"]),
-                str(found.get("chosen", "learnt")), joined=found.get("joined"),
-            )  # fmt: skip
-            sound = all(0 <= weight <= LARGEST for weight in weights) and sum(weights) > 0
-            sound = sound and 1 / LARGEST <= temperature <= LARGEST
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
-            sound = False
-        if not sound:
-            raise InputError(
-                f"{path} holds no learnt weights; `python fusion.py --learn` writes a results.json with them"
-            )
-        return learnt
+        remedy = "`python fusion.py --learn` writes a results.json that holds learnt weights"
+        found = read_json(path, ResultsFile, remedy).learnt
+        streams, weights, on = list(found.weights), list(found.weights.values()), found.learnt_on
+        return cls(
+            streams, weights, found.temperature, on.videos, on.groups, on.paths, found.chosen, joined=found.joined
+        )
 
 
 @dataclass(frozen=True)

@@ -19,19 +19,33 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor
 
-from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
+from common.formats import Finite, Names, check
+from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation, SavedPreparation
 from saved.safe import SAFETENSORS_KEY, load_checkpoint, safetensors_library, show
 from utils import InputError, atomic_path, plural, rank
 
 FORMAT, HEAD_FORMAT = "two-stream", "two-stream-head"  # what our own files say that they are
 # What ours hold at least; those of a training, and not of weights alone, also what Training.state_dict says.
 HELD = ("arch", "class_names", "preparation", "args", "epoch", "best_prec1")
+
+
+class Header(BaseModel):
+    """HELD of a checkpoint of ours."""
+
+    arch: str
+    class_names: Names
+    preparation: SavedPreparation
+    args: dict[str, Any]
+    epoch: Annotated[int, Field(ge=-1, strict=True)]  # -1: none
+    best_prec1: Finite
+
 
 # What a project called parts of torchvision's ResNet, by source; the first name found in a file tells the source.
 NAMES = {
@@ -168,8 +182,7 @@ def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str =
     source, state = _read_weights(content, path, flow_order)
     guessed = guess_arch(state)
     if source == FORMAT:
-        if lacking := set(HELD) - content.keys():
-            raise InputError(f"{path} is an incomplete checkpoint: it lacks {', '.join(sorted(lacking))}")
+        check(content, Header, path, "it is incomplete or damaged: get it again")
         arch, class_names, preparation, args, epoch, best_prec1 = (content[key] for key in HELD)
         if guessed not in (arch, None):  # None: no ResNet, of which the weights tell nothing
             raise InputError(f"{path} says that it is a {arch}, and holds the weights of a {guessed}: it is damaged")
@@ -234,6 +247,8 @@ def _read_weights(content: dict, path: str | os.PathLike, flow_order: str) -> tu
                 name = ours + name.removeprefix(theirs)
                 break
         weights[name] = value.float() if value.is_floating_point() else value
+        if not weights[name].isfinite().all():
+            raise InputError(f"{path}: {name} holds NaN or infinity: its training diverged; take an earlier checkpoint")
         if name.endswith("running_var"):  # PyTorch before 0.4.1 did not count batches
             weights.setdefault(name.replace("running_var", "num_batches_tracked"), torch.tensor(0))
     first = weights.get("conv1.weight")

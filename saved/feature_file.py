@@ -17,14 +17,20 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
+from common.formats import Count, Names, Natural, check, parse_json
 from dataloader.names import first_few
+from dataloader.preparation import SavedPreparation
+from saved.predictions import FramesAbout
+from saved.safe import load_arrays
 from utils import InputError, atomic_path, check_writable
 
 FORMAT = 1
+ARRAYS = ("videos", "labels", "subset", "groups", "features")
 
 
 @dataclass(frozen=True)
@@ -72,12 +78,43 @@ def write_features(
         )  # fmt: skip
 
 
+class Network(BaseModel):
+    """The network that gave the features; its weights are those of `checkpoint`, or the name `weights`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    arch: str
+    sha256: str
+    checkpoint: str | None = None
+    weights: str | None = None
+    flow_order: str = "original"
+    seed: Natural = 0
+
+
+class FeaturesAbout(BaseModel):
+    """`about` of a features file."""
+
+    model_config = ConfigDict(extra="allow")
+
+    format: Literal[1]
+    stream: Literal["spatial", "motion"]
+    dataset: str
+    split: str | Natural
+    class_names: Names
+    preparation: SavedPreparation
+    samples: Count
+    views: Count
+    pooling: Names
+    network: Network
+    frames: FramesAbout
+
+
 def read_about(path: str | Path) -> dict[str, Any] | None:
     """What a features file says of itself, without reading its features; None where there is no such file."""
     try:
         with np.load(path, allow_pickle=False) as content:
             return json.loads(str(content["about"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, RecursionError, zipfile.BadZipFile):
         return None
 
 
@@ -86,20 +123,19 @@ def read_features(path: str | Path) -> Features:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no features at {path}; extract them: spatial_cnn.py or motion_cnn.py --features {path}")
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            about = json.loads(str(content["about"]))
-            labels, subset, groups = content["labels"], content["subset"], content["groups"]
-            videos, values = content["videos"].tolist(), content["features"]
-            known = about["format"] == FORMAT
-            names, stream = about["class_names"], about["stream"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is not a features file of this project ({error}); extract it again") from None
-    sizes = {len(videos), len(labels), len(subset), len(groups), len(values)}
-    sound = known and len(sizes) == 1 and values.ndim == 3 and values.dtype.kind == "f" and isinstance(stream, str)
-    if not sound or not len(labels) or not (labels.min() >= 0 and labels.max() < len(names)):
-        raise InputError(f"{path} is not a features file of this project; extract it again")
-    bad = [video for video, row in zip(videos, values, strict=True) if not np.isfinite(row).all()]
+    content = load_arrays(path)
+    again = InputError(f"{path} is not a features file of this project; extract it again")
+    if not isinstance(content, dict) or not content.keys() >= {*ARRAYS, "about"}:
+        raise again
+    about = parse_json(str(content["about"]), dict[str, Any], path, "extract it again")
+    check(about, FeaturesAbout, path, "extract it again")
+    videos, labels, subset, groups, values = (np.asarray(content[name]) for name in ARRAYS)
+    sound = all(one.ndim == 1 and len(one) == len(values) > 0 for one in (videos, labels, subset, groups))
+    sound = sound and videos.dtype.kind == groups.dtype.kind == "U" and labels.dtype.kind == "i"
+    sound = sound and set(subset.tolist()) <= {"train", "test"} and values.ndim == 3 and values.dtype.kind == "f"
+    if not sound or labels.min() < 0 or labels.max() >= len(about["class_names"]):
+        raise again
+    bad = [video for video, row in zip(videos.tolist(), values, strict=True) if not np.isfinite(row).all()]
     if bad:
         raise InputError(f"{path}: the features of {first_few(bad)} are not finite; was the network trained too fast?")
-    return Features(path, videos, labels, subset, groups, values, about)
+    return Features(path, videos.tolist(), labels, subset, groups, values, about)

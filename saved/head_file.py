@@ -6,16 +6,46 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, Field, InstanceOf
 from torch import Tensor
 
-from dataloader.preparation import Preparation
+from common.formats import Count, Names, check
+from dataloader.preparation import Preparation, SavedPreparation
 from saved.checkpoints import HEAD_FORMAT, Checkpoint, save_tensors, weights_hash
 from saved.feature_file import Features
 from saved.safe import load_checkpoint
-from utils import InputError
+
+
+class HeadInput(BaseModel):
+    """A network whose features a head takes."""
+
+    arch: str
+    preparation: SavedPreparation
+    samples: Count
+    views: Count
+    pooling: Names
+    features: Count
+    state_dict: dict[str, InstanceOf[Tensor]]
+
+
+class HeadAbout(BaseModel):
+    """Which head it is."""
+
+    kind: str
+    stream: Literal["spatial", "motion", "both"]
+    over_time: Literal["mean", "mean+std"]
+
+
+class HeadContent(BaseModel):
+    """The file of a head."""
+
+    class_names: Names
+    inputs: Annotated[dict[str, HeadInput], Field(min_length=1)]
+    head: HeadAbout
+    state_dict: dict[str, InstanceOf[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -67,10 +97,8 @@ def read_head(path: str | os.PathLike) -> HeadFile | None:
     content = load_checkpoint(path)
     if content.get("format") != HEAD_FORMAT:
         return None
-    try:
-        return _head_file(Path(path), content)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is an incomplete head ({type(error).__name__} {error}); train it again") from None
+    check(content, HeadContent, path, "train it again")
+    return _head_file(Path(path), content)
 
 
 def _head_file(path: Path, content: dict[str, Any]) -> HeadFile:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from common.accuracy import mean_logits
+from common.formats import Names, Natural, read_json
 from dataloader.names import UCF101_CLASSES, first_few, ucf_parts
 from saved.safe import load_pickle
 from saved.scores import SUFFIXES, read_scores
@@ -25,6 +26,37 @@ TAKEN = {  # what results.json calls something else; a stream's accuracies stand
 }  # fmt: skip
 LEAST, MOST = 1e-30, 1e30  # of scores
 DATASETS = {"ucf101": "UCF101", "hmdb51": "HMDB51", "own": "own dataset", "demo": "the demo set"}
+
+
+class FramesAbout(BaseModel):
+    """Where the images of videos lie: a folder, and each video's below it."""
+
+    root: str
+    folders: dict[str, str]
+
+
+class PredictionsFile(BaseModel):
+    """predictions.json, which `write_predictions` writes."""
+
+    model_config = ConfigDict(extra="allow")
+
+    format: Literal[1]
+    class_names: Names
+    labels: dict[str, Natural]
+    stream: str | None = None
+    dataset: str | None = None
+    split: str | Natural | None = None
+    subset: str | None = None
+    protocol: dict[str, Any] | None = None
+    checkpoint: dict[str, Any] | None = None
+    frames: FramesAbout | None = None
+
+    @model_validator(mode="after")
+    def _labels_are_classes(self) -> PredictionsFile:
+        wrong = next((video for video, label in self.labels.items() if label >= len(self.class_names)), None)
+        if wrong is not None:
+            raise ValueError(f"the label of {wrong} is {self.labels[wrong]} of {len(self.class_names)} classes")
+        return self
 
 
 @dataclass(frozen=True)
@@ -85,13 +117,13 @@ class TestSet:
 
     @property
     def title(self) -> str:
-        """Dataset, split and subset, as far as a predictions.json says them; without one it is UCF101."""
+        """Dataset, split and subset, as far as a predictions.json says them; without one UCF101's classes tell."""
         for source in self.sources.values():
             if source.meta:
                 dataset = str(source.meta.get("dataset", "own"))
                 subset = "" if source.meta.get("subset", "test") == "test" else f", {source.meta['subset']} videos"
                 return f"{DATASETS.get(dataset, dataset)}, split {source.meta.get('split', '?')}{subset}"
-        return DATASETS["ucf101"]
+        return DATASETS["ucf101"] if self.class_names == list(UCF101_CLASSES) else f"{len(self.class_names)} classes"
 
 
 def load_predictions(path: str | Path) -> Predictions:
@@ -112,7 +144,10 @@ def load_predictions(path: str | Path) -> Predictions:
         content, labels, named = load_pickle(path), None, None
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} is not a prediction file: expected a dict of videos, found {_name(content)}")
-    meta = _read_json(path.parent / "predictions.json") if labels is None else {}
+    about = path.parent / "predictions.json"
+    remedy = "test that stream again or remove it"
+    read_meta = labels is None and about.is_file()
+    meta = read_json(about, PredictionsFile, remedy).model_dump(exclude_unset=True) if read_meta else {}
     class_names = list(map(printable, meta.get("class_names") or named or UCF101_CLASSES))
     spelling = {name.casefold(): name for name in class_names}
     own_classes = labels is not None and named is None  # as many as there are scores, without names
@@ -295,27 +330,6 @@ def _check_same_videos(first: Predictions, other: Predictions) -> None:
     differing = sorted(video for video, label in first.labels.items() if other.labels[video] != label)
     if differing:
         raise InputError(f"{first.path} and {other.path} label differently: {first_few(differing)}; test both again")
-
-
-def _read_json(path: Path) -> dict:
-    """predictions.json, checked for what fusion needs; {} where it isn't there."""
-    if not path.is_file():
-        return {}
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        names, labels = meta["class_names"], meta["labels"]
-        sound = (
-            meta["format"] == 1
-            and isinstance(names, list)
-            and len(names) > 0
-            and all(isinstance(name, str) for name in names)
-            and all(type(label) is int and 0 <= label < len(names) for label in labels.values())
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        sound = False
-    if not sound:
-        raise InputError(f"{path} is not a predictions.json of this project; test that stream again or remove it")
-    return meta
 
 
 def _stream(path: Path, meta: dict) -> str:

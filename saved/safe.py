@@ -7,7 +7,6 @@ docs/safe_loading.md says what is promised.
 
 from __future__ import annotations
 
-import json
 import lzma
 import math
 import os
@@ -26,6 +25,7 @@ from typing import IO, Any, ClassVar
 
 import numpy as np
 
+from common.formats import parse_json
 from utils import InputError
 
 MAX_PICKLE_BYTES = 1 << 30  # 25 samples x 10 views of UCF101's test set take 382 MB
@@ -205,9 +205,7 @@ def _load_safetensors(path: str | os.PathLike) -> dict[str, Any]:
         raise Refused("it is a damaged safetensors file, get it again") from None
     if text is None:
         return state
-    about = json.loads(text)
-    if not isinstance(about, dict):
-        raise Refused(f"what it says under {SAFETENSORS_KEY!r} is no JSON object")
+    about = parse_json(text, dict[str, Any], path, "get it again")
     # Weights alone: engine.state tells a resumed training so, which needs the optimizer's state.
     return {**about, "format": SAFETENSORS_KEY, "state_dict": state, "batch": 0, "ema": None}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,6 +162,22 @@ def _read_csv(path: Path) -> dict[str, Any]:
             raise InputError(f"{path} line {number}: {error}; correct it") from None
         found["scores"].append(np.array(row))
     classes = [cell.strip() for cell, role in zip(head, roles, strict=True) if role is None]
-    if not all(_NUMBERED.fullmatch(name) for name in classes):
-        found["class_names"] = classes
+    numbers = [int(match[1][:9]) for name in classes if (match := _NUMBERED.fullmatch(name))]
+    if len(numbers) < len(classes):
+        return {**found, "class_names": classes}
+    found["scores"] = _in_order(np.array(found["scores"]), numbers, path)
     return found
+
+
+def _in_order(scores: np.ndarray, numbers: list[int], path: Path) -> np.ndarray:
+    """Scores by the numbers of their columns: a table may have them as text sorts them, 0, 1, 10, 2.
+
+    Says what it took where the numbers do not say which class is label 0.
+    """
+    if not numbers or sorted(numbers) == list(range(len(numbers))):
+        return scores[:, np.argsort(numbers)] if numbers else scores
+    if sorted(numbers) == list(range(1, len(numbers) + 1)):
+        print(f"note: {path}: its columns are numbered from 1; column 1 is taken for label 0", file=sys.stderr)
+        return scores[:, np.argsort(numbers)]
+    print(f"note: {path}: its columns' numbers have gaps or repeat; they are taken as they stand", file=sys.stderr)
+    return scores

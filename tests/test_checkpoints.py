@@ -233,7 +233,7 @@ def test_our_own(tmp_path):
         read_checkpoint(tmp_path / "mine", "rgb")
     del content["preparation"], content["ema"]
     torch.save(content, tmp_path / "mine")
-    with pytest.raises(InputError, match="lacks preparation"):
+    with pytest.raises(InputError, match="preparation: Field required"):
         read_checkpoint(tmp_path / "mine", "rgb")
 
 

@@ -169,9 +169,9 @@ def test_bad_files_are_told(extracted, tmp_path):
     shutil.copy(extracted / "spatial.npz", tmp_path / "cut.npz")
     with open(tmp_path / "cut.npz", "r+b") as file:
         file.truncate(9000)
-    values, about = np.full((2, 1, 4), np.nan, np.float16), {"stream": "spatial", "class_names": ["a"]}
+    values, about = np.full((2, 1, 4), np.nan, np.float16), read_features(extracted / "spatial.npz").about
     write_features(tmp_path / "nan.npz", ["a/b", "a/c"], [0, 0], ["train", "test"], values, about)
-    damaged = dict.fromkeys(("junk", "other", "cut"), "not a features file")
+    damaged = dict.fromkeys(("junk", "other", "cut"), "is not a f")
     for name, said in (damaged | {"absent": "--features", "nan": "not finite"}).items():
         with pytest.raises(InputError, match=said):
             read_features(tmp_path / f"{name}.npz")

@@ -88,6 +88,19 @@ def test_csv_with_a_first_line_of_names(tmp_path: Path) -> None:
         check(tmp_path / "theirs.csv", named, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("first", "note"), [(0, ""), (1, "numbered from 1"), (7, "have gaps")])
+def test_numbered_columns_stand_in_any_order(tmp_path: Path, capsys, first: int, note: str) -> None:
+    """Twelve classes, whose columns text sorts as 0, 1, 10, 11, 2: each video scores its own class highest."""
+    columns = sorted(range(first, first + 12), key=str)
+    rows = [[f"v{label}", label, *(float(column == first + label) for column in columns)] for label in range(12)]
+    with open(tmp_path / "theirs.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["video", "label", *(f"class_{column}" for column in columns)], *rows])
+    found = load_predictions(tmp_path / "theirs.csv")
+    right = sum(int(found.logits[video].argmax()) == label for video, label in found.labels.items())
+    assert right == (12 if first < 7 else sum(column == first + at for at, column in enumerate(columns)))
+    assert note in capsys.readouterr().err and align([found]).title == "12 classes"
+
+
 def test_samples_of_a_video_are_averaged(tmp_path: Path) -> None:
     samples = np.random.default_rng(1).normal(0, 1, (4, 5, 3)).astype("f4")
     np.savez(tmp_path / "theirs.npz", scores=samples, labels=LABELS, names=NAMES)

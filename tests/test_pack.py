@@ -260,11 +260,11 @@ def test_words_where_numbers_belong_are_one_line(packed, tmp_path):
     for place in (2, 3, 4):
         words = [*sequence[:place], "many", *sequence[place + 1 :]]
         (pack / "shard-00000.json").write_text(json.dumps({"sequences": [words]}))
-        with pytest.raises(InputError, match="shard-00000.json is no index"):
+        with pytest.raises(InputError, match="shard-00000.json cannot be read"):
             index_frames(pack, "rgb")
     about["shards"][0]["bytes"] = "many"
     (pack / "pack.json").write_text(json.dumps(about))
-    with pytest.raises(InputError, match="pack.json is no index"):
+    with pytest.raises(InputError, match="pack.json cannot be read"):
         index_frames(pack, "rgb")
 
 

@@ -1,0 +1,118 @@
+"""What a file of ours says of itself is checked as it is read: whatever does not fit is one line that names the file."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from prediction_files import CLASSES, write
+from torchvision.models import resnet18
+
+from dataloader.extracted import read_extraction
+from dataloader.images import decode_gray, decode_rgb
+from dataloader.packed import open_pack
+from dataloader.preparation import Preparation
+from report.outcome import Learnt
+from saved.checkpoints import read_checkpoint
+from saved.predictions import load_predictions
+from utils import InputError, write_json
+
+NAN, INF = float("nan"), float("inf")
+LEARNT = {"weights": {"a": 1.0, "b": 2.0}, "temperature": 1.0, "learnt_on": {"videos": 1, "groups": 1, "paths": []}}
+LABELS = {"a": 0, "b": 1}
+# file -> what it says, and keys with values that do not fit
+FORMATS = {
+    "extraction.json": ({"kind": "rgb", "version": 1, "settings": {"sampling_rate": 10, "short_side": 256}}, [
+        ("settings.sampling_rate", -1), ("settings.short_side", "all"), ("settings.bound", 0.0),
+        ("settings.bound", NAN), ("settings.quality", 101), ("version", 2), ("kind", "sound"), ("settings", []),
+    ]),
+    "pack.json": ({"format": "two-stream pack", "kind": "rgb", "shards": []}, [
+        ("kind", "sound"), ("shards", [{"name": "shard-0", "bytes": -1}]), ("shards", [{"name": "../x", "bytes": 1}]),
+    ]),
+    "results.json": ({"learnt": LEARNT}, [
+        ("learnt.temperature", 1e-320), ("learnt.temperature", NAN), ("learnt.weights", {"a": INF}),
+        ("learnt.weights", {"a": 0.0}), ("learnt.weights", {}), ("learnt.learnt_on.videos", -1),
+    ]),
+    "predictions.json": ({"format": 1, "class_names": CLASSES, "labels": LABELS}, [
+        ("labels.a", INF), ("labels.a", [0, 1, 0]), ("labels.a", 3), ("labels.a", 0.5), ("class_names", []),
+        ("class_names", [1, 2, 3]), ("frames", {"root": 1}), ("format", 2),
+    ]),
+}  # fmt: skip
+
+
+def read(path: Path) -> object:
+    if path.name == "predictions.json":
+        return load_predictions(write(path.parent, "spatial", {name: np.arange(3.0) for name in LABELS}))
+    readers = {"extraction.json": read_extraction, "pack.json": lambda root: open_pack(root, "rgb")}
+    return readers[path.name](path.parent) if path.name in readers else Learnt.from_results(path)
+
+
+def one_line(call, *arguments) -> str:
+    with pytest.raises(InputError) as caught:
+        call(*arguments)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 600
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_values_that_do_not_fit_are_one_line(tmp_path, name):
+    path = tmp_path / name
+    content, wrong = FORMATS[name]
+    path.write_text(json.dumps(content))
+    assert read(path) is not None
+    for place, value in wrong:
+        changed = json.loads(json.dumps(content))
+        *above, key = place.split(".")
+        inner = changed
+        for part in above:
+            inner = inner[part]
+        inner[key] = value
+        path.write_text(json.dumps(changed))
+        assert name in one_line(read, path), place
+    for data in (b"[" * 200_000, b"", b"\xff\xfe", b"[]", b'{"a": ' + b"9" * 5000 + b"}", b'"x"'):
+        path.write_bytes(data)
+        assert name in one_line(read, path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("test_resize", "stretch"), ("size", 0), ("size", 1 << 40), ("mean", (NAN,) * 3), ("std", (0.0,) * 3),
+        ("std", (1e-320,) * 3), ("mean", (0.5, 0.5)), ("modality", "sound"), ("sampling_rate", -1),
+        ("stack_length", 0), ("picture", 8.0), ("unheard_of", 1),
+    ],
+)  # fmt: skip
+def test_a_preparation_is_checked(field, value):
+    assert "update this program" in one_line(Preparation.from_dict, {**Preparation().as_dict(), field: value})
+
+
+def test_weights_that_are_not_finite_name_no_action(tmp_path):
+    state = resnet18(num_classes=3).state_dict()
+    state["fc.weight"][1, 2] = NAN
+    torch.save(state, tmp_path / "w.pth")
+    assert "w.pth: fc.weight holds NaN" in one_line(read_checkpoint, tmp_path / "w.pth")
+
+
+def test_paths_that_are_not_utf8_come_back(tmp_path):
+    root = b"/data/caf\xe9".decode("utf-8", "surrogateescape")
+    frames = {"root": root, "folders": {}}
+    write_json(tmp_path / "predictions.json", {"format": 1, "class_names": CLASSES, "labels": LABELS, "frames": frames})
+    found = load_predictions(write(tmp_path, "spatial", {name: np.arange(3.0) for name in LABELS}))
+    assert found.meta["frames"]["root"] == root
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded():
+    """Headers alone, by the formats' own descriptions: a JPEG's SOF0, a PNG's IHDR."""
+    sof = struct.pack(">HBHHB", 17, 8, 65500, 65500, 3) + bytes([1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0])
+    sos = b"\xff\xda" + struct.pack(">HB", 12, 3) + bytes([1, 0, 2, 0, 3, 0, 0, 63, 0])
+    jpeg = b"\xff\xd8\xff\xc0" + sof + sos + b"\xff\xd9"
+    ihdr = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + ihdr + struct.pack(">I", zlib.crc32(ihdr))
+    png += struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    assert "pixels" in one_line(decode_rgb, jpeg, "a.jpg")
+    assert "pixels" in one_line(decode_gray, png, "a.png")
