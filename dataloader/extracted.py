@@ -65,14 +65,8 @@ def read_extraction(root: Path) -> Extraction | None:
     path = root / FILE
     if not path.exists():
         return None
-<<<<<<< HEAD
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read ({error}); remove it or extract again") from None
-    return Extraction(kind, settings)
-=======
     found = read_json(path, ExtractionFile, "remove it or extract again")
     return Extraction(found.kind, found.settings.model_dump(exclude_unset=True))
->>>>>>> 27d2eed (Every JSON and metadata format is described once for pydantic and read by one function; numbered columns in their order)
 
 
 def extraction_settings(root: Path) -> dict[str, Any]:

@@ -210,21 +210,4 @@ def open_pack(root: Path, kind: str) -> tuple[dict[str, tuple[Images, ...]], Cal
 
 def sequences_of(path: Path) -> list[Frames]:
     """The sequences that a shard's JSON file lists."""
-<<<<<<< HEAD
-    try:
-        return [
-            Frames(str(folder), str(prefix), int(digits), int(start), int(count), str(suffix))
-            for folder, prefix, digits, start, count, suffix in read_json(path)["sequences"]
-        ]
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{path} is no index of data/pack.py; pack this data set again") from None
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {path} ({error}); copy it or pack this data set again") from None
-=======
     return [Frames(*sequence) for sequence in read_json(path, ShardFile, PACK_AGAIN).sequences]
->>>>>>> 27d2eed (Every JSON and metadata format is described once for pydantic and read by one function; numbered columns in their order)
