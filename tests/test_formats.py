@@ -1,4 +1,4 @@
-"""What a file of ours says of itself is checked as it is read: whatever does not fit is one line that names the file."""
+"""What a file of ours says of itself is checked as it is read; what does not fit is one line that names the file."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_damage_is_one_line(tmp_path, change):
     data = path.read_bytes()
     bad = {"cut": data[:-1], "header": data[:9] + b"!" + data[10:], "length": b"\xff" * 7 + data[7:]}
     path.write_bytes(bad.get(change, data))
-    with pytest.raises(InputError, match="w.safetensors is not a checkpoint .*damaged") as caught:
+    with pytest.raises(InputError, match="w.safetensors (is not a checkpoint .*damaged|cannot be read)") as caught:
         load_checkpoint(path)
     assert "\n" not in str(caught.value)
 
