@@ -25,10 +25,11 @@ import numpy as np
 from tqdm import tqdm
 
 from common.commandline import ArgumentParser, bounded
+from common.formats import read_json
 from dataloader.extracted import FILE, fingerprint
 from dataloader.frames import CHANNELS, Index, Kind, index_frames
 from dataloader.names import first_few
-from dataloader.packed import FORMAT, Frames, is_pack, read_json, sequences_of
+from dataloader.packed import FORMAT, PACK_AGAIN, Frames, ShardFile, is_pack, sequences_of
 from utils import InputError, atomic_path, plural, run_main, write_json
 
 
@@ -136,7 +137,7 @@ def finished_shards(pack: Path, todo: list[Frames], made_of: list[str]) -> tuple
     names: list[str] = []
     packed = 0
     while (path := pack / shard_name(len(names), ".json")).is_file():
-        found, marks = sequences_of(path), read_json(path).get("made_of")
+        found, marks = sequences_of(path), read_json(path, ShardFile, PACK_AGAIN).made_of
         if found != todo[packed : packed + len(found)] or marks != made_of[packed : packed + len(found)]:
             break
         names.append(path.stem)

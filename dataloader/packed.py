@@ -114,6 +114,7 @@ class ShardFile(BaseModel):
     """What a shard holds: folder, prefix, digits, start, count and suffix of each sequence."""
 
     sequences: list[tuple[str, str, Natural, Natural, Natural, str]]
+    made_of: list[str] = []  # what each was made of (extracted.fingerprint); earlier versions did not write it
 
 
 def is_pack(root: Path) -> bool:
