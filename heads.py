@@ -5,11 +5,12 @@
   python heads.py --spatial rgb.npz --motion flow.npz
 
 Features of several inputs of one stream, such as flow and --input greydiff, are joined: --motion flow.npz grey.npz.
-Heads: linear is logistic regression on each stream's features, their mean and spread over time, and once more on both
-streams' features together (joined); classes have equal weight, however many videos they have. ts-lstm and inception
-(Ma et al. 2017, arXiv 1703.10667) look at the course over time of both streams' features together. What is chosen, the
-strength or the epochs, is chosen on training videos alone, by folds that keep the videos of one recording or person
-together. A check says what accuracy is left where clips that look alike are kept together (look_alikes).
+Heads: linear is logistic regression on each stream's features, averaged over time (of layer3 and layer4, on both or on
+layer3 alone), and once more on both streams' features together (joined); classes have equal weight, however many
+videos they have. ts-lstm and inception (Ma et al. 2017, arXiv 1703.10667) look at the course over time of both streams'
+features together. What is chosen, the stages, the strength or the epochs, is chosen on training videos alone, by folds
+that keep the videos of one recording or person together. A check says what accuracy is left where clips that look
+alike are kept together (look_alikes).
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from common.commandline import ArgumentParser, bounded
 from common.progress import progress_bar
 from dataloader.names import first_few
 from dataloader.preparation import Preparation
-from engine.crossfit import Fit, fit_linear, fit_temporal, look_alikes, time_statistics
+from engine.crossfit import Fit, fit_first_or_all, fit_linear, fit_temporal, look_alikes, time_statistics
 from engine.features import trunk_hash
 from engine.owner import owned
-from engine.pooling import last_pooling
+from engine.pooling import feature_count, last_pooling
 from engine.temporal_heads import TEMPORAL
 from network import Network, build_model, trained_model
 from report.summary import gap_note, look_alike_note
@@ -56,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     group = parser.add_argument_group("heads")
     group.add_argument("--head", nargs="+", choices=HEADS, default=["linear"], metavar="HEAD",
                        help=f"one or several of {', '.join(HEADS)}")
-    group.add_argument("--over-time", choices=("mean", "mean+std"), default="mean+std",
+    group.add_argument("--over-time", choices=("mean", "mean+std"), default="mean",
                        help="what linear sees of a video's samples; of the mean of layer4.mean alone, it becomes a "
                             "network's last layer, to fine-tune with --weights")
     group.add_argument("--folds", type=bounded(int, 2), default=5,
@@ -189,7 +190,12 @@ def fit_and_write(
     values = [each.values for each in inputs.values()]
     if head == "linear":
         joined = np.concatenate(values, 2) if len(values) > 1 else values[0]
-        fit = fit_linear(joined, train, one.labels, one.groups, classes, args.folds, args.seed, args.over_time)
+        rest = (train, one.labels, one.groups, classes, args.folds, args.seed, args.over_time)
+        stages, network = one.about["pooling"], networks[next(iter(inputs))]
+        if len(inputs) == 1 and len(stages) > 1 and args.over_time == "mean":
+            fit = fit_first_or_all(feature_count(network, stages[:1]), joined, *rest)
+        else:
+            fit = fit_linear(joined, *rest)
     else:
         total = (args.folds + 1) * TEMPORAL[head].epochs  # at most: the last training stops where the folds were best
         with progress_bar(total, f"{head} {name}", "epoch") as bar:

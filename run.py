@@ -43,9 +43,8 @@ from utils import (
 )
 
 # sizes and samples that two cores pass through in minutes (docs/small_data.md)
-RGB = {"size": 160, "test_samples": 10}
-MOTION = {"size": 128, "test_samples": 16}
-VIEWS = 2
+RGB = {"size": 160, "test_samples": 10, "test_views": 2}
+MOTION = {"size": 128, "test_samples": 8, "test_views": 1}
 SHORTEST = {"heads": 4, "train": 11}  # frames: one clip of grey differences, one stack of flow
 # Seconds of one core of an AMD EPYC, to say beforehand how long it will take: a frame's JPEG and its DIS flow, reading
 # a video's images for the three inputs, a video's share of the heads' training.
@@ -167,12 +166,14 @@ def check_network(args: argparse.Namespace, way: str, videos: Sequence[VideoFile
     device = set_up_device("auto")
     preparation = Preparation(size=size)
     net = feature_net(model, preparation, default_pooling(model, "spatial"), amp_dtype("auto", device)).to(device)
-    clips = torch.zeros((RGB["test_samples"] * VIEWS, 3, size, size), dtype=torch.uint8, device=device)
+    count = RGB["test_samples"] * RGB["test_views"]
+    clips = torch.zeros((count, 3, size, size), dtype=torch.uint8, device=device)
     with torch.inference_mode():
         for _ in range(2):  # the first one starts threads
             start = time.monotonic()
             net(clips)[1].cpu()
-    pixels = [each["test_samples"] * (args.size or each["size"]) ** 2 for each in (RGB, MOTION, MOTION)]
+    pixels = [each["test_samples"] * each["test_views"] * (args.size or each["size"]) ** 2
+              for each in (RGB, MOTION, MOTION)]  # fmt: skip
     video = (time.monotonic() - start) * sum(pixels) / pixels[0] + READ / cpu_count() + HEADS
     counts = []
     for one in videos[:: max(1, len(videos) // 20)]:
@@ -193,10 +194,10 @@ def heads_way(args: argparse.Namespace, ucf101: bool) -> None:
     lists = make_lists(args, step, videos)
     rgb, flow = data / "rgb", data / "flow"
     spatial, grey, motion = (data / f"{name}.npz" for name in ("rgb", "greydiff", "flow"))
-    common = ["--ucf-list", lists, "--test-views", VIEWS, *network_flags(args, "resnet50")]
+    common = ["--ucf-list", lists, *network_flags(args, "resnet50")]
     step("features of RGB", "spatial_cnn.py", "--rgb-dir", rgb, "--features", spatial, *as_flags(RGB), *common)
-    step("features of grey differences", "motion_cnn.py", "--input", "greydiff", "--rgb-dir", rgb, "--pooling",
-         "layer3.mean", "layer4.max", "--features", grey, *as_flags(MOTION), *common)  # fmt: skip
+    step("features of grey differences", "motion_cnn.py", "--input", "greydiff", "--rgb-dir", rgb, "--features", grey,
+         *as_flags(MOTION), *common)  # fmt: skip
     step("features of flow", "motion_cnn.py", "--flow-dir", flow, "--flow-picture", 12, "--features", motion,
          *as_flags(MOTION), *common)  # fmt: skip
     step("heads", "heads.py", "--spatial", spatial, "--motion", grey, motion, "--output", record / "heads")

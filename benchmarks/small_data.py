@@ -1,11 +1,10 @@
-"""What the heads reach on a few hundred clips: the features of the fast way, split again and again.
+"""What the fast way reaches beside the plain probe: run.py's features and twenty lines of anybody's, on the same folds.
 
   python run.py ../shared/data/hockey_fights --weights resnet50.pth     first: makes the features
-  python benchmarks/small_data.py record/hockey_fights/data
-  python benchmarks/small_data.py record/weizmann/data --head linear ts-lstm inception
+  python benchmarks/small_data.py ../shared/data/hockey_fights --weights resnet50.pth
 
 Where videos' names tell groups (people, recordings), each group is left out in turn; else 5 stratified folds, several
-times. Everything that is chosen, strengths, epochs and the weights of the fusion, is chosen inside the training videos.
+times. Everything that is chosen, strengths and the weights of the fusion, is chosen inside the training videos.
 """
 
 from __future__ import annotations
@@ -19,63 +18,87 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.model_selection import LeaveOneGroupOut, StratifiedKFold
+from torch import nn
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.commandline import ArgumentParser
-from engine.crossfit import fit_linear, fit_temporal
-from engine.temporal_heads import TEMPORAL
+from data.videos import find_videos, import_cv2
+from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD
+from engine.crossfit import Fit, fit_first_or_all, fit_linear
 from fusion import learn_weights
+from network import build_model
 from saved.feature_file import Features, read_features
-from utils import run_main, set_up_device
+from utils import run_main
 
-STREAMS = {"spatial": ["rgb"], "motion": ["greydiff", "flow"], "greydiff alone": ["greydiff"], "flow alone": ["flow"]}
+LAYER3 = 1024  # features of a ResNet-50's layer3, the first of two of RGB
+# one head each, on the features of these inputs joined
+STREAMS = {
+    "plain probe": ["probe"], "spatial": ["rgb"], "motion": ["greydiff", "flow"], "greydiff alone": ["greydiff"],
+    "flow alone": ["flow"],
+}  # fmt: skip
 
 
 def main() -> int:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
-    device = set_up_device(args.device)
-    files = {name: read_features(args.data / f"{name}.npz") for name in ("rgb", "greydiff", "flow")}
+    data: Path = args.data or Path("record", args.videos.resolve().name, "data")
+    files = {name: read_features(data / f"{name}.npz") for name in ("rgb", "greydiff", "flow")}
     one = files["rgb"]
-    labels, classes = one.labels, len(one.about["class_names"])
+    values = {name: file.values for name, file in files.items()} | {"probe": probe(args.videos, args.weights, one)}
     rows: dict[str, list[float]] = {}
-    start = time.monotonic()
-    for train, test in splits(one, args.repeats):
-        fits = {}
-        if "linear" in args.head:
-            for stream, names in STREAMS.items():
-                joined = np.concatenate([files[name].values for name in names], 2)
-                fits[stream] = fit_linear(joined, train, labels, one.groups, classes, 5, 0)
-            both = [fits[stream] for stream in ("spatial", "motion")]
-            weights, _ = learn_weights([fit.held_out.astype(np.float64) for fit in both], labels[train])
-            said = {f"linear, {stream}": fit.logits[test].mean(1) for stream, fit in fits.items()}
-            said["linear, average"] = sum(fit.logits[test].mean(1) for fit in both)
-            said["linear, learnt weights"] = sum(
-                weight * fit.logits[test].mean(1) for weight, fit in zip(weights, both, strict=True)
-            )
-        else:
-            said = {}
-        for kind in set(args.head) & TEMPORAL.keys():
-            values = [files[name].values for name in files]
-            fit = fit_temporal(kind, values, train, labels, one.groups, classes, 5, 0, device)
-            said[f"{kind}, both streams"] = fit.logits[test].mean(1)
+    for train, test in tqdm(list(splits(one, args.repeats)), desc="splits", leave=False):
+        fits = {name: fit(name, one, train, [values[each] for each in inputs]) for name, inputs in STREAMS.items()}
+        said = {name: own.logits[test].mean(1) for name, own in fits.items()}
+        both = ("spatial", "motion")
+        weights, _ = learn_weights([fits[name].held_out.astype(np.float64) for name in both], one.labels[train])
+        said["average of spatial and motion"] = sum(said[name] for name in both)
+        said["by learnt weights"] = sum(weight * said[name] for weight, name in zip(weights, both, strict=True))
         for name, logits in said.items():
-            rows.setdefault(name, []).append(100 * float((logits.argmax(1) == labels[test]).mean()))
-        print(".", end="", file=sys.stderr, flush=True)
-    print(f"\n{len(labels)} videos, {len(next(iter(rows.values())))} splits, {time.monotonic() - start:.0f} s")
+            rows.setdefault(name, []).append(100 * float((logits.argmax(1) == one.labels[test]).mean()))
+    print(f"{len(one.labels)} videos, {len(rows['spatial'])} splits: top-1, %")
     for name, tops in rows.items():
-        print(f"{name:28} {np.mean(tops):5.1f} ± {np.std(tops):.1f}")
+        print(f"{name:30} {np.mean(tops):5.1f} ± {np.std(tops):.1f}")
     return 0
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("data", type=Path, metavar="DATA", help="folder of rgb.npz, greydiff.npz and flow.npz")
-    parser.add_argument("--head", nargs="+", choices=("linear", *TEMPORAL), default=["linear"])
+    parser.add_argument("videos", type=Path, metavar="VIDEOS", help="what run.py was given")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="as run.py's, which has its default")
+    parser.add_argument("--weights", default="imagenet", help="of the plain probe's ResNet-50")
     parser.add_argument("--repeats", type=int, default=2, help="of the 5 folds, where there are no groups")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="auto", help="of the heads over time")
     return parser.parse_args()
+
+
+@torch.inference_mode()
+def probe(folder: Path, weights: str, one: Features) -> np.ndarray:
+    """The twenty lines: a ResNet-50's last features of 10 frames of each video at 224 pixels. (V, 10, 2048) float32."""
+    cv2 = import_cv2()
+    start = time.process_time()
+    network = build_model("resnet50", 3, 1, weights).eval()
+    network.fc = nn.Identity()  # type: ignore[assignment]
+    paths = {video.folder: video.path for video in find_videos(folder)}
+    features = []
+    for name in tqdm(one.videos, desc="plain probe", unit="video", leave=False):
+        capture, frames = cv2.VideoCapture(str(paths[one.about["frames"]["folders"][name]])), []
+        while (read := capture.read())[0]:
+            frames.append(read[1])
+        chosen = [frames[at] for at in np.linspace(0, len(frames) - 1, 10).round().astype(int)]
+        resized = [cv2.resize(frame, (224, 224), interpolation=cv2.INTER_AREA) for frame in chosen]
+        images = np.stack(resized)[..., ::-1] / 255.0
+        images = torch.from_numpy((images - IMAGENET_MEAN) / IMAGENET_STD).float().permute(0, 3, 1, 2)
+        features.append(network(images).numpy())
+    print(f"plain probe: {(time.process_time() - start) / len(features):.2f} s of CPU a video")
+    return np.stack(features)
+
+
+def fit(stream: str, one: Features, train: np.ndarray, values: list[np.ndarray]) -> Fit:
+    """A head on these features joined, as heads.py fits it."""
+    joined = np.concatenate(values, 2)
+    rest = (train, one.labels, one.groups, len(one.about["class_names"]), 5, 0, "mean")
+    return fit_first_or_all(LAYER3, joined, *rest) if stream == "spatial" else fit_linear(joined, *rest)
 
 
 def splits(one: Features, repeats: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

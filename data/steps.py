@@ -43,12 +43,13 @@ class Steps:
         words = [str(word) for word in command]
         print("\n" + printable(f"== {self.done}/{self.total} {title}"), flush=True)
         print(printable(f"$ python {shlex.join(words)}"), flush=True)
-        start = time.monotonic()
+        start, used = time.monotonic(), sum(os.times()[:4])  # of this process and those that it waited for
         code = call(words, self.folder)
         if code not in passed:
             print(f"stopped at {title!r}; the same command goes on from there", file=sys.stderr)
             raise StepFailed(code)
-        print(f"   {time.monotonic() - start:.0f} s, {time.monotonic() - self.began:.0f} s in all", flush=True)
+        wall, cpu = time.monotonic() - start, sum(os.times()[:4]) - used
+        print(f"   {wall:.0f} s ({cpu:.0f} s of CPU), {time.monotonic() - self.began:.0f} s in all", flush=True)
         return code
 
 

@@ -114,12 +114,14 @@ def start_from_linear_head(
 ) -> str:
     """Make the last layer logistic regression on the features of all versions. Returns a line that says how.
 
-    Its strength is chosen by cross-validation of the training videos, by group. `after_video` may stop the training.
+    Its strength is chosen by cross-validation of the training videos, by group. The line has, too, what a head on the
+    features below the trained part reaches on the same held-out videos. `after_video` may stop the training.
     """
     assert isinstance(loader, FrozenLoader)
     count = len(loader.dataset)
     items = [(version, index) for version in range(loader.versions) for index in range(count)]
     values: list[list[np.ndarray]] = [[] for _ in range(count)]
+    below: list[list[np.ndarray]] = [[] for _ in range(count)]  # the means of what is kept
     labels = np.zeros(count, np.int64)
     pooled = training.stepped[:-1].eval()  # type: ignore[index]  # all but the last layer
     with progress_bar(len(items), "frozen part", "video") as bar, torch.no_grad():
@@ -127,20 +129,24 @@ def start_from_linear_head(
             with torch.autocast(training.device.type, training.dtype, enabled=training.dtype != torch.float32):
                 features = pooled(video.activations.to(training.device))
             values[index].append(features.float().cpu().numpy())
+            below[index].append(video.activations.float().flatten(2).mean(2).numpy())
             labels[index] = video.label
             bar.update()
             after_video(training)
-    samples = np.stack([np.concatenate(own) for own in values])
+    samples, kept = (np.stack([np.concatenate(own) for own in each]) for each in (values, below))
     groups = np.array([source.video.group for source in loader.dataset.sources])
     rows, seed = np.arange(count), training.settings.seed
     try:
-        fit = fit_linear(samples, rows, labels, groups, classes, FOLDS, seed, "mean")
+        fit, lower = (fit_linear(each, rows, labels, groups, classes, FOLDS, seed, "mean") for each in (samples, kept))
     except InputError as error:
         raise InputError(f"no linear head to start from: {error} (or --no-linear-start)") from None
     for model in (training.model, training.tested_model):  # the same one, or its moving average
         model.load_state_dict(fit.state, strict=False)  # fc.weight and fc.bias alone
-    right = 100 * np.mean(fit.held_out.argmax(1) == labels)
-    return (
+    right, as_right = (100 * np.mean(each.held_out.argmax(1) == labels) for each in (fit, lower))
+    said = (
         f"starts from a linear head on {plural(count, 'video')} x {samples.shape[1]} clips: top-1 {right:.2f} % of "
         f"videos held out of it, C {fit.choice['C']:.3g} by {fit.choice['chosen_by']}"
     )
+    if as_right > right:
+        said += f"; a head on what enters {training.settings.train_from} has {as_right:.2f} %: heads.py may do better"
+    return said

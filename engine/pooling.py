@@ -14,7 +14,7 @@ from utils import InputError
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 POOLINGS = tuple(f"{stage}.{pool}" for stage in STAGES for pool in ("mean", "max"))
 # Where ImageNet's classes are far from the task, the last stage's mean says least: docs/results.md.
-DEFAULT = {"spatial": ("layer3.mean", "layer4.max"), "motion": ("layer3.mean",)}
+DEFAULT = {"spatial": ("layer3.mean", "layer4.mean"), "motion": ("layer3.mean",)}
 
 
 def last_pooling(model: Network) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from engine.crossfit import (
     STRENGTHS,
+    fit_first_or_all,
     fit_linear,
     fit_temporal,
     logistic_path,
@@ -162,6 +163,18 @@ def test_the_same_seed_gives_the_same_head(kind):
 
 
 # --- choosing ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("informative", [slice(0, 3), slice(3, 40)])
+def test_a_head_sees_the_first_stage_alone_where_the_rest_says_nothing(informative):
+    rng = np.random.default_rng(0)
+    labels, values = np.arange(60) % 2, rng.normal(size=(60, 2, 40))
+    values[:, :, informative] += 0.6 * (2 * labels - 1)[:, None, None]
+    fit = fit_first_or_all(3, values, np.arange(40), labels, np.arange(60), 2, 4, 0, "mean")
+    weight = fit.state["fc.weight"].numpy()
+    assert weight.shape == (2, 40) and fit.logits.shape == (60, 2, 2)
+    assert (weight[:, 3:] == 0).all() == (informative.start == 0)
+    np.testing.assert_allclose(values @ weight.T + fit.state["fc.bias"].numpy(), fit.logits, atol=1e-4)
 
 
 def test_folds_keep_groups_together_and_cover_everything():
