@@ -5,12 +5,12 @@
   python heads.py --spatial rgb.npz --motion flow.npz
 
 Features of several inputs of one stream, such as flow and --input greydiff, are joined: --motion flow.npz grey.npz.
-Heads: linear is logistic regression on each stream's features, averaged over time (of layer3 and layer4, on both or on
-layer3 alone), and once more on both streams' features together (joined); classes have equal weight, however many
-videos they have. ts-lstm and inception (Ma et al. 2017, arXiv 1703.10667) look at the course over time of both streams'
-features together. What is chosen, the stages, the strength or the epochs, is chosen on training videos alone, by folds
-that keep the videos of one recording or person together. A check says what accuracy is left where clips that look
-alike are kept together (look_alikes).
+Heads: linear is logistic regression on each stream's features, their mean and spread over time (with --over-time mean,
+of two stages on both or on the first alone), and once more on both streams' features together (joined); classes have
+equal weight, however many videos they have. ts-lstm and inception (Ma et al. 2017, arXiv 1703.10667) look at the course
+over time of both streams' features together. What is chosen, the stages, the strength or the epochs, is chosen on
+training videos alone, by folds that keep the videos of one recording or person together. A check says what accuracy is
+left where clips that look alike are kept together (look_alikes).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     group = parser.add_argument_group("heads")
     group.add_argument("--head", nargs="+", choices=HEADS, default=["linear"], metavar="HEAD",
                        help=f"one or several of {', '.join(HEADS)}")
-    group.add_argument("--over-time", choices=("mean", "mean+std"), default="mean",
+    group.add_argument("--over-time", choices=("mean", "mean+std"), default="mean+std",
                        help="what linear sees of a video's samples; of the mean of layer4.mean alone, it becomes a "
                             "network's last layer, to fine-tune with --weights")
     group.add_argument("--folds", type=bounded(int, 2), default=5,
