@@ -87,9 +87,8 @@ def probe(folder: Path, weights: str, one: Features) -> np.ndarray:
             frames.append(read[1])
         chosen = [frames[at] for at in np.linspace(0, len(frames) - 1, 10).round().astype(int)]
         resized = [cv2.resize(frame, (224, 224), interpolation=cv2.INTER_AREA) for frame in chosen]
-        images = np.stack(resized)[..., ::-1] / 255.0
-        images = torch.from_numpy((images - IMAGENET_MEAN) / IMAGENET_STD).float().permute(0, 3, 1, 2)
-        features.append(network(images).numpy())
+        images = (np.stack(resized)[..., ::-1] / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
+        features.append(network(torch.from_numpy(images).float().permute(0, 3, 1, 2)).numpy())
     print(f"plain probe: {(time.process_time() - start) / len(features):.2f} s of CPU a video")
     return np.stack(features)
 
