@@ -249,7 +249,8 @@ def test_predict_takes_the_weights_and_the_temperature(tmp_path: Path) -> None:
 
     about = Learnt(["motion", "spatial"], [0.2, 0.8], 0.25, 9, 9, []).about()  # fused in another order than predict's
     (tmp_path / "results.json").write_text(json.dumps({"learnt": about}))
-    weights, temperature = predict.learnt_fusion(str(tmp_path / "results.json"))
+    learnt = predict.learnt_fusion(str(tmp_path / "results.json"))
+    weights, temperature = dict(zip(learnt.streams, learnt.weights, strict=True)), learnt.temperature
     spatial, motion = np.random.default_rng(0).normal(0, 1, (2, 4, 3))
     times = {"spatial": np.arange(4.0), "motion": np.arange(4.0)}
     own = [weights["spatial"], weights["motion"]]
