@@ -185,7 +185,8 @@ def open_output(root: Path, kind: str, parts: tuple[str, ...], settings: dict, o
         with FileLock(root / ".lock", timeout=60):
             _clean(root)
             running = any(run.parent.glob("*.lock"))
-            empty = not running and not any(_folders(root / part) for part in parts)
+            # Of the other kind, too: flow lies in u/ and v/, RGB frames beside them.
+            empty = not running and not any(_folders(root / part) for part in (*parts, "."))
             run.mkdir(parents=True)
             alive.acquire()
             try:

@@ -129,15 +129,16 @@ def start_from_linear_head(
             with torch.autocast(training.device.type, training.dtype, enabled=training.dtype != torch.float32):
                 features = pooled(video.activations.to(training.device))
             values[index].append(features.float().cpu().numpy())
-            below[index].append(video.activations.float().flatten(2).mean(2).numpy())
+            kept = video.activations.float()  # maps, or features where the last layer alone is trained
+            below[index].append((kept.flatten(2).mean(2) if kept.dim() > 2 else kept).numpy())
             labels[index] = video.label
             bar.update()
             after_video(training)
-    samples, kept = (np.stack([np.concatenate(own) for own in each]) for each in (values, below))
+    samples, lower_ones = (np.stack([np.concatenate(own) for own in each]) for each in (values, below))
     groups = np.array([source.video.group for source in loader.dataset.sources])
     rows, seed = np.arange(count), training.settings.seed
     try:
-        fit, lower = (fit_linear(each, rows, labels, groups, classes, FOLDS, seed, "mean") for each in (samples, kept))
+        fit, lower = (fit_linear(each, rows, labels, groups, classes, FOLDS, seed, "mean") for each in (samples, lower_ones))
     except InputError as error:
         raise InputError(f"no linear head to start from: {error} (or --no-linear-start)") from None
     for model in (training.model, training.tested_model):  # the same one, or its moving average

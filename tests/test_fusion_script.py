@@ -99,9 +99,11 @@ def test_a_stream_goes_by_the_name_that_its_predictions_say(tmp_path: Path) -> N
     for file, stream in unsaid.items():
         path = write(tmp_path / "unsaid", "x", {"YoYo_g01_c01": np.arange(101, dtype="f4")})
         assert load_predictions(path.rename(path.with_name(file))).stream == stream
-    for bad in ("fusion", "\x1b[31m", "", 3):  # taken by results.json; for a terminal; none
+    for bad in ("fusion", "\x1b[31m", ""):  # taken by results.json; for a terminal; none
         stream = load_predictions(rename(tmp_path / "iframe", bad)).stream
-        assert stream not in ("fusion", "", 3) and stream.isprintable()
+        assert stream not in ("fusion", "") and stream.isprintable()
+    with pytest.raises(InputError, match="stream: Input should be a valid string"):
+        load_predictions(rename(tmp_path / "iframe", 3))
 
 
 def rename(folder: Path, stream: object) -> Path:

@@ -312,7 +312,7 @@ def test_scores_that_are_not_finite_name_no_action(prepared, monkeypatch, tmp_pa
                   "learnt_on": {"videos": 9, "groups": 9, "paths": []}}  # fmt: skip
         (tmp_path / "results.json").write_text(json.dumps({"learnt": learnt}))
         flags += ["--fusion", tmp_path / "results.json"]
-    with pytest.raises(InputError, match="finite|temperature|learnt"):
+    with pytest.raises(InputError, match="finite|NaN or infinity|temperature|learnt"):
         call(monkeypatch, prepared / "videos/walk/b.avi", *flags)
 
 
