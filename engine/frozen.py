@@ -138,7 +138,9 @@ def start_from_linear_head(
     groups = np.array([source.video.group for source in loader.dataset.sources])
     rows, seed = np.arange(count), training.settings.seed
     try:
-        fit, lower = (fit_linear(each, rows, labels, groups, classes, FOLDS, seed, "mean") for each in (samples, lower_ones))
+        fit, lower = (
+            fit_linear(each, rows, labels, groups, classes, FOLDS, seed, "mean") for each in (samples, lower_ones)
+        )
     except InputError as error:
         raise InputError(f"no linear head to start from: {error} (or --no-linear-start)") from None
     for model in (training.model, training.tested_model):  # the same one, or its moving average
