@@ -351,7 +351,7 @@ def _cache_files(root: Path) -> list[Path]:
 class FrameIndexFile(BaseModel):
     """The cache: sequences that folders hold, and each folder's number among these, subfolders and stamp."""
 
-    version: Literal[1]  # _CACHE_VERSION
+    version: Literal[2]  # _CACHE_VERSION
     images: list[list[tuple[str, Natural, Natural, Natural, str, str]]]
     folders: dict[str, list[Any]]
 
