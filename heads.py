@@ -32,9 +32,8 @@ from common.progress import progress_bar
 from dataloader.names import first_few
 from dataloader.preparation import Preparation
 from engine.crossfit import Fit, fit_first_or_all, fit_linear, fit_temporal, look_alikes, time_statistics
-from engine.features import trunk_hash
+from engine.features import feature_count, last_pooling, trunk_hash
 from engine.owner import owned
-from engine.pooling import feature_count, last_pooling
 from engine.temporal_heads import TEMPORAL
 from network import Network, build_model, trained_model
 from report.summary import gap_note, look_alike_note

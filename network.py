@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import urllib.error
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from common.timm_network import TIMM, TimmNet, normalisation, timm_state
-from dataloader.preparation import DIFFERENCES, IMAGENET_MEAN, IMAGENET_STD, Preparation, grey_levels, to_input
+from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from utils import InputError, plural
 
 if TYPE_CHECKING:
@@ -253,81 +252,3 @@ def explain_mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | Non
             places = ", ".join(blocks[:4]) + (", ..." if blocks[4:] else "")
             notes.append(f"{plural(len(names), 'tensor')} {text} (in {places})")
     return "; ".join(notes) or None
-
-
-class InferenceNet(nn.Module):
-    """A trained network made for testing: batch norms folded, channels last, the trunk in `dtype`.
-
-    Takes uint8 clips (N, images x planes, H, W) and returns float32 logits (N, classes) and pooled features
-    (N, features). The normalisation is folded into the first convolution: what enters it are whole grey levels,
-    which bfloat16 holds exactly, where the rounding of normalised values was its largest error. They are counted
-    from mid-grey, which is no motion in flow, so that most of them are small and so are errors of the weights.
-    The last layer stays in float32, so that logits are not rounded to bfloat16's three digits.
-    A network of timm's stays as it is, and computes as in training.
-    """
-
-    LEVELS = 64.0  # grey levels to a unit of the network's input: a power of two, near what 255 * std is
-    outside: Tensor
-
-    def __init__(
-        self,
-        model: Network,
-        preparation: Preparation,
-        dtype: torch.dtype = torch.float32,
-        compiled: bool = False,
-        trunk: Callable[[Any], nn.Module] | None = None,
-        head: nn.Module | None = None,
-    ) -> None:
-        """`trunk`: what is taken of the network, its pooled features by default; `head`: what follows, by default fc.
-
-        Both outputs are then those of these two.
-        """
-        super().__init__()
-        self.preparation, self.dtype = preparation, dtype
-        own = copy.deepcopy(model).eval()
-        self.folded = own.fold_batchnorm()
-        if self.folded:
-            self._fold_normalisation(own, preparation, dtype)
-        self.fc = head or own.fc
-        self.trunk = trunk(own) if trunk else nn.Sequential(own.split("fc")[0], nn.Flatten())
-        if self.folded:
-            self.trunk.to(dtype)
-        self.trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.requires_grad_(False)
-        self.compiled = compiled
-        if compiled:
-            self.trunk.compile(options={"freezing": True})  # its weights laid out once, as the kernels want them
-
-    def _fold_normalisation(self, trunk: Any, preparation: Preparation, dtype: torch.dtype) -> None:
-        # normalised = scale * grey + offset = LEVELS * scale * ((grey - centre) / LEVELS - outside)
-        images = preparation.channels // len(preparation.mean)
-        first = trunk.conv1
-        device = first.weight.device
-        scale, offset = (torch.tensor(values, device=device).repeat(images) for values in preparation.affine)
-        self.modality = preparation.modality
-        self.centre = 0 if self.modality in DIFFERENCES else 128
-        outside = -(offset / scale + self.centre) / self.LEVELS
-        with torch.no_grad():
-            first.weight *= (self.LEVELS * scale)[:, None, None]
-            first.bias -= torch.einsum("ocij,c->o", first.weight, outside)
-        self.border = first.padding[0]  # made by hand: a normalised 0 is no 0 here
-        first.padding = (0, 0)
-        self.register_buffer("outside", outside[:, None, None].to(dtype))
-
-    def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        x = self._grey_levels(clips) if self.folded else to_input(clips, self.preparation)  # (N, channels, H, W)
-        if self.compiled:  # once for any number of clips: a test's last batch is smaller
-            torch._dynamo.maybe_mark_dynamic(x, 0)
-        mixed = not self.folded and self.dtype != torch.float32
-        with torch.autocast(clips.device.type, self.dtype, enabled=mixed):
-            features = self.trunk(x).float()  # (N, features)
-        return self.fc(features), features  # (N, classes), (N, features)
-
-    def _grey_levels(self, clips: Tensor) -> Tensor:
-        n, _, height, width = clips.shape
-        edge = self.border
-        x = self.outside.expand(n, -1, height + 2 * edge, width + 2 * edge)  # (channels, 1, 1) to (N, channels, H', W')
-        x = x.contiguous(memory_format=torch.channels_last)
-        inside = x[:, :, edge:-edge, edge:-edge]
-        grey_levels(clips, self.modality, inside).sub_(self.centre).mul_(1 / self.LEVELS)
-        return x

@@ -27,7 +27,7 @@ import numpy as np
 from common.commandline import ArgumentParser, bounded
 from data.flow import PLAIN_METHODS
 from data.videos import VideoError, find_videos, frame_rate, import_cv2
-from engine.state import amp_dtype
+from engine.training import amp_dtype
 from recogniser.answers import Answer, as_json, as_line, as_table
 from recogniser.decoded import DecodedFrames
 from recogniser.loading import Wishes, load_streams

@@ -160,8 +160,8 @@ def check_network(args: argparse.Namespace, way: str, videos: Sequence[VideoFile
     if way == "train" or (args.data / "rgb.npz").exists():
         return
     from dataloader.preparation import Preparation
-    from engine.pooling import default_pooling, feature_net
-    from engine.state import amp_dtype
+    from engine.features import default_pooling, feature_net
+    from engine.training import amp_dtype
 
     device = set_up_device("auto")
     preparation = Preparation(size=size)

@@ -12,17 +12,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from dataloader.clips import make_data
 from dataloader.extracted import extraction_settings
 from dataloader.frames import index_frames
 from dataloader.images import ReadFrame
-from dataloader.loader import make_data
 from dataloader.preparation import default_preparation
 from engine import options
-from engine.epoch import train_one_epoch
 from engine.features import extract_features
 from engine.frozen import start_from_linear_head, training_loader
 from engine.runner import Run
-from engine.state import Training, choose_preparation
+from engine.training import Training, choose_preparation, train_one_epoch
 from network import build_model, rgb_normalisation
 from utils import run_main, seed_everything, set_up_device
 

@@ -27,15 +27,15 @@ import torch
 
 from benchmarks import classic
 from common.commandline import ArgumentParser
-from dataloader.clips import ClipDataset, TestSampling, TrainSampling, clips_of, sent_ahead
+from dataloader.clips import ClipDataset, clips_of, make_loader, sent_ahead
 from dataloader.frames import CHANNELS, index_frames
 from dataloader.images import ReadFlow, ReadFrame, find_sources
-from dataloader.loader import make_loader
 from dataloader.names import Video
 from dataloader.preparation import default_preparation, to_input
-from engine.epoch import train_step
-from engine.state import Training, TrainingSettings, amp_dtype
-from network import InferenceNet, build_model
+from dataloader.sampling import TestSampling, TrainSampling
+from engine.evaluation import InferenceNet
+from engine.training import Training, TrainingSettings, amp_dtype, train_step
+from network import build_model
 from utils import InputError, cpu_count, run_main
 
 ROOT = Path(__file__).resolve().parents[1]

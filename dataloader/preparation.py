@@ -1,13 +1,15 @@
-"""What turns images into a network's input, stored in every checkpoint: size, normalisation, how they were extracted.
+"""From images to a network's input: the Preparation in every checkpoint, crops, sizes, flips, colours, normalisation.
 
-Everything per pixel value (pictures of flow, differences, float, normalisation) is a function of one Preparation.
+Crop boxes are chosen in the loader's workers and applied before resizing. Flips, colours and everything per pixel value
+happen on the device, for the whole batch at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,11 +17,15 @@ from pydantic import AfterValidator, ConfigDict, Field
 from torch import Tensor
 
 from common.formats import Count, Finite, Natural, Positive, check
+from utils import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LUMA = (299, 587, 114)  # thousandths of red, green and blue in grey (ITU-R BT.601), as JPEG has it
 DIFFERENCES = ("rgbdiff", "greydiff")
+TSN_SCALES = (1.0, 0.875, 0.75, 0.66)  # TSN (Wang et al. 2016), section 3.2, and its released code
+RESIZED_AT_ONCE = 4  # images: some for torch's call to be worth it, few enough to stay in the cache
+CENTER_FRACTION = 224 / 256  # the usual test crop: 224 of a 256-pixel short side
 
 
 Side = Annotated[Count, Field(le=1 << 14)]
@@ -120,6 +126,182 @@ def default_preparation(modality: str, size: int, test_resize: str, stack_length
         "greydiff": ((0.0,), (mean_std,)),
     }[modality]
     return Preparation(modality, size, test_resize, mean, std, stack_length)
+
+
+# --- crops, sizes and flips, on uint8 ---
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def random_crop(height: int, width: int, size: int, rng: np.random.Generator) -> Box:
+    """A size x size box anywhere in the image; the largest square where the image is smaller than that."""
+    side = min(size, height, width)
+    return Box(int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1)), side, side)
+
+
+def multiscale_crop(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    scales: Sequence[float] = TSN_SCALES,
+    positions: int = 5,
+) -> Box:
+    """TSN's corner cropping with scale jittering (section 3.2): sides from `scales` of the short side.
+
+    Height and width are drawn together from neighbouring scales (their aspect changes a little), then the
+    box goes to one of 5 places (corners, centre) or 13 (also the edges' and the quarters' middles).
+    """
+    short = min(height, width)
+    sides = [int(short * scale) for scale in scales]
+    pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+    box_height, box_width = pairs[rng.integers(len(pairs))]
+    places = _places(height - box_height, width - box_width, positions)
+    top, left = places[rng.integers(len(places))]
+    return Box(top, left, box_height, box_width)
+
+
+def _places(free_height: int, free_width: int, positions: int) -> list[tuple[int, int]]:
+    """Top-left corners of a box that leaves this many free pixels: the 5 or 13 of TSN's released code."""
+    quarters = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]
+    if positions == 13:
+        quarters += [(0, 2), (4, 2), (2, 0), (2, 4), (1, 1), (1, 3), (3, 1), (3, 3)]
+    return [(i * free_height // 4, j * free_width // 4) for i, j in quarters]
+
+
+def test_boxes(height: int, width: int, resize: str, views: int, size: int) -> list[Box]:
+    """What a test looks at: 1 box, or the 4 corners and the centre (views 5); 2 and 10 add their flips.
+
+    Objects are as large as in training where the two go together:
+    `squash`, the whole image with its aspect changed, with training's squash (the original's test);
+    `crop`, a square of `size` pixels of the image, with random crops, which are as large;
+    `center`, a square of 224/256 of the short side, with multi-scale crops, whose sides are parts of it (TSN's test).
+    Of an image with a short side of 256 and for a `size` of 224, `crop` and `center` are the same.
+    """
+    if resize == "squash":
+        if views > 2:
+            raise InputError(f"--test-views {views} cuts corners, which --test-resize squash has not: use center")
+        return [Box(0, 0, height, width)]
+    short = min(height, width)
+    side = min(size, short) if resize == "crop" else round(short * CENTER_FRACTION)
+    *corners, centre = _places(height - side, width - side, 5)
+    places = [centre, *corners] if views >= 5 else [centre]
+    return [Box(top, left, side, side) for top, left in places]
+
+
+def stack_resized(crops: Iterable[np.ndarray], count: int, size: int) -> Tensor:
+    """`count` uint8 crops (planes, height, width) of one shape -> (count, planes, size, size).
+
+    RGB comes out channels last, as decoders and networks have it. Crops are taken from the iterator and
+    resized a few at a time, while they are in the processor's cache.
+    """
+    result = block = torch.empty(0)
+    done = 0
+    for at, crop in enumerate(crops, 1):
+        if at == 1:
+            result = empty_images(count, len(crop), size, size)
+            direct = crop.shape[1:] == (size, size)
+            block = result if direct else empty_images(min(count, RESIZED_AT_ONCE), *crop.shape)
+            slots = block.numpy()
+        slots[at - 1 - done] = crop
+        if not direct and (at - done == len(block) or at == count):
+            result[done:at] = resize_planes(block[: at - done], size)
+            done = at
+    return result
+
+
+def empty_images(count: int, planes: int, height: int, width: int, memory: Tensor | None = None) -> Tensor:
+    """Room for uint8 images (count, planes, height, width): RGB channels last, flow plane by plane.
+
+    `memory` (count * planes * height * width,) uint8 is used where it is given.
+    """
+    if memory is None:
+        memory = torch.empty(count * planes * height * width, dtype=torch.uint8)
+    if planes == 3:
+        return memory.view(count, height, width, planes).permute(0, 3, 1, 2)
+    return memory.view(count, planes, height, width)
+
+
+def resize_planes(planes: Tensor, size: int) -> Tensor:
+    """Resize uint8 images (N, C, H, W) to (N, C, size, size): bilinear with antialiasing, as Pillow does.
+
+    Single-plane images (flow) go through in groups of four, because torch's fast uint8 path works on up to
+    four interleaved channels: 6 times faster than one by one, with the same pixels.
+    """
+    n, channels, height, width = planes.shape
+    if (height, width) == (size, size):
+        return planes
+    if channels == 3:
+        return _bilinear(planes, size)
+    flat = planes.reshape(1, n * channels, height, width)  # each plane a channel
+    whole = n * channels // 4 * 4
+    parts = []
+    if whole:
+        fours = flat[:, :whole].reshape(-1, 4, height, width)
+        parts.append(_bilinear(fours, size).reshape(1, whole, size, size))
+    if whole < n * channels:
+        parts.append(_bilinear(flat[:, whole:], size))
+    together = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return together.reshape(n, channels, size, size)
+
+
+def _bilinear(images: Tensor, size: int) -> Tensor:
+    return torch.nn.functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+
+
+def flip_clips(clips: Tensor, flip: Tensor, modality: str) -> Tensor:
+    """Mirror those uint8 clips (N, C, H, W) that `flip` (N,) names, left to right.
+
+    In a mirrored video everything that moved right moves left: for flow the x planes (even channels, or the first of a
+    picture's three) are negated, that is 255 - x in the quantised images; y stays.
+    """
+    mirrored = clips.flip(-1)
+    if modality == "flow":
+        step = 3 if clips.shape[1] == 3 else 2
+        mirrored[:, 0::step] = 255 - mirrored[:, 0::step]
+    return torch.where(flip[:, None, None, None], mirrored, clips)
+
+
+# --- augmentation of pixel values: on the device, of training batches alone; another one has its place in `augment` ---
+
+
+def augment(clips: Tensor, names: Sequence[str], jitter: float, seed: int, epoch: int) -> Tensor:
+    """uint8 clips (videos x clips, images x planes, H, W) -> the same, each video's changed in one random way.
+
+    What is drawn is a function of (seed, epoch, video's name): the same in any batch and over any number of processes.
+    """
+    if jitter:
+        draws = [np.random.default_rng((seed, epoch, zlib.crc32(name.encode()))).uniform(-1, 1, 3) for name in names]
+        factors = torch.tensor(1 + jitter * np.array(draws), dtype=torch.float32)  # (videos, 3)
+        clips = colour_jitter(clips, factors.to(clips.device, non_blocking=True))
+    return clips
+
+
+def colour_jitter(clips: Tensor, factors: Tensor) -> Tensor:
+    """Change brightness, contrast and saturation of RGB, in this order, as torchvision's functions do.
+
+    clips: uint8 (videos x clips, images x 3, H, W); factors: (videos, 3) on the same device, 1 for no change. The grey
+    that contrast is relative to is the mean of all of a video's clips, so that differences of its frames stay motion.
+    """
+    x = clips.unflatten(1, (-1, 3)).unflatten(0, (len(factors), -1)).float()  # (videos, clips, images, 3, H, W)
+    brightness, contrast, saturation = factors[:, :, None, None, None, None, None].unbind(1)  # (videos, 1, ..., 1)
+    luma = torch.stack([x.new_full((1, 1), weight / 1000) for weight in LUMA])  # (3, 1, 1)
+    x = x.mul_(brightness).clamp_(max=255)
+    mean = (x * luma).sum(3).mean((1, 2, 3, 4))[:, None, None, None, None, None]  # (videos, 1, ..., 1)
+    x = x.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 255)
+    grey = (x * luma).sum(3, keepdim=True)  # (videos, clips, images, 1, H, W)
+    x = x.sub_(grey).mul_(saturation).add_(grey).clamp_(0, 255)
+    x = x.round_().to(torch.uint8).flatten(0, 1).flatten(1, 2)  # (videos x clips, images x 3, H, W)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+# --- what a network sees of pixels ---
 
 
 def flow_picture(images: Tensor, preparation: Preparation) -> Tensor:

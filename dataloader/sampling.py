@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
+
+from dataloader.preparation import TSN_SCALES, Preparation
 
 
 def rng_for(*key: int) -> np.random.Generator:
@@ -70,6 +73,47 @@ def tsn_starts(valid: int, samples: int) -> np.ndarray:
     """
     tick = valid / samples
     return (tick / 2 + tick * np.arange(samples)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class TrainSampling:
+    """One random clip in each segment; a random crop and flip that all of a video's clips share."""
+
+    segments: int = 3
+    crop: str = "random"  # random | multiscale | squash: the whole image
+    crop_positions: int = 5
+    scales: Sequence[float] = TSN_SCALES
+    flip: bool = True
+
+
+@dataclass(frozen=True)
+class TestSampling:
+    """Clips from all over the video, each seen in `views` crops: 1 or 5, or 2 or 10 with their flips.
+
+    `starts` says where they begin: "spread" evenly from the first possible start to the last, or as the "original"
+    or "tsn" has it. `every`: the images are of every N-th frame.
+    """
+
+    samples: int = 19
+    views: int = 1
+    starts: str = "spread"
+    every: int = 1
+
+    @property
+    def clips(self) -> int:
+        """Clips of one video, views included."""
+        return self.samples * self.views
+
+    def starts_in(self, count: int, preparation: Preparation) -> np.ndarray:
+        """The time steps at which the clips of a video of `count` time steps begin, in order. Shape (samples,)."""
+        if self.starts == "original":
+            frames = count + 1 if preparation.modality == "flow" else (count - 1) * self.every + 1
+            starts = original_starts(frames, self.samples, self.every)
+            return np.minimum(starts, count - preparation.clip_length)
+        valid = count - preparation.clip_length + 1
+        if self.starts == "tsn":
+            return tsn_starts(valid, self.samples)
+        return test_starts(valid, self.samples, preparation.margin)
 
 
 class EpochBatches(Sampler):

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.progress import progress_bar
-from dataloader.clips import Batch, ClipDataset, clips_of
-from dataloader.loader import Loader
+from dataloader.clips import Batch, ClipDataset, Loader, clips_of
 from engine.crossfit import fit_linear
-from engine.state import Training
-from network import InferenceNet
+from engine.evaluation import InferenceNet
+from engine.training import Training
 from utils import InputError, plural
 
 FOLDS = 5  # that choose the linear head's strength

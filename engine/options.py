@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from common.commandline import ArgumentParser, Switch, bounded
-from dataloader.clips import TestSampling, TrainSampling
-from dataloader.loader import DataSettings
+from dataloader.clips import DataSettings
 from dataloader.preparation import Preparation
-from engine import pooling
+from dataloader.sampling import TestSampling, TrainSampling
+from engine import features
 from engine.features import FeatureSettings
-from engine.state import TrainingSettings
+from engine.training import TrainingSettings
 from network import TRAINED_FROM
 from saved.checkpoints import Checkpoint, read_checkpoint
 from utils import InputError, rank
@@ -116,7 +116,7 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
                        help="write the pooled features of training and test videos, from --weights or --resume's "
                             "network, and stop")
 
-    poolings = ", ".join(f"{name} {' '.join(pools)}" for name, pools in pooling.DEFAULT.items())
+    poolings = ", ".join(f"{name} {' '.join(pools)}" for name, pools in features.DEFAULT_POOLING.items())
     group.add_argument("--pooling", nargs="+", metavar="STAGE.POOL",
                        help="what --features takes of each clip: the mean or max over the image of layer1 to layer4; "
                             "layer4.mean is what the last layer sees, and of timm's networks pre-logits (default: "

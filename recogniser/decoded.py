@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from data.flow import quantise
 from data.videos import VideoError, encode_jpeg
-from dataloader.clips import Batch, ClipDataset, TestSampling
+from dataloader.clips import Batch, ClipDataset
 from dataloader.images import Source, decode_gray, decode_rgb
 from dataloader.names import Video
 from dataloader.preparation import Preparation
-from dataloader.sampling import consecutive_runs
+from dataloader.sampling import TestSampling, consecutive_runs
 from utils import plural
 
 PAIRS_AT_ONCE = 8  # of a flow method: some for RAFT's batches, few enough to spread over cores

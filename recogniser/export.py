@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.commandline import ArgumentParser
 from dataloader.preparation import Preparation
-from engine.pooling import PooledTrunk
+from engine.features import PooledTrunk
 from network import Network, trained_model
 from recogniser.loading import load_head
 from saved.checkpoints import FLOW_ORDERS, HELD, Checkpoint, read_checkpoint, write_safetensors

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from data.flow import PLAIN_METHODS, download_raft_weights, raft_flow, read_raft_weights, tvl1_flow
-from dataloader.clips import TestSampling
 from dataloader.lists import load_split
 from dataloader.names import UCF101_CLASSES
 from dataloader.preparation import Preparation
-from engine.pooling import feature_net
+from dataloader.sampling import TestSampling
+from engine.evaluation import InferenceNet
+from engine.features import feature_net
 from engine.temporal_heads import TEMPORAL, build_head
-from network import InferenceNet, trained_model
+from network import trained_model
 from recogniser.decoded import PAIRS_AT_ONCE, Flow
 from recogniser.streams import ClipMaker, Stream, TrainedHead
 from saved.checkpoints import Checkpoint, read_checkpoint

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from common.progress import progress_bar
 from data.jobs import Report, run_jobs
 from data.videos import VideoError
-from dataloader.clips import Batch, TestSampling, clips_of, each_once
+from dataloader.clips import Batch, clips_of, each_once
 from dataloader.preparation import Preparation
+from dataloader.sampling import TestSampling
+from engine.evaluation import InferenceNet
 from engine.temporal_heads import TimeStatistics
-from network import InferenceNet
 from recogniser.answers import Answer
 from recogniser.decoded import DecodedFrames, Flow
 from recogniser.windows import Window, frames_in_memory, whole_video

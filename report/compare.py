@@ -23,8 +23,7 @@ from common.progress import duration
 from report import page, plots
 from report.page import Report, Section, Table, Text
 from report.sections import curve_plots
-from saved.provenance import in_words, provenance
-from saved.records import Phases, find_records
+from saved.records import Phases, find_records, in_words, provenance
 from utils import InputError, check_writable, run_main
 
 HEADINGS = ["run", "stream", "epochs", "best top-1", "at epoch", "last top-1", "training loss", "time"]

@@ -12,8 +12,7 @@ from matplotlib import rc_context
 from report import gallery, metrics, page, plots, summary, tables
 from report.outcome import Outcome
 from report.page import Link, Plot, Report, Section, Table, Text, Tile
-from saved.provenance import in_words, provenance
-from saved.records import Phases, find_records
+from saved.records import Phases, find_records, in_words, provenance
 from utils import plural
 
 PAIRS = 20  # kinds of mistake that are listed; the CSV has all

@@ -127,7 +127,7 @@ def write_checkpoint(
     preparation: Mapping[str, Any],
     args: Mapping[str, Any],
 ) -> None:
-    """Write a network to each path: what it is, and `state` (engine.state.Training.state_dict), its weights among it.
+    """Write a network to each path: what it is, and `state`, engine.training.Training.state_dict with its weights.
 
     `preparation` is Preparation.as_dict's, `args` the flags that it was trained with, as plain values.
     """

@@ -7,12 +7,19 @@ records, which have the same names and columns, are read as well.
 from __future__ import annotations
 
 import os
+import platform
+import shlex
+import sys
+import time
 from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from utils import InputError, atomic_path
+from common.progress import duration
+from utils import BEGAN, InputError, atomic_path
 
 PREFIXES = {"rgb": "spatial", "opf": "motion"}
 COLUMNS = ("Epoch", "Batch Time", "Data Time", "Loss", "Prec@1", "Prec@5", "lr")
@@ -63,3 +70,40 @@ def find_records(folders: Iterable[Path]) -> dict[str, Phases]:
             if phases:
                 found[stream if stream not in found else f"{stream} ({folder})"] = phases
     return found
+
+
+PACKAGES = ("torch", "torchvision", "numpy")
+
+
+def provenance(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """command, settings, finished (local time, ISO 8601), seconds since this process began, versions."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "settings": dict(settings),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "seconds": round(time.time() - BEGAN, 1),
+        "versions": versions,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def in_words(made: Any) -> str:
+    """What `provenance` gave, in a line or two; "" for anything else: it may come from a file of another version."""
+    if not isinstance(made, dict) or not isinstance(made.get("command"), str):
+        return ""
+    parts = [made["command"]]
+    if isinstance(made.get("finished"), str):
+        parts.append(f"finished {made['finished'][:16].replace('T', ' ')}")
+    if isinstance(made.get("seconds"), (int, float)):
+        parts.append(f"after {duration(made['seconds'])}")
+    if isinstance(made.get("versions"), dict):
+        parts.append(", ".join(f"{name} {number}" for name, number in made["versions"].items()))
+    if isinstance(made.get("system"), str):
+        parts.append(made["system"])
+    return "; ".join(parts)

@@ -206,7 +206,7 @@ def _load_safetensors(path: str | os.PathLike) -> dict[str, Any]:
     if text is None:
         return state
     about = parse_json(text, dict[str, Any], path, "get it again")
-    # Weights alone: engine.state tells a resumed training so, which needs the optimizer's state.
+    # Weights alone: engine.training tells a resumed training so, which needs the optimizer's state.
     return {**about, "format": SAFETENSORS_KEY, "state_dict": state, "batch": 0, "ema": None}
 
 

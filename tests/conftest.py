@@ -81,7 +81,7 @@ def strike(at):
     for _ in range(100):  # until it arrives, in the middle of Python code
         time.sleep(0.01 * (whom != "self"))
 
-from engine import epoch as engine
+from engine import training as engine
 step, replace, write = engine.train_step, os.replace, pathlib.Path.write_bytes
 
 def train_step(*args, **kwargs):

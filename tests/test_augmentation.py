@@ -4,9 +4,8 @@ import pytest
 import torch
 import torchvision.transforms.functional as F
 
-from dataloader.preparation import default_preparation
-from dataloader.transforms import augment, colour_jitter
-from engine.state import Training, TrainingSettings
+from dataloader.preparation import augment, colour_jitter, default_preparation
+from engine.training import Training, TrainingSettings
 from network import build_model
 from utils import InputError
 

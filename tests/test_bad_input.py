@@ -140,10 +140,10 @@ def test_a_loss_that_is_no_number_names_its_videos(fails, tiny, tmp_path):
 
 def test_a_dead_loader_process_is_told_plainly(tiny):
     from dataloader import clips
+    from dataloader.clips import make_loader
     from dataloader.frames import index_frames
     from dataloader.images import find_sources
     from dataloader.lists import load_split
-    from dataloader.loader import make_loader
     from dataloader.preparation import default_preparation
 
     index = index_frames(tiny / "rgb", "rgb")
@@ -211,7 +211,7 @@ def test_more_than_memory_holds(fails, works, tiny, tmp_path, monkeypatch):
     arguments = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path))
     assert "--size: must be from 1 to 4096, not 100000000" in fails(*arguments, "--size", 100_000_000)
     for said in (lambda: torch.empty(2**60), lambda: np.empty(2**55)):
-        monkeypatch.setattr("engine.epoch.train_step", lambda *_, said=said: said())
+        monkeypatch.setattr("engine.training.train_step", lambda *_, said=said: said())
         line = fails(*arguments)
         assert "not enough memory" in line and "--batch-size" in line
 

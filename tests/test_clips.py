@@ -14,11 +14,12 @@ from PIL import Image
 
 from dataloader import clips as c
 from dataloader import images
+from dataloader.clips import make_loader
 from dataloader.frames import index_frames
 from dataloader.images import ReadFlow, ReadFrame, find_sources
 from dataloader.lists import Video, load_split
-from dataloader.loader import make_loader
 from dataloader.preparation import Preparation, default_preparation
+from dataloader.sampling import TestSampling, TrainSampling
 from utils import InputError
 
 FLOW = Preparation("flow", 48, "squash", (0.0,), (1.0,), 10)
@@ -45,7 +46,7 @@ def pixels(path):
 def test_a_stack_is_x1_y1_to_x10_y10(tiny):
     """Channel 2k is u of pair start+k, channel 2k+1 its v: read here with Pillow, at the size on disk."""
     preparation = dataclasses.replace(FLOW, size=72)
-    dataset = flow_set(tiny, c.TrainSampling(segments=1, flip=False), preparation)
+    dataset = flow_set(tiny, TrainSampling(segments=1, flip=False), preparation)
     index = next(i for i, s in enumerate(dataset.sources) if s.video.name == "HammerThrow_g08_c01")
     batch = dataset[0, index]
     clip = c.clips_of(batch, "flow", CPU)[0].float()
@@ -74,7 +75,7 @@ def test_one_crop_and_one_flip_for_a_whole_video(tmp_path, crop):
             Image.fromarray(ramp).save(folder / f"frame{number:06d}.jpg", quality=100)
     index = index_frames(tmp_path, "flow")
     sources = find_sources(index, load_split(None, 1, index.videos).train)
-    dataset = c.ClipDataset(sources, ReadFlow(tmp_path), FLOW, c.TrainSampling(3, crop), seed=1)
+    dataset = c.ClipDataset(sources, ReadFlow(tmp_path), FLOW, TrainSampling(3, crop), seed=1)
     firsts, lasts, flips = set(), set(), set()
     for epoch in range(20):
         batch = dataset[epoch, 0]
@@ -104,28 +105,28 @@ def test_the_same_item_whatever_was_read_before(tiny):
         batch = dataset[epoch, index]
         return batch.images.sum().item(), batch.clips.tolist(), batch.flip.tolist()
 
-    a, b = (rgb_set(tiny, c.TrainSampling(), seed=7) for _ in range(2))
+    a, b = (rgb_set(tiny, TrainSampling(), seed=7) for _ in range(2))
     b[4, 1], b[0, 3]
     assert item(a, 2, 1) == item(b, 2, 1)
     assert len({item(a, epoch, 1)[0] for epoch in range(6)}) > 3
-    other = rgb_set(tiny, c.TrainSampling(), seed=8)
+    other = rgb_set(tiny, TrainSampling(), seed=8)
     assert [item(a, e, 1) for e in range(3)] != [item(other, e, 1) for e in range(3)]
 
 
 def test_workers_change_nothing(tiny):
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    loader = make_loader(flow_set(tiny, c.TrainSampling(2)), 4, 2, CPU)
+    loader = make_loader(flow_set(tiny, TrainSampling(2)), 4, 2, CPU)
     seen = [(b.names, int(b.images.long().sum()), b.flip.tolist()) for b in loader.epoch(5)]
     expected = [(b.names, int(b.images.long().sum()), b.flip.tolist())
-                for b in make_loader(flow_set(tiny, c.TrainSampling(2)), 4, 0, CPU).epoch(5)]  # fmt: skip
+                for b in make_loader(flow_set(tiny, TrainSampling(2)), 4, 0, CPU).epoch(5)]  # fmt: skip
     assert seen == expected
     assert [b[0] for b in expected[1:]] == [b.names for b in loader.epoch(5, first_batch=1)]
     assert torch.equal(before, torch.get_rng_state())  # loading draws nothing from the training's generator
 
 
 def test_a_batch_is_its_videos_one_behind_the_other(tiny):
-    dataset = flow_set(tiny, c.TestSampling(5))
+    dataset = flow_set(tiny, TestSampling(5))
     parts = [c.clips_of(dataset[0, i], "flow", CPU) for i in range(3)]
     for count in (3, 1):
         with warnings.catch_warnings():
@@ -140,7 +141,7 @@ def test_a_batch_is_its_videos_one_behind_the_other(tiny):
 
 def test_a_worker_uses_its_memory_again_for_larger_and_smaller_batches(tiny, monkeypatch):
     monkeypatch.setattr(c, "get_worker_info", lambda: True)
-    dataset = rgb_set(tiny, c.TestSampling(3), default_preparation("rgb", 48, "squash"))
+    dataset = rgb_set(tiny, TestSampling(3), default_preparation("rgb", 48, "squash"))
     items = [dataset[0, i] for i in range(len(dataset))]
     collate = c.Collate()
     places = []
@@ -160,18 +161,18 @@ def test_a_training_is_shuffled_by_its_seed_and_a_test_stands_in_list_order(tiny
         assert len(batches) == len(loader) == 2  # 3 and 3 of the 6 videos
         return batches
 
-    listed = [source.video.name for source in flow_set(tiny, c.TestSampling(1)).sources]
-    assert names(c.TestSampling(1)) == names(c.TestSampling(1), 1) == [listed[:3], listed[3:]]
-    orders = [names(c.TrainSampling(1), *options[:1], **options[1]) for options in ((0, {}), (1, {}), (0, {"seed": 1}))]
+    listed = [source.video.name for source in flow_set(tiny, TestSampling(1)).sources]
+    assert names(TestSampling(1)) == names(TestSampling(1), 1) == [listed[:3], listed[3:]]
+    orders = [names(TrainSampling(1), *options[:1], **options[1]) for options in ((0, {}), (1, {}), (0, {"seed": 1}))]
     assert len({str(order) for order in orders}) == 3
     assert all(sorted(first + rest) == sorted(listed) for first, rest in orders)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert names(c.TestSampling(1)) == [listed[1:3:2], listed[4:6:2]]
+    assert names(TestSampling(1)) == [listed[1:3:2], listed[4:6:2]]
 
 
 def test_a_test_decodes_and_sends_each_image_once(tiny):
-    dataset = flow_set(tiny, c.TestSampling(19))
+    dataset = flow_set(tiny, TestSampling(19))
     reads = []
     read = dataset.read
     dataset.read = lambda frames, steps: reads.extend(steps) or read(frames, steps)
@@ -187,7 +188,7 @@ def test_the_repeat_that_pads_a_batch_has_no_weight(tiny, monkeypatch):
     batches = []
     for rank in (0, 1):
         monkeypatch.setenv("RANK", str(rank))
-        batches.append(list(make_loader(flow_set(tiny, c.TrainSampling()), 1, 0, CPU).epoch(0)))
+        batches.append(list(make_loader(flow_set(tiny, TrainSampling()), 1, 0, CPU).epoch(0)))
     for first, repeat in zip(*batches, strict=True):
         assert (first.weight, repeat.weight) == (2, 0)  # the mean over two processes is the video's own gradient
         assert first.names == repeat.names and torch.equal(first.images, repeat.images)
@@ -196,7 +197,7 @@ def test_the_repeat_that_pads_a_batch_has_no_weight(tiny, monkeypatch):
 def test_equal_clips_are_computed_once_and_the_vote_is_the_same(tiny):
     """Videos of 11 to 18 flow pairs have 2 to 9 different stacks of 10; the test asks for 19, with flips for 190."""
     preparation = dataclasses.replace(FLOW, test_resize="center")
-    loader = make_loader(flow_set(tiny, c.TestSampling(19, 10), preparation), 3, 0, CPU)
+    loader = make_loader(flow_set(tiny, TestSampling(19, 10), preparation), 3, 0, CPU)
     for batch in loader.epoch(0):
         once, place = c.each_once(batch)
         counts = [source.count - 9 for source in loader.dataset.sources if source.video.name in batch.names]
@@ -207,7 +208,7 @@ def test_equal_clips_are_computed_once_and_the_vote_is_the_same(tiny):
 
 def test_ten_views_are_five_crops_and_their_flips(tiny):
     preparation = dataclasses.replace(default_preparation("rgb", 63, "center"))  # 224/256 of 72: no resizing
-    dataset = rgb_set(tiny, c.TestSampling(2, 10), preparation)
+    dataset = rgb_set(tiny, TestSampling(2, 10), preparation)
     batch = dataset[0, 0]
     views = c.clips_of(batch, "rgb", CPU).float().unflatten(0, (10, 2))
     source = dataset.sources[0]
@@ -239,11 +240,11 @@ def test_a_video_too_short_for_a_stack_is_named(tiny, tmp_path):
         for number in range(10, 40):
             (tmp_path / f"flow/{component}/v_Archery_g08_c01/frame{number:06d}.jpg").unlink(missing_ok=True)
     with pytest.raises(InputError, match=r"v_Archery_g08_c01 has 9 flow pairs and one clip needs 10"):
-        flow_set(tmp_path, c.TrainSampling())
+        flow_set(tmp_path, TrainSampling())
     for component in "uv":
         folder = tmp_path / f"flow/{component}/v_Archery_g08_c01"
         shutil.copyfile(folder / "frame000009.jpg", folder / "frame000010.jpg")
-    assert flow_set(tmp_path, c.TestSampling(2))[0, 0].clips.tolist() == [list(range(10))] * 2
+    assert flow_set(tmp_path, TestSampling(2))[0, 0].clips.tolist() == [list(range(10))] * 2
 
 
 def damage(path, how):
@@ -262,7 +263,7 @@ def damage(path, how):
 @pytest.mark.parametrize("how", ["half", "empty", "text", "gone", "size"])
 def test_a_bad_frame_is_named_and_can_be_skipped(tiny, tmp_path, how):
     shutil.copytree(tiny / "rgb", tmp_path / "rgb")
-    stop = rgb_set(tmp_path, c.TestSampling(30))
+    stop = rgb_set(tmp_path, TestSampling(30))
     bad = tmp_path / "rgb/v_Hammering_g08_c01/frame000005.jpg"
     damage(bad, how)
     index = next(i for i, s in enumerate(stop.sources) if s.video.name == "Hammering_g08_c01")
@@ -279,7 +280,7 @@ def test_a_bad_frame_is_named_and_can_be_skipped(tiny, tmp_path, how):
 
 def test_a_folder_of_nothing_but_bad_videos_still_ends(tiny, tmp_path):
     shutil.copytree(tiny / "rgb", tmp_path / "rgb")
-    dataset = rgb_set(tmp_path, c.TrainSampling(), skip_errors=True)
+    dataset = rgb_set(tmp_path, TrainSampling(), skip_errors=True)
     for path in (tmp_path / "rgb").rglob("*.jpg"):
         path.write_bytes(b"")
     assert isinstance(dataset[0, 0], InputError)
@@ -288,7 +289,7 @@ def test_a_folder_of_nothing_but_bad_videos_still_ends(tiny, tmp_path):
 def test_flow_whose_x_and_y_differ_in_size_is_named(tiny, tmp_path):
     shutil.copytree(tiny / "flow", tmp_path / "flow")
     damage(tmp_path / "flow/v/v_Archery_g08_c01/frame000001.jpg", "size")
-    error = str(flow_set(tmp_path, c.TestSampling(3))[0, 0])
+    error = str(flow_set(tmp_path, TestSampling(3))[0, 0])
     for component in "uv":
         assert str(tmp_path / f"flow/{component}/v_Archery_g08_c01/frame000001.jpg") in error
     assert "different size" in error
@@ -334,7 +335,7 @@ def test_planes_are_equal_up_to_what_jpeg_makes_of_them():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_batches_sent_ahead_to_a_gpu_are_the_same(tiny):
     gpu = torch.device("cuda")
-    dataset = flow_set(tiny, c.TrainSampling(2))
+    dataset = flow_set(tiny, TrainSampling(2))
     expected = list(make_loader(dataset, 2, 0, CPU).epoch(1))
     got = list(c.sent_ahead(make_loader(dataset, 2, 2, gpu).epoch(1), gpu))
     assert [b.names for b in got] == [b.names for b in expected]

@@ -22,11 +22,11 @@ from data.extract_rgb import write_rgb
 from data.flow import dis_flow
 from data.videos import VideoError, decode, read_frames
 from dataloader.clips import ClipDataset
-from dataloader.clips import TestSampling as Sampling  # pytest takes what is called Test for a test
 from dataloader.frames import index_frames
 from dataloader.images import ReadFlow, ReadFrame, find_sources
 from dataloader.lists import Video
 from dataloader.preparation import default_preparation
+from dataloader.sampling import TestSampling as Sampling  # pytest takes what is called Test for a test
 from dataloader.sampling import consecutive_runs
 from recogniser import windows
 from recogniser.decoded import DecodedFrames, Flow

@@ -140,7 +140,7 @@ def test_an_error_of_one_ends_all(flags, tiny, tmp_path):
 def test_a_killed_process_ends_the_other_with_one_line(flags, tmp_path):
     script = patched(tmp_path, """
 import os, signal
-from engine import epoch
+from engine import training as epoch
 step = epoch.train_step
 
 def train_step(training, *rest):

@@ -13,15 +13,15 @@ import torch
 from conftest import CLASSES, ROOT, SMALL
 from scripts import patched
 
-from dataloader.clips import ClipDataset, TestSampling, clips_of
+from dataloader.clips import ClipDataset, clips_of
 from dataloader.frames import index_frames
 from dataloader.images import ReadFrame, find_sources
 from dataloader.lists import load_split
-from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation, flow_picture, to_input
+from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation, flip_clips, flow_picture, to_input
+from dataloader.sampling import TestSampling
 from dataloader.sampling import test_starts as spread
-from dataloader.transforms import flip_clips
+from engine.features import check_pooling, feature_count, feature_net
 from engine.owner import owned
-from engine.pooling import check_pooling, feature_count, feature_net
 from network import build_model
 from saved.feature_file import read_features, write_features
 from utils import InputError

@@ -9,15 +9,14 @@ import pytest
 import torch
 from conftest import SMALL
 
-from dataloader.clips import TestSampling as Sampling
-from dataloader.clips import TrainSampling
+from dataloader.clips import DataSettings, make_data
 from dataloader.frames import index_frames
 from dataloader.images import ReadFrame
-from dataloader.loader import DataSettings, make_data
 from dataloader.preparation import default_preparation
-from engine.epoch import train_step
+from dataloader.sampling import TestSampling as Sampling
+from dataloader.sampling import TrainSampling
 from engine.frozen import FrozenLoader, start_from_linear_head, training_loader
-from engine.state import Training, TrainingSettings
+from engine.training import Training, TrainingSettings, train_step
 from network import build_model
 from utils import InputError
 

@@ -12,8 +12,9 @@ from test_heads import quick, rising_or_falling
 from test_network import PREPARATIONS, random_clips, randomise
 from test_resume import assert_same_runs
 
+from engine.evaluation import InferenceNet
 from engine.temporal_heads import TEMPORAL, train_temporal
-from network import InferenceNet, build_model
+from network import build_model
 from saved.feature_file import read_features
 
 pytestmark = pytest.mark.gpu

@@ -8,10 +8,10 @@ import torch
 
 from dataloader import clips as c
 from dataloader import extracted
-from dataloader import loader as loaders
 from dataloader.frames import index_frames
 from dataloader.images import ReadFrame
 from dataloader.preparation import default_preparation
+from dataloader.sampling import TestSampling, TrainSampling
 from utils import InputError
 
 CPU = torch.device("cpu")
@@ -19,13 +19,13 @@ CPU = torch.device("cpu")
 
 def make_data(tiny, device=CPU, index=None, preparation=None, **given):
     """spatial_cnn.py's loaders on the tiny videos: groups 1 and 2 of each class test, 8 and 22 train."""
-    training = c.TrainSampling(2, "multiscale", 13, flip=False)
-    usual = {"ucf_list": None, "split": "1", "testing": c.TestSampling(6, 5), "training": training, "batch_size": 4,
+    training = TrainSampling(2, "multiscale", 13, flip=False)
+    usual = {"ucf_list": None, "split": "1", "testing": TestSampling(6, 5), "training": training, "batch_size": 4,
              "workers": 0, "seed": 5}  # fmt: skip
     index = index or index_frames(tiny / "rgb", "rgb")
-    settings = loaders.DataSettings(**{**usual, **given})
+    settings = c.DataSettings(**{**usual, **given})
     preparation = preparation or default_preparation("rgb", 48, "squash")
-    return loaders.make_data(settings, index, ReadFrame(index.root), preparation, device)
+    return c.make_data(settings, index, ReadFrame(index.root), preparation, device)
 
 
 def groups_of(loader):
@@ -36,8 +36,8 @@ def test_each_subset_has_its_videos_and_sampling(tiny):
     data = make_data(tiny)
     assert groups_of(data.train) == ["g08"] * 3 + ["g22"] * 3 and groups_of(data.test) == ["g01"] * 3 + ["g02"] * 3
     assert data.select is data.test and data.root == tiny / "rgb"
-    assert data.train.dataset.sampling == c.TrainSampling(segments=2, crop="multiscale", crop_positions=13, flip=False)
-    assert data.test.dataset.sampling == c.TestSampling(samples=6, views=5)
+    assert data.train.dataset.sampling == TrainSampling(segments=2, crop="multiscale", crop_positions=13, flip=False)
+    assert data.test.dataset.sampling == TestSampling(samples=6, views=5)
     assert (data.train.batch_size, data.train.dataset.seed) == (4, 5)
 
 
@@ -65,7 +65,7 @@ def test_a_test_alone_needs_no_training_videos(tiny):
 def test_a_tests_batch_has_at_most_32_clips_or_256_on_a_gpu(tiny):
     for device, most in ((CPU, 32), (torch.device("cuda"), 256)):
         for samples, views in ((1, 1), (19, 1), (16, 1), (2, 5), (32, 10)):
-            batch = make_data(tiny, device, testing=c.TestSampling(samples, views)).test.batch_size
+            batch = make_data(tiny, device, testing=TestSampling(samples, views)).test.batch_size
             clips = samples * views
             assert batch == 1 if clips > most else batch * clips <= most < (batch + 1) * clips
 

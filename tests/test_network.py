@@ -9,7 +9,7 @@ from torchvision import models
 
 import network
 from dataloader.preparation import Preparation
-from network import InferenceNet
+from engine.evaluation import InferenceNet
 from utils import InputError
 
 

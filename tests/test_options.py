@@ -10,12 +10,13 @@ from conftest import ROOT, SMALL
 
 import motion_cnn
 import spatial_cnn
-from dataloader.clips import TestSampling as Sampling
-from dataloader.clips import TrainSampling
 from dataloader.preparation import default_preparation
+from dataloader.sampling import TestSampling as Sampling
+from dataloader.sampling import TrainSampling
 from engine import options
-from engine.state import Training, TrainingSettings, choose_preparation
-from network import InferenceNet, build_model
+from engine.evaluation import InferenceNet
+from engine.training import Training, TrainingSettings, choose_preparation
+from network import build_model
 from saved.checkpoints import Checkpoint, read_checkpoint, save_tensors, write_checkpoint
 from utils import InputError
 

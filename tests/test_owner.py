@@ -19,7 +19,7 @@ from utils import InputError, check_output
 # A script that goes on to its first training step and there waits to be killed.
 WAITING = """
 import time
-from engine import epoch
+from engine import training as epoch
 
 def wait(*_, **__):
     print("in a step", flush=True)

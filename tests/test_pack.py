@@ -23,12 +23,12 @@ from conftest import ROOT, SMALL
 from PIL import Image
 from video_files import make_video
 
-from dataloader.clips import ClipDataset, TestSampling, TrainSampling
+from dataloader.clips import ClipDataset, make_loader
 from dataloader.frames import index_frames
 from dataloader.images import ReadFlow, ReadFrame, find_sources
 from dataloader.lists import load_split
-from dataloader.loader import make_loader
 from dataloader.preparation import default_preparation
+from dataloader.sampling import TestSampling, TrainSampling
 from utils import InputError
 
 

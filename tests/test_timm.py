@@ -14,8 +14,9 @@ from video_files import make_video
 timm = pytest.importorskip("timm")
 
 from dataloader.preparation import Preparation, default_preparation
-from engine.state import Training, TrainingSettings
-from network import InferenceNet, build_model, parameter_groups, rgb_normalisation
+from engine.evaluation import InferenceNet
+from engine.training import Training, TrainingSettings
+from network import build_model, parameter_groups, rgb_normalisation
 from saved.checkpoints import read_checkpoint
 from saved.feature_file import read_features
 from utils import InputError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataloader import transforms
+from dataloader import preparation as transforms
 from dataloader.preparation import Preparation, default_preparation, to_input
 from utils import InputError
 

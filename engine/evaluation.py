@@ -1,0 +1,163 @@
+"""Testing a network: the form made for it, and the test of all videos."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from common.accuracy import accuracy, cross_entropy, mean_logits
+from common.progress import progress_bar
+from dataloader.clips import Loader, clips_of, each_once, sent_ahead
+from dataloader.preparation import DIFFERENCES, Preparation, grey_levels, to_input
+from dataloader.sampling import TestSampling
+from engine.training import Training
+from network import Network
+from utils import processes, rank
+
+
+class InferenceNet(nn.Module):
+    """A trained network made for testing: batch norms folded, channels last, the trunk in `dtype`.
+
+    Takes uint8 clips (N, images x planes, H, W) and returns float32 logits (N, classes) and pooled features
+    (N, features). The normalisation is folded into the first convolution: what enters it are whole grey levels,
+    which bfloat16 holds exactly, where the rounding of normalised values was its largest error. They are counted
+    from mid-grey, which is no motion in flow, so that most of them are small and so are errors of the weights.
+    The last layer stays in float32, so that logits are not rounded to bfloat16's three digits.
+    A network of timm's stays as it is, and computes as in training.
+    """
+
+    LEVELS = 64.0  # grey levels to a unit of the network's input: a power of two, near what 255 * std is
+    outside: Tensor
+
+    def __init__(
+        self,
+        model: Network,
+        preparation: Preparation,
+        dtype: torch.dtype = torch.float32,
+        compiled: bool = False,
+        trunk: Callable[[Any], nn.Module] | None = None,
+        head: nn.Module | None = None,
+    ) -> None:
+        """`trunk`: what is taken of the network, its pooled features by default; `head`: what follows, by default fc.
+
+        Both outputs are then those of these two.
+        """
+        super().__init__()
+        self.preparation, self.dtype = preparation, dtype
+        own = copy.deepcopy(model).eval()
+        self.folded = own.fold_batchnorm()
+        if self.folded:
+            self._fold_normalisation(own, preparation, dtype)
+        self.fc = head or own.fc
+        self.trunk = trunk(own) if trunk else nn.Sequential(own.split("fc")[0], nn.Flatten())
+        if self.folded:
+            self.trunk.to(dtype)
+        self.trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.requires_grad_(False)
+        self.compiled = compiled
+        if compiled:
+            self.trunk.compile(options={"freezing": True})  # its weights laid out once, as the kernels want them
+
+    def _fold_normalisation(self, trunk: Any, preparation: Preparation, dtype: torch.dtype) -> None:
+        # normalised = scale * grey + offset = LEVELS * scale * ((grey - centre) / LEVELS - outside)
+        images = preparation.channels // len(preparation.mean)
+        first = trunk.conv1
+        device = first.weight.device
+        scale, offset = (torch.tensor(values, device=device).repeat(images) for values in preparation.affine)
+        self.modality = preparation.modality
+        self.centre = 0 if self.modality in DIFFERENCES else 128
+        outside = -(offset / scale + self.centre) / self.LEVELS
+        with torch.no_grad():
+            first.weight *= (self.LEVELS * scale)[:, None, None]
+            first.bias -= torch.einsum("ocij,c->o", first.weight, outside)
+        self.border = first.padding[0]  # made by hand: a normalised 0 is no 0 here
+        first.padding = (0, 0)
+        self.register_buffer("outside", outside[:, None, None].to(dtype))
+
+    def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        x = self._grey_levels(clips) if self.folded else to_input(clips, self.preparation)  # (N, channels, H, W)
+        if self.compiled:  # once for any number of clips: a test's last batch is smaller
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+        mixed = not self.folded and self.dtype != torch.float32
+        with torch.autocast(clips.device.type, self.dtype, enabled=mixed):
+            features = self.trunk(x).float()  # (N, features)
+        return self.fc(features), features  # (N, classes), (N, features)
+
+    def _grey_levels(self, clips: Tensor) -> Tensor:
+        n, _, height, width = clips.shape
+        edge = self.border
+        x = self.outside.expand(n, -1, height + 2 * edge, width + 2 * edge)  # (channels, 1, 1) to (N, channels, H', W')
+        x = x.contiguous(memory_format=torch.channels_last)
+        inside = x[:, :, edge:-edge, edge:-edge]
+        grey_levels(clips, self.modality, inside).sub_(self.centre).mul_(1 / self.LEVELS)
+        return x
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """What a test found. Logits are float32, (samples, classes) per video, averaged over views."""
+
+    frame_logits: dict[str, np.ndarray]
+    labels: dict[str, int]
+    loss: float  # cross-entropy of the training's consensus over a video's clips
+    accuracy: dict[str, float]  # top1, top5, mean_class in per cent
+    batch_time: float
+    data_time: float
+
+    def __str__(self) -> str:
+        scores = self.accuracy
+        return (
+            f"loss {self.loss:.4f}, top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, "
+            f"mean class {scores['mean_class']:.2f} %"
+        )
+
+
+@torch.inference_mode()
+def test(training: Training, loader: Loader, check_stop: Callable[[], None] = lambda: None) -> TestResult:
+    """Logits of every video, in all processes together. The network's training state is left as it is."""
+    preparation, device, settings = training.preparation, training.device, training.settings
+    net = InferenceNet(training.tested_model, preparation, training.dtype, settings.compile).to(device)
+    sampling = loader.dataset.sampling
+    assert isinstance(sampling, TestSampling)
+    logits: dict[str, np.ndarray] = {}
+    start = asked = time.perf_counter()
+    waited = 0.0
+    correct = seen = 0
+    with progress_bar(len(loader.dataset), "test", "video", disable=rank() > 0) as bar:
+        for batch in sent_ahead(loader.epoch(0), device):
+            waited += time.perf_counter() - asked
+            if batch.weight:
+                different, place = each_once(batch)
+                of_clips, _ = net(clips_of(different, preparation.modality, device))  # (different clips, classes)
+                of_views = of_clips[place].unflatten(0, (len(batch.names), sampling.views, sampling.samples))
+                clip_logits = of_views.mean(1).cpu().numpy()  # (videos, samples, classes)
+                logits.update(zip(batch.names, clip_logits, strict=True))
+                correct += int((mean_logits(clip_logits).argmax(1) == batch.labels.numpy()).sum())
+                seen += len(batch.names)
+                rate = seen * sampling.clips / (time.perf_counter() - start)
+                bar.set_postfix_str(f"top-1 {100 * correct / seen:.1f} %, {rate:.0f} clips/s", refresh=False)
+            bar.update(min(len(batch.names) * processes(), bar.total - bar.n))
+            check_stop()
+            asked = time.perf_counter()
+    seconds = time.perf_counter() - start
+    if processes() > 1:
+        everyone: list[Any] = [None] * processes()
+        dist.all_gather_object(everyone, logits)
+        logits = {name: value for part in everyone for name, value in part.items()}
+    videos = [source.video for source in loader.dataset.sources]
+    logits = {video.name: logits[video.name] for video in videos}  # in list order, however it was shared out
+    scores = mean_logits(np.stack(list(logits.values())))  # (videos, classes)
+    labels = {video.name: video.label for video in videos}
+    truth = np.array(list(labels.values()))
+    names = list(labels)
+    loss = cross_entropy(scores * (sampling.samples if settings.consensus == "sum" else 1), truth, names)
+    times = seconds / len(loader), waited / len(loader)
+    return TestResult(logits, labels, loss, accuracy(scores, truth, names), *times)
