@@ -115,14 +115,14 @@ def main() -> int:
     # optimizer, and where its training stands
     training = Training(model, preparation, device, options.training_settings(args))
     if checkpoint is not None:
-        training.resume(checkpoint, classes, args.start_epoch, trains=data.train is not None)
+        training.resume(checkpoint, classes, trains=data.train is not None)
 
     # one test, or the loop over epochs
     run = Run("motion", "opf", args, data)
     if data.train is None:  # --evaluate
         return run.evaluate(training)
     training.distribute()
-    train = training_loader(data.train, training, args.frozen_versions, args.frozen_memory)
+    train = training_loader(data.train, training)
     with run.training(training):  # which Ctrl-C and SIGTERM end in order
         if args.linear_start and training.epoch == training.batch == 0:
             run.say(start_from_linear_head(training, train, len(classes), run.stop_if_asked))

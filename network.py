@@ -68,7 +68,7 @@ class ResNet(nn.Module):
         for module in list(self.modules()):
             names: dict[str, Any] = dict(module.named_children())
             for index in ("1", "2", "3"):
-                if isinstance(names.get("bn" + index), nn.modules.batchnorm._BatchNorm):  # SyncBatchNorm is one, too
+                if isinstance(names.get("bn" + index), nn.BatchNorm2d):
                     setattr(module, "conv" + index, fuse(names["conv" + index], names["bn" + index]))
                     setattr(module, "bn" + index, nn.Identity())
             if isinstance(names.get("downsample"), nn.Sequential):

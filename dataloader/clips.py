@@ -6,11 +6,12 @@ disk -> decode (each image of a video once) -> crop -> resize -> Batch of uint8 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -348,6 +349,16 @@ class Data:
     select: Loader
     test: Loader
     root: Path  # of the images
+
+    def about(self) -> dict[str, Any]:
+        """What files say of a split: its dataset, number and classes."""
+        split = self.split
+        return {"dataset": split.dataset, "split": split.number, "class_names": list(split.class_names)}
+
+    def frames(self, sources: Sequence[Source]) -> dict[str, Any]:
+        """Where the images of these videos lie, as files say it: a folder, and each video's below it."""
+        folders = {source.video.name: os.path.relpath(source.folder, self.root) for source in sources}
+        return {"root": str(self.root.resolve()), "folders": folders}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -103,6 +104,10 @@ class TestSampling:
     def clips(self) -> int:
         """Clips of one video, views included."""
         return self.samples * self.views
+
+    def about(self) -> dict[str, Any]:
+        """The test protocol, as files keep it."""
+        return {"samples": self.samples, "views": self.views, "starts": self.starts}
 
     def starts_in(self, count: int, preparation: Preparation) -> np.ndarray:
         """The time steps at which the clips of a video of `count` time steps begin, in order. Shape (samples,)."""

@@ -147,19 +147,15 @@ def extract_features(
     dtype = amp_dtype(settings.amp, device)
     sources, subset = sources_of(data)
     keys = [made_of(data.root, source) for source in sources]
-    row = {
-        "preparation": preparation.as_dict(), "samples": sampling.samples, "views": sampling.views,
-        "starts": sampling.starts, "pooling": list(pooling), "dtype": str(dtype).removeprefix("torch."),
-    }  # fmt: skip
+    row = {"preparation": preparation.as_dict(), **sampling.about(), "pooling": list(pooling),
+           "dtype": str(dtype).removeprefix("torch.")}  # fmt: skip
     trunk = {"arch": settings.arch, "sha256": trunk_hash(model)}
     about = {
-        "stream": stream, "dataset": data.split.dataset, "split": data.split.number,
-        "class_names": list(data.split.class_names), **row,
+        "stream": stream, **data.about(), **row,
         "network": {**trunk, "checkpoint" if checkpoint else "weights": settings.weights,
                     "flow_order": settings.flow_order, "seed": settings.seed},
         "videos_sha256": list_hash(sources, subset),
-        "frames": {"root": str(data.root.resolve()), "folders": {
-            s.video.name: os.path.relpath(s.folder, data.root) for s in sources}, "made_of": keys},
+        "frames": {**data.frames(sources), "made_of": keys},
     }  # fmt: skip
     about, wanted = (json.loads(json.dumps(one)) for one in (about, {**row, **trunk}))  # as a file gives them back
     with owned(path.parent, path.name, "--features"):

@@ -22,6 +22,8 @@ from engine.training import Training
 from utils import InputError, plural
 
 FOLDS = 5  # that choose the linear head's strength
+VERSIONS = 4  # of each video, with clips, crop and flip of their own
+MEMORY = 4e9  # bytes of activations
 
 
 class Kept(NamedTuple):
@@ -40,7 +42,9 @@ class FrozenLoader:
     computed by itself, so that a version has the same bits whenever and beside whatever it is computed.
     """
 
-    def __init__(self, loader: Loader, training: Training, versions: int, memory: float) -> None:
+    def __init__(
+        self, loader: Loader, training: Training, versions: int = VERSIONS, memory: float = MEMORY
+    ) -> None:
         self.loader, self.training, self.versions, self.memory = loader, training, versions, memory
         self.frozen = InferenceNet(  # its second output are the activations
             training.model, training.preparation, training.dtype, head=nn.Identity(),
@@ -91,9 +95,8 @@ class FrozenLoader:
             wanted, fit = len(self.dataset) * self.versions, int(self.memory // activations.nbytes)
             if fit < wanted:
                 tqdm.write(
-                    f"note: --frozen-memory {self.memory / 1e9:g} holds {fit:,} of {len(self.dataset):,} videos x "
-                    f"{self.versions} versions ({wanted * activations.nbytes / 1e9:.1f} GB); the others are computed "
-                    "anew each time"
+                    f"note: {self.memory / 1e9:g} GB hold the frozen part's output for {fit:,} of {wanted:,} versions "
+                    "of videos; the others are computed in every epoch"
                 )
         if self.used + activations.nbytes <= self.memory:
             self.kept[item] = video
@@ -101,11 +104,9 @@ class FrozenLoader:
         return video
 
 
-def training_loader(loader: Loader, training: Training, versions: int, memory_gb: float) -> Loader | FrozenLoader:
-    """The loader itself; of a training whose lower part is frozen, with that part's results kept in memory."""
-    if training.settings.train_from == "all":
-        return loader
-    return FrozenLoader(loader, training, versions, 1e9 * memory_gb)
+def training_loader(loader: Loader, training: Training) -> Loader | FrozenLoader:
+    """Return the loader, wrapped in a FrozenLoader that keeps activations when lower layers are frozen."""
+    return loader if training.settings.train_from == "all" else FrozenLoader(loader, training)
 
 
 def start_from_linear_head(
@@ -113,14 +114,12 @@ def start_from_linear_head(
 ) -> str:
     """Make the last layer logistic regression on the features of all versions. Returns a line that says how.
 
-    Its strength is chosen by cross-validation of the training videos, by group. The line has, too, what a head on the
-    features below the trained part reaches on the same held-out videos. `after_video` may stop the training.
+    Its strength is chosen by cross-validation of the training videos, by group. `after_video` may stop the training.
     """
     assert isinstance(loader, FrozenLoader)
     count = len(loader.dataset)
     items = [(version, index) for version in range(loader.versions) for index in range(count)]
     values: list[list[np.ndarray]] = [[] for _ in range(count)]
-    below: list[list[np.ndarray]] = [[] for _ in range(count)]  # the means of what is kept
     labels = np.zeros(count, np.int64)
     pooled = training.stepped[:-1].eval()  # type: ignore[index]  # all but the last layer
     with progress_bar(len(items), "frozen part", "video") as bar, torch.no_grad():
@@ -128,27 +127,19 @@ def start_from_linear_head(
             with torch.autocast(training.device.type, training.dtype, enabled=training.dtype != torch.float32):
                 features = pooled(video.activations.to(training.device))
             values[index].append(features.float().cpu().numpy())
-            kept = video.activations.float()  # maps, or features where the last layer alone is trained
-            below[index].append((kept.flatten(2).mean(2) if kept.dim() > 2 else kept).numpy())
             labels[index] = video.label
             bar.update()
             after_video(training)
-    samples, lower_ones = (np.stack([np.concatenate(own) for own in each]) for each in (values, below))
+    samples = np.stack([np.concatenate(own) for own in values])  # (videos, versions * clips, features)
     groups = np.array([source.video.group for source in loader.dataset.sources])
-    rows, seed = np.arange(count), training.settings.seed
     try:
-        fit, lower = (
-            fit_linear(each, rows, labels, groups, classes, FOLDS, seed, "mean") for each in (samples, lower_ones)
-        )
+        fit = fit_linear(samples, np.arange(count), labels, groups, classes, FOLDS, training.settings.seed, "mean")
     except InputError as error:
         raise InputError(f"no linear head to start from: {error} (or --no-linear-start)") from None
     for model in (training.model, training.tested_model):  # the same one, or its moving average
         model.load_state_dict(fit.state, strict=False)  # fc.weight and fc.bias alone
-    right, as_right = (100 * np.mean(each.held_out.argmax(1) == labels) for each in (fit, lower))
-    said = (
-        f"starts from a linear head on {plural(count, 'video')} x {samples.shape[1]} clips: top-1 {right:.2f} % of "
-        f"videos held out of it, C {fit.choice['C']:.3g} by {fit.choice['chosen_by']}"
+    return (
+        f"starts from a linear head on {plural(count, 'video')} x {samples.shape[1]} clips: top-1 "
+        f"{100 * np.mean(fit.held_out.argmax(1) == labels):.2f} % of videos held out of it, C {fit.choice['C']:.3g} by "
+        f"{fit.choice['chosen_by']}"
     )
-    if as_right > right:
-        said += f"; a head on what enters {training.settings.train_from} has {as_right:.2f} %: heads.py may do better"
-    return said

@@ -21,24 +21,21 @@ from utils import InputError, rank
 
 # What a flag given on a resume does not have to repeat: everything that shapes the training, from the checkpoint.
 NOT_RESTORED = {
-    "resume", "evaluate", "start_epoch", "output", "features", "pooling", "rgb_dir", "flow_dir", "ucf_list", "workers",
-    "device", "compile", "save_every_minutes", "allow_missing", "on_error", "weights", "flow_order", "tensorboard",
-    "frozen_memory",
+    "resume", "evaluate", "output", "features", "pooling", "rgb_dir", "flow_dir", "ucf_list", "workers", "device",
+    "compile", "save_every_minutes", "allow_missing", "on_error", "weights", "flow_order", "tensorboard",
 }  # fmt: skip
 
 RECIPES = ("baseline", "tsn", "small")
 
 
 def stream_parser(stream: str, description: str) -> ArgumentParser:
-    """The flags that both streams have. A script adds its own and hands the parser to `parse`."""
+    """The flags that both streams have. A script adds its own and hands the parser to `parse`.
+
+    Settings that a recipe alone settles (momentum, patience, fc_std, crop_positions) have no flag.
+    """
     # all flags in a usage line would fill a screen
     parser = ArgumentParser(description, usage="%(prog)s [--resume [PATH]] [--evaluate] [--recipe tsn] [flags]")
-    # A setting's default stands in its dataclass; lr, batch size and a motion stream's own are each recipe's.
-    fields = (*dataclasses.fields(TrainingSettings), *dataclasses.fields(TrainSampling))
-    training = {one.name: one.default for one in fields if one.name not in ("lr", "batch_size", "scales")}
-    testing = {f"test_{name}": getattr(TestSampling, name) for name in ("samples", "views", "starts")}
-    del training["conv1_lr_factor"]  # a flag of the motion stream's alone
-    parser.set_defaults(**training, **testing, size=Preparation.size, test_resize=Preparation.test_resize)
+    parser.set_defaults(**_settings())
     parser.add_argument("--recipe", choices=RECIPES, default="baseline",
                         help="baseline: the original's; tsn: what the better peers share; small: for up to 2,000 "
                              "videos, the last stage alone, from a linear head on. Sets defaults; any flag wins")
@@ -98,9 +95,6 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
                        help="random: --size pixels of the image on disk; multiscale: corner crops of jittered scale "
                             "(TSN 3.2); squash: all of the image, its aspect changed. Shared by all of a video's clips")
     group.add_argument("--flip", action=Switch, help="mirror half of the videos")
-    group.add_argument("--colour-jitter", type=bounded(float, 0, 1),
-                       help="change brightness, contrast and saturation by up to this share, of each video in one way; "
-                            "0: off, as in the original and TSN")
 
     group = parser.add_argument_group("testing")
     group.add_argument("--test-samples", type=bounded(int, 1), help="clips per video, spread evenly")
@@ -116,19 +110,16 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
                        help="write the pooled features of training and test videos, from --weights or --resume's "
                             "network, and stop")
 
-    poolings = ", ".join(f"{name} {' '.join(pools)}" for name, pools in features.DEFAULT_POOLING.items())
     group.add_argument("--pooling", nargs="+", metavar="STAGE.POOL",
                        help="what --features takes of each clip: the mean or max over the image of layer1 to layer4; "
                             "layer4.mean is what the last layer sees, and of timm's networks pre-logits (default: "
-                            f"{poolings})")
+                            f"{' '.join(features.DEFAULT_POOLING[stream])})")
 
     group = parser.add_argument_group("run")
     group.add_argument("--resume", nargs="?", const="last", metavar="PATH",
                        help="go on from a checkpoint (ours or another project's); without PATH: this --output's last; "
                             "'auto': its last if there is one, else from the start")
     group.add_argument("--evaluate", "-e", action="store_true", help="only test, then stop")
-    group.add_argument("--start-epoch", type=bounded(int, 0), default=None, metavar="N",
-                       help="number of the first epoch, from 0 (default: after the checkpoint's)")
     group.add_argument("--output", default=f"record/{stream}", metavar="DIR", help="checkpoints, predictions, records")
     group.add_argument("--tensorboard", action="store_true",
                        help="also write what the records hold, live, to tensorboard/ in --output")
@@ -140,13 +131,8 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     group.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"),
                        help="mixed precision; auto: bf16 where the CPU or GPU has it in hardware")
     group.add_argument("--compile", action="store_true", help="torch.compile: a slow start, then faster")
-    group.add_argument("--sync-bn", action="store_true", help="batch norm over all processes (torchrun)")
 
     group = parser.add_argument_group("recipe details")
-    group.add_argument("--fc-std", type=bounded(float, 0, 1), default=0.0, metavar="STD",
-                       help="the last layer starts normally distributed (TSN code: .001); 0: as torch starts it")
-    group.add_argument("--momentum", type=bounded(float, 0, 1), help="of SGD")
-    group.add_argument("--patience", type=bounded(int, 0), help="tests without progress before plateau acts")
     group.add_argument("--milestones", type=bounded(float, 0, 1), nargs="*", metavar="F",
                        help="of --schedule step, as fractions of --epochs")
     group.add_argument("--warmup-epochs", type=bounded(int, 0),
@@ -156,15 +142,18 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     group.add_argument("--linear-start", action=Switch, default=False,
                        help="of --train-from: the last layer starts as logistic regression on the frozen features "
                             "(Kumar et al. 2022)")
-    group.add_argument("--frozen-versions", type=bounded(int, 1), default=4, metavar="N",
-                       help="of --train-from: epochs take turns at N versions of each video (clips, crop, flip)")
-    group.add_argument("--frozen-memory", type=bounded(float, 0), default=4.0, metavar="GB",
-                       help="of --train-from: for what is computed once; what does not fit is computed each time")
-    group.add_argument("--crop-positions", type=int, choices=(5, 13), help="of --crop multiscale")
     group.add_argument("--test-starts", choices=("spread", "original", "tsn"),
                        help="where clips begin: from a video's start to its end; or as the original had them, which "
                             "leaves the end out; or TSN. A checkpoint of theirs sets it (docs/differences.md)")
     return parser
+
+
+def _settings() -> dict[str, Any]:
+    """The defaults that stand in a dataclass, flags or not; lr and batch size are each recipe's."""
+    fields = (*dataclasses.fields(TrainingSettings), *dataclasses.fields(TrainSampling))
+    found = {one.name: one.default for one in fields if one.name not in ("lr", "batch_size", "scales")}
+    found |= {f"test_{name}": getattr(TestSampling, name) for name in ("samples", "views", "starts")}
+    return {**found, "fc_std": 0.0, "size": Preparation.size, "test_resize": Preparation.test_resize}
 
 
 def parse(
@@ -177,7 +166,7 @@ def parse(
     given, defaults = parser.parse_given(argv, recipes["baseline"])
     name = given.get("recipe", "baseline")
     recipe = recipes.get(f"{name} {given.get('input')}", recipes[name])
-    args = argparse.Namespace(**{**defaults, **recipe, **given})
+    args = argparse.Namespace(**{**_settings(), **defaults, **recipe, **given})
     args.given, args.of_recipe = set(given), dict(recipe)
     if args.linear_start and args.train_from == "all":
         raise InputError("--linear-start is of features that stay what they are: add --train-from layer4 (or fc)")

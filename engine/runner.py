@@ -1,4 +1,4 @@
-"""One stream's run: what it writes, when, and how it stops and goes on. The loop itself stands in the scripts."""
+"""One stream's run: what it writes and says, how it stops and goes on. The loop itself stands in the scripts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from tqdm import tqdm
 
 from dataloader.clips import Data
@@ -28,7 +27,9 @@ from engine.training import Training
 from saved.checkpoints import read_checkpoint, weights_hash, write_checkpoint
 from saved.predictions import write_predictions
 from saved.records import provenance, record_path, write_record
-from utils import FEW, check_output, plural, printable, processes, rank
+from utils import check_output, plural, printable, processes, rank
+
+CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
 
 
 class Run:
@@ -42,6 +43,7 @@ class Run:
         """`stream` and `prefix` name the prediction and the record files; `args` are the flags, read and resumed."""
         self.stream, self.prefix, self.args, self.data = stream, prefix, args, data
         self.output = Path(args.output)
+        self.leads = rank() == 0  # only rank 0 writes and speaks
         # as checkpoints keep them: plain values
         self.flags = {name: str(value) if isinstance(value, Path) else value
                       for name, value in vars(args).items() if name not in ("given", "of_recipe")}  # fmt: skip
@@ -50,11 +52,6 @@ class Run:
         self.signal = 0  # of the one that asked to stop
         self.best_written = False  # are the predictions on disk those of model_best, on the test videos?
         self.saved_at = time.monotonic()
-
-    @property
-    def leads(self) -> bool:
-        """Only rank 0 writes and speaks."""
-        return rank() == 0
 
     def say(self, text: str) -> None:
         if self.leads:
@@ -69,7 +66,9 @@ class Run:
         """
         assert self.data.train is not None
         with owned(self.output):
-            self._begin(training)
+            self._make_room(training)
+            for line in (self._headline(training), *self._notes(training)):
+                self.say(line)
             if self.board:
                 self.board.open(training, len(self.data.train))
             with self._signals(), self.board or contextlib.nullcontext():
@@ -79,7 +78,7 @@ class Run:
                     # not its path: without --output, data and lists given again, that would go on elsewhere
                     self.say(
                         f"stopped by {signal.Signals(self.signal).name}; nothing is lost, all is in "
-                        f"{self.output / 'checkpoint.pth.tar'}. Go on with the same command and --resume"
+                        f"{self.output / CHECKPOINT}. Go on with the same command and --resume"
                     )
                     return
             if problems := self.data.train.problems:
@@ -87,46 +86,18 @@ class Run:
                 for name, reason in sorted(problems.items()):
                     self.say(printable(f"  {name}: {reason}"))
 
-    def _begin(self, training: Training) -> None:
-        state = training.model.state_dict()
-        if self.leads:  # weights, momentum and average, in two checkpoints and a temporary one
-            size = 3 * (3 if training.ema else 2) * sum(tensor.nbytes for tensor in state.values())
-            own = [(self.output / name).resolve() for name in ("checkpoint.pth.tar", "model_best.pth.tar")]
-            goes_on = self.args.resume is not None and self.args.resume.resolve() in own
-            check_output(self.output, size, replaced=own if goes_on else ())
-            if not goes_on:
-                self._set_aside()
-        assert self.data.train is not None
-        self.say(self._headline(training))
-        if untrained := self._untrained():
-            names = self.data.split.class_names
-            self.say(f"note: no training video in {len(untrained)} of {len(names)} classes: {first_few(untrained)}")
-        if self.args.val_groups:
-            self.say(f"model_best is chosen by {plural(len(self.data.select.dataset), 'video')} held out of training")
-        elif self._chosen_by(training) == "last":
-            self.say("tested once, after the last epoch: nothing is chosen by the test set")
-        else:
-            self.say(
-                "model_best is chosen by the test set, which flatters its accuracy; --val-groups 3 holds training "
-                "videos out to choose by"
-            )
-        fresh = "recipe" not in self.args.given and self.args.resume is None and self.args.weights != "none"
-        if fresh and training.settings.train_from == "all" and len(self.data.train.dataset) < FEW:
-            self.say(
-                f"note: {plural(len(self.data.train.dataset), 'training video')} are few to train all of a network on: "
-                "python run.py VIDEOS does better, in minutes (README, Your own videos)"
-            )
-        if training.epoch >= training.settings.epochs:
-            self.say(f"nothing is left of --epochs {training.settings.epochs}; a higher number trains further")
-
-    def _chosen_by(self, training: Training) -> str:
-        """What the tested network's epoch is chosen by; "last": by nothing, as there is no other test."""
-        once = self.args.eval_every >= training.settings.epochs
-        return "val" if self.args.val_groups else "last" if once else "test"
-
     @property
     def exit_code(self) -> int:
         return 128 + self.signal if self.signal else 0
+
+    def after_batch(self, training: Training) -> None:
+        """Stop if a signal arrived, and save if --save-every-minutes has elapsed. All processes decide together."""
+        if self.board:
+            self.board.batch(training)
+        self.stop_if_asked(training)
+        minutes = self.args.save_every_minutes
+        if minutes and self._agreed(training.device, time.monotonic() - self.saved_at > 60 * minutes):
+            self.save(training, False)
 
     def tests_after(self, training: Training) -> bool:
         """Is the epoch in progress one after which the network is tested?"""
@@ -135,7 +106,9 @@ class Run:
 
     def test(self, training: Training) -> TestResult:
         """Test on the videos that choose the model. The training is saved before: no failure of a test costs it."""
-        _sync_buffers(training.tested_model)
+        if processes() > 1:  # all test with rank 0's batch-norm statistics, as DistributedDataParallel trains
+            for buffer in training.tested_model.buffers():
+                dist.broadcast(buffer, 0)
         self.save(training, False)
         return test(training, self.data.select, lambda: self.stop_if_asked(training))
 
@@ -144,33 +117,36 @@ class Run:
     ) -> None:
         """Write an epoch's records and predictions. They count when its checkpoint is saved."""
         line = f"epoch {training.epoch}: loss {row['Loss']:.4f}, top-1 {row['Prec@1']:.2f} %, lr {row['lr']:.3g}"
-        if self.leads:
-            write_record(record_path(self.output, self.prefix, "train"), row)
-            if self.board:
-                self.board.add("epochs", {f"train/{name}": value for name, value in row.items()}, training.epoch)
+        self._record("train", row, training.epoch)
         if result is not None:
             subset = "val" if self.args.val_groups else "test"
             if is_best or subset == "test":  # those of validation videos stay model_best's
                 # of the best epoch, model_best is the file that keeps the network when the next epoch has ended
-                name = "model_best.pth.tar" if is_best else "checkpoint.pth.tar"
-                self._write(result, training, subset, training.epoch, name)
-            if self.leads:
-                times = {"Batch Time": result.batch_time, "Data Time": result.data_time}
-                scores = {"Loss": result.loss, "Prec@1": result.accuracy["top1"], "Prec@5": result.accuracy["top5"]}
-                tested = {**row, **times, **scores}
-                write_record(record_path(self.output, self.prefix, "test"), tested)
-                if self.board:
-                    self.board.add("epochs", {f"test/{name}": value for name, value in tested.items()}, training.epoch)
+                self._write(result, training, subset, training.epoch, BEST if is_best else CHECKPOINT)
+            scores = {"Loss": result.loss, "Prec@1": result.accuracy["top1"], "Prec@5": result.accuracy["top5"]}
+            times = {"Batch Time": result.batch_time, "Data Time": result.data_time}
+            self._record("test", {**row, **times, **scores}, training.epoch)
             line += f" | {subset}: {result}{' (best)' if is_best else ''}"
         self.best_written = is_best and not self.args.val_groups
         self.say(line)
+
+    def save(self, training: Training, is_best: bool) -> None:
+        """Write the checkpoint, of the best epoch under two names."""
+        state = training.state_dict()  # which all processes make together
+        self.saved_at = time.monotonic()
+        if self.leads:
+            write_checkpoint(
+                state, *(self.output / name for name in ([BEST] if is_best else []) + [CHECKPOINT]),
+                arch=self.args.arch, **self.data.about(), preparation=training.preparation.as_dict(), args=self.flags,
+            )  # fmt: skip
 
     def report_best(self, training: Training) -> None:
         """Test the best epoch's network, if it isn't the last, so that its predictions are what stays on disk."""
         if self.best_written:
             return
-        path = self.output / "model_best.pth.tar"
-        _barrier()
+        if processes() > 1:
+            dist.barrier()  # until rank 0 has written it
+        path = self.output / BEST
         best = read_checkpoint(path) if path.is_file() else None
         if best is None or best.best_prec1 != training.best_prec1:  # another training's, which lay in this folder
             self.say(f"the best epoch was before those in {self.output}: the predictions are the last epoch's")
@@ -205,54 +181,6 @@ class Run:
             self._write(test(training, self.data.select, check_stop), training, "val", epoch, name)
         return result
 
-    def after_batch(self, training: Training) -> None:
-        """Stop if that was asked for, and save where --save-every-minutes says so. Of all processes together."""
-        if self.board:
-            self.board.batch(training)
-        self.stop_if_asked(training)
-        minutes = self.args.save_every_minutes
-        if minutes and self._agreed(training.device, time.monotonic() - self.saved_at > 60 * minutes):
-            self.save(training, False)
-
-    def _headline(self, training: Training) -> str:
-        data, split = self.data, self.data.split
-        train = f"{len(data.train.dataset):,} training and " if data.train else ""
-        test = plural(len(data.test.dataset), "test video")
-        dtype = str(training.dtype).removeprefix("torch.")
-        shared = f" x {processes()} processes" if processes() > 1 else ""
-        plan = ""
-        if data.train:
-            done = ""
-            if training.epoch or training.batch:
-                within = f" after {plural(training.batch, 'step')}" if training.batch else ""
-                done = f", from epoch {training.epoch}{within} on,"
-            plan = f"{plural(training.settings.epochs, 'epoch')}{done} of {plural(len(data.train), 'step')}, "
-            plan += "a test after " + (f"every {self.args.eval_every}; " if self.args.eval_every > 1 else "each; ")
-        return (
-            f"{self.stream} stream: {split.dataset} split {split.number}, {len(split.class_names)} classes, "
-            f"{train}{test}; {self.args.arch} on {training.device.type}{shared}, {dtype}"
-            f"\n{plan}writes to {self.output}"
-        )
-
-    def _untrained(self) -> list[str]:
-        """The classes without a training video, which no epoch can teach."""
-        assert self.data.train is not None
-        trained = {source.video.label for source in self.data.train.dataset.sources}
-        return [name for label, name in enumerate(self.data.split.class_names) if label not in trained]
-
-    def _set_aside(self) -> None:
-        """Keep what another training left here: forgetting --resume or --output must not cost the days it took."""
-        records = [f"{self.prefix}_train.csv", f"{self.prefix}_test.csv"]
-        if not (self.output / "checkpoint.pth.tar").is_file():
-            return
-        prefixes = itertools.chain(["old_"], (f"old{number}_" for number in itertools.count(2)))
-        free = next(prefix for prefix in prefixes if not (self.output / f"{prefix}checkpoint.pth.tar").exists())
-        for name in ("model_best.pth.tar", *records, "checkpoint.pth.tar"):
-            if (self.output / name).is_file():
-                os.replace(self.output / name, self.output / f"{free}{name}")
-        start = "a training from the start" if self.args.resume is None else f"going on from {self.args.resume}"
-        self.say(f"{start}; {self.output} held another: its files are now {self.output}/{free}*")
-
     def stop_if_asked(self, training: Training, save: bool = True) -> None:
         """Stop where any process was asked to; the training is saved first, unless that is no use."""
         asked = self._agreed(training.device, self.signal)
@@ -269,42 +197,6 @@ class Run:
         flag = torch.tensor(int(asked), device=device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return int(flag)
-
-    def save(self, training: Training, is_best: bool) -> None:
-        """Write the checkpoint, of the best epoch under two names."""
-        state = training.state_dict()  # which all processes make together
-        self.saved_at = time.monotonic()
-        if not self.leads:
-            return
-        split, names = self.data.split, ["checkpoint.pth.tar"]
-        if is_best:
-            names.insert(0, "model_best.pth.tar")
-        write_checkpoint(
-            state, *(self.output / name for name in names), arch=self.args.arch, class_names=split.class_names,
-            dataset=split.dataset, split=split.number, preparation=training.preparation.as_dict(), args=self.flags,
-        )  # fmt: skip
-
-    def _write(self, result: TestResult, training: Training, subset: str, epoch: int, name: str) -> None:
-        """Write a test's predictions: of test videos to the output, of validation videos to its folder val/."""
-        if not self.leads:
-            return
-        loader = self.data.test if subset == "test" else self.data.select
-        split, sampling = self.data.split, loader.dataset.sampling
-        assert isinstance(sampling, TestSampling)
-        root, weights = self.data.root.resolve(), training.tested_model.state_dict()
-        about = {
-            "dataset": split.dataset, "split": split.number, "subset": subset, "class_names": list(split.class_names),
-            "labels": result.labels,
-            "protocol": {"samples": sampling.samples, "views": sampling.views, "starts": sampling.starts,
-                         **training.preparation.as_dict()},
-            "checkpoint": {"name": name, "epoch": epoch, "weights_sha256": weights_hash(weights)},
-            "chosen_by": None if self.data.train is None else self._chosen_by(training),
-            "made": provenance(self.flags),
-            "frames": {"root": str(root), "folders": {
-                s.video.name: os.path.relpath(s.folder, self.data.root) for s in loader.dataset.sources}},
-        }  # fmt: skip
-        folder = self.output if subset == "test" else self.output / "val"
-        write_predictions(folder, self.stream, result.frame_logits, about)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -328,18 +220,86 @@ class Run:
             for number, handler in old.items():
                 signal.signal(number, handler)
 
+    def _headline(self, training: Training) -> str:
+        data, split = self.data, self.data.split
+        train = f"{len(data.train.dataset):,} training and " if data.train else ""
+        shared = f" x {processes()} processes" if processes() > 1 else ""
+        plan = ""
+        if data.train:
+            within = f" after {plural(training.batch, 'step')}" if training.batch else ""
+            done = f", from epoch {training.epoch}{within} on," if training.epoch or training.batch else ""
+            often = f"every {self.args.eval_every}" if self.args.eval_every > 1 else "each"
+            plan = f"{plural(training.settings.epochs, 'epoch')}{done} of {plural(len(data.train), 'step')}, "
+            plan += f"a test after {often}; "
+        return (
+            f"{self.stream} stream: {split.dataset} split {split.number}, {len(split.class_names)} classes, "
+            f"{train}{plural(len(data.test.dataset), 'test video')}; {self.args.arch} on {training.device.type}"
+            f"{shared}, {str(training.dtype).removeprefix('torch.')}\n{plan}writes to {self.output}"
+        )
+
+    def _notes(self, training: Training) -> Iterator[str]:
+        """What a person should know before the days that a training takes."""
+        assert self.data.train is not None
+        trained = {source.video.label for source in self.data.train.dataset.sources}
+        untrained = [name for label, name in enumerate(self.data.split.class_names) if label not in trained]
+        if untrained:
+            yield f"note: no training video in {plural(len(untrained), 'class')}: {first_few(untrained)}"
+        yield {
+            "val": "model_best is chosen by videos held out of training",
+            "last": "tested once, after the last epoch: nothing is chosen by the test set",
+            "test": "model_best is chosen by the test set, which flatters its accuracy; --val-groups 3 holds training "
+                    "videos out to choose by",
+        }[self._chosen_by(training)]  # fmt: skip
+        if training.epoch >= training.settings.epochs:
+            yield f"nothing is left of --epochs {training.settings.epochs}; a higher number trains further"
+
+    def _chosen_by(self, training: Training) -> str:
+        """What the tested network's epoch is chosen by; "last": by nothing, as there is no other test."""
+        once = self.args.eval_every >= training.settings.epochs
+        return "val" if self.args.val_groups else "last" if once else "test"
+
+    def _make_room(self, training: Training) -> None:
+        """Check the disk, and keep what another training left here: a forgotten --resume must not cost its days."""
+        if not self.leads:
+            return
+        # weights, momentum and average, in two checkpoints and a temporary one
+        size = 3 * (3 if training.ema else 2) * sum(tensor.nbytes for tensor in training.model.state_dict().values())
+        own = [(self.output / name).resolve() for name in (CHECKPOINT, BEST)]
+        goes_on = self.args.resume is not None and self.args.resume.resolve() in own
+        check_output(self.output, size, replaced=own if goes_on else ())
+        if goes_on or not own[0].is_file():
+            return
+        prefixes = itertools.chain(["old_"], (f"old{number}_" for number in itertools.count(2)))
+        free = next(prefix for prefix in prefixes if not (self.output / f"{prefix}{CHECKPOINT}").exists())
+        for name in (BEST, f"{self.prefix}_train.csv", f"{self.prefix}_test.csv", CHECKPOINT):
+            if (self.output / name).is_file():
+                os.replace(self.output / name, self.output / f"{free}{name}")
+        start = "a training from the start" if self.args.resume is None else f"going on from {self.args.resume}"
+        self.say(f"{start}; {self.output} held another: its files are now {self.output}/{free}*")
+
+    def _record(self, phase: str, row: dict[str, float], epoch: int) -> None:
+        if self.leads:
+            write_record(record_path(self.output, self.prefix, phase), row)
+        if self.board:
+            self.board.add("epochs", {f"{phase}/{name}": value for name, value in row.items()}, epoch)
+
+    def _write(self, result: TestResult, training: Training, subset: str, epoch: int, name: str) -> None:
+        """Write a test's predictions: of test videos to the output, of validation videos to its folder val/."""
+        if not self.leads:
+            return
+        dataset = (self.data.test if subset == "test" else self.data.select).dataset
+        assert isinstance(dataset.sampling, TestSampling)
+        about = {
+            **self.data.about(), "subset": subset, "labels": result.labels,
+            "protocol": {**dataset.sampling.about(), **training.preparation.as_dict()},
+            "checkpoint": {"name": name, "epoch": epoch,
+                           "weights_sha256": weights_hash(training.tested_model.state_dict())},
+            "chosen_by": None if self.data.train is None else self._chosen_by(training),
+            "made": provenance(self.flags), "frames": self.data.frames(dataset.sources),
+        }  # fmt: skip
+        folder = self.output if subset == "test" else self.output / "val"
+        write_predictions(folder, self.stream, result.frame_logits, about)
+
 
 class _Stopped(Exception):
     """Ctrl-C or SIGTERM, noticed between two batches."""
-
-
-def _barrier() -> None:
-    if processes() > 1:
-        dist.barrier()
-
-
-def _sync_buffers(model: nn.Module) -> None:
-    """Give all processes rank 0's batch-norm statistics, as DistributedDataParallel does before each forward."""
-    if processes() > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from common.progress import duration, progress_bar
 from dataloader.clips import Batch, clips_of, sent_ahead
-from dataloader.preparation import Preparation, augment, to_input
+from dataloader.preparation import Preparation, to_input
 from network import Network, explain_mismatch, freeze_batchnorm, parameter_groups
 from saved.checkpoints import Checkpoint
 from utils import InputError, processes, rank, seed_step
@@ -46,11 +46,9 @@ class TrainingSettings:
     partial_bn: bool = False
     train_from: str = "all"  # all | layer3 | layer4 | fc: what is below keeps its weights (network.ResNet.split)
     label_smoothing: float = 0.0
-    colour_jitter: float = 0.0
     ema: float = 0.0
     amp: str = "auto"
     compile: bool = False
-    sync_bn: bool = False
 
     def lr_factor(self, epoch: int) -> float:
         """What the schedule multiplies `lr` by in this epoch, from 0; plateau, which follows the loss, leaves it."""
@@ -72,8 +70,6 @@ class Training:
         self, model: Network, preparation: Preparation, device: torch.device, settings: TrainingSettings
     ) -> None:
         """Moves `model` to the device."""
-        if settings.colour_jitter and preparation.modality == "flow":
-            raise InputError("--colour-jitter needs colours, which flow has not; leave it out")
         self.preparation, self.device, self.settings = preparation, device, settings
         self.dtype = amp_dtype(settings.amp, device)
         self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -96,9 +92,7 @@ class Training:
         self.sums = torch.zeros(4, dtype=exact, device=device)
         self.times = [0.0, 0.0]  # and its seconds in all, and waiting for data
 
-    def resume(
-        self, checkpoint: Checkpoint, class_names: list[str], start_epoch: int | None = None, trains: bool = True
-    ) -> None:
+    def resume(self, checkpoint: Checkpoint, class_names: list[str], trains: bool = True) -> None:
         """Go on where `checkpoint`, ours or another project's, left its training; `settings` win over what it did.
 
         A run that only tests, and not `trains`, takes the weights and the number of their epoch.
@@ -117,19 +111,9 @@ class Training:
             self._load_progress(checkpoint, trains)
         else:
             self.epoch, self.best_prec1 = checkpoint.epoch + 1, checkpoint.best_prec1
-        if start_epoch is not None:
-            self.next_epoch()
-            self.epoch = start_epoch
 
     def distribute(self) -> None:
         """Make `stepped` the network as a step calls it: compiled and over all processes, where that is asked for."""
-        if self.settings.sync_bn:
-            if not self.model.stages:  # whose batch norms may hold activations, which torch would lose
-                raise InputError("--sync-bn is not for timm's networks: leave it out")
-            if self.device.type != "cuda":
-                raise InputError("--sync-bn needs GPUs: torch has it for no other device")
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        self.stepped = self.model
         if self.settings.train_from != "all":
             if processes() > 1:
                 raise InputError("--train-from works in one process: start it without torchrun")
@@ -341,7 +325,6 @@ def train_step(training: Training, batch: Batch) -> Tensor:
         inputs = batch.images.to(device)
     else:
         images = clips_of(batch, training.preparation.modality, device)  # (videos * clips, images * planes, H, W) uint8
-        images = augment(images, batch.names, settings.colour_jitter, settings.seed, training.epoch)
         inputs = to_input(images, training.preparation)  # (videos * clips, channels, H, W) float32
     labels = batch.labels.to(device, non_blocking=True)  # (videos,)
     clips = len(batch.clips) // len(batch.names)

@@ -14,7 +14,6 @@ from dataloader.preparation import default_preparation
 from dataloader.sampling import TestSampling as Sampling
 from dataloader.sampling import TrainSampling
 from engine import options
-from engine.evaluation import InferenceNet
 from engine.training import Training, TrainingSettings, choose_preparation
 from network import build_model
 from saved.checkpoints import Checkpoint, read_checkpoint, save_tensors, write_checkpoint
@@ -58,9 +57,9 @@ def values_in(script, argv, monkeypatch):
 
 
 # what a resume does not take from its checkpoint
-OWN = {"resume", "evaluate", "start_epoch", "output", "features", "pooling", "rgb_dir", "flow_dir", "ucf_list",
+OWN = {"resume", "evaluate", "output", "features", "pooling", "rgb_dir", "flow_dir", "ucf_list",
        "workers", "device", "compile", "save_every_minutes", "allow_missing", "on_error", "weights", "flow_order",
-       "tensorboard", "frozen_memory"}  # fmt: skip
+       "tensorboard"}  # fmt: skip
 
 
 @pytest.mark.parametrize("words", FROZEN)
@@ -95,10 +94,10 @@ def test_the_group_rule_stands_in_for_lists_that_nobody_named(tmp_path, monkeypa
 
 
 def test_flags_say_how_videos_are_loaded():
-    given = flags("--segments", 2, "--crop", "multiscale", "--crop-positions", 13, "--no-flip", "--test-samples", 6,
+    given = flags("--segments", 2, "--crop", "multiscale", "--no-flip", "--test-samples", 6,
                   "--test-resize", "center", "--test-views", 5, "--on-error", "skip", "--val-groups", 2)  # fmt: skip
     settings = options.data_settings(given)
-    assert settings.training == TrainSampling(segments=2, crop="multiscale", crop_positions=13, flip=False)
+    assert settings.training == TrainSampling(segments=2, crop="multiscale", flip=False)
     assert settings.testing == Sampling(samples=6, views=5)
     assert (settings.batch_size, settings.val_groups, settings.skip_errors) == (25, 2, True)
     assert options.data_settings(flags("--flip")).training.flip
@@ -172,7 +171,7 @@ def go_on(path, *argv, stream="spatial"):
     training = Training(
         build_model("resnet18", 3, 4), default_preparation("rgb", 32, "squash"), CPU, options.training_settings(args)
     )
-    training.resume(checkpoint, list("abcd"), args.start_epoch)
+    training.resume(checkpoint, list("abcd"))
     training.set_lr()
     return args, training
 
@@ -183,17 +182,14 @@ def test_more_epochs_move_a_schedule(saved):
     training = go_on(path, "--epochs", 20)[1]
     assert training.epoch == 1
     assert training.optimizer.param_groups[0]["lr"] == pytest.approx(0.25 * (1 + np.cos(np.pi / 20)))
-    training = go_on(path, "--start-epoch", 5)[1]
-    assert training.optimizer.param_groups[0]["lr"] == pytest.approx(0.25)  # the middle of the cosine
 
 
 def test_flags_given_on_a_resume_win(saved):
     path = saved(schedule="plateau", patience=3)
-    args, training = go_on(path, "--momentum", 0.5, "--weight-decay", 0.25, "--patience", 7, "--clip-grad", 2)
+    args, training = go_on(path, "--weight-decay", 0.25, "--clip-grad", 2)
     for group, decay in zip(training.optimizer.param_groups, (0.25, 0.25, 0), strict=True):
-        assert (group["momentum"], group["weight_decay"], group["lr"]) == (0.5, decay, 0.5)
-    assert training.plateau.patience == 7 and training.settings.clip_grad == 2
-    assert (args.momentum, args.weight_decay, args.patience) == (0.5, 0.25, 7)  # what its next checkpoint records
+        assert (group["momentum"], group["weight_decay"], group["lr"]) == (0.9, decay, 0.5)
+    assert training.settings.clip_grad == 2 and args.weight_decay == 0.25  # what its next checkpoint records
     assert training.optimizer.state  # and the momentum that there was goes on
     training = go_on(path)[1]
     assert training.plateau.patience == 3 and training.optimizer.param_groups[0]["momentum"] == 0.9
@@ -295,18 +291,3 @@ def test_no_failure_of_a_test_costs_an_epoch(tiny, run, tmp_path):
     image.write_bytes(whole)
     run(*arguments, "--resume")
     assert json.loads((tmp_path / "out/predictions.json").read_text())["checkpoint"]["epoch"] == 0
-
-
-def test_a_network_of_synchronised_batch_norms_is_tested_as_it_is():
-    """SyncBatchNorm is no BatchNorm2d: nothing was folded, and the first test of a --sync-bn training failed."""
-    torch.manual_seed(0)
-    model = build_model("resnet18", 3, 4).train()
-    with torch.no_grad():
-        model(torch.rand(8, 3, 64, 64))  # statistics that are not those of a new network
-    preparation = default_preparation("rgb", 64, "squash")
-    clips = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    plain = InferenceNet(model, preparation)(clips)[0]
-    synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    found = InferenceNet(synchronised, preparation)
-    assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in found.modules())
-    torch.testing.assert_close(found(clips)[0], plain)

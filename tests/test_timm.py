@@ -127,7 +127,6 @@ def test_what_cannot_be_is_one_line(tmp_path, monkeypatch):
         (lambda: build_model("timm:resnet10t", 3, 5, "IMAGENET1K_V2"), "no such file"),
         (lambda: build_model("timm:test_vit", 3, 5, size=70), "at --size 70: timm refuses that (Input height (70)"),
         (lambda: train(train_from="layer4"), "take fc or all"),
-        (lambda: train(sync_bn=True), "--sync-bn is not for timm's networks"),
     ):
         with pytest.raises(InputError, match=re.escape(said)) as error:
             made()
