@@ -102,7 +102,7 @@ def build_model(
 
     `weights` is "none" (random), "imagenet" (torchvision's or timm's, downloaded once), a torchvision weight set such
     as "IMAGENET1K_V2", or the path of any checkpoint; of ours the weights that its tests used, of the original's
-    motion network with the channels in `flow_order` (checkpoints.FLOW_ORDERS). Weights made for RGB reach any
+    motion network with the channels in `flow_order` (foreign.FLOW_ORDERS). Weights made for RGB reach any
     other channel count by cross-modality initialisation; a last layer for other classes starts at random: normal of
     standard deviation `fc_std` and without bias (TSN's code: .001), or, for 0, as torch has it.
     `dropout` acts on the pooled features (TSN, section 3.2: 0.8 spatial, 0.7 motion).

@@ -35,7 +35,7 @@ from recogniser.overlay import save
 from recogniser.streams import Recogniser, make_clips, reason, weighted
 from recogniser.windows import Camera, rolling_windows
 from report.outcome import Learnt
-from saved.checkpoints import FLOW_ORDERS
+from saved.foreign import FLOW_ORDERS
 from utils import InputError, plural, printable, run_main, set_up_device, write_json
 
 DAY = 86400.0  # seconds

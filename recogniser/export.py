@@ -30,7 +30,8 @@ from dataloader.preparation import Preparation
 from engine.features import PooledTrunk
 from network import Network, trained_model
 from recogniser.loading import load_head
-from saved.checkpoints import FLOW_ORDERS, HELD, Checkpoint, read_checkpoint, write_safetensors
+from saved.checkpoints import HELD, Checkpoint, read_checkpoint, write_safetensors
+from saved.foreign import FLOW_ORDERS
 from saved.head_file import HeadFile, read_head
 from utils import InputError, atomic_path, plural, run_main
 
@@ -176,8 +177,6 @@ def describe(read: Checkpoint, name: str = "clips") -> dict[str, Any]:
 
 
 def _safetensors(target: Path, read: Checkpoint) -> None:
-    if read.source == "tsn-pytorch" and read.num_classes == 51:  # see Checkpoint.in_order_of
-        raise InputError(f"{read.path}: the order of its HMDB51 classes shows only beside lists; use it as it is")
     write_safetensors(target, read.tested_state, {name: getattr(read, name) for name in HELD})
     back = read_checkpoint(target).tested_state
     if not all(torch.equal(value, back[name]) for name, value in read.tested_state.items()):

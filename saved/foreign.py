@@ -1,0 +1,150 @@
+"""Other projects' checkpoints: who wrote one, its weights in torchvision's names, its preparation and test protocol.
+
+Projects are told apart by the names of their layers, never by the file's name. Preparations, test protocols and
+the counting of epochs are those of the projects' own code:
+- the original: github.com/jeffreyyihuang/two-stream-action-recognition, spatial_cnn.py and motion_cnn.py
+- two-stream-pytorch: github.com/bryanyzhu/two-stream-pytorch, main_single_gpu.py, scripts/eval_ucf101_pytorch
+- tsn-pytorch: github.com/yjxiong/tsn-pytorch, main.py, models.py, test_models.py
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
+from saved.safe import show
+from utils import InputError, plural
+
+# What a project called parts of torchvision's ResNet, by source; the first name found in a file tells the source.
+NAMES = {
+    "original": {"conv1_custom.": "conv1.", "fc_custom.": "fc."},
+    "two-stream-pytorch": {"fc_action.": "fc."},
+    "tsn-pytorch": {"base_model.": "", "new_fc.": "fc."},
+}
+# The clips per video, views and their starts with which the authors tested.
+PROTOCOLS = {"original": (19, 1, "original"), "two-stream-pytorch": (25, 10, "spread"), "tsn-pytorch": (25, 10, "tsn")}
+# By how many channels conv1 of the original's motion network is rolled into our order [f0..f9]. Its loader put
+# frame j in place j - 1, in older revisions in place j - 5, in the oldest in place j.
+FLOW_ORDERS = {"original": 2, "older": 10, "oldest": 0}
+# (blocks per layer, width and width per group of the first 3x3 convolution, bottleneck) -> torchvision's name
+ARCHITECTURES = {
+    ((2, 2, 2, 2), 64, 64, False): "resnet18",
+    ((3, 4, 6, 3), 64, 64, False): "resnet34",
+    ((3, 4, 6, 3), 64, 64, True): "resnet50",
+    ((3, 4, 23, 3), 64, 64, True): "resnet101",
+    ((3, 8, 36, 3), 64, 64, True): "resnet152",
+    ((3, 4, 6, 3), 128, 4, True): "resnext50_32x4d",
+    ((3, 4, 23, 3), 256, 8, True): "resnext101_32x8d",
+    ((3, 4, 23, 3), 256, 4, True): "resnext101_64x4d",
+    ((3, 4, 6, 3), 128, 128, True): "wide_resnet50_2",
+    ((3, 4, 23, 3), 128, 128, True): "wide_resnet101_2",
+}
+
+
+def find_weights(content: dict, path: str | os.PathLike) -> dict[str, Tensor]:
+    """The state_dict in a file's content, ours or another's: finite, float32, under the names that it has there."""
+    state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
+    if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
+        raise InputError(f"{path} holds no weights: instead of a state_dict it has {_list(state)}")
+    while all(name.startswith("module.") for name in state):  # torch.nn.DataParallel's
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    weights = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise InputError(f"{path}: {name} holds NaN or infinity: its training diverged; take an earlier checkpoint")
+    return weights
+
+
+def rename(state: Mapping[str, Tensor], flow_order: str) -> tuple[str, dict[str, Tensor]]:
+    """Who wrote these weights, and they in torchvision's names and our channel order."""
+    known = (source for source, names in NAMES.items() if any(name.startswith(tuple(names)) for name in state))
+    source = next(known, "torchvision")
+    weights: dict[str, Tensor] = {}
+    for name, value in state.items():
+        for theirs, ours in NAMES.get(source, {}).items():
+            if name.startswith(theirs):
+                name = ours + name.removeprefix(theirs)
+                break
+        weights[name] = value
+        if name.endswith("running_var"):  # PyTorch before 0.4.1 did not count batches
+            weights.setdefault(name.replace("running_var", "num_batches_tracked"), torch.tensor(0))
+    first = weights.get("conv1.weight")
+    if source == "original" and first is not None and first.ndim == 4 and first.shape[1] == 20:
+        weights["conv1.weight"] = first.roll(FLOW_ORDERS[flow_order], dims=1)
+    return source, weights
+
+
+def describe(
+    content: dict, state: Mapping[str, Tensor], path: str | os.PathLike, flow_order: str
+) -> dict[str, Any]:
+    """The fields of a saved.checkpoints.Checkpoint that another project's file gives."""
+    source, weights = rename(state, flow_order)
+    arch = guess_arch(weights)
+    if arch is None:
+        raise InputError(f"{path} holds no ResNet of torchvision; its layers are {_list(weights)}")
+    channels = weights["conv1.weight"].shape[1]
+    preparation = _preparation(source, channels)
+    if preparation.channels != channels:
+        raise InputError(
+            f"{path} is a network for {plural(channels, 'input channel')}: neither RGB nor pairs of flow"
+        )
+    protocol = zip(("test_samples", "test_views", "test_starts"), PROTOCOLS.get(source, ()), strict=False)
+    finished = _number(content, "epoch")  # only the original saved its number, the others the next one's
+    return {
+        "source": source, "state_dict": weights, "arch": arch, "num_classes": weights["fc.weight"].shape[0],
+        "in_channels": channels, "preparation": preparation.as_dict(), "args": {**dict(protocol), **_rates(content)},
+        "epoch": -1 if finished is None else int(finished) - (source != "original"),
+        "best_prec1": _number(content, "best_prec1") or 0.0,
+    }  # fmt: skip
+
+
+def guess_arch(state: Mapping[str, Tensor]) -> str | None:
+    """torchvision's name of the ResNet that has these weights; None if it is none of ARCHITECTURES."""
+    needed = {"conv1.weight": 4, "fc.weight": 2, "layer1.0.conv1.weight": 4, "layer1.0.conv2.weight": 4}
+    if any(name not in state or state[name].ndim != ndim for name, ndim in needed.items()):
+        return None
+    blocks = {tuple(name.split(".")[:2]) for name in state}
+    depths = tuple(sum(layer == f"layer{number}" for layer, *_ in blocks) for number in (1, 2, 3, 4))
+    bottleneck = "layer1.0.conv3.weight" in state
+    return ARCHITECTURES.get((depths, *state["layer1.0.conv2.weight"].shape[:2], bottleneck))
+
+
+def _preparation(source: str, in_channels: int) -> Preparation:
+    """How `source` prepared the input of a network with this many input channels."""
+    if in_channels == 3:
+        resize = "squash" if source == "original" else "center"
+        return Preparation("rgb", 224, resize, IMAGENET_MEAN, IMAGENET_STD)
+    if in_channels == 15 and source == "tsn-pytorch":  # differences of six frames, which main.py doesn't normalise
+        return Preparation("rgbdiff", 224, "center", (0.0,) * 3, (1.0,) * 3, 5)
+    if source in ("two-stream-pytorch", "tsn-pytorch"):
+        return Preparation("flow", 224, "center", (0.5,), (0.226,), in_channels // 2, "tvl1", 20.0)
+    return Preparation("flow", 224, "squash", (0.0,), (1.0,), in_channels // 2, "tvl1", 20.0)
+
+
+def _rates(content: dict) -> dict[str, Any]:
+    """The flags that stand in the optimizer's state: the rate that the training had come down to, and its like."""
+    optimizer = content.get("optimizer")
+    groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
+    group = groups[0] if isinstance(groups, list) and groups and isinstance(groups[0], dict) else {}
+    values = {name: _number(group, name) for name in ("lr", "momentum", "weight_decay")}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _number(content: dict, name: str) -> float | None:
+    """A number, or a tensor or array of one; None for anything else and for NaN."""
+    try:
+        value = float(content[name])
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _list(state: Mapping) -> str:
+    names = [show(name) for name in state]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "nothing"
