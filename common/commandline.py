@@ -67,7 +67,7 @@ class ArgumentParser(argparse.ArgumentParser):
         self.set_defaults(**shown)
         absent = object()
         read = vars(self.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults, absent))))
-        return {name: value for name, value in read.items() if value is not absent}, defaults
+        return {name: read[name] for name in defaults if read[name] is not absent}, defaults
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message.removeprefix('argument ')}; `python {sys.argv[0]} -h` explains all flags")

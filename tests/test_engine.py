@@ -13,8 +13,8 @@ from dataloader.images import Source
 from dataloader.names import Video
 from dataloader.preparation import Preparation, to_input
 from dataloader.sampling import TestSampling as Sampling
+from engine import evaluation
 from engine import training as engine
-from engine.evaluation import test
 from engine.training import Training, TrainingSettings
 from utils import InputError, processes
 
@@ -260,7 +260,7 @@ def test_a_tests_logits_are_those_of_the_plain_network_averaged_over_views():
     loader = Batches(*batches, padding=[padding], sampling=Sampling(2, 3))
     stops = []
     training = Training(model, PIXELS, CPU, TrainingSettings(lr=5e-4, batch_size=25, amp="off"))
-    found = test(training, loader, lambda: stops.append(1))
+    found = evaluation.test(training, loader, lambda: stops.append(1))
     assert model.training and all(parameter.requires_grad for parameter in model.parameters())
     assert len(stops) == 3
     assert list(found.frame_logits) == list(found.labels) == ["0.0", "0.1", "1.0", "1.1"]
