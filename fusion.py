@@ -1,4 +1,4 @@
-"""Fuse the saved predictions of two or more streams: accuracies, intervals, results.json and a report.
+"""Fuse the saved predictions of one or more streams: accuracies, intervals, results.json and a report.
 
     python fusion.py                                         # record/spatial and record/motion
     python fusion.py --spatial A.pickle --motion B.pickle    # any two files, video or frame level
@@ -8,8 +8,7 @@
 
 The result is the plain average of the streams' logits, unless --learn, --normalize, --weights or --scores say
 otherwise. --learn chooses on other videos, best those that --val-groups held out of both trainings: one stream alone,
-the average, learnt weights, or the joined head that heads.py wrote beside the streams' linear heads. The best weight
-of the sweep is found with the test labels: it shows how much a weight could give, and is no result.
+the average, learnt weights, or the joined head that heads.py wrote beside the streams' linear heads.
 """
 
 from __future__ import annotations
@@ -25,12 +24,10 @@ from scipy.special import log_softmax
 from common.accuracy import accuracy
 from common.commandline import ArgumentParser, bounded
 from report.metrics import METRICS, bootstrap, group_numbers, interval, mcnemar, softmax
-from report.outcome import Learnt, Outcome, Sweep
-from report.summary import describe, text
+from report.outcome import Learnt, LearntOn, Outcome, describe, text
 from saved.predictions import TestSet, align, check_same_classes, load_predictions
 from utils import InputError, check_writable, plural, run_main, write_json
 
-SWEEP = np.round(np.arange(0, 3.001, 0.05), 2)  # one stream's weight, the others' being 1
 SPATIAL, MOTION = "record/spatial", "record/motion"
 EXAMPLE = {"spatial": "record/example/spatial", "motion": "record/example/motion"}  # what a fresh clone holds
 FOLDS = 5  # of held-out videos, to compare fusions by
@@ -71,7 +68,9 @@ def learn_weights(streams: Sequence[np.ndarray], labels: np.ndarray) -> tuple[np
     from scipy.optimize import minimize  # here: it takes a moment to import
 
     scales = np.array([logits.std() for logits in streams])
-    inputs = np.stack([logits / by for logits, by in zip(streams, scales, strict=True)])  # (streams, videos, classes)
+    inputs = np.stack(
+        [logits / by for logits, by in zip(streams, scales, strict=True)]
+    )  # (streams, videos, classes)
     targets = np.full(inputs.shape[1:], 1 / (len(labels) + 2) / inputs.shape[2])
     targets[np.arange(len(labels)), labels] += 1 - 1 / (len(labels) + 2)
 
@@ -127,26 +126,6 @@ def choose(
     return single if within_chance(best, single) else best, losses
 
 
-def sweep_weights(test_set: TestSet) -> Sweep:
-    """The best weight in hindsight, found on the test labels themselves.
-
-    Two streams: the weight of the one with the larger logits, which a plain average listens to most. More:
-    each stream's weight in turn, and the best of all. Between equals the weight nearest 1 is taken.
-    """
-    names, logits = list(test_set.streams), list(test_set.streams.values())
-    total = np.sum(logits, axis=0)
-    louder = int(np.argmax([one.std() for one in logits]))
-    found = []
-    for place in [louder] if len(names) == 2 else range(len(names)):
-        others = total - logits[place]
-        guesses = [(others + weight * logits[place]).argmax(axis=1) for weight in SWEEP]
-        top1 = np.array([100 * np.mean(guess == test_set.labels) for guess in guesses])
-        best = [1.0] * len(names)
-        best[place] = float(min(SWEEP[top1 == top1.max()], key=lambda weight: abs(weight - 1)))
-        found.append(Sweep(names[place], place, SWEEP, top1, best, np.average(logits, axis=0, weights=best)))
-    return max(found, key=lambda sweep: sweep.top1.max())
-
-
 # --- one test set, or several splits -------------------------------------------------------------------
 
 
@@ -164,44 +143,32 @@ def evaluate(
 
     "average" and "std" are always those of equally weighted logits; `learnt` is shown beside them, or with `headline`
     is itself the fusion asked for; where it chose the joined head, `joined` are that one's logits (videos, classes).
-    `seed` is the bootstrap's.
+    `seed` is the bootstrap's. Of one stream, "fusion" is that stream, and nothing is compared.
     """
     streams, labels, videos = test_set.streams, test_set.labels, test_set.videos
     logits = list(streams.values())
-    # the two parts of a joined head are half of its logits each, in a mean
-    chosen = None if not learnt else learnt.fuse(logits) if joined is None else joined / 2 / learnt.temperature
-    if learnt and chosen is not None and headline:
-        weights, fused = learnt.weights, chosen
-    else:
-        weights = weights or [1.0] * len(logits)
-        fused = fuse(logits, weights, normalize, scores)
-    rows = {**streams, "fusion": fused, "average": fuse(logits), "std": fuse(logits, normalize="std")}
-    if chosen is not None:
-        rows["learnt"] = chosen
-    groups = group_numbers(videos, labels, groups_of(test_set))
-    found: dict[str, dict] = {name: accuracy(row, labels, videos) for name, row in rows.items()}
-    draws = {name: bootstrap(row, labels, groups, seed) for name, row in rows.items()}
-    better = max(streams, key=lambda name: found[name]["top1"])
-    test = mcnemar(fused.argmax(axis=1) == labels, streams[better].argmax(axis=1) == labels, groups)
-    sweep = sweep_weights(test_set)
+    weights = weights or [1.0] * len(logits)
+    rows = {**streams, "fusion": fuse(logits, weights, normalize, scores)}
+    if len(streams) > 1:
+        rows |= {"average": fuse(logits), "std": fuse(logits, normalize="std")}
     if learnt:
-        found["learnt"] = {**found["learnt"], **learnt.about()}
-    known = int(groups.max()) + 1 < len(videos)
+        # the two parts of a joined head are half of its logits each, in a mean
+        rows["learnt"] = learnt.fuse(logits) if joined is None else joined / 2 / learnt.temperature
+        if headline:
+            weights, rows["fusion"] = list(learnt.weights.values()), rows["learnt"]
+    groups = group_numbers(videos, labels, groups_of(test_set))
+    draws = {name: bootstrap(row, labels, groups, seed) for name, row in rows.items()}
+    found: dict[str, dict] = {name: accuracy(row, labels, videos) for name, row in rows.items()}
+    if learnt:
+        found["learnt"] |= learnt.model_dump()
+    unit = "group" if int(groups.max()) + 1 < len(videos) else "video"
     results = {
         "videos": len(videos),
         **found,
-        "best_weight": {**accuracy(sweep.scores, labels), "weights": sweep.best, "tuned_on": "test labels"},
         "interval_95": {
             name: {metric: interval(values) for metric, values in row.items()} for name, row in draws.items()
         },
-        "resampled": {"unit": "group" if known else "video", "count": int(groups.max()) + 1},
-        "mcnemar": {
-            "against": better,
-            "only_fusion_right": test["only_first"],
-            "only_stream_right": test["only_second"],
-            "p": test["p"],
-            "over": "groups" if known else "videos",
-        },
+        "resampled": {"unit": unit, "count": int(groups.max()) + 1},
         "classes": len(test_set.class_names),
         "settings": {
             "fusion": "chosen" if learnt and headline else describe(normalize, weights, scores),
@@ -214,10 +181,16 @@ def evaluate(
             for name, source in test_set.sources.items()
         },
     }
-    alike = [source.meta["look_alikes"] for source in test_set.sources.values() if "look_alikes" in source.meta]
-    if alike:
-        results["look_alikes"] = alike[0]
-    return Outcome(test_set, fused, sweep, results, draws)
+    if len(streams) > 1:
+        better = max(streams, key=lambda name: found[name]["top1"])
+        test = mcnemar(
+            rows["fusion"].argmax(axis=1) == labels, streams[better].argmax(axis=1) == labels, groups
+        )
+        results["mcnemar"] = {"against": better, **test, "over": f"{unit}s"}
+    for source in test_set.sources.values():
+        if "look_alikes" in source.meta:
+            results["look_alikes"] = source.meta["look_alikes"]
+    return Outcome(test_set, rows["fusion"], results, draws)
 
 
 def groups_of(test_set: TestSet) -> list[str] | None:
@@ -226,42 +199,25 @@ def groups_of(test_set: TestSet) -> list[str] | None:
     return None if known is None else [str(known.get(video, "")) for video in test_set.videos]
 
 
-def mean_over_splits(outcomes: dict[str, Outcome]) -> dict:
+def mean_over_splits(outcomes: Mapping[str, Outcome]) -> dict:
     """results.json of several splits: each figure is the mean over the splits, as papers report it.
 
     The intervals come from the mean of the splits' bootstrap draws, which must be independent (own seeds).
     """
-    each = {split: outcome.results for split, outcome in outcomes.items()}
-    first = next(iter(each.values()))
-    if any(list(one["streams"]) != list(first["streams"]) for one in each.values()):
-        raise InputError("the splits hold different streams; look at the paths and at predictions.json in them")
-    shared = [row for row in first["interval_95"] if all(row in one["interval_95"] for one in each.values())]
-    means, intervals = {}, {}
-    for row in [*shared, "best_weight"]:
-        means[row] = {m: float(np.mean([one[row][m] for one in each.values()])) for m in METRICS}
-    for row in shared:
-        draws = {m: np.mean([outcome.draws[row][m] for outcome in outcomes.values()], axis=0) for m in METRICS}
-        intervals[row] = {m: interval(values) for m, values in draws.items()}
-    units = {one["resampled"]["unit"] for one in each.values()}
-    return {
-        "videos": sum(one["videos"] for one in each.values()),
-        **means,
-        "interval_95": intervals,
-        "resampled": {
-            "unit": units.pop() if len(units) == 1 else "group or video",
-            "count": sum(one["resampled"]["count"] for one in each.values()),
-        },
-        "classes": first["classes"],
-        "settings": {
-            key: value
-            for key, value in first["settings"].items()
-            if all(one["settings"][key] == value for one in each.values())
-        },
-        "streams": {
-            name: {"path": [one["streams"][name]["path"] for one in each.values()]} for name in first["streams"]
-        },
-        "splits": each,
-    }
+    first = next(iter(outcomes.values()))
+    if any(list(one.test_set.streams) != list(first.test_set.streams) for one in outcomes.values()):
+        raise InputError(
+            "the splits hold different streams; look at the paths and at predictions.json in them"
+        )
+    total: dict = {"videos": sum(len(one.test_set.videos) for one in outcomes.values()), "interval_95": {}}
+    for row in first.draws:
+        if all(row in one.draws for one in outcomes.values()):
+            total[row] = {
+                m: float(np.mean([one.results[row][m] for one in outcomes.values()])) for m in METRICS
+            }
+            draws = {m: np.mean([one.draws[row][m] for one in outcomes.values()], axis=0) for m in METRICS}
+            total["interval_95"][row] = {metric: interval(values) for metric, values in draws.items()}
+    return {**total, "splits": {split: one.results for split, one in outcomes.items()}}
 
 
 def scale_warning(test_set: TestSet) -> str | None:
@@ -295,8 +251,16 @@ def parse_args() -> argparse.Namespace:
     inputs = parser.add_argument_group("predictions")
     add = inputs.add_argument
     add("pickles", nargs="*", metavar="PATH", help="streams to fuse, in place of --spatial and --motion")
-    add("--spatial", metavar="PATH", help=f"first stream (default: {SPATIAL}, with --splits {SPATIAL}_split{{}})")
-    add("--motion", metavar="PATH", help=f"second stream (default: {MOTION}, with --splits {MOTION}_split{{}})")
+    add(
+        "--spatial",
+        metavar="PATH",
+        help=f"first stream (default: {SPATIAL}, with --splits {SPATIAL}_split{{}})",
+    )
+    add(
+        "--motion",
+        metavar="PATH",
+        help=f"second stream (default: {MOTION}, with --splits {MOTION}_split{{}})",
+    )
     add("--splits", nargs="+", metavar="N", help="fuse each of these splits, and report their mean")
     fusing = parser.add_argument_group("fusion")
     add = fusing.add_argument
@@ -330,7 +294,11 @@ def paths_of(args: argparse.Namespace) -> dict[str, str]:
     default = "_split{}" if args.splits else ""
     defaults = {"spatial": SPATIAL + default, "motion": MOTION + default}
     asked = args.spatial or args.motion or args.splits
-    if not asked and not any(Path(path).exists() for path in defaults.values()) and Path(EXAMPLE["spatial"]).exists():
+    if (
+        not asked
+        and not any(Path(path).exists() for path in defaults.values())
+        and Path(EXAMPLE["spatial"]).exists()
+    ):
         print(
             f"neither {SPATIAL} nor {MOTION} is there yet: these are the demo's own predictions, of "
             f"{EXAMPLE['spatial']} and {EXAMPLE['motion']}",
@@ -348,15 +316,20 @@ def load(paths: Mapping[str, str], split: str | None) -> TestSet:
             raise InputError(f"with --splits, {path} needs a {{}} where the split's number goes")
         one = load_predictions(path.replace("{}", split) if split else path)
         if split and str(one.meta.get("split", split)) != split:
-            raise InputError(f"{one.path} was made on split {one.meta['split']}, not {split}; look at the path")
+            raise InputError(
+                f"{one.path} was made on split {one.meta['split']}, not {split}; look at the path"
+            )
         predictions.append(one if kind.isdecimal() else one.as_stream(kind))
     return align(predictions)
 
 
-def learn(args: argparse.Namespace, paths: Mapping[str, str], test_set: TestSet, split: str | None) -> Learnt | None:
+def learn(
+    args: argparse.Namespace, paths: Mapping[str, str], test_set: TestSet, split: str | None
+) -> Learnt | None:
     """The fusion chosen on --learn's predictions, or on those in the folders val beside the test's; None without."""
     beside = [source.path.parent / "val" for source in test_set.sources.values()]
-    if args.learn is None and not (all(map(Path.is_dir, beside)) and len(set(beside)) == len(beside)):
+    there = all(map(Path.is_dir, beside)) and len(set(beside)) == len(beside) > 1
+    if args.learn is None and not there:
         return None
     named = dict(zip(paths, args.learn or map(str, beside), strict=True))
     try:
@@ -390,15 +363,18 @@ def learn(args: argparse.Namespace, paths: Mapping[str, str], test_set: TestSet,
         weights = np.array([float(chosen in (name, "average", "joined")) for name in streams])
         weights /= weights.sum()
         # the joined head is the sum of two parts, and predict.py takes their mean
-        fused = joined / 2 if joined is not None and chosen == "joined" else fuse(list(streams.values()), weights)
+        fused = (
+            joined / 2 if joined is not None and chosen == "joined" else fuse(list(streams.values()), weights)
+        )
         _, temperature = learn_weights([fused], held_out.labels)
     return Learnt(
-        streams=list(test_set.streams),
-        weights=weights.tolist(),
+        weights=dict(zip(test_set.streams, weights.tolist(), strict=True)),
         temperature=temperature,
-        videos=len(held_out.videos),
-        groups=int(groups.max()) + 1,
-        paths=[str(source.path) for source in held_out.sources.values()],
+        learnt_on=LearntOn(
+            videos=len(held_out.videos),
+            groups=int(groups.max()) + 1,
+            paths=[str(source.path) for source in held_out.sources.values()],
+        ),
         chosen=chosen,
         log_loss={name: float(loss.mean()) for name, loss in losses.items()},
         held_out_top1=accuracy(fused, held_out.labels)["top1"],
@@ -420,19 +396,21 @@ def check(args: argparse.Namespace) -> None:
     """What argparse can't check by itself."""
     if args.pickles and (args.spatial or args.motion):
         raise InputError("give either a list of predictions or --spatial and --motion, not both")
-    if len(args.pickles) == 1 and not args.splits:
-        load_predictions(args.pickles[0])  # which says so if there is nothing
-    if len(args.pickles) == 1:
-        raise InputError(f"fusion needs two streams or more, and {args.pickles[0]} is one; name another")
     streams, weights = len(args.pickles) or 2, args.weights or [1.0]
     if args.weights and len(weights) != streams:
-        raise InputError(f"--weights gives {plural(len(weights), 'number')} for {streams} streams; give one for each")
+        raise InputError(
+            f"--weights gives {plural(len(weights), 'number')} for {streams} streams; give one for each"
+        )
     if not all(0 <= weight <= 1e6 for weight in weights) or not any(weights):
         raise InputError("--weights takes numbers from 0 up to 1e6, not all of them 0")
+    if args.learn is not None and streams == 1:
+        raise InputError("--learn chooses between streams; name two or more")
     if args.learn is not None and (args.weights or args.normalize != "none" or args.scores != "logits"):
         raise InputError("--learn finds the weights itself; leave out --weights, --normalize and --scores")
     if args.learn and len(args.learn) != streams:
-        raise InputError(f"--learn names {plural(len(args.learn), 'path')} for {streams} streams; give one for each")
+        raise InputError(
+            f"--learn names {plural(len(args.learn), 'path')} for {streams} streams; give one for each"
+        )
     if args.splits and len(set(args.splits)) < len(args.splits):
         raise InputError("--splits names a split twice; name each once")
 
@@ -453,21 +431,11 @@ def fuse_test_set(args: argparse.Namespace, output: Path, split: str | None) -> 
     )
     write_json(output / "results.json", outcome.results)
     print(text(outcome.results, title))
-    if not args.no_report and has_matplotlib():
-        from report.sections import write_report
+    if not args.no_report:
+        from report.sections import write_report  # here: matplotlib takes a moment to import
 
         print(f"report: {write_report(outcome, output, title)}")
     return outcome
-
-
-def has_matplotlib() -> bool:
-    """Whether plots can be drawn; if not, one line says how to get them."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        print("no report: its plots need matplotlib; pip install matplotlib and run this again")
-        return False
-    return True
 
 
 def main() -> None:
@@ -481,13 +449,14 @@ def main() -> None:
         outcomes[split] = fuse_test_set(args, args.output / f"split{split}", split)
         print()
     total = mean_over_splits(outcomes)
-    title = f"mean over splits {', '.join(args.splits)}"
     write_json(args.output / "results.json", total)
-    print(text(total, title))
-    if not args.no_report and has_matplotlib():
-        from report.sections import write_overview
-
-        print(f"report: {write_overview(total, args.output, title)}")
+    print(f"mean over splits {', '.join(args.splits)}: {plural(total['videos'], 'video')}, accuracy in %")
+    print(f"{'':10}   top-1   95 % interval   mean class")
+    for row, bounds in total["interval_95"].items():
+        low, high = bounds["top1"]
+        print(
+            f"{row:10}  {total[row]['top1']:6.2f}   {low:6.2f} - {high:6.2f}   {total[row]['mean_class']:10.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from engine.features import feature_count, last_pooling, trunk_hash
 from engine.owner import owned
 from engine.temporal_heads import TEMPORAL
 from network import Network, build_model, trained_model
-from report.summary import gap_note, look_alike_note
+from report.outcome import gap_note, look_alike_note
 from saved.checkpoints import read_checkpoint, weights_hash, write_checkpoint
 from saved.feature_file import Features, read_features
 from saved.head_file import write_head
@@ -221,7 +221,8 @@ def write_said(
         labels = {video: int(one.labels[row]) for video, row in zip(videos, rows, strict=True)}
         groups = {video: str(one.groups[row]) for video, row in zip(videos, rows, strict=True)}
         folders = {video: one.about["frames"]["folders"][video] for video in videos}
-        frames = {"root": one.about["frames"]["root"], "folders": folders}
+        roots = [each.about["frames"]["root"] for each in inputs.values()]
+        frames = {"root": roots[0], "folders": folders, "more": roots[1:]}
         more = {"subset": subset, "labels": labels, "groups": groups, "frames": frames}
         write_predictions(place, stream, dict(zip(videos, logits, strict=True)), {**about, **more})
 

@@ -34,7 +34,7 @@ from recogniser.loading import Wishes, load_streams
 from recogniser.overlay import save
 from recogniser.streams import Recogniser, make_clips, reason, weighted
 from recogniser.windows import Camera, rolling_windows
-from report.outcome import Learnt
+from report.outcome import Learnt, read_learnt
 from saved.foreign import FLOW_ORDERS
 from utils import InputError, plural, printable, run_main, set_up_device, write_json
 
@@ -74,7 +74,7 @@ def load(
     if fusion:
         learnt = learnt_fusion(fusion)
         paths = chosen_networks(learnt, paths, fusion)
-        shares, temperature = dict(zip(learnt.streams, learnt.weights, strict=True)), learnt.temperature
+        shares, temperature = learnt.weights, learnt.temperature
     where = set_up_device(device)
     streams, names, heads = load_streams(paths, flow_order, Wishes(**wishes), amp_dtype(amp, where), where)
     return Recogniser(streams, names, shares, unknown_below, temperature, heads)
@@ -82,20 +82,20 @@ def load(
 
 def learnt_fusion(path: str | Path) -> Learnt:
     """What fusion.py chose of a spatial and a motion stream."""
-    learnt = Learnt.from_results(path)
-    if set(learnt.streams) != {"spatial", "motion"}:
-        raise InputError(f"{path} holds weights of {' and '.join(learnt.streams)}; --fusion is of spatial and motion")
+    learnt = read_learnt(path)
+    if set(learnt.weights) != {"spatial", "motion"}:
+        raise InputError(f"{path} holds weights of {' and '.join(learnt.weights)}; --fusion is of spatial and motion")
     return learnt
 
 
 def chosen_networks(learnt: Learnt, paths: dict[str, str], source: str | Path) -> dict[str, str]:
     """The checkpoints that the chosen fusion needs: the streams', one of them, or the parts of the joined head."""
     if learnt.joined:
-        paths = {name: str(Path(learnt.joined, name, "checkpoint.pth.tar")) for name in learnt.streams}
+        paths = {name: str(Path(learnt.joined, name, "checkpoint.pth.tar")) for name in learnt.weights}
         if absent := [path for path in paths.values() if not Path(path).is_file()]:
             raise InputError(f"{source} chose the joined head, and {absent[0]} is not there: leave --fusion out")
         print(f"note: {source} chose the joined head, {' and '.join(paths.values())}", file=sys.stderr)
-    for name, weight in zip(learnt.streams, learnt.weights, strict=True):
+    for name, weight in learnt.weights.items():
         if not weight:
             print(f"note: {source} leaves the {name} stream out", file=sys.stderr)
             paths = {other: path for other, path in paths.items() if other != name}
@@ -274,8 +274,9 @@ def score(answers: Mapping[Path, Answer], model: Recogniser, args: argparse.Name
     Each stream's predictions are written, too. A stream that a video is too short for gets the others' scores of it,
     so that the fused ones are those of the answer.
     """
-    from fusion import evaluate, has_matplotlib
-    from report.summary import text
+    from fusion import evaluate
+    from report.outcome import text
+    from report.sections import write_report
     from saved.predictions import align, load_predictions, write_predictions
 
     names = model.names
@@ -297,7 +298,7 @@ def score(answers: Mapping[Path, Answer], model: Recogniser, args: argparse.Name
     weights = weighted(model.weights, streams)
     learnt = None
     if args.fusion:  # with those of its streams that it takes
-        learnt = replace(learnt_fusion(args.fusion), streams=streams, weights=weights)
+        learnt = learnt_fusion(args.fusion).model_copy(update={"weights": dict(zip(streams, weights, strict=True))})
     outcome = evaluate(test_set, weights, learnt=learnt, headline=learnt is not None)
     write_json(args.report / "results.json", outcome.results)
     out = sys.stderr if args.json else sys.stdout
@@ -308,10 +309,7 @@ def score(answers: Mapping[Path, Answer], model: Recogniser, args: argparse.Name
         print(confusions(list(known.values()), guesses, names), file=out)
     if left := len(answers) - len(known):
         print(f"{plural(left, 'video')} not in a folder named as a class: not scored", file=out)
-    if has_matplotlib():
-        from report.sections import write_report
-
-        print(f"report: {write_report(outcome, args.report, title)}", file=out)
+    print(f"report: {write_report(outcome, args.report, title)}", file=out)
 
 
 def confusions(labels: Sequence[int], guesses: Sequence[int], names: Sequence[str]) -> str:

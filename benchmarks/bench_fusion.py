@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from common.accuracy import accuracy
 from common.commandline import ArgumentParser
 from fusion import choose, fuse, learn_weights
-from report.metrics import calibration, group_numbers, softmax
+from report.metrics import calibration_error, group_numbers, softmax
 from saved.predictions import TestSet, align, load_predictions
 from utils import run_main
 
@@ -105,7 +105,7 @@ def main() -> None:
             }
             name = " + ".join(one.stream for one in chosen) if len(chosen) == 2 else "all"
             rows.setdefault(name, []).append((split.name, found))
-            errors.append([calibration(softmax(z), labels)["ece"] for z in (average, fused)])
+            errors.append([calibration_error(softmax(z), labels) for z in (average, fused)])
             for videos, choosing in itertools.product((60, 200), (False, True)):
                 for seed in range(DRAWS):
                     gain = top1(learnt(test, odd, videos, seed, choosing), labels) - found["average"]

@@ -9,10 +9,10 @@ A RUN is a stream's record folder, or a folder of such: what lies in it and one 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib import rc_context
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,38 +27,35 @@ from saved.records import Phases, find_records, in_words, provenance
 from utils import InputError, check_writable, run_main
 
 HEADINGS = ["run", "stream", "epochs", "best top-1", "at epoch", "last top-1", "training loss", "time"]
+Made = dict[str, dict[str, Any]]  # stream -> what saved.provenance says of its predictions
 
 
-@dataclass(frozen=True)
-class Run:
-    name: str
-    streams: dict[str, Phases]
-    made: dict[str, dict]  # stream -> what saved.provenance says of its predictions, {} where that is not known
-    fusion: dict  # results.json, {} where there is none
+def find(folder: Path) -> tuple[dict[str, Phases], Made, dict[str, Any]]:
+    """One run's records, how its predictions were made, and its results.json, {} where there is none.
 
-
-def find(folder: Path) -> Run:
-    """Everything of one run. Raises InputError for a folder that holds no record and no result."""
+    Raises InputError for a folder that holds no record and no result.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; name record folders, such as record/spatial")
-    folders = [folder, *sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))]
-    made: dict[str, dict] = {}
-    for one in folders:
-        meta = _object(one / "predictions.json")
-        if isinstance(stream := meta.get("stream"), str):
-            found = meta.get("made")
-            made.setdefault(stream, found if isinstance(found, dict) else {})
-    fusion = next((found for one in folders if "fusion" in (found := _object(one / "results.json"))), {})
+    folders = [
+        folder,
+        *sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".")),
+    ]
+    made: Made = {}
+    for meta in (read(one / "predictions.json") for one in folders):
+        if "stream" in meta:
+            made.setdefault(str(meta["stream"]), meta.get("made") or {})
     streams = find_records(folders)
+    fusion = next((found for one in folders if "fusion" in (found := read(one / "results.json"))), {})
     if not streams and not fusion:
         raise InputError(
             f"no rgb_train.csv, rgb_test.csv, opf_train.csv, opf_test.csv or results.json in {folder}; "
             "train a stream first"
         )
-    return Run(str(folder), streams, made, fusion)
+    return streams, made, fusion
 
 
-def _object(path: Path) -> dict:
+def read(path: Path) -> dict[str, Any]:
     """A JSON object, {} where there is none that can be read: a comparison can do without."""
     try:
         return read_json(path, dict[str, Any], "")
@@ -66,78 +63,67 @@ def _object(path: Path) -> dict:
         return {}
 
 
-def rows(runs: list[Run]) -> list[list[str]]:
-    """A row of HEADINGS per run and stream, and one for the run's fusion."""
+def rows(run: str, streams: dict[str, Phases], made: Made, fusion: dict[str, Any]) -> list[list[str]]:
+    """A row of HEADINGS for each stream, and one for the fusion."""
     found = []
-    for run in runs:
-        for stream, phases in run.streams.items():
-            epochs = max(len(table) for table in phases.values())
-            best, last_loss = ["", "", ""], ""
-            if "test" in phases and len(top1 := phases["test"]["Prec@1"].dropna()):
-                best = [f"{top1.max():.2f}", f"{top1.idxmax():g}", f"{top1.iloc[-1]:.2f}"]
-            if "train" in phases and len(loss := phases["train"]["Loss"].dropna()):
-                last_loss = f"{loss.iloc[-1]:.4f}"
-            seconds = run.made.get(stream, {}).get("seconds")
-            time = duration(seconds) if isinstance(seconds, (int, float)) else ""
-            found.append([run.name, stream, f"{epochs}", *best, last_loss, time])
-        if run.fusion:
-            found.append([run.name, "fusion", "", f"{run.fusion['fusion']['top1']:.2f}", "", "", "", ""])
+    for stream, phases in streams.items():
+        best, loss = ["", "", ""], ""
+        if "test" in phases and len(top1 := phases["test"]["Prec@1"].dropna()):
+            best = [f"{top1.max():.2f}", f"{top1.idxmax():g}", f"{top1.iloc[-1]:.2f}"]
+        if "train" in phases and len(losses := phases["train"]["Loss"].dropna()):
+            loss = f"{losses.iloc[-1]:.4f}"
+        seconds = made.get(stream, {}).get("seconds")
+        time = duration(seconds) if seconds else ""
+        found.append([run, stream, f"{max(map(len, phases.values()))}", *best, loss, time])
+    if fusion:
+        found.append([run, "fusion", "", f"{fusion['fusion']['top1']:.2f}", "", "", "", ""])
     return found
 
 
-def differences(runs: list[Run]) -> list[list[str]]:
+def differences(runs: dict[str, Made]) -> list[list[str]]:
     """stream, setting, its value in each run: the settings of the trainings that are not the same in all runs."""
-    found = []
-    for stream in dict.fromkeys(stream for run in runs for stream in run.made):
-        each = [run.made.get(stream, {}).get("settings") for run in runs]
-        known = [one for one in each if isinstance(one, dict)]
-        for setting in dict.fromkeys(setting for one in known for setting in one):
-            values = [str(one.get(setting, "")) if isinstance(one, dict) else "?" for one in each]
-            if len({*values} - {"?"}) > 1:
-                found.append([stream, setting, *values])
-    return found
-
-
-def text(table: list[list[str]]) -> str:
-    """A table for the terminal, its columns lined up: two of words to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    sides = "<<" + ">" * (len(widths) - 2)
-    lines = (
-        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True))
-        for row in table
-    )
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def comparison(runs: list[Run], table: list[list[str]], differing: list[list[str]]) -> Report:
-    """The page: the tables that the terminal shows, and the curves."""
-    names = [run.name for run in runs]
-    said = Text("Accuracies in per cent, of the videos that the run tested after each epoch.")
-    sections = [Section("Runs", [said, Table(HEADINGS, table, words=2)])]
-    if curves := curve_plots({run.name: run.streams for run in runs}):
-        sections.append(Section("Curves", [Text("In full the test, dashed the training."), *curves]))
-    if differing:
-        settings = Table(["stream", "setting", *names], differing, words=2 + len(names))
-        sections.append(Section("Settings that differ", [settings]))
-    made = [(f"{run.name}, {stream}", in_words(one)) for run in runs for stream, one in run.made.items()]
-    made = [*(line for line in made if line[1]), ("this page", in_words(provenance({})))]
-    return Report(f"Runs: {', '.join(names)}", "", sections, made=made)
+    tables = {run: {(stream, setting): str(value) for stream, one in made.items()
+                    for setting, value in one.get("settings", {}).items()} for run, made in runs.items()}  # fmt: skip
+    table = pd.DataFrame(tables).fillna("?")
+    differing = table[table.apply(lambda row: len({*row} - {"?"}) > 1, axis=1)] if len(table) else table
+    return [[*index, *row] for index, row in zip(differing.index, differing.to_numpy().tolist(), strict=True)]
 
 
 def main() -> None:
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("runs", nargs="*", type=Path, default=[Path("record")], metavar="RUN", help="folders of runs")
-    add("--output", type=Path, default=Path("record/compare"), metavar="DIR", help="for compare.html and its figures")
+    add(
+        "--output",
+        type=Path,
+        default=Path("record/compare"),
+        metavar="DIR",
+        help="for compare.html and its figures",
+    )
     args = parser.parse_args()
-    runs = [find(path) for path in dict.fromkeys(args.runs)]
-    table, differing = rows(runs), differences(runs)
-    print(text([HEADINGS, *table]))
+    runs = {str(path): find(path) for path in args.runs}
+    table = [row for run, found in runs.items() for row in rows(run, *found)]
+    differing = differences({run: made for run, (_, made, _) in runs.items()})
+    said = Text("Accuracies in per cent, of the videos that the run tested after each epoch.")
+    columns = ["stream", "setting", *runs]
+    print(pd.DataFrame(table, columns=HEADINGS).to_string(index=False))
     if differing:
-        print("\n" + text([["stream", "setting", *(run.name for run in runs)], *differing]))
+        print("\n" + pd.DataFrame(differing, columns=columns).to_string(index=False))
     check_writable(args.output)
+    sections = [Section("Runs", [said, Table(HEADINGS, table, words=2)])]
     with rc_context(plots.STYLE):
-        print(f"\nwritten: {page.write(comparison(runs, table, differing), args.output / 'compare.html')}")
+        if curves := curve_plots({run: streams for run, (streams, *_) in runs.items()}):
+            sections.append(Section("Curves", [Text("In full the test, dashed the training."), *curves]))
+        if differing:
+            sections.append(Section("Settings that differ", [Table(columns, differing, words=len(columns))]))
+        made = [
+            (f"{run}, {stream}", in_words(one))
+            for run, (_, own, _) in runs.items()
+            for stream, one in own.items()
+        ]
+        made = [*(line for line in made if line[1]), ("this page", in_words(provenance({})))]
+        report = Report(f"Runs: {', '.join(runs)}", "", sections, made=made)
+        print(f"\nwritten: {page.write(report, args.output / 'compare.html')}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""The videos of each class for the report: the mistakes with pictures and guesses, the others by name."""
+"""Pictures of videos for the report: its mistakes, and pairs that look alike."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +18,7 @@ from dataloader.extracted import source_path
 from dataloader.frames import Index, find, index_frames
 from dataloader.images import ReadFlow, ReadFrame
 from report.outcome import Outcome
-from report.page import Gallery, Mistakes, Video
+from report.page import Card, Mistakes, Picture
 from saved.predictions import Predictions
 from utils import InputError
 
@@ -26,89 +28,97 @@ MOST = 600  # videos with pictures on one page, which they make some 10 MB large
 DARK = 40  # mean grey level below which frames are brightened
 
 
-def anchor(label: int, guess: int | None = None) -> str:
-    """The anchor of a class, or of its videos that fusion takes for the class `guess`."""
-    return f"c{label}" if guess is None else f"c{label}-{guess}"
+def anchor(label: int, guess: int) -> str:
+    """The anchor of a class's videos that are taken for the class `guess`."""
+    return f"c{label}-{guess}"
 
 
-def build(outcome: Outcome, chances: dict[str, np.ndarray]) -> tuple[Gallery, int]:
-    """The gallery, classes with the most mistakes first, and how many mistakes lack frames.
+def mistakes(outcome: Outcome, chances: Mapping[str, np.ndarray]) -> tuple[list[Mistakes], int]:
+    """The mistakes by class, classes with the most first, and how many of them lack frames.
 
     chances: stream and fusion -> (videos, classes) probabilities.
     """
     test_set = outcome.test_set
-    names, labels = test_set.class_names, test_set.labels
-    guesses = outcome.fused.argmax(axis=1)
-    sure = chances["fusion"].max(axis=1)
+    names, labels, videos = test_set.class_names, test_set.labels, test_set.videos
+    guesses, sure = outcome.fused.argmax(axis=1), chances[outcome.main].max(axis=1)
     wrong = np.flatnonzero(guesses != labels)
     wrong = wrong[np.argsort(-sure[wrong], kind="stable")]
-    shown = pictures(test_set.sources, [test_set.videos[row] for row in wrong])
+    shown = pictures(test_set.sources, [videos[row] for row in wrong[:MOST]])
 
-    def video(row: int) -> Video:
-        best = {name: guesses_of(values[row], labels[row]) for name, values in chances.items()}
-        name = test_set.videos[row]
-        return Video(f"v{row}", name, best, **shown.get(name, NOTHING))
-
-    def guesses_of(values: np.ndarray, own: int) -> list[tuple[str, float]]:
+    def best(values: np.ndarray, own: int) -> list[tuple[str, float, bool]]:
         """The best guesses, those of less than half a per cent left out, and the true class, however small."""
         first, *others = np.argsort(-values, kind="stable")[:BEST].tolist()
-        shown = [first, *(guess for guess in others if values[guess] >= 0.005 or guess == own)]
-        return [(names[guess], values[guess]) for guess in dict.fromkeys([*shown, int(own)])]
+        taken = [first, *(guess for guess in others if values[guess] >= 0.005), own]
+        return [(names[guess], values[guess], guess == own) for guess in dict.fromkeys(taken)]
 
-    def remark(row: int) -> str:
-        """Which streams are wrong where fusion is right."""
-        others = {name: logits[row].argmax() for name, logits in test_set.streams.items()}
-        return ", ".join(f"{name}: {names[guess]}" for name, guess in others.items() if guess != labels[row])
+    def card(row: int) -> Card:
+        seen, label = shown.get(videos[row], Seen()), int(labels[row])
+        guessed = {name: best(values[row], label) for name, values in chances.items()}
+        return Card(f"v{row}", videos[row], seen.pictures, seen.paths, guessed)
 
     classes = []
-    for label in np.unique(labels):
+    for label in np.unique(labels[wrong]):
         mine = wrong[labels[wrong] == label]
         kinds, counts = np.unique(guesses[mine], return_counts=True)
-        right = np.flatnonzero((labels == label) & (guesses == label))
-        classes.append(
-            Mistakes(
-                anchor=anchor(label),
-                name=names[label],
-                videos=len(mine) + len(right),
-                wrong=[
-                    (anchor(label, guess), names[guess], [video(row) for row in mine if guesses[row] == guess])
-                    for guess in kinds[np.argsort(-counts, kind="stable")]
-                ],
-                right=[(test_set.videos[row], remark(row)) for row in right.tolist()],
-                right_anchor=anchor(label, label),
-            )
+        by_guess = [
+            (anchor(label, guess), names[guess], [card(row) for row in mine if guesses[row] == guess])
+            for guess in kinds[np.argsort(-counts, kind="stable")]
+        ]
+        classes.append(Mistakes(f"c{label}", names[label], int((labels == label).sum()), by_guess))
+    classes.sort(key=lambda one: -sum(len(cards) for *_, cards in one.wrong))
+    return classes, len(wrong) - sum(one.frames for one in shown.values())
+
+
+def pairs(outcome: Outcome, alike: Sequence[Mapping[str, Any]]) -> list[Card]:
+    """The pairs of look_alikes in results.json, with pictures of the test video and of the training video."""
+    shown = pictures(
+        outcome.test_set.sources, [pair[part] for pair in alike for part in ("test", "training")]
+    )
+    cards = []
+    for number, pair in enumerate(alike):
+        both = [(part, pair[part], shown[pair[part]]) for part in ("test", "training")]
+        strips = [
+            Picture(one.source, one.alt, f"{part}: {name}")
+            for part, name, seen in both for one in seen.pictures[: int(seen.frames)]
+        ]  # fmt: skip
+        title = (
+            " and ".join(name for _, name, _ in both)
+            if not strips
+            else f"similarity {pair['similarity']:.2f}"
         )
-    classes.sort(key=lambda one: len(one.right) - one.videos)
-    return Gallery(classes), len(wrong) - sum(bool(one["frames"]) for one in shown.values())
+        cards.append(Card(f"pair{number}", title, strips, [path for *_, seen in both for path in seen.paths]))
+    return cards
 
 
 # --- pictures ------------------------------------------------------------------------------------------
 
-NOTHING: dict[str, Any] = {"frames": None, "flow": None, "path": None, "brightened": False}
+
+@dataclass(frozen=True)
+class Seen:
+    """What can be shown of a video: pictures, the first of frames if `frames`, and the path of its file."""
+
+    pictures: Sequence[Picture] = ()
+    frames: bool = False
+    paths: Sequence[str] = ()
 
 
-def pictures(sources: Mapping[str, Predictions], videos: list[str]) -> dict[str, dict[str, Any]]:
-    """Pictures of the first MOST of `videos`, by video: the page's `Video` fields frames, flow, path and brightened.
+def pictures(sources: Mapping[str, Predictions], videos: Sequence[str]) -> dict[str, Seen]:
+    """What can be shown of `videos`. predictions.json says where images lie.
 
-    predictions.json says where images lie. What is missing or damaged costs its picture, not the report.
+    What is missing or damaged costs its picture, not the report.
     """
     rgb, flow = find_index(sources, "rgb"), find_index(sources, "flow")
+    files = {video: path for one in sources.values() for video, path in (one.meta.get("files") or {}).items()}
     with ThreadPoolExecutor() as pool:
-        made = pool.map(lambda video: one_video(video, rgb, flow), videos[:MOST])
-        found = dict(zip(videos[:MOST], made, strict=True))
-    for source in sources.values():
-        files = source.meta.get("files") or {}  # predict.py's, which extracts no images
-        for video in files.keys() & found.keys():
-            found[video]["path"] = files[video]
-    return found
+        found = pool.map(lambda video: see(video, rgb, flow, files.get(video)), videos)
+        return dict(zip(videos, found, strict=True))
 
 
 def find_index(sources: Mapping[str, Predictions], kind: Literal["rgb", "flow"]) -> Index | None:
     """The images of a kind that one of the streams was tested on."""
     for source in sources.values():
-        frames = source.meta.get("frames")
-        root = frames.get("root") if isinstance(frames, dict) else None
-        if isinstance(root, str):
+        frames = source.meta.get("frames") or {}
+        for root in filter(None, [frames.get("root"), *frames.get("more", [])]):
             try:
                 return index_frames(root, kind)
             except (InputError, OSError, ValueError):
@@ -116,25 +126,28 @@ def find_index(sources: Mapping[str, Predictions], kind: Literal["rgb", "flow"])
     return None
 
 
-def one_video(video: str, rgb: Index | None, flow: Index | None) -> dict[str, Any]:
-    found = dict(NOTHING)
-    try:
+def see(video: str, rgb: Index | None, flow: Index | None, path: str | None) -> Seen:
+    """Pictures of one video; `path` is that of its file where it is known (predict.py's, which extracts nothing)."""
+    shown: list[Picture] = []
+    frames = False
+    lost = contextlib.suppress(InputError, OSError, ValueError, Image.DecompressionBombError)
+    with lost:
         if rgb is not None:
-            frames: Any = find(rgb, video)
-            chosen = np.linspace(0, frames.count - 1, min(FRAMES, frames.count)).round().astype(int).tolist()
-            images = [small(image.transpose(1, 2, 0)) for image in ReadFrame(rgb.root)(frames, chosen)]
-            found["brightened"] = float(np.mean([np.mean(np.asarray(image)) for image in images])) < DARK
-            if found["brightened"]:
+            found: Any = find(rgb, video)
+            path = path or source_path(rgb.root, found.folder)
+            chosen = np.linspace(0, found.count - 1, min(FRAMES, found.count)).round().astype(int).tolist()
+            images = [small(image.transpose(1, 2, 0)) for image in ReadFrame(rgb.root)(found, chosen)]
+            dark = float(np.mean([np.mean(np.asarray(image)) for image in images])) < DARK
+            if dark:
                 images = [ImageOps.autocontrast(image, cutoff=1) for image in images]
-            found["frames"] = data_uri(images)
-            found["path"] = source_path(rgb.root, frames.folder)
+            shown.append(Picture(data_uri(images), f"frames of {video}", "frames brightened" if dark else ""))
+            frames = True
+    with lost:
         if flow is not None:
             pair: Any = find(flow, video)
             (xy,) = ReadFlow(flow.root)(pair, [pair[0].count // 2])
-            found["flow"] = data_uri([small(flow_colours(xy))])
-    except (InputError, OSError, ValueError, Image.DecompressionBombError):
-        pass
-    return found
+            shown.append(Picture(data_uri([small(flow_colours(xy))]), f"optical flow of {video}"))
+    return Seen(shown, frames, [path] if path else [])
 
 
 def small(pixels: np.ndarray) -> Image.Image:
@@ -155,7 +168,9 @@ def flow_colours(xy: np.ndarray) -> np.ndarray:
 
 def data_uri(images: list[Image.Image]) -> str:
     """Images of one height side by side, as a JPEG in a data URI."""
-    joined = Image.new("RGB", (sum(image.width for image in images) + 2 * (len(images) - 1), HEIGHT), "#808890")
+    joined = Image.new(
+        "RGB", (sum(image.width for image in images) + 2 * (len(images) - 1), HEIGHT), "#808890"
+    )
     left = 0
     for image in images:
         joined.paste(image, (left, 0))

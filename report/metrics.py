@@ -1,7 +1,7 @@
-"""How far to trust an accuracy: intervals, a paired test, calibration, classes one by one.
+"""How far to trust an accuracy: intervals, a paired test, calibration.
 
 Everything here works on scores of shape (videos, classes) and labels of shape (videos,); no file is read or
-written. Accuracies are in per cent, probabilities in 0..1. Ranks, and the accuracies made of them, are utils.py's.
+written. Accuracies are in per cent, probabilities in 0..1. Accuracies are common/accuracy.py's.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ METRICS = ("top1", "top5", "mean_class")
 softmax = functools.partial(special.softmax, axis=-1)  # probabilities of logits (..., classes)
 
 
-def group_numbers(videos: Sequence[str], labels: np.ndarray, groups: Sequence[str] | None = None) -> np.ndarray:
+def group_numbers(
+    videos: Sequence[str], labels: np.ndarray, groups: Sequence[str] | None = None
+) -> np.ndarray:
     """(videos,) int: which recording of its class each video was cut from: by `groups`, else by all their names.
 
     Clips of one recording are alike, so they are right or wrong together: intervals and tests resample recordings.
     Videos that are of none are each by themselves, and then these are the numbers 0 to videos - 1.
     """
     if groups is None:
-        groups = find_groups(videos, [video.rpartition("/")[0] or video.partition("_g")[0] for video in videos])
+        groups = find_groups(
+            videos, [video.rpartition("/")[0] or video.partition("_g")[0] for video in videos]
+        )
     keys = [f"{label}/{group or video}" for video, label, group in zip(videos, labels, groups, strict=True)]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return np.array([numbers[key] for key in keys])
@@ -49,10 +53,14 @@ def bootstrap(
     of_group[:, 2] = np.bincount(groups, weights=place < 5)
     of_group[:, 3] = count
     kinds, repeats = np.unique(of_group, axis=0, return_counts=True)  # in the order of their class
-    drawn = np.random.default_rng(seed).multinomial(len(count), repeats / len(count), size=draws)  # (draws, kinds)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(count), repeats / len(count), size=draws
+    )  # (draws, kinds)
     label, first, five, videos = kinds.T
     starts = np.flatnonzero(np.diff(label, prepend=-1))
-    right, all_ = (np.add.reduceat(drawn * number, starts, axis=1) for number in (first, videos))  # (draws, classes)
+    right, all_ = (
+        np.add.reduceat(drawn * number, starts, axis=1) for number in (first, videos)
+    )  # (draws, classes)
     recall = np.divide(right, all_, out=np.full(right.shape, np.nan), where=all_ > 0)
     return {
         "top1": 100 * (drawn @ first) / (drawn @ videos),
@@ -66,15 +74,15 @@ def interval(draws: np.ndarray) -> list[float]:
     return [float(bound) for bound in np.percentile(draws, [2.5, 97.5])]
 
 
-def mcnemar(first_right: np.ndarray, second_right: np.ndarray, groups: np.ndarray) -> dict[str, float]:
-    """Do two classifiers differ beyond chance? (videos,) bool each; the exact permutation test over groups.
+def mcnemar(fusion_right: np.ndarray, stream_right: np.ndarray, groups: np.ndarray) -> dict[str, float]:
+    """Do fusion and a stream differ beyond chance? (videos,) bool each; the exact permutation test over groups.
 
     Under the null hypothesis the two could be exchanged in any group, so a group's difference in right videos has
     either sign with probability one half. p is the share of all 2**groups signs for which the sum is at least as
     far from 0 as it is (Good 2005, section 3.2), got by convolution. Where each video is a group of its own, this is
     McNemar's exact test (Dietterich 1998, section 2.1); over groups it is that test's form for clustered pairs.
     """
-    difference = first_right.astype(int) - second_right.astype(int)
+    difference = fusion_right.astype(int) - stream_right.astype(int)
     per_group = np.bincount(groups, weights=difference).astype(int)
     chance = np.ones(1)  # of each sum, from -total to total in steps of 2
     for size in np.abs(per_group[per_group != 0]):
@@ -83,29 +91,15 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray, groups: np.ndarra
     total = len(chance) - 1
     sums = 2 * np.arange(total + 1) - total
     return {
-        "only_first": int((difference > 0).sum()),
-        "only_second": int((difference < 0).sum()),
+        "only_fusion_right": int((difference > 0).sum()),
+        "only_stream_right": int((difference < 0).sum()),
         "p": min(1.0, float(chance[np.abs(sums) >= abs(per_group.sum())].sum())),
     }
 
 
-def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> dict:
-    """Reliability of the first guess's probability in equal bins, and the expected calibration error.
-
-    Guo et al. 2017, section 2. Returns arrays of shape (bins,): the bins' bounds `low` and `high`, `count`,
-    `confidence` and `correct` (0..1, NaN in an empty bin), and `ece` in 0..1.
-    """
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """The expected calibration error of the first guess's probability, 0..1 (Guo et al. 2017, section 2)."""
     check_finite(probabilities)
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        mean_confidence = np.bincount(place, weights=confidence, minlength=bins) / count
-        mean_correct = np.bincount(place, weights=correct, minlength=bins) / count
-    gap = np.nan_to_num(np.abs(mean_confidence - mean_correct))
-    edges = np.arange(bins + 1) / bins
-    return {
-        "low": edges[:-1], "high": edges[1:], "count": count, "confidence": mean_confidence, "correct": mean_correct,
-        "ece": float((count * gap).sum() / len(labels)),
-    }  # fmt: skip
+    return float(np.abs(np.bincount(place, weights=confidence - right)).sum() / len(labels))

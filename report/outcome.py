@@ -1,4 +1,4 @@
-"""What a fusion found out about one test set, as plain data: fusion.py fills it, the report shows it."""
+"""What fusion found out about one test set: as data, as results.json keeps it, and in the terminal's words."""
 
 from __future__ import annotations
 
@@ -12,97 +12,64 @@ from pydantic import BaseModel, Field, model_validator
 
 from common.formats import Natural, read_json
 from saved.predictions import TestSet
+from utils import plural
 
 LARGEST = 1e12  # of weights, temperatures and their inverses: what is fused stays finite
+FUSIONS = ("average", "std")  # stand in every table of several streams, whatever was asked for
+FEW_CLASSES = 10  # up to these, the top 5 are half of what there is or more
+STD_NOTE = "std: each stream's logits divided by their standard deviation over the test set, then averaged"
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """Top-1 on the test set against one stream's weight, the others' being 1."""
-
-    stream: str
-    place: int  # of that stream among all
-    weights: np.ndarray  # (steps,)
-    top1: np.ndarray  # (steps,) in per cent
-    best: list[float]  # the best weights found, one per stream
-    scores: np.ndarray  # (videos, classes), fused by them
+# --- the data ------------------------------------------------------------------------------------------
 
 
 class LearntOn(BaseModel):
-    """The videos that weights were found on."""
+    """The videos on which a fusion was chosen."""
 
     videos: Natural
-    groups: Natural
-    paths: list[str]
+    groups: Natural  # their recordings; as many as videos where nothing tells one
+    paths: list[str]  # of their predictions
 
 
-class LearntFile(BaseModel):
-    """`learnt` in a results.json."""
+class Learnt(BaseModel):
+    """The fusion that was chosen on videos that are not tested: `learnt` in results.json.
 
-    weights: dict[str, Annotated[float, Field(ge=0, le=LARGEST, strict=True)]]
-    temperature: Annotated[float, Field(ge=1 / LARGEST, le=LARGEST, strict=True)]
+    `chosen` is a stream's name (the others' weights are 0), "average", "learnt" (weights), or "joined": one head on
+    both streams' features, as two checkpoints in the folder `joined`, which predict.py takes in place of the streams'.
+    """
+
+    weights: dict[str, Annotated[float, Field(ge=0, le=LARGEST, strict=True)]]  # of each stream's logits
+    temperature: Annotated[
+        float, Field(ge=1 / LARGEST, le=LARGEST, strict=True)
+    ]  # softmax(sum / this) is calibrated
     learnt_on: LearntOn
     chosen: str = "learnt"
-    joined: str | None = None
+    log_loss: dict[str, float] = {}  # of each candidate on the held-out videos, cross-validated, nats
+    held_out_top1: float | None = None  # of the chosen one on these videos, per cent
+    joined: str | None = None  # the folder of the joined head, where that was chosen
 
     @model_validator(mode="after")
-    def _some_weight(self) -> LearntFile:
+    def _some_weight(self) -> Learnt:
         if sum(self.weights.values()) < 1 / LARGEST:
             raise ValueError("all weights are 0")
         return self
 
+    def fuse(self, logits: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the streams' logits (videos, classes), in order, as one: softmax gives calibrated probabilities."""
+        return np.average(logits, axis=0, weights=list(self.weights.values())) / self.temperature
+
 
 class ResultsFile(BaseModel):
-    """What predict.py takes of a results.json."""
+    """What predict.py takes from a results.json."""
 
-    learnt: LearntFile
+    learnt: Learnt
 
 
-@dataclass(frozen=True)
-class Learnt:
-    """The fusion that was chosen on videos that are not tested: weights of the streams' logits, and a temperature.
-
-    As results.json keeps it under "learnt", with `chosen`: a stream's name (the others' weights are 0), "average",
-    "learnt" (weights), or "joined": one head on both streams' features, as two checkpoints in the folder `joined`
-    that predict.py takes in the place of the streams', with these weights and this temperature.
-    """
-
-    streams: list[str]
-    weights: list[float]  # one per stream, of sum 1
-    temperature: float  # softmax(weighted sum / temperature) is calibrated
-    videos: int  # that it was chosen on
-    groups: int  # those videos' recordings; as many as videos where nothing tells one
-    paths: list[str]  # where the predictions of these lie
-    chosen: str = "learnt"
-    log_loss: dict[str, float] | None = None  # of each candidate on the held-out videos, cross-validated, nats
-    held_out_top1: float | None = None  # of the chosen one on these videos, per cent
-    joined: str | None = None  # the folder of the joined head, where that was chosen
-
-    def fuse(self, logits: Sequence[np.ndarray]) -> np.ndarray:
-        """Logits (videos, classes) of the streams, in order, as one: softmax gives calibrated probabilities."""
-        return np.average(logits, axis=0, weights=self.weights) / self.temperature
-
-    def about(self) -> dict:
-        """As results.json keeps it, beside the accuracies."""
-        return {
-            "weights": dict(zip(self.streams, self.weights, strict=True)),
-            "temperature": self.temperature,
-            "learnt_on": {"videos": self.videos, "groups": self.groups, "paths": self.paths},
-            "chosen": self.chosen,
-            "log_loss": self.log_loss or {},
-            "held_out_top1": self.held_out_top1,
-            "joined": self.joined,
-        }
-
-    @classmethod
-    def from_results(cls, path: str | Path) -> Learnt:
-        """What `about` wrote into a results.json. Raises InputError for a file without it."""
-        remedy = "`python fusion.py --learn` writes a results.json that holds learnt weights"
-        found = read_json(path, ResultsFile, remedy).learnt
-        streams, weights, on = list(found.weights), list(found.weights.values()), found.learnt_on
-        return cls(
-            streams, weights, found.temperature, on.videos, on.groups, on.paths, found.chosen, joined=found.joined
-        )
+def read_learnt(path: str | Path) -> Learnt:
+    """Read the chosen fusion from a results.json. Raises InputError for a file without it."""
+    return read_json(
+        path, ResultsFile, "`python fusion.py --learn` writes a results.json that holds weights"
+    ).learnt
 
 
 @dataclass(frozen=True)
@@ -110,7 +77,163 @@ class Outcome:
     """Everything found out about one test set."""
 
     test_set: TestSet
-    fused: np.ndarray  # (videos, classes), the fusion asked for
-    sweep: Sweep
+    fused: np.ndarray  # (videos, classes), the fusion asked for; of one stream its logits
     results: dict  # what results.json says
     draws: dict[str, dict[str, np.ndarray]]  # row of the table -> metric -> bootstrap draws
+
+    @property
+    def rows(self) -> dict[str, np.ndarray]:
+        """Logits of each stream, and of fusion where there are several streams."""
+        streams = self.test_set.streams
+        return {**streams, "fusion": self.fused} if len(streams) > 1 else dict(streams)
+
+    @property
+    def main(self) -> str:
+        """The row that the report is about."""
+        return list(self.rows)[-1]
+
+
+# --- words ---------------------------------------------------------------------------------------------
+
+
+def capital(line: str) -> str:
+    return line[:1].upper() + line[1:]
+
+
+def describe(normalize: str, weights: Sequence[float], scores: str) -> str:
+    """Name the fusion asked for: "average" unless a flag changed it."""
+    parts = [normalize] if normalize != "none" else []
+    if len(set(weights)) > 1:
+        parts.append(" : ".join(f"{weight:g}" for weight in weights))
+    if scores != "logits":
+        parts.append(scores)
+    return ", ".join(parts) or "average"
+
+
+def choice_name(candidate: str) -> str:
+    names = {"average": "average", "learnt": "learnt weights", "joined": "one head on all features"}
+    return names.get(candidate, f"{candidate} alone")
+
+
+def choice_label(results: dict) -> str:
+    """Name the fusion that was chosen on held-out videos."""
+    chosen, weights = results["learnt"]["chosen"], results["learnt"]["weights"].values()
+    return (
+        f"learnt {' : '.join(f'{weight:.3f}' for weight in weights)}"
+        if chosen == "learnt"
+        else choice_name(chosen)
+    )
+
+
+def choice_note(results: dict) -> str:
+    """Say what was chosen and why; "" where there was nothing to choose by."""
+    learnt = results.get("learnt")
+    if learnt is None:
+        return ""
+    on, chosen = learnt["learnt_on"], learnt["chosen"]
+    groups = f" in {plural(on['groups'], 'group')}" if on["groups"] < on["videos"] else ""
+    losses = ", ".join(f"{choice_name(name)} {loss:.3f}" for name, loss in learnt["log_loss"].items())
+    alone = chosen in results["streams"]
+    why = "no fusion is likelier beyond chance" if alone else "it is the likeliest"
+    return (
+        f"{choice_name(chosen)}{' is better here' if alone else ' is chosen'}: {why} on "
+        f"{plural(on['videos'], 'other video')}{groups} (log loss: {losses}); temperature {learnt['temperature']:.3g}"
+        f"{'' if results['settings']['fusion'] == 'chosen' else '; --learn makes it the headline'}"
+    )
+
+
+def gap_note(held_out: float, held_out_videos: int, test: float, test_videos: int) -> str:
+    """Say so where the accuracies on held-out and on test videos, per cent, differ by far; else ""."""
+    mean = (held_out * held_out_videos + test * test_videos) / (held_out_videos + test_videos) / 100
+    error = 100 * (mean * (1 - mean) * (1 / held_out_videos + 1 / test_videos)) ** 0.5
+    if abs(held_out - test) < max(10, 3 * error):
+        return ""
+    why = (
+        "test videos differ from training videos (other recordings, other cameras?), or training videos have near "
+        "copies among themselves; quote the test figure"
+        if held_out > test else "are copies of training videos in the test set?"
+    )  # fmt: skip
+    return f"held out {held_out:.1f}, test {test:.1f}: {why}"
+
+
+def look_alike_note(alike: dict) -> str:
+    """Say in a line what the look-alike check of heads.py found."""
+    if alike["warns"]:
+        return (
+            "Clips that look alike are on both sides of the split. Kept apart, accuracy is "
+            f"{alike['apart']:.0f} % (a linear head on RGB, in place of {alike['accuracy']:.0f} %). If they are from "
+            "the same recordings, take this figure, and give --groups"
+        )
+    return (
+        f"look-alikes kept apart: {alike['apart']:.1f} % by a linear head on RGB, {alike['accuracy']:.1f} in the usual "
+        "cross-validation"
+    )
+
+
+def warnings(results: dict) -> list[str]:
+    """What a reader must know before the figures: look-alikes on both sides, held-out and test far apart."""
+    found = []
+    if results.get("look_alikes", {}).get("warns"):
+        found.append(look_alike_note(results["look_alikes"]))
+    learnt = results.get("learnt", {})
+    if results["settings"]["fusion"] == "chosen" and learnt.get("held_out_top1") is not None:
+        on = learnt["learnt_on"]["videos"]
+        found.append(gap_note(learnt["held_out_top1"], on, results["fusion"]["top1"], results["videos"]))
+    return [line for line in found if line]
+
+
+def notes(results: dict) -> list[str]:
+    """What stands below the figures: the choice, the test against the better stream, intervals, look-alikes."""
+    test, resampled, alike = results.get("mcnemar"), results["resampled"], results.get("look_alikes")
+    found = [choice_note(results)]
+    chosen = results["settings"]["fusion"] == "chosen" and results["learnt"]["chosen"]
+    if test and test["against"] != chosen:  # else the answers are the same
+        name = "McNemar's exact test" if test["over"] == "videos" else "permutation test over groups"
+        found.append(
+            f"fusion against {test['against']} alone: {plural(test['only_fusion_right'], 'video')} right only by "
+            f"fusion, {test['only_stream_right']:,} only by {test['against']}; {name}, p = {test['p']:.2g}"
+        )
+    found.append(
+        "intervals and test take videos as independent: nothing tells that two of a class are of one recording"
+        if resampled["unit"] == "video" else
+        f"intervals and test are over {plural(resampled['count'], 'group')} of videos, since clips of one recording "
+        "are alike"
+    )  # fmt: skip
+    found.append(look_alike_note(alike) if alike and not alike["warns"] else "")
+    return [line for line in found if line]
+
+
+def rows(results: dict) -> list[tuple[str, str]]:
+    """(label, key in results) of each row: the streams, the fusion asked for, what it is compared with."""
+    streams = [(name, name) for name in results["streams"]]
+    if len(streams) == 1:
+        return streams
+    asked = results["settings"]["fusion"]
+    compared = [(name, name) for name in FUSIONS if name != asked]
+    if "learnt" in results and asked != "chosen":
+        compared.append((choice_label(results), "learnt"))
+    return [
+        *streams,
+        (f"fusion: {choice_label(results) if asked == 'chosen' else asked}", "fusion"),
+        *compared,
+    ]
+
+
+def text(results: dict, title: str) -> str:
+    """The table with warnings above it, and below how it was tested."""
+    lines = [f"{title}: {plural(results['videos'], 'video')}, {results['classes']} classes, accuracy in %"]
+    lines += [f"!! {line}" for line in warnings(results)]
+    if len(results["streams"]) != 2:
+        lines += [f"{name}: {about['path']}" for name, about in results["streams"].items()]
+    shown = (*results["streams"], "fusion")
+    table = [(label if key in shown else f"  {label}", key) for label, key in rows(results)]
+    width = max(len(label) for label, _ in table)
+    many = results["classes"] > FEW_CLASSES
+    lines.append(f"{'':{width}}   top-1   95 % interval   {' top-5 ' if many else ''}  mean class")
+    for label, key in table:
+        found, (low, high) = results[key], results["interval_95"][key]["top1"]
+        spread, top5 = f"{low:6.2f} - {high:6.2f}", f" {found['top5']:6.2f}" if many else ""
+        lines.append(
+            f"{label:{width}}  {found['top1']:6.2f}   {spread:15} {top5}   {found['mean_class']:10.2f}"
+        )
+    return "\n".join([*lines, *([STD_NOTE] if len(table) > 1 else []), *notes(results)])

@@ -5,8 +5,8 @@ sections.py and compare.py fill the data; `write` makes the page of it, with fig
 
 from __future__ import annotations
 
+import base64
 import io
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +14,11 @@ from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from report import tables
-from report.plots import LIGHT
-from utils import atomic_path
+from report.plots import LIGHT, STYLE
+from utils import atomic_path, csv_text
 
 # --- the data ------------------------------------------------------------------------------------------
 
@@ -36,13 +34,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Link:
-    """A table's cell that leads somewhere: to an anchor of the page ("#c3-5") or to a file beside it."""
+    """A table's cell that leads to an anchor of the page ("c3-5")."""
 
     text: str
-    target: str
-
-    def __str__(self) -> str:
-        return self.text
+    anchor: str
 
 
 @dataclass(frozen=True)
@@ -75,32 +70,37 @@ class Plot:
     @property
     def most(self) -> int:
         """The width in pixels at which the figure's text is as large as the page's."""
-        return round(118 * self.figure.get_figwidth())
+        return round(142 * self.figure.get_figwidth())
 
 
 @dataclass(frozen=True)
-class Video:
-    """One video that fusion gets wrong, with the best guesses of each stream: name -> (class, probability)."""
+class Picture:
+    source: str  # a data URI
+    alt: str
+    under: str = ""  # a line below it
+
+
+@dataclass(frozen=True)
+class Card:
+    """One video, or a pair of them: pictures, paths of the files, the best guesses of each stream."""
 
     anchor: str
-    name: str
-    guesses: Mapping[str, Sequence[tuple[str, float]]]
-    frames: str | None  # pictures are data URIs
-    flow: str | None
-    path: str | None  # of the video file, where the extraction noted it
-    brightened: bool
+    title: str
+    pictures: Sequence[Picture]
+    paths: Sequence[str] = ()  # of the video files, where the extraction noted them
+    guesses: Mapping[str, Sequence[tuple[str, float, bool]]] = field(
+        default_factory=dict
+    )  # class, probability, true?
 
 
 @dataclass(frozen=True)
 class Mistakes:
-    """A class's videos: the wrong ones by what fusion takes them for, and the names of the others with a remark."""
+    """A class's videos that are wrong, by what they are taken for: (anchor, class guessed, cards)."""
 
     anchor: str
     name: str
     videos: int
-    wrong: Sequence[tuple[str, str, Sequence[Video]]]  # (anchor, class guessed, videos)
-    right: Sequence[tuple[str, str]]
-    right_anchor: str
+    wrong: Sequence[tuple[str, str, Sequence[Card]]]
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,26 @@ class Gallery:
 
 
 @dataclass(frozen=True)
+class Cards:
+    cards: Sequence[Card]
+    kind: str = "cards"
+
+
+@dataclass(frozen=True)
 class Section:
     title: str
-    blocks: Sequence[Text | Table | Plot | Gallery]
+    blocks: Sequence[Text | Table | Plot | Gallery | Cards]
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)  # each is written as <name>.csv
 
     @property
     def anchor(self) -> str:
         return "s-" + "-".join("".join(c if c.isalnum() else " " for c in self.title.lower()).split())
+
+    @property
+    def files(self) -> list[str]:
+        """The names of the files beside the page that hold what the section shows."""
+        figures = [f"{block.name}.svg" for block in self.blocks if isinstance(block, Plot)]
+        return figures + [f"{name}.csv" for name in self.tables]
 
 
 @dataclass(frozen=True)
@@ -150,40 +162,33 @@ def write(report: Report, path: Path) -> Path:
         for plot in (block for block in section.blocks if isinstance(block, Plot)):
             drawing = svg(plot)
             with atomic_path(path.parent / f"{plot.name}.svg") as temporary:
-                temporary.write_text(drawing, encoding="utf-8")
-            inline = drawing[drawing.index("<svg") :].replace("xlink:href", "href")
-            # Groups have the same names in every figure, and an id stands once on a page.
-            drawings[plot.name] = Markup(re.sub(r'<g id="[^"]*"', "<g", inline))
+                temporary.write_bytes(drawing)
+            drawings[plot.name] = "data:image/svg+xml;base64," + base64.b64encode(drawing).decode()
         for name, table in section.tables.items():
-            tables.write(table, path.parent / f"{name}.csv")
+            write_table(table, path.parent / f"{name}.csv")
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.filters["file_url"] = lambda path: Path(path).as_uri()
-    page = environment.get_template("page.html").render(report=report, drawings=drawings, files=files_of, light=LIGHT)
+    page = environment.get_template("page.html").render(report=report, drawings=drawings, light=LIGHT)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 
 
-def files_of(section: Section) -> list[str]:
-    """The names of the files beside the page that hold what a section shows."""
-    figures = [f"{block.name}.svg" for block in section.blocks if isinstance(block, Plot)]
-    return figures + [f"{name}.csv" for name in section.tables]
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a CSV that a spreadsheet opens and doesn't run."""
+    table = table.rename(columns=csv_text).map(csv_text)
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.4f", lineterminator="\n")
 
 
-UNSAID = ("Date", "Creator", "Format", "Type")  # of a figure: it is made again to the same bytes
-
-
-def svg(plot: Plot) -> str:
+def svg(plot: Plot) -> bytes:
     """A figure as an SVG document. Its text stays text: a browser finds a font for any script."""
-    file = io.StringIO()
-    # The salt names what the figure defines, so that two figures on one page don't share a name.
-    with rc_context({"svg.hashsalt": plot.name}), warnings.catch_warnings():
+    file = io.BytesIO()
+    with rc_context({**STYLE, "svg.hashsalt": plot.name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser's fonts will have it
-        plot.figure.savefig(file, format="svg", bbox_inches="tight", metadata=dict.fromkeys(UNSAID))
-    return file.getvalue().replace(' target="_blank"', "")  # links stay on the page
+        unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # it is made again to the same bytes
+        plot.figure.savefig(file, format="svg", bbox_inches="tight", metadata=unsaid)
+    return file.getvalue()

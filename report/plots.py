@@ -10,13 +10,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from report.outcome import Sweep
 from saved.records import Phases
 
 # The page's colours, too. Of Okabe and Ito's palette: told apart with any colour vision.
@@ -65,27 +61,28 @@ def span(low: float, high: float, videos: int) -> tuple[float, float]:
     return start - 0.02 * length, start + 1.02 * length
 
 
-def accuracy(rows: Sequence[tuple[str, str, float, Sequence[float] | None]], videos: int) -> Figure:
-    """Top-1 with its 95 % interval. rows: (label, colour, top-1 in per cent, interval or None)."""
+def accuracy(rows: Sequence[tuple[str, str, float, float, float]], videos: int) -> Figure:
+    """Top-1 with its 95 % interval. rows: (label, colour, top-1, low, high), all in per cent."""
     drawn = Figure(figsize=(WIDTH, 0.32 * len(rows) + 0.6))
     axes = drawn.subplots()
-    for place, (_, tone, top1, spread) in enumerate(rows):
-        if spread is not None:
-            axes.plot(spread, [place, place], color=tone, linewidth=5, alpha=0.35, solid_capstyle="butt")
-        axes.plot([top1], [place], "o" if tone != GREY else "D", color=tone, markersize=6 if tone != GREY else 4)
+    for place, (_, tone, top1, low, high) in enumerate(rows):
+        axes.plot([low, high], [place, place], color=tone, linewidth=5, alpha=0.35, solid_capstyle="butt")
+        axes.plot(
+            [top1], [place], "o" if tone != GREY else "D", color=tone, markersize=6 if tone != GREY else 4
+        )
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    ends = [end for *_, top1, spread in rows for end in (top1, *(spread or ()))]
+    ends = [end for _, _, *figures in rows for end in figures]
     axes.set(xlim=span(min(ends), max(ends), videos), xlabel="top-1, %")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.grid(False, axis="y")
     return drawn
 
 
-def per_class(found: pd.DataFrame, columns: Sequence[str], anchors: Sequence[str]) -> Figure:
-    """One line per class, best gain on top: a dot for each stream, a ring for fusion.
+def per_class(found: pd.DataFrame, columns: Sequence[str]) -> Figure:
+    """One line per class, in the table's order: a dot for each stream, a ring for fusion, and what fusion gains.
 
-    found: report.tables.per_class; columns: those of accuracies, "fusion" last; anchors: where the classes' names lead.
+    found: sections.class_table; columns: those of accuracies, "fusion" last where there are several streams.
     """
     drawn = Figure(figsize=(WIDTH, 0.185 * len(found) + 1.1))
     axes = drawn.subplots()
@@ -97,112 +94,52 @@ def per_class(found: pd.DataFrame, columns: Sequence[str], anchors: Sequence[str
         if name == "fusion":
             axes.plot(found[name], rows, "o", ms=6.5, mfc="none", mec=tone, mew=1.7, label=name, zorder=3)
         else:
-            axes.plot(found[name], rows + shifts[place], "o", ms=3.8, mew=0, color=tone, label=name, zorder=4)
-    for row, gain in enumerate(found["gain"]):
-        shown = f"{gain:+.0f}" if abs(gain) >= 0.5 else "0"
-        axes.text(104, row, shown, va="center", ha="left", fontsize=8)
+            shift = shifts[place] if len(columns) > 1 else 0
+            axes.plot(found[name], rows + shift, "o", ms=3.8, mew=0, color=tone, label=name, zorder=4)
+    if "gain" in found:
+        for row, gain in enumerate(found["gain"]):
+            axes.text(104, row, f"{gain:+.0f}" if abs(gain) >= 0.5 else "0", va="center", fontsize=8)
+        axes.annotate(
+            "gain", (104, 0), (0, 14), textcoords="offset points", fontsize=8, annotation_clip=False
+        )
     axes.set_yticks(rows, found["class"].map(short))
     axes.set(xlim=(-2, 103), ylim=(len(found) - 0.4, -0.6), xlabel="accuracy in the class, %")
     axes.tick_params(axis="y", labelsize=8)
-    for label, anchor in zip(axes.get_yticklabels(), anchors, strict=True):
-        label.set_url(anchor)
-    axes.annotate("gain", (104, 0), (0, 14), textcoords="offset points", fontsize=8, annotation_clip=False)
     drawn.legend(loc="outside upper center", ncols=len(columns))
     return drawn
 
 
-def confusion(matrix: np.ndarray, names: Sequence[str], anchors: Mapping[tuple[int, int], str], wide: bool) -> Figure:
+def confusion(matrix: np.ndarray, names: Sequence[str], wide: bool) -> Figure:
     """The row-normalised confusion matrix as a heat map: true classes in rows, guesses across.
 
-    matrix (classes, classes) of counts; anchors: (row, column) -> where the cell leads. Shades grow with the share, and
-    a single mistake still shows. `wide`: many classes; small cells without numbers, on a large figure.
+    matrix (classes, classes) of counts. Shades grow with the share, and a single mistake still shows. `wide`: many
+    classes; small cells without numbers, on a large figure.
     """
     count = len(names)
-    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = min(max(0.3 * count + 1.8, 3.4), 7) if not wide else 0.115 * count + 2
     drawn = Figure(figsize=(side, side))
     axes = drawn.subplots()
-    size = 8.5 if not wide else 7
-    labels = list(map(short, names))
+    # limits so that one mistake of a hundred differs from white, and the darkest blue is no black
+    shades = axes.imshow(
+        np.where(matrix, share, np.nan), "Blues", vmin=-5, vmax=115, interpolation="none"
+    )
+    size, labels = 7 if wide else 8.5, list(map(short, names))
     axes.set_xticks(range(count), labels, rotation=90, fontsize=size)
     axes.set_yticks(range(count), labels, fontsize=size)
-    axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), aspect="equal")
-    axes.set_xlabel("guessed", fontsize=10)
-    axes.set_ylabel("true", fontsize=10)
+    axes.set(xlabel="guessed", ylabel="true")
     axes.spines[:].set_visible(True)
     axes.grid(False)
-    shades = ScalarMappable(Normalize(-5, 115), "Blues")  # so that one mistake of a hundred differs from white
     steps = range(0, 101, 4)
-    scale = drawn.colorbar(shades, ax=axes, shrink=0.6, aspect=30, label="% of the true class", boundaries=steps)
+    scale = drawn.colorbar(
+        shades, ax=axes, shrink=0.6, aspect=30, label="% of the true class", boundaries=steps
+    )
     scale.set_ticks([0, 25, 50, 75, 100])
-    for row, column in zip(*np.nonzero(matrix), strict=True):
-        shade, url = shades.to_rgba(100 * share[row, column]), anchors.get((row, column))
-        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=shade, linewidth=0, zorder=2, url=url))
-        if not wide:
-            tone = PAPER if share[row, column] > 0.6 else INK
+    if not wide:
+        for row, column in zip(*np.nonzero(matrix), strict=True):
+            tone = PAPER if share[row, column] > 60 else INK
             words = str(matrix[row, column])
-            axes.text(column, row, words, ha="center", va="center", fontsize=8, color=tone, zorder=3)
-    return drawn
-
-
-def agreement(found: pd.DataFrame) -> Figure:
-    """Who is right, split by whether fusion is: rows of report.tables.agreement."""
-    drawn = Figure(figsize=(WIDTH, 0.36 * len(found) + 1.0))
-    axes = drawn.subplots()
-    place = np.arange(len(found))
-    total, right = found["videos"].to_numpy(), found["fusion_right"].to_numpy()
-    axes.barh(place, right, color=LIGHT["fusion"], height=0.62, label="fusion right")
-    axes.barh(place, total - right, left=right, color=LIGHT["wrong"], height=0.62, label="fusion wrong")
-    for row, videos in enumerate(total):
-        words = f"{videos:,}" + (f" ({100 * right[row] / videos:.0f} %)" if videos else "")
-        axes.annotate(words, (videos, row), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
-    axes.set_yticks(place, found["who"])
-    axes.set(xlim=(0, 1.35 * max(total)), ylim=(len(found) - 0.4, -0.6), xlabel="videos (share that fusion gets right)")
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
-    axes.grid(False, axis="y")
-    drawn.legend(loc="outside upper center", ncols=2)
-    return drawn
-
-
-def calibration(found: Mapping[str, dict]) -> Figure:
-    """Reliability diagrams side by side. found: name -> what report.metrics.calibration returns."""
-    columns = min(len(found), 3)
-    lines = -(-len(found) // columns)
-    drawn = Figure(figsize=(WIDTH, WIDTH / columns * lines + 0.5))
-    panels = drawn.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
-    for panel in panels.flat[len(found) :]:
-        panel.set_visible(False)
-    for place, (panel, (name, one)) in enumerate(zip(panels.flat, found.items(), strict=False)):
-        centres = (one["low"] + one["high"]) / 2
-        panel.bar(centres, np.nan_to_num(one["correct"]), width=0.9 / len(centres), color=colour(name, place))
-        panel.plot([0, 1], [0, 1], color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
-        panel.plot(centres, one["count"] / one["count"].sum(), color=GREY, linewidth=1.2)
-        panel.set(xlim=(0, 1), ylim=(0, 1), title=f"{name}\nECE {100 * one['ece']:.1f} %")
-        panel.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-        panel.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-    drawn.supxlabel("probability of the first guess")
-    drawn.supylabel("share correct")
-    return drawn
-
-
-def sweep(found: Sweep, levels: Mapping[str, float], videos: int) -> Figure:
-    """Top-1 against one stream's weight, the best marked, with the untuned fusions as level lines.
-
-    levels: name -> top-1 in per cent.
-    """
-    drawn = Figure(figsize=(WIDTH, 2.9))
-    axes = drawn.subplots()
-    axes.plot(found.weights, found.top1, color=INK, linewidth=1.8)
-    best, top = found.best[found.place], found.top1.max()
-    axes.plot([best], [top], "o", color=INK, zorder=3, label=f"{top:.2f} at {best:g} (tuned)")
-    for place, (name, level) in enumerate(levels.items()):
-        dashes = ((6, 2), (3, 2), (1, 1.5), (6, 2, 1, 2))[place % 4]
-        axes.axhline(level, color=GREY, linewidth=1.1, linestyle=(0, dashes), label=f"{name} {level:.2f}")
-    ends = [*found.top1, *levels.values()]
-    axes.set(ylim=span(min(ends), max(ends), videos), ylabel="top-1, %")
-    axes.set_xlabel(f"weight of {found.stream} (the rest: 1)")
-    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    drawn.legend(loc="outside upper center", ncols=2)
+            axes.text(column, row, words, ha="center", va="center", fontsize=8, color=tone)
     return drawn
 
 

@@ -1,4 +1,4 @@
-"""The report's sections: what a fusion found, told in the order in which one asks, as the data of blocks.py."""
+"""The report's sections: what a fusion found, told in the order in which one asks, as the data of page.py."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 
-from report import gallery, metrics, page, plots, summary, tables
+from report import gallery, metrics, page, plots
+from report import outcome as words
 from report.outcome import Outcome
-from report.page import Link, Plot, Report, Section, Table, Text, Tile
+from report.page import Cards, Gallery, Link, Plot, Report, Section, Table, Text, Tile
+from saved.predictions import Predictions
 from saved.records import Phases, find_records, in_words, provenance
 from utils import plural
 
 PAIRS = 20  # kinds of mistake that are listed; the CSV has all
-LISTED = 10  # classes listed where one stream beats the other most, and the surest mistakes
+LISTED = 10  # the surest mistakes
 WIDE = 25  # classes from which a confusion matrix needs more than the page's width
 CHOSEN = {  # what an accuracy is worth where predictions.json says of its network's epoch that it was chosen by ...
     "test": "The epoch of {} was chosen by the accuracy on these same test videos, as in the original work: its "
@@ -30,58 +32,56 @@ CHOSEN = {  # what an accuracy is worth where predictions.json says of its netwo
 
 def write_report(outcome: Outcome, output: Path, title: str) -> Path:
     """Write report.html with the files that it shows into `output`; returns the page's path."""
-    with rc_context(plots.STYLE):
-        chances = probabilities(outcome)
-        sections = [
-            accuracy(outcome.results),
-            weight_sweep(outcome),
-            per_class(outcome),
-            confusion(outcome),
-            agreement(outcome),
-            calibration(outcome, chances),
-            mistakes(outcome, chances),
-            *training_curves(outcome),
-        ]
-        return page.write(build_report(outcome.results, title, sections, sources(outcome)), output / "report.html")
-
-
-def write_overview(total: dict, output: Path, title: str) -> Path:
-    """The same for the mean over several splits."""
-    with rc_context(plots.STYLE):
-        return page.write(build_report(total, title, [accuracy(total), each_split(total)], []), output / "report.html")
-
-
-def build_report(results: dict, title: str, sections: list[Section], made: list[tuple[str, str]]) -> Report:
-    """`sections` with an opening above them; below, `made` and how this fusion came about."""
+    results, averaged = outcome.results, outcome.results["settings"]["scores"] == "softmax"
+    chances = {name: metrics.softmax(logits) for name, logits in outcome.rows.items()}
+    if averaged:  # the fused scores are probabilities
+        chances[outcome.main] = outcome.fused
     settings = ", ".join(f"{key} {value}" for key, value in results["settings"].items())
-    return Report(
-        title=f"Two-stream fusion: {title}",
-        summary=f"{plural(results['videos'], 'test video')}, {results['classes']} classes. Top-1 accuracy in per cent, "
-        f"with bootstrap 95 % intervals over {results['resampled']['unit']}s.",
-        tiles=tiles(results),
-        notes=[*summary.warnings(results), selection(results)],
-        sections=sections,
-        made=[*made, ("fusion", in_words(provenance({}))), ("settings", settings)],
-    )
+    with rc_context(plots.STYLE):
+        report = Report(
+            title=f"{'Two-stream fusion' if len(outcome.rows) > 1 else words.capital(outcome.main)}: {title}",
+            summary=f"{plural(results['videos'], 'test video')}, {results['classes']} classes. Top-1 accuracy in per "
+            f"cent, with bootstrap 95 % intervals over {results['resampled']['unit']}s.",
+            tiles=tiles(outcome),
+            notes=[note for note in (*words.warnings(results), selection(outcome)) if note],
+            sections=[
+                accuracy(outcome),
+                *look_alikes(outcome),
+                per_class(outcome),
+                confusion(outcome),
+                *agreement(outcome),
+                mistakes(outcome, chances),
+                confidence(outcome, chances),
+                *training_curves(outcome),
+            ],
+            made=[*sources(outcome), ("this page", in_words(provenance({}))), ("settings", settings)],
+        )
+        return page.write(report, output / "report.html")
 
 
-def tiles(results: dict) -> list[Tile]:
+def tiles(outcome: Outcome) -> list[Tile]:
     """The main figures in large type: each stream's top-1 and fusion's, with their intervals."""
     made = []
-    for place, name in enumerate([*results["streams"], "fusion"]):
-        low, high = results["interval_95"][name]["top1"]
-        made.append(Tile(name, f"{results[name]['top1']:.2f}", f"{low:.1f} – {high:.1f}", plots.hue(name, place)))
+    for place, name in enumerate(outcome.rows):
+        low, high = outcome.results["interval_95"][name]["top1"]
+        value = f"{outcome.results[name]['top1']:.2f}"
+        made.append(Tile(name, value, f"{low:.1f} – {high:.1f}", plots.hue(name, place)))
     return made
 
 
-def selection(results: dict) -> str:
-    """How the networks' epochs were chosen, in the test or in each of several splits."""
-    streams: dict[str, dict[str, None]] = {how: {} for how in CHOSEN}  # in order, each once
-    for one in results.get("splits", {"": results}).values():
-        for name, about in one["streams"].items():
-            how = str(about.get("chosen_by"))
-            streams[how if how in CHOSEN else "unknown"][name] = None
-    return " ".join(CHOSEN[how].format(" and ".join(names)) for how, names in streams.items() if names)
+def selection(outcome: Outcome) -> str:
+    """How the networks' epochs were chosen; nothing of heads, which have no epochs, and of predict.py's videos."""
+    streams: dict[str, list[str]] = {}
+    for name, source in outcome.test_set.sources.items():
+        if epoch_of(source) != -1 and "files" not in source.meta:
+            how = source.meta.get("chosen_by")
+            streams.setdefault(how if how in CHOSEN else "unknown", []).append(name)
+    return " ".join(CHOSEN[how].format(" and ".join(names)) for how, names in streams.items())
+
+
+def epoch_of(source: Predictions) -> int | None:
+    """The epoch of the network: -1 of a head."""
+    return (source.meta.get("checkpoint") or {}).get("epoch")
 
 
 def sources(outcome: Outcome) -> list[tuple[str, str]]:
@@ -89,9 +89,10 @@ def sources(outcome: Outcome) -> list[tuple[str, str]]:
     lines = []
     for name, source in outcome.test_set.sources.items():
         line = f"{source.path}, {source.level}-level logits"
-        if isinstance(checkpoint := source.meta.get("checkpoint"), dict):
-            line += f"; checkpoint {checkpoint.get('name')}, epoch {checkpoint.get('epoch')}"
-        if isinstance(protocol := source.meta.get("protocol"), dict):
+        if checkpoint := source.meta.get("checkpoint"):
+            line += f"; checkpoint {checkpoint.get('name')}"
+            line += f", epoch {epoch}" if (epoch := epoch_of(source)) != -1 else ""
+        if protocol := source.meta.get("protocol"):
             line += "; " + ", ".join(f"{key} {value}" for key, value in protocol.items())
         lines.append((name, line))
         if made := in_words(source.meta.get("made")):
@@ -102,236 +103,261 @@ def sources(outcome: Outcome) -> list[tuple[str, str]]:
 # --- sections ------------------------------------------------------------------------------------------
 
 
-def accuracy(results: dict) -> Section:
-    streams = list(results["streams"])
-    metrics_shown = {"top1": "top-1", "top5": "top-5", "mean_class": "mean class"}
-    if results["classes"] <= summary.FEW_CLASSES:
-        del metrics_shown["top5"]
+def accuracy(outcome: Outcome) -> Section:
+    results, streams = outcome.results, list(outcome.test_set.streams)
+    shown = {"top1": "top-1", "top5": "top-5", "mean_class": "mean class"}
+    if results["classes"] <= words.FEW_CLASSES:
+        del shown["top5"]
     cells, dots = [], []
-    for place, (label, key) in enumerate(summary.rows(results)):
-        found, spread = results[key], results["interval_95"].get(key, {}).get("top1")
-        values = [f"{found[metric]:.2f}" for metric in metrics_shown]
-        cells.append([label, values[0], f"{spread[0]:.1f} – {spread[1]:.1f}" if spread else "", *values[1:]])
-        tone = plots.colour(key, place) if key in streams or key == "fusion" else plots.GREY
-        dots.append((label, tone, found["top1"], spread))
-    first, *others = metrics_shown.values()
-    blocks: list = [
-        Table(["", first, "95 % interval", *others], cells, main=len(streams), aside=len(streams) + 1),
-        Text(f"* {summary.TUNED_NOTE}.", soft=True),
-        Text(
+    for place, (label, key) in enumerate(words.rows(results)):
+        found, (low, high) = results[key], results["interval_95"][key]["top1"]
+        first, *others = (f"{found[metric]:.2f}" for metric in shown)
+        cells.append([label, first, f"{low:.1f} – {high:.1f}", *others])
+        dots.append(
+            (label, plots.colour(key, place) if key in outcome.rows else plots.GREY, found["top1"], low, high)
+        )
+    first, *others = shown.values()
+    several = len(streams) > 1
+    main, aside = (len(streams), len(streams) + 1) if several else (None, None)
+    blocks: list = [Table(["", first, "95 % interval", *others], cells, main=main, aside=aside)]
+    if several:
+        said = (
             "Below fusion stand other ways to fuse, for comparison. average: the plain mean of the streams' logits. "
-            "std: each stream's logits divided by their standard deviation over the test set first. Neither uses a "
-            "label."
-        ),
-        Plot("accuracy", plots.accuracy(dots, results["videos"]), "Top-1 accuracy with its interval, row by row"),
-    ]
-    notes = (summary.choice_note(results), summary.test_line(results), summary.uncertainty_note(results))
-    blocks += [Text(line[0].upper() + line[1:] + ".") for line in notes if line]
+            f"{words.STD_NOTE}. Neither uses a label."
+        )
+        blocks += [Text(said)]
+    blocks.append(
+        Plot("accuracy", plots.accuracy(dots, results["videos"]), "Top-1 accuracy with its interval")
+    )
+    blocks += [Text(f"{words.capital(line)}.") for line in words.notes(results)]
     return Section("Accuracy", blocks)
 
 
-def each_split(total: dict) -> Section:
-    columns = [(label, key) for label, key in summary.rows(total) if key != "best_weight"]
-    rows = []
-    for split, one in total["splits"].items():
-        top1 = (f"{one[key]['top1']:.2f}" for _, key in columns)
-        rows.append([Link(split, f"split{split}/report.html"), f"{one['videos']:,}", *top1])
-    said = Text("Top-1 accuracy in per cent. A split's number leads to its own report.")
-    return Section("Split by split", [said, Table(["split", "videos", *(label for label, _ in columns)], rows)])
-
-
-def weight_sweep(outcome: Outcome) -> Section:
-    sweep, results = outcome.sweep, outcome.results
-    drawn = plots.sweep(sweep, {name: results[name]["top1"] for name in summary.FIXED}, results["videos"])
-    said = Text(
-        f"Top-1 against the weight of {sweep.stream}. The curve needs the test labels, so its highest point is tuned "
-        "on the test set; the dashed lines are not."
+def look_alikes(outcome: Outcome) -> list[Section]:
+    """Pairs of a test and a training video that look alike, where the check of heads.py warns of them."""
+    alike = outcome.results.get("look_alikes", {})
+    if not alike.get("warns") or not alike.get("pairs"):
+        return []
+    said = (
+        f"{words.look_alike_note(alike)}. The test video and the training video of each pair are the most similar ones "
+        f"({100 * alike['shared']:.0f} % of the test videos have such a training video):"
     )
-    table = pd.DataFrame({f"weight of {sweep.stream}": sweep.weights, "top1": sweep.top1})
-    return Section("Weight sweep", [said, Plot("weights", drawn, "Top-1 against weight")], {"weights": table})
+    return [Section("Look-alikes on both sides", [Text(said), Cards(gallery.pairs(outcome, alike["pairs"]))])]
 
 
 def class_table(outcome: Outcome) -> pd.DataFrame:
-    test_set = outcome.test_set
-    scores = {**test_set.streams, "fusion": outcome.fused}
-    return tables.per_class(scores, test_set.labels, test_set.class_names, outcome.results["mcnemar"]["against"])
+    """A row per class that has videos: label, class, videos, top-1 in % of each stream and fusion, gain.
+
+    gain is fusion minus the stream that is better over all videos, so that its mean is the gain in mean-class
+    accuracy. The best gain comes first; of one stream the best class.
+    """
+    labels = outcome.test_set.labels
+    label, videos = np.unique(labels, return_counts=True)
+    names = [outcome.test_set.class_names[one] for one in label]
+    table = pd.DataFrame({"label": label, "class": names, "videos": videos})
+    for name, values in outcome.rows.items():
+        right = values.argmax(axis=1) == labels
+        table[name] = 100 * np.bincount(labels, weights=right)[label] / videos
+    by = [outcome.main, "class"]
+    if len(outcome.rows) > 1:
+        table["gain"] = table["fusion"] - table[outcome.results["mcnemar"]["against"]]
+        by = ["gain", *by]
+    return table.sort_values(by, ascending=[*[False] * (len(by) - 1), True], ignore_index=True)
 
 
 def per_class(outcome: Outcome) -> Section:
-    found = class_table(outcome)
-    columns = [*outcome.test_set.streams, "fusion"]
-    anchors = ["#" + gallery.anchor(label) for label in found["label"]]
-    up, down = int((found["gain"] > 0).sum()), int((found["gain"] < 0).sum())
-    said = (
-        f"Sorted by what fusion gains over {outcome.results['mcnemar']['against']}, the better stream: a gain in "
-        f"{plural(up, 'class')}, a loss in {down}. The mean of the gains, {found['gain'].mean():+.2f}, is the gain in "
-        "mean-class accuracy. A class's name leads to its videos."
-    )
-    drawn = plots.per_class(found, columns, anchors)
+    found, columns = class_table(outcome), list(outcome.rows)
+    said = "Sorted by accuracy."
+    if "gain" in found:
+        up, down = int((found["gain"] > 0).sum()), int((found["gain"] < 0).sum())
+        said = (
+            f"Sorted by what fusion gains over {outcome.results['mcnemar']['against']}, the better stream: a gain in "
+            f"{plural(up, 'class')}, a loss in {down}. The mean of the gains, {found['gain'].mean():+.2f}, is the gain "
+            "in mean-class accuracy."
+        )
+        columns.append("gain")
+    wrong = set(outcome.test_set.labels[outcome.fused.argmax(axis=1) != outcome.test_set.labels].tolist())
     rows = [
-        [Link(row["class"], anchor), row["videos"], *(f"{row[name]:.1f}" for name in columns), f"{row['gain']:+.1f}"]
-        for row, anchor in zip(found.to_dict("records"), anchors, strict=True)
-    ]
+        [Link(row["class"], f"c{row['label']}") if row["label"] in wrong else row["class"], row["videos"],
+         *(f"{row[name]:.1f}" for name in columns)]
+        for row in found.to_dict("records")
+    ]  # fmt: skip
+    drawn = plots.per_class(found, list(outcome.rows))
     blocks: list = [
         Text(said),
-        Plot("per_class", drawn, "Accuracy in each class, by stream and fusion"),
-        Table(["class", "videos", *columns, "gain"], rows, folded="The same as numbers"),
+        Plot("per_class", drawn, "Accuracy in each class"),
+        Table(["class", "videos", *columns], rows, folded="The same as numbers"),
     ]
     return Section("Class by class", blocks, {"per_class": found.drop(columns="label")})
 
 
+def confused_pairs(matrix: np.ndarray, class_names: list[str]) -> pd.DataFrame:
+    """Every kind of mistake, most frequent first: true, guessed, videos, share (% of the true class), label, guess."""
+    true, guessed = np.nonzero(matrix * (1 - np.eye(len(matrix), dtype=int)))
+    videos = matrix[true, guessed]
+    names = np.array(class_names, dtype=object)
+    columns = {"true": names[true], "guessed": names[guessed], "videos": videos}
+    table = pd.DataFrame(
+        {**columns, "share": 100 * videos / matrix.sum(axis=1)[true], "label": true, "guess": guessed}
+    )
+    order = ["videos", "share", "true", "guessed"]
+    return table.sort_values(order, ascending=[False, False, True, True], ignore_index=True)
+
+
 def confusion(outcome: Outcome) -> Section:
-    test_set = outcome.test_set
-    names = test_set.class_names
-    counts = tables.confusion(outcome.fused.argmax(axis=1), test_set.labels, len(names))
-    pairs = tables.confused_pairs(counts, names)
-    blocks: list = []
+    names, labels = outcome.test_set.class_names, outcome.test_set.labels
+    guesses, classes = outcome.fused.argmax(axis=1), len(outcome.test_set.class_names)
+    counts = np.bincount(labels * classes + guesses, minlength=classes**2).reshape(classes, classes)
+    pairs = confused_pairs(counts, names)
+    blocks: list = [Text(f"{words.capital(outcome.main)} makes no mistake.")]
     if len(pairs):
-        part = f"The {PAIRS} most frequent of {len(pairs)} kinds of mistake" if len(pairs) > PAIRS else "The mistakes"
-        said = f"Fusion gets {plural(pairs['videos'].sum(), 'video')} wrong. {part}, each leading to its videos:"
-        rows = []
-        for row in pairs.head(PAIRS).itertuples():
-            link = Link(f"{row.true} → {row.guessed}", f"#{gallery.anchor(row.label, row.guess)}")
-            rows.append([link, row.videos, f"{row.share:.0f} %"])
-        blocks += [Text(said), Table(["true class → guess", "videos", "of the class"], rows)]
-    else:
-        blocks.append(Text("Fusion makes no mistake."))
+        part = (
+            f"The {PAIRS} most frequent of {len(pairs)} kinds of mistake"
+            if len(pairs) > PAIRS
+            else "The mistakes"
+        )
+        count = plural(pairs["videos"].sum(), "video")
+        said = f"{words.capital(outcome.main)} gets {count} wrong. {part}, each leading to its videos:"
+        rows = [
+            [
+                Link(f"{row.true} → {row.guessed}", gallery.anchor(row.label, row.guess)),
+                row.videos,
+                f"{row.share:.0f} %",
+            ]
+            for row in pairs.head(PAIRS).itertuples()
+        ]
+        blocks = [Text(said), Table(["true class → guess", "videos", "of the class"], rows)]
     used = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
     wide = len(used) > WIDE
-    said = "The matrix: each row is a true class and adds up to 100 %. A cell leads to its videos."
+    said = "The matrix: each row is a true class and adds up to 100 %."
     if unused := len(names) - len(used):
         said += f" Left out: {plural(unused, 'class')} without a video or guess."
-    if len(used) > 8:
-        said += " It scrolls sideways on a narrow screen."
-    blocks.append(Text(said))
-    shown = counts[np.ix_(used, used)]
-    anchors = {
-        (row, column): f"#{gallery.anchor(used[row], used[column])}"
-        for row, column in zip(*np.nonzero(shown), strict=True)
-    }
-    drawn = plots.confusion(shown, [names[i] for i in used], anchors, wide)
+    drawn = plots.confusion(counts[np.ix_(used, used)], [names[i] for i in used], wide)
     least = 1150 if wide else min(480, 42 * len(used) + 150)
-    blocks.append(Plot("confusion", drawn, "Confusion matrix of fusion", least))
+    blocks += [Text(said), Plot("confusion", drawn, "Confusion matrix", least)]
     matrix = pd.DataFrame(counts, columns=names)
     matrix.insert(0, "true class", names, allow_duplicates=True)
     csvs = {"confusion": matrix, "confused_pairs": pairs.drop(columns=["label", "guess"])}
     return Section("What is confused", blocks, csvs)
 
 
-def agreement(outcome: Outcome) -> Section:
+def agreement(outcome: Outcome) -> list[Section]:
+    """Which streams are right, for how many videos, and how many of those fusion gets right."""
     test_set = outcome.test_set
-    fused_right = outcome.fused.argmax(axis=1) == test_set.labels
-    guesses = np.stack([logits.argmax(axis=1) for logits in test_set.streams.values()])  # (streams, videos)
-    apart = (guesses != guesses[0]).any(axis=0)
-    some_right = (guesses == test_set.labels).any(axis=0)
-    contested = apart & some_right
-    found = tables.agreement(dict(zip(test_set.streams, guesses, strict=True)), fused_right, test_set.labels)
-    shown = found.nlargest(10, "videos", keep="first") if len(found) > 10 else found
-    blocks: list = [
-        Text(
-            f"The streams disagree on {apart.sum():,} of {apart.size:,} videos. On {contested.sum():,} of these at "
-            f"least one is right, and fusion is right on {fused_right[contested].sum():,}. An oracle that always "
-            f"picked a right stream would reach {100 * some_right.mean():.2f} % top-1."
-        ),
-        Plot("agreement", plots.agreement(shown), "Which streams are right, and how often fusion is"),
-    ]
-    if len(test_set.streams) == 2:
-        one, other = test_set.streams
-        blocks += [*stronger(outcome, one, other), *stronger(outcome, other, one)]
-    return Section("Where the streams disagree", blocks, {"agreement": found})
-
-
-def stronger(outcome: Outcome, one: str, other: str) -> list[Text | Table]:
-    """The classes in which stream `one` beats stream `other` most; nothing if there are none."""
-    found = class_table(outcome)
-    lead = (found[one] - found[other]).sort_values(ascending=False, kind="stable")
-    best = found.loc[lead[lead > 0].head(LISTED).index]
-    if best.empty:
+    if len(test_set.streams) == 1:
         return []
-    columns = [one, other, "fusion"]
-    rows = [
-        [Link(row["class"], f"#{gallery.anchor(row['label'])}"), *(f"{row[name]:.1f}" for name in columns)]
-        for row in best.to_dict("records")
-    ]
-    return [Text(f"Where {one} sees most that {other} misses:"), Table(["class", *columns], rows)]
-
-
-def probabilities(outcome: Outcome) -> dict[str, np.ndarray]:
-    """Each stream's and fusion's probabilities, (videos, classes)."""
-    found = {name: metrics.softmax(logits) for name, logits in outcome.test_set.streams.items()}
-    averaged = outcome.results["settings"]["scores"] == "softmax"  # the fused scores then are probabilities
-    return {**found, "fusion": outcome.fused if averaged else metrics.softmax(outcome.fused)}
-
-
-def calibration(outcome: Outcome, chances: dict[str, np.ndarray]) -> Section:
-    labels = outcome.test_set.labels
-    bins = min(15, max(5, len(labels) // 20))  # Guo et al. have 15, for thousands of images
-    found = {name: metrics.calibration(values, labels, bins) for name, values in chances.items()}
-    verdicts = " ".join(
-        sureness(name, values, labels, outcome.results["interval_95"][name]["top1"]) for name, values in chances.items()
+    right = pd.DataFrame(
+        {name: logits.argmax(1) == test_set.labels for name, logits in test_set.streams.items()}
     )
-    drawn = Plot("calibration", plots.calibration(found), "Reliability diagrams")
-    legend = Text(
-        "How often the first guess is right, against the probability that softmax gives it. On the dashed line the two "
-        "are equal; a bar below it is too sure of itself, one above it not sure enough. The grey line is the share of "
-        f"the videos. ECE is the mean distance from the dashed line over the videos (Guo et al. 2017, {bins} bins). It "
-        "judges the scale of the logits, not their order: dividing them by a number changes how sure they are and no "
-        "guess.",
-        soft=True,
+    names = np.array(right.columns)
+    who = right.apply(lambda row: " and ".join(names[row.to_numpy()]) or "none", axis=1)
+    fused = outcome.fused.argmax(axis=1) == test_set.labels
+    table = (
+        pd.DataFrame({"right": who, "fused": fused})
+        .groupby("right", sort=False)["fused"]
+        .agg(["size", "sum"])
     )
-    return Section("Calibration", [Text(verdicts), drawn, legend], {"calibration": tables.calibration(found)})
+    table = (
+        table.sort_values("size", ascending=False)
+        .reset_index()
+        .set_axis(["right", "videos", "fusion right"], axis=1)
+    )
+    some = right.any(axis=1).to_numpy()
+    said = (
+        f"An oracle that always picked a right stream would reach {100 * some.mean():.2f} % top-1. Where some streams "
+        f"are right and others wrong, fusion is right on {(fused & some & ~right.all(axis=1)).sum():,} of "
+        f"{(some & ~right.all(axis=1)).sum():,} videos."
+    )
+    shown = Table(["right", "videos", "fusion right"], table.head(LISTED).to_numpy().tolist())
+    return [Section("Where the streams disagree", [Text(said), shown], {"agreement": table})]
+
+
+def confidence(outcome: Outcome, chances: Mapping[str, np.ndarray]) -> Section:
+    """What the probabilities that softmax gives are worth."""
+    labels, found = outcome.test_set.labels, []
+    for name, values in chances.items():
+        spread = outcome.results["interval_95"][name]["top1"]
+        error = metrics.calibration_error(
+            values, labels, min(15, max(5, len(labels) // 20))
+        )  # 15 for thousands
+        found.append(
+            f"{sureness(name, values, labels, spread)} Its expected calibration error is {error:.3f}."
+        )
+    said = "This judges the scale of the logits, not their order: a temperature changes it, and no guess."
+    return Section("How sure it is", [*map(Text, found), Text(said, soft=True)])
 
 
 def sureness(name: str, values: np.ndarray, labels: np.ndarray, spread: list[float]) -> str:
     """What one stream's mean confidence is worth, in a sentence; `spread` is the interval of its top-1, per cent."""
     confidence = 100 * float(values.max(axis=1).mean())
     right = 100 * float((values.argmax(axis=1) == labels).mean())
-    said = f"gives its first guesses {confidence:.0f} % on average and gets {right:.0f} % right"
+    said = f"{words.capital(name)} gives its first guesses {confidence:.0f} % on average and gets {right:.0f} % right"
     if abs(confidence - right) < 3:
-        return f"{name} {said}: as sure as it should be."
+        return f"{said}: as sure as it should be."
     if spread[0] <= confidence <= spread[1]:
-        return f"{name} {said}, on too few videos to tell whether that is too much or too little."
-    return f"{name} {said}: {'too sure of itself' if confidence > right else 'not sure enough (underconfident)'}."
+        return f"{said}, on too few videos to tell whether that is too much or too little."
+    return f"{said}: {'too sure of itself' if confidence > right else 'not sure enough (underconfident)'}."
 
 
-def mistakes(outcome: Outcome, chances: dict[str, np.ndarray]) -> Section:
-    test_set = outcome.test_set
-    found = tables.videos(test_set.videos, test_set.labels, test_set.class_names, chances)
-    guesses = outcome.fused.argmax(axis=1)
-    wrong = found[guesses != test_set.labels].sort_values(
-        ["fusion p(guess)", "video"], ascending=[False, True], kind="stable"
+def video_table(outcome: Outcome, chances: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """A row per video: video, class, for each stream and fusion its guess, and the guess's and the class's p.
+
+    The last column, streams_right, counts the streams that are right.
+    """
+    test_set, rows = outcome.test_set, np.arange(len(outcome.test_set.videos))
+    classes = np.array(test_set.class_names, dtype=object)
+    columns: dict[str, object] = {"video": test_set.videos, "class": classes[test_set.labels]}
+    for name, values in chances.items():
+        guess = values.argmax(axis=1)
+        columns[f"{name} guess"] = classes[guess]
+        columns[f"{name} p(guess)"] = values[rows, guess]
+        columns[f"{name} p(class)"] = values[rows, test_set.labels]
+    right = sum(
+        (logits.argmax(axis=1) == test_set.labels).astype(int) for logits in test_set.streams.values()
     )
-    blocks: list = []
-    if len(wrong):
-        none_right = int((wrong["streams_right"] == 0).sum())
-        everybody = "both streams" if len(test_set.streams) == 2 else "all streams"
-        said = (
-            f"Fusion gets {plural(len(wrong), 'video')} wrong; in {none_right:,} of them {everybody} are wrong, too. "
-            "Those that fusion is surest about:"
+    return pd.DataFrame({**columns, "streams_right": right})
+
+
+def mistakes(outcome: Outcome, chances: Mapping[str, np.ndarray]) -> Section:
+    main, found = outcome.main, video_table(outcome, chances)
+    wrong = found[outcome.fused.argmax(axis=1) != outcome.test_set.labels]
+    wrong = wrong.sort_values([f"{main} p(guess)", "video"], ascending=[False, True], kind="stable")
+    if wrong.empty:
+        return Section(
+            "Every mistake", [Text(f"There are none: {main} gets every video right.")], {"videos": found}
         )
-        rows = []
-        for place, row in wrong.head(LISTED).to_dict("index").items():
-            mistake, sure = f"{row['class']} → {row['fusion guess']}", f"{100 * row['fusion p(guess)']:.0f} %"
-            rows.append([Link(row["video"], f"#v{place}"), mistake, sure])
-        blocks += [Text(said), Table(["video", "true class → guess", "sure"], rows, words=2)]
-    else:
-        blocks.append(Text("There are none: fusion gets every video right."))
-    blocks.append(
+    rows = [
+        [Link(row["video"], f"v{place}"), f"{row['class']} → {row[f'{main} guess']}",
+         f"{100 * row[f'{main} p(guess)']:.0f} %"]
+        for place, row in wrong.head(LISTED).to_dict("index").items()
+    ]  # fmt: skip
+    none_right = f"; no stream is right on {(wrong['streams_right'] == 0).sum():,} of them" * (
+        len(outcome.rows) > 1
+    )
+    classes, without = gallery.mistakes(outcome, chances)
+    blocks: list = [
         Text(
-            "By class, the most mistakes first. Each video with its frames, where they are on disk, and the best "
-            "guesses of every stream with their probabilities; bold is the true class."
-        )
-    )
-    shown, without = gallery.build(outcome, chances)
+            f"{words.capital(main)} gets {plural(len(wrong), 'video')} wrong{none_right}. "
+            "Those that it is surest about:"
+        ),
+        Table(["video", "true class → guess", "sure"], rows, words=2),
+        Text(
+            "By class, the most mistakes first. Each video with its frames and its flow, where they are on disk, and "
+            "the best guesses with their probabilities; bold is the true class. White in a picture of flow is no "
+            "motion, and each direction has its colour."
+        ),
+    ]
     if without:
         blocks.append(Text(f"Without frames here: {plural(without, 'video')}.", soft=True))
-    return Section("Every mistake", [*blocks, shown], {"videos": found})
+    return Section("Every mistake", [*blocks, Gallery(classes)], {"videos": found})
 
 
 def training_curves(outcome: Outcome) -> list[Section]:
     """The section, where there are records beside the predictions."""
     streams = find_records(source.path.parent for source in outcome.test_set.sources.values())
-    said = Text("From the records beside the predictions, a row per epoch.")
+    said = Text(
+        "From the records beside the predictions, a row per epoch. In full the test, dashed the training."
+    )
     return [Section("Training", [said, *curve_plots({"": streams})])] if streams else []
 
 
@@ -339,9 +365,9 @@ def curve_plots(runs: Mapping[str, Mapping[str, Phases]]) -> list[Plot]:
     """A plot per stream. runs: run's name -> stream -> phases; of a single run its name isn't shown."""
     made = []
     for stream in dict.fromkeys(stream for found in runs.values() for stream in found):
-        drawn = plots.curves(
-            stream, {run: found[stream] for run, found in runs.items() if stream in found}, len(runs) > 1
-        )
+        own = {run: found[stream] for run, found in runs.items() if stream in found}
         name = "curves_" + "".join(c if c.isalnum() else "_" for c in stream)
-        made.append(Plot(name, drawn, f"Training curves of the {stream} stream"))
+        made.append(
+            Plot(name, plots.curves(stream, own, len(runs) > 1), f"Training curves of the {stream} stream")
+        )
     return made

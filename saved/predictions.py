@@ -21,7 +21,7 @@ from utils import InputError, atomic_path, printable, write_json
 
 KINDS = {"spatial": "spatial", "rgb": "spatial", "motion": "motion", "flow": "motion", "opf": "motion"}
 TAKEN = {  # what results.json calls something else; a stream's accuracies stand beside these
-    "videos", "fusion", "average", "std", "learnt", "best_weight", "interval_95", "resampled", "mcnemar", "classes",
+    "videos", "fusion", "average", "std", "learnt", "interval_95", "resampled", "mcnemar", "classes",
     "settings", "streams", "splits",
 }  # fmt: skip
 LEAST, MOST = 1e-30, 1e30  # of scores
@@ -29,10 +29,11 @@ DATASETS = {"ucf101": "UCF101", "hmdb51": "HMDB51", "own": "own dataset", "demo"
 
 
 class FramesAbout(BaseModel):
-    """Where the images of videos lie: a folder, and each video's below it."""
+    """Where the images of videos lie: a folder, and each video's below it; `more`: those of further inputs."""
 
     root: str
     folders: dict[str, str]
+    more: list[str] = []
 
 
 class PredictionsFile(BaseModel):

@@ -17,7 +17,7 @@ from dataloader.extracted import read_extraction
 from dataloader.images import decode_gray, decode_rgb
 from dataloader.packed import open_pack
 from dataloader.preparation import Preparation
-from report.outcome import Learnt
+from report.outcome import read_learnt
 from saved.checkpoints import read_checkpoint
 from saved.predictions import load_predictions
 from utils import InputError, write_json
@@ -49,7 +49,7 @@ def read(path: Path) -> object:
     if path.name == "predictions.json":
         return load_predictions(write(path.parent, "spatial", {name: np.arange(3.0) for name in LABELS}))
     readers = {"extraction.json": read_extraction, "pack.json": lambda root: open_pack(root, "rgb")}
-    return readers[path.name](path.parent) if path.name in readers else Learnt.from_results(path)
+    return readers[path.name](path.parent) if path.name in readers else read_learnt(path)
 
 
 def one_line(call, *arguments) -> str:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prediction_files import make_streams, top1, write
+from prediction_files import top1
 from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from common.accuracy import accuracy, cross_entropy, ranks
-from fusion import evaluate, fuse, mean_over_splits, sweep_weights
-from report.metrics import bootstrap, calibration, group_numbers, mcnemar
+from fusion import evaluate, fuse
+from report.metrics import bootstrap, calibration_error, group_numbers, mcnemar
 from saved.predictions import align, load_predictions
 from utils import InputError
 
@@ -33,11 +33,8 @@ def test_real_predictions_give_the_known_figures(shared: Path, run, tmp_path: Pa
     assert results["videos"] == 3783
     found = {name: round(results[name]["top1"], 2) for name in ("spatial", "motion", "fusion", "average", "std")}
     assert found == {"spatial": 81.89, "motion": 80.65, "fusion": 88.95, "average": 88.95, "std": 90.51}
-    assert round(results["best_weight"]["top1"], 2) == 90.64
-    assert results["best_weight"]["tuned_on"] == "test labels"
-    for shown in ("81.89", "80.65", "88.95", "90.51", "90.64"):
+    for shown in ("81.89", "80.65", "88.95", "90.51"):
         assert shown in process.stdout
-    assert "chosen on the test labels" in process.stdout
     assert process.stderr == ""
 
     # An independent reading of the same files: labels by hand from classInd, metrics by scikit-learn.
@@ -76,52 +73,6 @@ def test_fuse_is_the_weighted_mean_of_what_each_flag_says() -> None:
     np.testing.assert_allclose(fuse([a, b], scores="softmax"), (softmax(a, axis=1) + softmax(b, axis=1)) / 2)
 
 
-def test_std_ignores_a_streams_scale() -> None:
-    rng = np.random.default_rng(2)
-    a, b = rng.normal(0, 1, (50, 7)), rng.normal(0, 3, (50, 7))
-    np.testing.assert_allclose(fuse([a, b], normalize="std"), fuse([19 * a, b], normalize="std"), rtol=1e-6)
-
-
-def test_best_weight_is_that_of_a_brute_force_search(records: Path) -> None:
-    test_set = align([load_predictions(records / stream) for stream in ("spatial", "motion")])
-    outcome = evaluate(test_set)
-    spatial, motion = test_set.streams.values()
-    best = max(top1(spatial + k / 20 * motion, test_set.labels) for k in range(61))
-    assert outcome.results["best_weight"]["top1"] == pytest.approx(best)
-    first, second = outcome.results["best_weight"]["weights"]
-    assert first == 1
-    assert top1(spatial + second * motion, test_set.labels) == pytest.approx(best)
-    turned = align([load_predictions(records / stream) for stream in ("motion", "spatial")])
-    assert evaluate(turned).results["best_weight"]["weights"] == [second, 1]
-
-
-def test_three_streams_are_swept_one_by_one(tmp_path: Path) -> None:
-    """Weights from 0 to 3 in steps of 0.05; of the best, the one that leaves the plain average most alone."""
-    spatial, motion, labels = make_streams(seed=57)  # of 400 seeds one where each rule makes a difference
-    streams = {"spatial": spatial, "motion": motion}
-    paths = [write(tmp_path / name, name, logits, labels) for name, logits in streams.items()]
-    _, motion, labels = make_streams(seed=1057)
-    paths.append(write(tmp_path / "again", "motion", motion, labels))
-    assert sweep_weights(align([load_predictions(path) for path in paths[:2]])).stream == "motion"  # the louder
-    test_set = align([load_predictions(path) for path in paths])
-    steps = np.arange(61) / 20
-    logits = list(test_set.streams.values())
-    curves = []
-    for place in range(3):
-        rows = [sum((weight if i == place else 1) * one for i, one in enumerate(logits)) for weight in steps]
-        curves.append([top1(scores, test_set.labels) for scores in rows])
-    found = sweep_weights(test_set)
-    np.testing.assert_array_equal(found.weights, steps)
-    assert found.stream == list(test_set.streams)[found.place]
-    assert found.top1.tolist() == pytest.approx(curves[found.place])
-    assert max(curves[found.place]) == max(map(max, curves)) > min(map(max, curves))
-    assert [weight for i, weight in enumerate(found.best) if i != found.place] == [1, 1]
-    best = steps[np.array(curves[found.place]) == max(curves[found.place])]
-    assert abs(found.best[found.place] - 1) == pytest.approx(np.abs(best - 1).min())
-    weighted = sum(weight * one for weight, one in zip(found.best, logits, strict=True)) / sum(found.best)
-    np.testing.assert_allclose(found.scores, weighted)
-
-
 def test_results_hold_the_fixed_comparisons_whatever_was_asked_for(records: Path) -> None:
     test_set = align([load_predictions(records / stream) for stream in ("spatial", "motion")])
     a, b = test_set.streams.values()
@@ -131,7 +82,6 @@ def test_results_hold_the_fixed_comparisons_whatever_was_asked_for(records: Path
     asked = softmax(a / a.std(), axis=1) + 0.25 * softmax(b / b.std(), axis=1)
     for row, scores in {
         "spatial": a, "motion": b, "fusion": asked, "average": a + b, "std": a / a.std() + b / b.std(),
-        "best_weight": outcome.sweep.scores,
     }.items():  # fmt: skip
         assert results[row]["top1"] == pytest.approx(top1(scores, labels)), row
     for row, scores in {"motion": b, "fusion": asked}.items():
@@ -146,32 +96,10 @@ def test_results_hold_the_fixed_comparisons_whatever_was_asked_for(records: Path
         "fusion": "std, 1 : 0.25, softmax", "normalize": "std", "weights": [1.0, 0.25], "scores": "softmax",
     }  # fmt: skip
     assert [about["divided_by"] for about in results["streams"].values()] == pytest.approx([a.std(), b.std()])
-    assert (results["videos"], results["classes"], results["best_weight"]["tuned_on"]) == (40, 3, "test labels")
+    assert (results["videos"], results["classes"]) == (40, 3)
     plain = evaluate(test_set).results
     assert plain["settings"]["weights"] == [1, 1] and plain["fusion"] == plain["average"]
     assert plain["interval_95"] == evaluate(test_set, seed=0).results["interval_95"]
-
-
-def test_a_mean_over_splits_is_the_mean_of_each_figure(tmp_path: Path) -> None:
-    outcomes = {}
-    for split in ("1", "2"):
-        spatial, motion, labels = make_streams(seed=int(split), videos=30 + 9 * int(split))
-        write(tmp_path / split / "spatial", "spatial", spatial, labels)
-        write(tmp_path / split / "motion", "motion", motion, labels)
-        streams = [load_predictions(tmp_path / split / stream) for stream in ("spatial", "motion")]
-        outcomes[split] = evaluate(align(streams), seed=[0, int(split)])
-    results = mean_over_splits(outcomes)
-    one, two = (outcome.results for outcome in outcomes.values())
-    for row in ("spatial", "motion", "fusion", "average", "std", "best_weight"):
-        for metric in ("top1", "top5", "mean_class"):
-            assert results[row][metric] == pytest.approx((one[row][metric] + two[row][metric]) / 2)
-    draws = [outcome.draws["fusion"]["top1"] for outcome in outcomes.values()]
-    expected = np.percentile((draws[0] + draws[1]) / 2, [2.5, 97.5])
-    assert results["interval_95"]["fusion"]["top1"] == pytest.approx(list(expected))
-    assert (results["videos"], results["classes"]) == (39 + 48, 3)
-    assert results["settings"] == one["settings"] and results["splits"] == {"1": one, "2": two}
-    files = [str(tmp_path / split / "motion/motion_video_preds.pickle") for split in outcomes]
-    assert results["streams"]["motion"] == {"path": files}
 
 
 def test_mcnemar_is_the_exact_binomial_test() -> None:
@@ -179,7 +107,8 @@ def test_mcnemar_is_the_exact_binomial_test() -> None:
     second = np.array([False] * 9 + [True] * 2 + [True] * 30)
     expected = 2 * sum(math.comb(11, k) for k in range(3)) / 2**11
     each = np.arange(41)
-    assert mcnemar(first, second, each) == {"only_first": 9, "only_second": 2, "p": pytest.approx(expected)}
+    found = mcnemar(first, second, each)
+    assert found == {"only_fusion_right": 9, "only_stream_right": 2, "p": pytest.approx(expected)}
     assert mcnemar(first, first, each)["p"] == 1
 
 
@@ -251,7 +180,7 @@ def test_scores_that_are_not_finite_are_an_error_with_the_videos_name(bad: float
             metric(scores, labels, videos)
         with pytest.raises(InputError, match="video number 3"):
             metric(scores, labels)
-    for found in (lambda: calibration(scores, labels), lambda: bootstrap(scores, labels, np.arange(4), 0)):
+    for found in (lambda: calibration_error(scores, labels), lambda: bootstrap(scores, labels, np.arange(4), 0)):
         with pytest.raises(InputError, match="video number 3"):
             found()
 
@@ -259,6 +188,5 @@ def test_scores_that_are_not_finite_are_an_error_with_the_videos_name(bad: float
 def test_expected_calibration_error_of_a_hand_made_case() -> None:
     # Four videos at 0.9, three of them right; two at 0.6, none right: |0.9 - 0.75| * 4/6 + |0.6 - 0| * 2/6.
     probabilities = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 2)
-    found = calibration(probabilities, np.array([0, 0, 0, 1, 1, 1]))
-    assert found["ece"] == pytest.approx(0.15 * 4 / 6 + 0.6 * 2 / 6)
-    assert found["count"].sum() == 6
+    found = calibration_error(probabilities, np.array([0, 0, 0, 1, 1, 1]))
+    assert found == pytest.approx(0.15 * 4 / 6 + 0.6 * 2 / 6)

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
-from prediction_files import CLASSES, make_streams, top1, write
-from scipy.special import softmax
+from prediction_files import CLASSES, make_streams, write
 
 import fusion
 from dataloader.names import UCF101_CLASSES
-from fusion import evaluate, mean_over_splits, scale_warning
+from fusion import scale_warning
 from saved.predictions import align, load_predictions
 from utils import InputError
 
@@ -118,9 +117,7 @@ def rename(folder: Path, stream: object) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("a.pickle", "no predictions at a.pickle"),
         ("a b --spatial c", "not both"),
-        ("a b --motion c", "not both"),
         ("a b c --weights 1 1", "2 numbers for 3 streams"),
         ("--weights 1", "1 number for 2 streams"),
         ("--weights 1 -0.1", "from 0 up"),
@@ -129,11 +126,12 @@ def rename(folder: Path, stream: object) -> Path:
         ("--weights 0 0", "not all of them 0"),
         ("--seed -1", "must be from 0 to"),
         ("--splits 1 2 1", "names a split twice"),
+        ("a --learn b", "name two or more"),
         ("--learn a b --weights 1 2", "finds the weights itself"),
         ("--learn --normalize std", "finds the weights itself"),
         ("a b c --learn d e", "2 paths for 3 streams"),
         ("", None),
-        ("a b", None),
+        ("a", None),
         ("a b --learn", None),
         ("a b c --learn d e f --splits 1 2", None),
         ("a b c --weights 0 0 0.5 --seed 0", None),
@@ -191,40 +189,6 @@ def test_paths_of_streams_and_splits(records: Path, monkeypatch) -> None:
         load("7", "--motion", "motion{}")
 
 
-def test_flags_and_three_streams_as_a_user_gives_them(records: Path, run) -> None:
-    _, motion, labels = make_streams(seed=7)
-    write(records / "again", "motion", motion, labels)
-    paths = [records / name for name in ("spatial", "motion", "again")]
-    output = records / "out"
-    process = run(
-        "fusion.py", *paths, "--weights", 1, 1.5, 0.5, "--scores", "softmax", "--output", output, "--no-report"
-    )  # fmt: skip
-    results = json.loads((output / "results.json").read_text())
-    assert list(results["streams"]) == ["spatial", "motion 1", "motion 2"]
-    test_set = align([load_predictions(path) for path in paths])
-    a, b, c = (softmax(logits, axis=1) for logits in test_set.streams.values())
-    assert results["fusion"]["top1"] == pytest.approx(top1((a + 1.5 * b + 0.5 * c) / 3, test_set.labels))
-    plain = sum(test_set.streams.values())
-    assert results["average"]["top1"] == pytest.approx(top1(plain, test_set.labels))
-    assert len(results["best_weight"]["weights"]) == 3
-    assert "fusion: 1 : 1.5 : 0.5, softmax" in process.stdout
-
-
-def test_the_three_keys_of_results_json_are_in_per_cent(records: Path, run) -> None:
-    run("fusion.py", *flags(records), "--no-report")
-    results = json.loads((records / "out/results.json").read_text())
-    spatial, _, labels = make_streams()
-    expected = 100 * np.mean([row.argmax() == labels[name] for name, row in spatial.items()])
-    assert results["videos"] == 40
-    assert results["spatial"]["top1"] == pytest.approx(expected)
-    for row in ("spatial", "motion", "fusion"):
-        assert set(results[row]) == {"top1", "top5", "mean_class"}
-        assert results[row]["top5"] == 100  # three classes
-        low, high = results["interval_95"][row]["top1"]
-        assert low < results[row]["top1"] < high
-    assert not (records / "out/report.html").exists()
-
-
 def test_splits_are_averaged(tmp_path: Path, run) -> None:
     expected = []
     for split in (1, 2):
@@ -247,19 +211,6 @@ def test_splits_are_averaged(tmp_path: Path, run) -> None:
     low, high = results["interval_95"]["fusion"]["top1"]
     widths = [np.diff(results["splits"][split]["interval_95"]["fusion"]["top1"])[0] for split in ("1", "2")]
     assert high - low < min(widths)  # a mean of two independent splits is surer than either
-
-    swapped = run("fusion.py", *paths[:2], "--motion", tmp_path / "motion_split1", "--splits", 1, 2, code=2)
-    assert "{}" in swapped.stderr
-    wrong = run("fusion.py", "--spatial", tmp_path / "spatial_split1", "--motion", tmp_path / "motion_split2", code=2)
-    assert "split" in wrong.stderr
-
-
-def test_the_default_paths_of_splits_are_beside_record(tmp_path: Path, run) -> None:
-    error = run("fusion.py", "--splits", 3, cwd=tmp_path, code=2).stderr
-    assert str(Path("record/spatial_split3")) in error
-    error = run("fusion.py", cwd=tmp_path, code=2).stderr
-    assert str(Path("record/spatial")) in error
-    assert "split" not in error
 
 
 def test_a_reader_that_has_read_enough_is_no_error(records: Path) -> None:
@@ -285,25 +236,6 @@ def test_a_fresh_clone_shows_the_demos_predictions_until_there_are_others(record
     process = run("fusion.py", "--no-report", cwd=records)
     assert "demo" not in process.stderr + process.stdout and "40 videos" in process.stdout
     assert all(path.read_bytes() == content for path, content in before.items())
-
-
-def test_works_without_torch_opencv_or_matplotlib(records: Path, run) -> None:
-    blocked = records / "blocked"
-    for module in ("torch", "cv2", "matplotlib"):
-        (blocked / module).mkdir(parents=True)
-        (blocked / module / "__init__.py").write_text("raise ImportError('blocked for the test')")
-    process = run("fusion.py", *flags(records), PYTHONPATH=str(blocked))
-    assert (records / "out/results.json").is_file()
-    told = [line for line in process.stdout.splitlines() if "matplotlib" in line]
-    assert len(told) == 1
-    assert "pip install matplotlib" in told[0]
-
-
-def test_splits_with_different_streams_are_refused(records: Path) -> None:
-    test_set = align([load_predictions(records / stream) for stream in ("spatial", "motion")])
-    other = align([load_predictions(records / "spatial"), load_predictions(records / "spatial")])
-    with pytest.raises(InputError, match="different streams"):
-        mean_over_splits({"1": evaluate(test_set), "2": evaluate(other)})
 
 
 # --- bad input -----------------------------------------------------------------------------------------
@@ -397,18 +329,6 @@ def test_streams_of_different_classes_labels_or_splits_are_refused(tmp_path: Pat
         with pytest.raises(InputError) as error:
             align([first, other])
         line_of(error, words)
-
-
-def test_wrong_flags_get_one_line(records: Path, run) -> None:
-    spatial, motion = records / "spatial", records / "motion"
-    for arguments, words in (
-        ([spatial], "two streams"),
-        ([spatial, motion, "--spatial", spatial], "not both"),
-        (["--weights", 1, "--spatial", spatial, "--motion", motion], "2 streams"),
-        (["--weights", 0, 0, "--spatial", spatial, "--motion", motion], "not all"),
-        (["--spatial", motion, "--motion", spatial], "holds the motion stream"),
-    ):
-        assert words in run("fusion.py", *arguments, code=2).stderr
 
 
 def test_fusion_imports_no_torch() -> None:

@@ -14,7 +14,7 @@ from prediction_files import write
 from test_extract import failures, images, make_video
 
 from dataloader.lists import load_split
-from report import tables
+from report.page import write_table
 from utils import InputError, csv_text, printable
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8, and pipes among files")
@@ -97,7 +97,7 @@ FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1+1", "\r=1+1", '=HYPERLINK("htt
 
 def test_no_cell_of_a_csv_begins_as_a_formula(tmp_path):
     table = pd.DataFrame({"class": [*FORMULAS, "plain", "a=b"], "@gain": [-1.5, 2, 3, 4, 5, 6, 7, 8, 9]})
-    tables.write(table, tmp_path / "t.csv")
+    write_table(table, tmp_path / "t.csv")
     with open(tmp_path / "t.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["class", "'@gain"] and rows[1] == ["'=1+1", "-1.5000"]
