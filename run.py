@@ -12,23 +12,25 @@ is done is not done again: kill it, start it again. Videos that were added, chan
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import itertools
-import json
-import os
 import shlex
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from common.commandline import ArgumentParser
+from common.formats import read_json
 from common.progress import duration
 from data.make_split import find_classes
 from data.steps import StepFailed, Steps
-from data.videos import VideoError, VideoFile, count_frames, find_videos, import_av, import_cv2
+from data.videos import find_videos, import_av, import_cv2
+from dataloader.extracted import read_marker
+from dataloader.lists import read_column
 from dataloader.names import UCF101_CLASSES, ucf_parts
 from engine.owner import owned
+from report.outcome import Learnt
 from utils import (
     FEW,
     InputError,
@@ -43,12 +45,10 @@ from utils import (
 )
 
 # sizes and samples that two cores pass through in minutes (docs/small_data.md)
-RGB = {"size": 160, "test_samples": 10, "test_views": 2}
-MOTION = {"size": 128, "test_samples": 8, "test_views": 1}
+RGB = {"--size": 160, "--test-samples": 10, "--test-views": 2}
+MOTION = {"--size": 128, "--test-samples": 8, "--test-views": 1}
 SHORTEST = {"heads": 4, "train": 11}  # frames: one clip of grey differences, one stack of flow
-# Seconds of one core of an AMD EPYC, to say beforehand how long it will take: a frame's JPEG and its DIS flow, reading
-# a video's images for the three inputs, a video's share of the heads' training.
-FRAME, READ, HEADS = 0.0055, 0.1, 0.1
+SECONDS = 3.0  # of one core, for a video of some seconds in the fast way with a ResNet-50 in float32 (AMD EPYC)
 
 WAYS = {
     "heads": "the fast way, linear heads on features of ImageNet networks (--way train trains the networks)",
@@ -66,7 +66,9 @@ def main() -> int:
     ucf101 = all((parts := ucf_parts(video.name)) and parts[0].casefold() in UCF101 for video in found)
     print(printable(f"{plural(len(found), 'video')} in {args.videos}: {WAYS[way]}"), flush=True)
     choose_folders(args, usual=way == "train" and ucf101)
-    check_network(args, way, found)
+    check_network(args, way)
+    if way == "heads":
+        print(f"about {duration(len(found) * SECONDS / cpu_count())} on these cores, if videos last some seconds")
     with owned(args.record, flag="--record"):
         write_json(args.record / "run.json", {"videos": str(args.videos.resolve())})
         try:
@@ -90,9 +92,10 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--arch", help="as in spatial_cnn.py -h (default: resnet50; train: resnet101)")
     group.add_argument("--weights", metavar="imagenet|none|PATH",
                        help="where both networks start; PATH needs no internet (default: imagenet)")
-    group.add_argument("--flags", default="", metavar='"..."',
+    group.add_argument("--flags", default="", metavar='"..."', type=shlex.split,
                        help="more flags for both streams, such as --flags '--test-samples 5'")
-    group.add_argument("--flow-flags", default="", metavar='"..."', help="more flags for data/extract_flow.py")
+    group.add_argument("--flow-flags", default="", metavar='"..."', type=shlex.split,
+                       help="more flags for data/extract_flow.py")
     group = parser.add_argument_group("folders")
     group.add_argument("--record", type=Path, metavar="DIR",
                        help="for what is found out (default: record/<name of VIDEOS>; for UCF101 with --way train: "
@@ -100,15 +103,7 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--data", type=Path, metavar="DIR",
                        help="for frames, flow, lists, features (default: data in --record; for UCF101 with --way "
                             "train: data)")
-    args = parser.parse_args()
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--arch", default=args.arch)
-    own.add_argument("--weights", default=args.weights)
-    own.add_argument("--size", type=int)
-    named, args.flags = own.parse_known_args(shlex.split(args.flags))  # in --flags they mean the same
-    args.arch, args.weights, args.size = named.arch, named.weights, named.size
-    args.flags += ["--size", str(args.size)] if args.size else []
-    return args
+    return parser.parse_args()
 
 
 # --- before anything is made ---------------------------------------------------------------------------
@@ -139,49 +134,24 @@ def choose_folders(args: argparse.Namespace, usual: bool) -> None:
         check_writable(path)
 
 
+class RunFile(BaseModel):
+    """run.json, in a record."""
+
+    videos: str
+
+
 def recorded(record: Path) -> str | None:
-    """The folder of videos that a record is of; None where it doesn't say."""
-    try:
-        return str(json.loads((record / "run.json").read_text(encoding="utf-8"))["videos"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    """The folder of videos that a record is of; None for a new one."""
+    file = record / "run.json"
+    return read_json(file, RunFile, "remove it, or choose another --record").videos if file.exists() else None
 
 
-def check_network(args: argparse.Namespace, way: str, videos: Sequence[VideoFile]) -> None:
-    """See that the network's weights are there and fit, and say how long the fast way will take."""
-    import torch  # here: it takes seconds, and what is checked before needs none
+def check_network(args: argparse.Namespace, way: str) -> None:
+    """See that the network's weights are there and fit."""
+    from network import build_model  # here: torch takes seconds, and what is checked before needs none
 
-    from network import build_model
-    from utils import set_up_device
-
-    arch, weights = args.arch or ("resnet50" if way == "heads" else "resnet101"), args.weights or "imagenet"
-    size = args.size or RGB["size"]
-    model = build_model(arch, 3, 2, weights, size=size)
-    if way == "train" or (args.data / "rgb.npz").exists():
-        return
-    from dataloader.preparation import Preparation
-    from engine.features import default_pooling, feature_net
-    from engine.training import amp_dtype
-
-    device = set_up_device("auto")
-    preparation = Preparation(size=size)
-    net = feature_net(model, preparation, default_pooling(model, "spatial"), amp_dtype("auto", device)).to(device)
-    count = RGB["test_samples"] * RGB["test_views"]
-    clips = torch.zeros((count, 3, size, size), dtype=torch.uint8, device=device)
-    with torch.inference_mode():
-        for _ in range(2):  # the first one starts threads
-            start = time.monotonic()
-            net(clips)[1].cpu()
-    pixels = [each["test_samples"] * each["test_views"] * (args.size or each["size"]) ** 2
-              for each in (RGB, MOTION, MOTION)]  # fmt: skip
-    video = (time.monotonic() - start) * sum(pixels) / pixels[0] + READ / cpu_count() + HEADS
-    counts = []
-    for one in videos[:: max(1, len(videos) // 20)]:
-        with contextlib.suppress(VideoError):  # extraction will say so
-            counts.append(count_frames(one.path))
-    frames = len(videos) * sum(counts) / max(1, len(counts))
-    took = duration(frames * FRAME / cpu_count() + len(videos) * video)
-    print(f"about {took}, by {frames:,.0f} frames and the speed of {arch} on this {device.type}", flush=True)
+    arch = args.arch or ("resnet50" if way == "heads" else "resnet101")
+    build_model(arch, 3, 2, args.weights or "imagenet", size=RGB["--size"])
 
 
 # --- the two ways --------------------------------------------------------------------------------------
@@ -195,11 +165,11 @@ def heads_way(args: argparse.Namespace, ucf101: bool) -> None:
     rgb, flow = data / "rgb", data / "flow"
     spatial, grey, motion = (data / f"{name}.npz" for name in ("rgb", "greydiff", "flow"))
     common = ["--ucf-list", lists, *network_flags(args, "resnet50")]
-    step("features of RGB", "spatial_cnn.py", "--rgb-dir", rgb, "--features", spatial, *as_flags(RGB), *common)
+    step("features of RGB", "spatial_cnn.py", "--rgb-dir", rgb, "--features", spatial, *as_words(RGB), *common)
     step("features of grey differences", "motion_cnn.py", "--input", "greydiff", "--rgb-dir", rgb, "--features", grey,
-         *as_flags(MOTION), *common)  # fmt: skip
+         *as_words(MOTION), *common)  # fmt: skip
     step("features of flow", "motion_cnn.py", "--flow-dir", flow, "--flow-picture", 12, "--features", motion,
-         *as_flags(MOTION), *common)  # fmt: skip
+         *as_words(MOTION), *common)  # fmt: skip
     step("heads", "heads.py", "--spatial", spatial, "--motion", grey, motion, "--over-time", "mean",
          "--output", record / "heads")  # fmt: skip
     fuse(args, step, record / "heads/linear", "checkpoint.pth.tar", "--learn")
@@ -212,7 +182,7 @@ def train_way(args: argparse.Namespace, ucf101: bool) -> None:
     videos = extract(args, step, "train", [], [])
     official = Path("data/ucfTrainTestlist")
     lists = make_lists(args, step, videos) if own or args.lists else official if official.is_dir() else "none"
-    missing = [] if own or not (data / LEFT_OUT).exists() else ["--allow-missing"]
+    missing = ["--allow-missing"] if not own and read_left_out(data / LEFT_OUT) else []
     common = ["--ucf-list", lists, "--resume", "auto", *missing, *network_flags(args)]
     step("spatial stream", "spatial_cnn.py", "--rgb-dir", data / "rgb", "--output", record / "spatial", *common)
     step("motion stream", "motion_cnn.py", "--flow-dir", data / "flow", "--output", record / "motion", *common)
@@ -220,12 +190,11 @@ def train_way(args: argparse.Namespace, ucf101: bool) -> None:
 
 
 def network_flags(args: argparse.Namespace, arch: str | None = None) -> list[str]:
-    given = {"--arch": args.arch or arch, "--weights": args.weights}
-    return [word for flag, value in given.items() if value for word in (flag, value)] + args.flags
+    return [*as_words({"--arch": args.arch or arch, "--weights": args.weights}), *args.flags]
 
 
-def as_flags(values: dict[str, int]) -> list[str]:
-    return [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+def as_words(flags: Mapping[str, object]) -> list[str]:
+    return [str(word) for flag, value in flags.items() if value is not None for word in (flag, value)]
 
 
 # --- their steps ---------------------------------------------------------------------------------------
@@ -242,13 +211,14 @@ def extract(args: argparse.Namespace, step: Steps, way: str, rgb_flags: Sequence
     rgb, flow = data / "rgb", data / "flow"
     partly = (0, 1)  # 1: some videos can't be read
     step("RGB frames", "data/extract_rgb.py", videos, rgb, *rgb_flags, passed=partly)
-    flow_flags = [*flow_flags, *shlex.split(args.flow_flags)]
-    step("optical flow", "data/extract_flow.py", videos, flow, *flow_flags, passed=partly)
+    step("optical flow", "data/extract_flow.py", videos, flow, *flow_flags, *args.flow_flags, passed=partly)
     left_out = read_left_out(rgb / "failed.csv") | read_left_out(flow / "failed.csv")
     for video in find_videos(videos):
-        if (frames := extracted_images(rgb, video)) is not None and frames < SHORTEST[way]:
-            left_out.setdefault(video.name, f"{plural(frames, 'frame')}, and {SHORTEST[way]} are needed")
-    write_left_out(data / LEFT_OUT, left_out)
+        made = read_marker(rgb, video.folder)
+        if made and made.images < SHORTEST[way]:
+            left_out.setdefault(video.name, f"{plural(made.images, 'frame')}, and {SHORTEST[way]} are needed")
+    with atomic_path(data / LEFT_OUT) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("video", "reason"), *sorted(left_out.items())])
     return videos
 
 
@@ -257,44 +227,18 @@ LEFT_OUT = "left_out.csv"
 
 def link(place: Path, folder: Path) -> None:
     """Make `place` a link to a folder of videos."""
-    if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; give one that holds a folder of videos for each class")
-    if place.is_symlink() and Path(os.path.realpath(place)) == folder.resolve():
-        return
     try:
-        place.unlink(missing_ok=True)
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(folder.resolve(), target_is_directory=True)
+        place.unlink(missing_ok=True)
+        place.symlink_to(folder.resolve(strict=True), target_is_directory=True)
     except OSError as error:
-        raise InputError(
-            f"cannot link {place} to {folder} ({error.strerror or error}); put both as train and test into one folder, "
-            "and give that as VIDEOS"
-        ) from None
+        raise InputError(f"cannot link to {folder} ({error.strerror}); put both folders as train and test into one, "
+                         "and give that as VIDEOS") from None  # fmt: skip
 
 
 def read_left_out(path: Path) -> dict[str, str]:
-    """{video: reason} of such a file, or of an extraction's failed.csv."""
-    if not path.is_file():
-        return {}
-    with open(path, newline="", encoding="utf-8") as file:
-        return dict(list(csv.reader(file))[1:])
-
-
-def extracted_images(extracted: Path, video: VideoFile) -> int | None:
-    """How many images there are of a video; None where it is not finished."""
-    try:
-        return json.loads((extracted / ".done" / f"{video.folder}.json").read_text(encoding="utf-8"))["images"]
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def write_left_out(path: Path, left_out: dict[str, str]) -> None:
-    """Write which videos are left out, and why, for data/make_split.py; no file where all are taken."""
-    if not left_out:
-        path.unlink(missing_ok=True)
-        return
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("video", "reason"), *sorted(left_out.items())])
+    """{video: reason} of such a file, or of an extraction's failed.csv; empty where there is none."""
+    return read_column(path, "reason") if path.is_file() else {}
 
 
 def make_lists(args: argparse.Namespace, step: Steps, videos: Path) -> Path:
@@ -302,31 +246,26 @@ def make_lists(args: argparse.Namespace, step: Steps, videos: Path) -> Path:
     if args.lists:
         return args.lists
     lists = args.data / ("lists_test" if args.test else "lists")
-    groups = ["--groups", args.groups] if args.groups else []
-    left_out = args.data / LEFT_OUT
-    without = ["--without", left_out] if left_out.exists() else []
-    step("split into training and test", "data/make_split.py", videos, lists, *groups, *without)
+    flags = as_words({"--groups": args.groups, "--without": args.data / LEFT_OUT})
+    step("split into training and test", "data/make_split.py", videos, lists, *flags)
     return lists
 
 
 def fuse(args: argparse.Namespace, step: Steps, streams: Path, checkpoint: str, *flags: str) -> None:
     """Fuse both streams; then say what was left out, and how a new video is recognised."""
-    output, spatial, motion = args.record / "fusion", streams / "spatial", streams / "motion"
-    step("fusion and report", "fusion.py", "--spatial", spatial, "--motion", motion, "--output", output, *flags)
-    left_out = args.data / LEFT_OUT
-    if left_out.exists():
-        rows = read_left_out(left_out)
-        print("\n" + printable(f"left out: {plural(len(rows), 'video')} that could not be used, listed in {left_out}:"))
-        for video, reason in list(rows.items())[:20]:
-            print(printable(f"  {video}: {reason}"))
-    learnt = json.loads((output / "results.json").read_text(encoding="utf-8")).get("learnt", {})
-    if learnt.get("joined"):  # one head on both streams' features is two checkpoints of its own
-        spatial, motion = Path(learnt["joined"]) / "spatial", Path(learnt["joined"]) / "motion"
-    networks = {"--spatial": spatial / checkpoint, "--motion": motion / checkpoint}
-    if learnt:
-        networks["--fusion"] = output / "results.json"
-    words = shlex.join(word for flag, path in networks.items() for word in (flag, path.as_posix()))
-    print("\n" + printable(f"Name the action in a new video:  python predict.py VIDEO {words}"))
+    output, networks = args.record / "fusion", {f"--{name}": streams / name for name in ("spatial", "motion")}
+    step("fusion and report", "fusion.py", *as_words(networks), "--output", output, *flags)
+    if rows := read_left_out(args.data / LEFT_OUT):
+        told = [f"{video}: {reason}" for video, reason in list(rows.items())[:20]]
+        print(f"\nleft out: {plural(len(rows), 'video')} that could not be used, listed in {args.data / LEFT_OUT}:",
+              *map(printable, told), sep="\n  ")  # fmt: skip
+    if "--learn" in flags:
+        learnt = Learnt.from_results(output / "results.json")
+        if learnt.joined:  # one head on both streams' features is two checkpoints of its own
+            networks = {flag: Path(learnt.joined) / path.name for flag, path in networks.items()}
+    files = {flag: (path / checkpoint).as_posix() for flag, path in networks.items()}
+    files |= {"--fusion": (output / "results.json").as_posix()} if "--learn" in flags else {}
+    print("\n" + printable(f"Name the action in a new video:  python predict.py VIDEO {shlex.join(as_words(files))}"))
 
 
 if __name__ == "__main__":

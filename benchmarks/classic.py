@@ -38,21 +38,16 @@ class ClassicClips(Dataset):
 
 def clip_at(sequences: list[list[Path]], start: int) -> Clip:
     """The images of the clip that begins at `start`, of RGB frames alone or of x and y flow."""
-    if len(sequences) == 1:
-        return [sequences[0][start]]
-    return [sequence[start + k] for k in range(STACK) for sequence in sequences]
+    return [sequence[start + k] for k in range(STACK if len(sequences) == 2 else 1) for sequence in sequences]
 
 
 def train_items(videos: list[list[list[Path]]]) -> list[list[Clip]]:
     """A video an item: a random stack of flow, or a random frame in each third."""
-    rng = np.random.default_rng(0)
-    items = []
+    rng, items = np.random.default_rng(0), []
     for sequences in videos:
-        count = len(sequences[0])
-        if len(sequences) == 2:
-            starts = [int(rng.integers(count - STACK + 1))]
-        else:
-            starts = [int(rng.integers(count // 3)) + part * (count // 3) for part in range(3)]
+        segments, stack = (1, STACK) if len(sequences) == 2 else (3, 1)
+        length = (len(sequences[0]) - stack + 1) // segments
+        starts = [int(rng.integers(length)) + part * length for part in range(segments)]
         items.append([clip_at(sequences, start) for start in starts])
     return items
 

@@ -10,17 +10,19 @@ ratio of the rounds with its range, by CPU time of all processes and by wall tim
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import torch
@@ -38,31 +40,14 @@ from engine.training import Training, TrainingSettings, amp_dtype, train_step
 from network import build_model
 from utils import InputError, cpu_count, run_main
 
-ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
-CLASSES = 101
-KIND = {"motion": "flow", "spatial": "rgb"}
+KIND: dict[str, Any] = {"motion": "flow", "spatial": "rgb"}
+SEGMENTS = {"motion": 1, "spatial": 3}
+BATCH = {"motion": 64, "spatial": 25}  # videos, the original's
 Measured = tuple[float, float, float]  # CPU seconds of all processes, wall seconds, clips
-HEADER = f"{'ms per clip':34}{' CPU: classic  ours  ratio':39} wall: classic  ours  ratio"
 
 
-def main() -> int:
-    args = parse_arguments()
-    torch.manual_seed(0)
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":")[1].strip() for line in lines if "model name" in line), name)
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    print(f"{name}, {cpu_count()} cores{gpu}; torch {torch.__version__}, amp {amp_dtype('auto', CPU)}")
-    prepare(args.data)
-    for part in args.only:
-        print(f"\n== {part}\n{HEADER if part in ('loaders', 'networks') else ''}", flush=True)
-        PARTS[part](args)
-    return 0
-
-
-def parse_arguments() -> argparse.Namespace:
+def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--only", nargs="+", choices=tuple(PARTS), default=["loaders", "networks", "tvl1"])
     parser.add_argument("--data", type=Path, default=ROOT / "data/bench", metavar="DIR",
@@ -71,7 +56,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="each measures every way once")
     parser.add_argument("--compile", action="store_true", help="networks by torch.compile")
     parser.add_argument("--workers", type=int, default=min(cpu_count(), 16), help="of the GPU's loader")
-    return parser.parse_args()
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
+    print(f"{machine}, {cpu_count()} cores; torch {torch.__version__}, amp on its CPU {amp_dtype('auto', CPU)}")
+    prepare(args.data)
+    for part in args.only:
+        print(f"\n== {part}", flush=True)
+        PARTS[part](args)
 
 
 def prepare(home: Path) -> None:
@@ -79,12 +71,10 @@ def prepare(home: Path) -> None:
     if (home / "rgb").is_dir() and (home / "flow").is_dir():
         return
     videos = (ROOT / os.environ.get("TWO_STREAM_SHARED", "../shared")).resolve() / "data/ucf101_clips"
-    commands = [
-        ["data/extract_rgb.py", str(videos), str(home / "rgb"), "--sampling-rate", "1"],
-        ["data/extract_flow.py", str(videos), str(home / "flow"), "--method", "dis"],
-    ]
-    if not videos.is_dir():
-        commands = [["data/make_demo.py", str(home)], *[[c[0], str(home / "videos"), *c[2:]] for c in commands]]
+    commands = [] if videos.is_dir() else [["data/make_demo.py", str(home)]]
+    videos = videos if videos.is_dir() else home / "videos"
+    commands += [["data/extract_rgb.py", str(videos), str(home / "rgb"), "--sampling-rate", "1"],
+                 ["data/extract_flow.py", str(videos), str(home / "flow"), "--method", "dis"]]  # fmt: skip
     for command in commands:
         if subprocess.run([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
             raise InputError(f"the benchmark's data could not be made; try: python {' '.join(command)}")
@@ -104,50 +94,50 @@ def timed(clips: float, work: Callable[..., Any], *args: Any) -> Callable[[], Me
 
 def in_turns(ways: dict[str, Callable[[], Measured]], rounds: int) -> dict[str, np.ndarray]:
     """Run every way once per round, after one round to warm up: (rounds, 2) CPU and wall ms per clip of each."""
-    times: dict[str, list] = {name: [] for name in ways}
-    for turn in range(rounds + 1):
-        for name, way in ways.items():
-            cpu, wall, clips = way()
-            if turn:
-                times[name].append((1e3 * cpu / clips, 1e3 * wall / clips))
-    return {name: np.array(rows) for name, rows in times.items()}
+    found = [{name: way() for name, way in ways.items()} for _ in range(rounds + 1)][1:]
+    return {name: np.array([[1e3 * one[name][kind] / one[name][2] for kind in (0, 1)] for one in found])
+            for name in ways}  # fmt: skip
 
 
-def ratio_line(what: str, old: np.ndarray, new: np.ndarray) -> str:
-    cells = [what.ljust(34)]
-    for column in (0, 1):
+def compare(what: str, classic_way: Callable[[], Measured], our_way: Callable[[], Measured], rounds: int) -> None:
+    old, new = in_turns({"classic": classic_way, "ours": our_way}, rounds).values()
+    cells = []
+    for column, clock in enumerate(("CPU", "wall")):
         ratios = old[:, column] / new[:, column]
-        cells.append(
-            f"{np.median(old[:, column]):8.2f} {np.median(new[:, column]):8.2f} {np.median(ratios):6.2f}x "
-            f"({ratios.min():.2f}-{ratios.max():.2f})".ljust(38)
-        )
-    return " ".join(cells)
+        cells.append(f"{clock} {np.median(old[:, column]):.2f} / {np.median(new[:, column]):.2f} ms per clip = "
+                     f"{np.median(ratios):.2f}x ({ratios.min():.2f} - {ratios.max():.2f})")  # fmt: skip
+    print(f"{what}, classic / ours: {'; '.join(cells)}", flush=True)
 
 
-def our_dataset(home: Path, stream: str, sampling: Any, count: int, repeats: int = 1) -> ClipDataset:
+def our_dataset(home: Path, stream: str, training: bool, count: int, repeats: int = 1) -> ClipDataset:
     """The stream's dataset over `count` evenly chosen videos, with the baseline's preparation."""
-    kind: Any = KIND[stream]
+    kind = KIND[stream]
     index = index_frames(home / kind, kind)
     names = sorted(index.names)
     places = np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
     videos = [Video(names[place], place, names[place]) for place in places] * repeats
-    preparation = default_preparation(kind, 224, "squash", 10)
     read = ReadFlow(index.root) if kind == "flow" else ReadFrame(index.root)
+    sampling = TrainSampling(SEGMENTS[stream]) if training else TestSampling(19)
+    preparation = default_preparation(kind, 224, "squash", 10 if kind == "flow" else 1)
     return ClipDataset(find_sources(index, videos), read, preparation, sampling)
 
 
-def image_paths(home: Path, stream: str, dataset: ClipDataset) -> list[list[list[Path]]]:
-    """Of every video of `dataset` the paths of its images: of RGB, or of x and of y flow."""
-    kind: Any = KIND[stream]
-    videos = index_frames(home / kind, kind).videos
-    return [
-        [[videos[s.video.name][c].path(home / kind, i) for i in range(videos[s.video.name][c].count)]
-         for c in CHANNELS[kind]]
-        for s in dataset.sources
-    ]  # fmt: skip
+def our_training(preparation: Any, videos: int, device: torch.device, compiled: bool) -> Training:
+    settings = TrainingSettings(lr=1e-5, batch_size=videos, compile=compiled)
+    training = Training(build_model("resnet101", preparation.channels, 101), preparation, device, settings)
+    training.distribute()
+    training.stepped.train()
+    return training
 
 
-# --- the parts -----------------------------------------------------------------------------------------
+def our_test(preparation: Any, device: torch.device, compiled: bool) -> InferenceNet:
+    model = build_model("resnet101", preparation.channels, 101).eval()
+    return InferenceNet(model, preparation, amp_dtype("auto", device), compiled).to(device)
+
+
+@torch.inference_mode()
+def test_step(net: InferenceNet, modality: Any, device: torch.device, batch: Any) -> None:
+    net(clips_of(batch, modality, device))[0].cpu()
 
 
 class WithClock:
@@ -162,76 +152,67 @@ class WithClock:
 
 def consume(loader: Any, clips_in: Callable[[Any], int]) -> Measured:
     """CPU seconds of worker and main process, wall seconds and clips, from the first batch to the last."""
-    clips, first = 0, None
-    for batch, worker in loader:
-        if first is None:
-            first, cpu, wall = worker, time.process_time(), time.perf_counter()
-            continue
-        clips += clips_in(batch)
-        last = time.process_time() - cpu + worker - first, time.perf_counter() - wall
-    return *last, clips
+    clips, batches = 0, iter(loader)
+    last = first = next(batches)[1]
+    cpu, wall = time.process_time(), time.perf_counter()
+    for batch, worker in batches:
+        clips, last = clips + clips_in(batch), worker
+    return time.process_time() - cpu + last - first, time.perf_counter() - wall, clips
+
+
+# --- the parts -----------------------------------------------------------------------------------------
 
 
 def loaders(args: argparse.Namespace) -> None:
     """One worker process each; training batches are the original's, our test batch is a video of 19 clips."""
     torch.set_num_threads(1)
-    for stream, batch_size in (("motion", 64), ("spatial", 25)):
-        for subset in ("training", "test"):
-            training = subset == "training"
-            sampling: Any = TrainSampling(1 if stream == "motion" else 3) if training else TestSampling(19)
-            repeats = -(-4 * batch_size // args.videos) if training else 1  # four batches
-            dataset = our_dataset(args.data, stream, sampling, args.videos, repeats)
-            paths = image_paths(args.data, stream, dataset)
-            items = classic.train_items(paths) if training else classic.test_items(paths)
-            ours = make_loader(dataset, batch_size if training else 1, 1, CPU)
-            ours._loader.collate_fn = WithClock(ours._loader.collate_fn)
-            epochs = itertools.count()
+    for stream, subset in itertools.product(KIND, ("training", "test")):
+        training, kind = subset == "training", KIND[stream]
+        repeats = -(-4 * BATCH[stream] // args.videos) if training else 1  # four batches
+        dataset = our_dataset(args.data, stream, training, args.videos, repeats)
+        frames = index_frames(args.data / kind, kind).videos
+        paths = [[[frames[s.video.name][c].path(args.data / kind, i) for i in range(frames[s.video.name][c].count)]
+                  for c in CHANNELS[kind]] for s in dataset.sources]  # fmt: skip
+        items = classic.train_items(paths) if training else classic.test_items(paths)
+        old = min(BATCH[stream], len(items) // 3)  # of few videos, still several batches
+        ours = make_loader(dataset, BATCH[stream] if training else 1, 1, CPU)
+        ours._loader.collate_fn = WithClock(ours._loader.collate_fn)
+        epochs = itertools.count()
 
-            old_batch = min(batch_size, len(items) // 3)  # of few videos, still several batches
+        def classic_way(items=items, old=old) -> Measured:
+            loader = classic.classic_loader(items, old)
+            loader.collate_fn = WithClock(torch.utils.data.default_collate)
+            return consume(loader, lambda clips: sum(map(len, clips)))
 
-            def classic_way(items=items, old_batch=old_batch) -> Measured:
-                loader = classic.classic_loader(items, old_batch)
-                loader.collate_fn = WithClock(torch.utils.data.default_collate)
-                return consume(loader, lambda clips: sum(map(len, clips)))
+        def our_way(ours=ours, epochs=epochs) -> Measured:
+            ours.batches.epoch = next(epochs)  # the worker stays, as in a training
+            return consume(ours._loader, lambda batch: len(batch.clips))
 
-            def our_way(ours=ours, epochs=epochs) -> Measured:
-                ours.batches.epoch = next(epochs)  # the worker stays, as in a training
-                return consume(ours._loader, lambda batch: len(batch.clips))
-
-            times = in_turns({"classic": classic_way, "ours": our_way}, args.rounds)
-            print(ratio_line(f"{stream}, {subset}", times["classic"], times["ours"]), flush=True)
+        compare(f"{stream}, {subset}", classic_way, our_way, args.rounds)
     torch.set_num_threads(cpu_count())
 
 
 def networks(args: argparse.Namespace) -> None:
     """ResNet101 alone: the motion stream's test, and a training step of both streams, on clips in memory."""
-    dataset = our_dataset(args.data, "motion", TestSampling(19), 1)
+    dataset = our_dataset(args.data, "motion", False, 1)
+    preparation = dataset.preparation
     batch = next(iter(make_loader(dataset, 1, 0, CPU).epoch(0)))
-    model = build_model("resnet101", dataset.preparation.channels, CLASSES).eval()
-    old = classic.classic_model(dataset.preparation.channels, CLASSES).eval()
-    net = InferenceNet(model, dataset.preparation, amp_dtype("auto", CPU), args.compile)
-    floats = torch.rand(64, dataset.preparation.channels, 224, 224)  # the original's batch, in tests too
-    with torch.inference_mode():
-        ways = {"classic": timed(64, old, floats),
-                "ours": timed(19, lambda: net(clips_of(batch, dataset.preparation.modality, CPU)))}  # fmt: skip
-        times = in_turns(ways, args.rounds)
-    print(ratio_line("motion, test", times["classic"], times["ours"]), flush=True)
-    for stream, videos, segments in (("motion", 8, 1), ("spatial", 3, 3)):
-        dataset = our_dataset(args.data, stream, TrainSampling(segments), args.videos, 2)
+    net, old = our_test(preparation, CPU, args.compile), classic.classic_model(preparation.channels, 101).eval()
+    floats = torch.rand(64, preparation.channels, 224, 224)  # the original's batch, in tests too
+    compare("motion, test", timed(64, torch.inference_mode()(old), floats),
+            timed(19, test_step, net, preparation.modality, CPU, batch), args.rounds)  # fmt: skip
+    for stream, videos in (("motion", 8), ("spatial", 3)):
+        dataset, segments = our_dataset(args.data, stream, True, args.videos, 2), SEGMENTS[stream]
         preparation = dataset.preparation
         batch = next(iter(make_loader(dataset, videos, 0, CPU).epoch(0)))
-        settings = TrainingSettings(lr=1e-4, batch_size=videos, compile=args.compile)
-        training = Training(build_model("resnet101", preparation.channels, CLASSES), preparation, CPU, settings)
-        training.distribute()
-        training.stepped.train()
-        old = classic.classic_model(preparation.channels, CLASSES).train()
+        training = our_training(preparation, videos, CPU, args.compile)
+        old = classic.classic_model(preparation.channels, 101).train()
         optimizer = torch.optim.SGD(old.parameters(), lr=1e-4, momentum=0.9)
         floats = to_input(clips_of(batch, preparation.modality, CPU), preparation).contiguous()
         parts = [floats[segment::segments].contiguous() for segment in range(segments)]
-        ways = {"classic": timed(len(floats), classic.classic_step, old, optimizer, parts, batch.labels),
-                "ours": timed(len(floats), train_step, training, batch)}  # fmt: skip
-        times = in_turns(ways, args.rounds)
-        print(ratio_line(f"{stream}, step of {len(floats)} clips", times["classic"], times["ours"]), flush=True)
+        compare(f"{stream}, step of {len(floats)} clips",
+                timed(len(floats), classic.classic_step, old, optimizer, parts, batch.labels),
+                timed(len(floats), train_step, training, batch), args.rounds)  # fmt: skip
 
 
 def tvl1(args: argparse.Namespace) -> None:
@@ -239,8 +220,9 @@ def tvl1(args: argparse.Namespace) -> None:
     from data.tvl1 import is_installed
     from data.tvl1.tensor import tvl1_pairs
 
-    dataset = our_dataset(args.data, "spatial", TestSampling(9), 1)
-    frames = torch.from_numpy(np.stack([frame.mean(-1).astype(np.uint8) for frame in next(read_frames(dataset))]))
+    dataset = our_dataset(args.data, "spatial", False, 1)
+    read = list(dataset.read(dataset.sources[0].frames, range(9)))  # (height, width, 3) uint8
+    frames = torch.from_numpy(np.stack([frame.mean(-1).astype(np.uint8) for frame in read]))
     names = [name for name in ("opencv", "numba", "torch") if is_installed(name)]
     flows: dict[str, torch.Tensor] = {}
 
@@ -250,14 +232,7 @@ def tvl1(args: argparse.Namespace) -> None:
     times = in_turns({name: timed(len(frames) - 1, run, name) for name in names}, args.rounds)
     for name in names:
         off = (flows[name] - flows[names[0]]).norm(dim=1).mean()
-        print(f"{name:8} {1e3 / np.median(times[name][:, 1]):8.2f} pairs/s, "
-              f"{np.median(times[names[0]][:, 1] / times[name][:, 1]):6.2f} x {names[0]}, {off:.4f} px off", flush=True)
-
-
-def read_frames(dataset: ClipDataset):
-    """For each video its consecutive frames, (height, width, 3) uint8."""
-    for source in dataset.sources:
-        yield list(dataset.read(source.frames, range(9)))
+        print(f"{name:8} {1e3 / np.median(times[name][:, 1]):8.2f} pairs/s, {off:.4f} px off {names[0]}", flush=True)
 
 
 def gpu(args: argparse.Namespace) -> None:
@@ -265,47 +240,40 @@ def gpu(args: argparse.Namespace) -> None:
     if not torch.cuda.is_available():
         print("no GPU here: not measured")
         return
-    device, seconds = torch.device("cuda"), 5.0
+    device = torch.device("cuda")
     torch.backends.cudnn.benchmark = True  # as the streams have it
-    for stream, phase in itertools.product(KIND, ("training", "test")):
-        training = phase == "training"
-        videos = (64 if stream == "motion" else 25) if training else 13
-        sampling: Any = TrainSampling(1 if stream == "motion" else 3) if training else TestSampling(19)
-        dataset = our_dataset(args.data, stream, sampling, args.videos, -(-4 * videos * args.workers // args.videos))
+    for stream, training in itertools.product(KIND, (True, False)):
+        videos = BATCH[stream] if training else 13
+        repeats = -(-4 * videos * args.workers // args.videos)
+        dataset = our_dataset(args.data, stream, training, args.videos, repeats)
+        preparation = dataset.preparation
         loader = make_loader(dataset, videos, args.workers, device)
         batches = itertools.chain.from_iterable(sent_ahead(loader.epoch(e), device) for e in itertools.count())
-        model = build_model("resnet101", dataset.preparation.channels, CLASSES)
+        step: Callable[[Any], Any]
         if training:
-            settings = TrainingSettings(lr=1e-5, batch_size=videos, compile=args.compile)
-            state = Training(model, dataset.preparation, device, settings)
-            state.distribute()
-            state.stepped.train()
+            step = functools.partial(train_step, our_training(preparation, videos, device, args.compile))
         else:
-            net = InferenceNet(model, dataset.preparation, amp_dtype("auto", device), args.compile).to(device)
-
-        def compute(batch: Any) -> int:
-            if training:  # noqa: B023 (called in this round alone)
-                train_step(state, batch)  # noqa: B023
-            else:
-                with torch.inference_mode():
-                    net(clips_of(batch, dataset.preparation.modality, device))[0].cpu()  # noqa: B023
-            return len(batch.clips)
-
-        def rate(work: Callable[[], int]) -> float:
-            for _ in range(3):
-                work()
-            torch.cuda.synchronize()
-            start, clips = time.perf_counter(), 0
-            while time.perf_counter() - start < seconds:
-                clips += work()
-            torch.cuda.synchronize()
-            return clips / (time.perf_counter() - start)
-
+            net = our_test(preparation, device, args.compile)
+            step = functools.partial(test_step, net, preparation.modality, device)
         here = next(batches)
-        rates = [rate(lambda: len(next(batches).clips)), rate(lambda: compute(here)),  # noqa: B023
-                 rate(lambda: compute(next(batches)))]  # noqa: B023  # fmt: skip
-        print(f"{stream:8} {phase:9} loader {rates[0]:9.1f}, network {rates[1]:9.1f}, together {rates[2]:9.1f} clips/s",
-              flush=True)
+        ways = {"loader": (batches, None), "network": (itertools.repeat(here), step), "together": (batches, step)}
+        cells = [f"{name} {rate(*way):.1f}" for name, way in ways.items()]
+        print(f"{stream}, {'training' if training else 'test'}, clips/s: {', '.join(cells)}", flush=True)
+
+
+def rate(batches: Iterator[Any], step: Callable[[Any], Any] | None, seconds: float = 5.0) -> float:
+    for batch in itertools.islice(batches, 3):  # to warm up
+        if step:
+            step(batch)
+    torch.cuda.synchronize()
+    start, clips = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        batch = next(batches)
+        clips += len(batch.clips)
+        if step:
+            step(batch)
+    torch.cuda.synchronize()
+    return clips / (time.perf_counter() - start)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -9,7 +9,6 @@ times. Everything that is chosen, strengths and the weights of the fusion, is ch
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.model_selection import LeaveOneGroupOut, StratifiedKFold
+from sklearn.model_selection import LeaveOneGroupOut, RepeatedStratifiedKFold
 from torch import nn
 from tqdm import tqdm
 
@@ -25,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.commandline import ArgumentParser
 from data.videos import find_videos, import_cv2
 from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD
-from engine.crossfit import Fit, fit_first_or_all, fit_linear
+from engine.crossfit import fit_first_or_all, fit_linear
 from fusion import learn_weights
 from network import build_model
 from saved.feature_file import Features, read_features
@@ -39,19 +38,27 @@ STREAMS = {
 }  # fmt: skip
 
 
-def main() -> int:
-    args = parse_arguments()
-    torch.set_num_threads(args.threads)
-    data: Path = args.data or Path("record", args.videos.resolve().name, "data")
+def main() -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("videos", type=Path, metavar="VIDEOS", help="what run.py was given")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="as run.py's, which has its default")
+    parser.add_argument("--weights", default="imagenet", help="of the plain probe's ResNet-50")
+    parser.add_argument("--repeats", type=int, default=2, help="of the 5 folds, where there are no groups")
+    args = parser.parse_args()
+    data = args.data or Path("record", args.videos.resolve().name, "data")
     files = {name: read_features(data / f"{name}.npz") for name in ("rgb", "greydiff", "flow")}
     one = files["rgb"]
     values = {name: file.values for name, file in files.items()} | {"probe": probe(args.videos, args.weights, one)}
     rows: dict[str, list[float]] = {}
     for train, test in tqdm(list(splits(one, args.repeats)), desc="splits", leave=False):
-        fits = {name: fit(name, one, train, [values[each] for each in inputs]) for name, inputs in STREAMS.items()}
-        said = {name: own.logits[test].mean(1) for name, own in fits.items()}
+        rest = (train, one.labels, one.groups, len(one.about["class_names"]), 5, 0, "mean")
+        said, held_out = {}, {}
+        for name, inputs in STREAMS.items():  # as heads.py fits it
+            joined = np.concatenate([values[each] for each in inputs], 2)
+            fit = fit_first_or_all(LAYER3, joined, *rest) if name == "spatial" else fit_linear(joined, *rest)
+            said[name], held_out[name] = fit.logits[test].mean(1), fit.held_out.astype(np.float64)
         both = ("spatial", "motion")
-        weights, _ = learn_weights([fits[name].held_out.astype(np.float64) for name in both], one.labels[train])
+        weights, _ = learn_weights([held_out[name] for name in both], one.labels[train])
         said["average of spatial and motion"] = sum(said[name] for name in both)
         said["by learnt weights"] = sum(weight * said[name] for weight, name in zip(weights, both, strict=True))
         for name, logits in said.items():
@@ -59,17 +66,6 @@ def main() -> int:
     print(f"{len(one.labels)} videos, {len(rows['spatial'])} splits: top-1, %")
     for name, tops in rows.items():
         print(f"{name:30} {np.mean(tops):5.1f} ± {np.std(tops):.1f}")
-    return 0
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument("videos", type=Path, metavar="VIDEOS", help="what run.py was given")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="as run.py's, which has its default")
-    parser.add_argument("--weights", default="imagenet", help="of the plain probe's ResNet-50")
-    parser.add_argument("--repeats", type=int, default=2, help="of the 5 folds, where there are no groups")
-    parser.add_argument("--threads", type=int, default=2)
-    return parser.parse_args()
 
 
 @torch.inference_mode()
@@ -93,23 +89,15 @@ def probe(folder: Path, weights: str, one: Features) -> np.ndarray:
     return np.stack(features)
 
 
-def fit(stream: str, one: Features, train: np.ndarray, values: list[np.ndarray]) -> Fit:
-    """A head on these features joined, as heads.py fits it."""
-    joined = np.concatenate(values, 2)
-    rest = (train, one.labels, one.groups, len(one.about["class_names"]), 5, 0, "mean")
-    return fit_first_or_all(LAYER3, joined, *rest) if stream == "spatial" else fit_linear(joined, *rest)
-
-
 def splits(one: Features, repeats: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(rows to train on, rows to test) again and again, whatever subset the files say."""
+    order = np.argsort(one.videos)  # by name: a split does not depend on the list that the features were made with
     if len(np.unique(one.groups)) < len(one.groups):
         yield from LeaveOneGroupOut().split(one.labels, one.labels, one.groups)
     else:
-        # in the order of names, so that a split does not depend on the list that the features were made with
-        order = np.argsort(one.videos)
-        for seed in range(repeats):
-            for train, test in StratifiedKFold(5, shuffle=True, random_state=seed).split(order, one.labels[order]):
-                yield order[train], order[test]
+        folds = RepeatedStratifiedKFold(n_splits=5, n_repeats=repeats, random_state=0)
+        for train, test in folds.split(order, one.labels[order]):
+            yield order[train], order[test]
 
 
 if __name__ == "__main__":

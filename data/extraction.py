@@ -30,7 +30,7 @@ from common.commandline import bounded
 from common.progress import Progress
 from data.jobs import Report, run_jobs
 from data.videos import VideoError, VideoFile
-from dataloader.extracted import FILE, Extraction, claim
+from dataloader.extracted import FILE, Extraction, claim, read_marker
 from utils import InputError, atomic_path, csv_text, plural, printable
 
 LONGEST_NAME = 255  # bytes of a file's name, on every file system in use
@@ -92,16 +92,16 @@ class Output:
 
         A file is the same if its size and time are. If only its time differs, as after a copy, its content decides.
         """
-        try:
-            marker = json.loads(self._state(".done", video).read_text(encoding="utf-8"))
-            same = marker["settings"] == self.settings and marker["bytes"] == video.size
-            if not same or not all(folder.is_dir() for folder in self.folders(video)):
-                return False
-            if marker.get("mtime_ns", video.mtime_ns) == video.mtime_ns:  # earlier versions kept no time
-                return True
-            return marker["sha256"] == content_digest(video)
-        except (OSError, ValueError, KeyError, TypeError):
+        made = read_marker(self.root, video.folder)
+        if not made or (made.settings, made.bytes) != (self.settings, video.size):
             return False
+        if not all(folder.is_dir() for folder in self.folders(video)):
+            return False
+        if made.mtime_ns in (None, video.mtime_ns):
+            return True
+        with contextlib.suppress(OSError):
+            return made.sha256 == content_digest(video)
+        return False
 
     def discard(self, video: VideoFile) -> None:
         """Remove what there is of a video: first the marker, then the folders, each in one rename."""

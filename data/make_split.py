@@ -2,12 +2,11 @@
 
   python data/make_split.py VIDEOS OUT                 one split: train.txt, test.txt
   python data/make_split.py VIDEOS OUT --folds 5       five: trainlist01.txt, testlist01.txt, ... for --split 1 to 5
-  python data/make_split.py VIDEOS OUT --test TEST     the videos of TEST, in folders of the same classes, test
 
 VIDEOS holds a folder for each class, or folders train and test (or val, validation) that do: that split is then taken.
 Else each class is split in the same proportion. Videos of one recording or person, and copies of one file, stay on one
 side; groups.csv beside the lists says which these are. Run again, it updates its own lists: videos keep their side, new
-ones are added, deleted ones leave. The videos of TEST are listed as test/...: extract their frames to RGB_DIR/test.
+ones are added, deleted ones leave.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import argparse
 import csv
 import hashlib
 import io
-import os
 import re
 import sys
 from collections import Counter, defaultdict
@@ -29,9 +27,10 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from common.commandline import ArgumentParser, bounded
+from common.formats import read_json
 from data.videos import find_videos
-from dataloader.lists import is_listable, load_split, read_groups
-from dataloader.names import SIDES, find_groups, first_few, video_keys, without_suffix
+from dataloader.lists import is_listable, load_split, read_column, read_groups
+from dataloader.names import SIDES, find_groups, first_few, without_suffix
 from utils import InputError, atomic_path, check_writable, csv_text, plural, printable, run_main, write_json
 
 RECORD = "make_split.json"  # beside the lists: with which flags they were made
@@ -44,43 +43,39 @@ class Settings(BaseModel, extra="forbid"):
     folds: int | None = Field(None, ge=2)
     seed: int = Field(0, ge=0, lt=2**32)
     groups: str | None = None
-    test: str | None = None
 
 
 def main() -> int:
     args = parse_arguments()
     made_with = settings(args)
-    classes, given = find_classes(args.videos, args.out, args.test, videos_in(args.without) if args.without else ())
+    without = read_column(args.without, "reason") if args.without else ()
+    classes, given = find_classes(args.videos, args.out, without)
     paths, class_names = list(classes), sorted(set(classes.values()))
     for name in class_names:
-        print(f"  {printable(name)}: {plural(sum(of == name for of in classes.values()), 'video')}")
-    roots = {path: args.test / path.removeprefix("test/") if args.test and path.startswith("test/") else
-             args.videos / path for path in paths}  # fmt: skip
-    copies = find_copies(roots)
-    before = read_before(args.out, made_with)
-    groups = group_videos(classes, made_with.groups, copies, before[1])
+        print(f"  {printable(name)}: {plural(list(classes.values()).count(name), 'video')}")
+    copies = find_copies(args.videos, paths)
+    before, known = read_before(args.out, made_with)
+    groups = group_videos(classes, made_with.groups, copies, known)
     if given and made_with.folds:
         raise InputError(f"{args.videos} is split into training and test already; leave --folds out")
     if given:
         print(f"{args.videos} is split into training and test by folders: their split is taken")
-        parts = {path: 0 if given[path] == "test" else 1 for path in paths}
-        names = [("train.txt", "test.txt")]
+        parts, share = {path: 0 if given[path] == "test" else 1 for path in paths}, None
     else:
-        fraction, number = made_with.test_fraction, made_with.folds
-        shares = [1 / number] * number if number else [fraction, 1 - fraction]
-        parts = assign(classes, groups, shares, made_with.seed, before[0])
-        names = [(f"trainlist{i + 1:02d}.txt", f"testlist{i + 1:02d}.txt") for i in range(number or 0)]
-        names = names or [("train.txt", "test.txt")]
+        number, share = made_with.folds, made_with.test_fraction
+        shares = [1 / number] * number if number else [share, 1 - share]
+        parts, share = assign(classes, groups, shares, made_with.seed, before), shares[0]
     files = {"classes.txt": [f"{label} {name}" for label, name in enumerate(class_names)]}
-    for part, pair in enumerate(names):
+    for part, pair in enumerate(list_names(None if given else made_with.folds)):
         split = ([path for path in paths if parts[path] != part], [path for path in paths if parts[path] == part])
-        say_shares(pair, split, classes, None if given else shares[0])
-        say_shared(split, groups, copies, classes)
+        say_split(pair, split, classes, groups, share)
         for name, members in zip(pair, split, strict=True):
             order = sorted(members, key=lambda path: (classes[path], path))
             files[name] = [f"{path} {class_names.index(classes[path])}" for path in order]
-    if before[0]:
-        say_changes(set(before[0]), set(paths))
+    if several := [", ".join(same) for same in copies if len({classes[path] for path in same}) > 1]:
+        print(f"warning: {plural(len(several), 'file')} in several classes: {first_few(several)}", file=sys.stderr)
+    if before:
+        say_changes(set(before), set(paths))
     write_lists(args.out, files, groups, made_with)
     print(f"{plural(len(class_names), 'class')}, {plural(len(paths), 'video')}; train with --ucf-list {args.out}")
     return 0
@@ -95,7 +90,6 @@ def parse_arguments() -> argparse.Namespace:
                      help="part of each class that tests (default: 0.3)")  # fmt: skip
     how.add_argument("--folds", type=bounded(int, 2), metavar="K",
                      help="K splits instead; each video tests in one of them")  # fmt: skip
-    how.add_argument("--test", type=Path, metavar="TEST", help="folder of class folders of test videos")
     parser.add_argument("--groups", metavar="REGEX|CSV|none",
                         help="what tells videos of one recording, which stay on one side: a regular expression, whose "
                         "groups (...) or whole match in a video's path under VIDEOS are its recording, such as "
@@ -103,7 +97,7 @@ def parse_arguments() -> argparse.Namespace:
                         "video is by itself (default: the names, where a part of them is the recording in most "
                         "classes)")  # fmt: skip
     parser.add_argument("--without", type=Path, metavar="CSV",
-                        help="videos to leave out, a row for each, as in the extractions' failed.csv")
+                        help="videos to leave out, in the columns of the extractions' failed.csv: video and reason")
     parser.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), help="of the shuffle (default: 0)")
     return parser.parse_args()
 
@@ -114,30 +108,24 @@ def parse_arguments() -> argparse.Namespace:
 def settings(args: argparse.Namespace) -> Settings:
     """The flags, and where lists are there, those that they were made with. InputError where the two differ."""
     given = {name: getattr(args, name) for name in Settings.model_fields if getattr(args, name) is not None}
-    if args.test:
-        given["test"] = str(args.test.resolve())  # the same folder from wherever it is named
     if args.groups and Path(args.groups).is_file():
-        given["groups"] = str(Path(args.groups).resolve())
-    record = args.out / RECORD
-    if not record.is_file():
+        given["groups"] = str(Path(args.groups).resolve())  # the same file from wherever it is named
+    anew = f"delete {args.out} to split anew"
+    if not (args.out / RECORD).is_file():
         if present := sorted(path.name for path in args.out.glob("*.txt")):
-            raise InputError(
-                f"{args.out} holds lists already that make_split.py did not make ({first_few(present)}); delete them, "
-                "or write to another folder"
-            )
+            raise InputError(f"make_split.py did not make the lists in {args.out} ({first_few(present)}): {anew}")
         return Settings(**given)
-    try:
-        made_with = Settings.model_validate_json(record.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {record} ({str(error)[:99]!r}); delete {args.out} to split anew") from None
+    made_with = read_json(args.out / RECORD, Settings, anew)
     had = made_with.model_dump()
     if other := [f"--{name.replace('_', '-')} {had[name]}" for name in given if given[name] != had[name]]:
-        raise InputError(
-            f"the lists in {args.out} were made with {' '.join(other)} (None: without); leave the flag as it was, or "
-            f"delete {args.out} to split anew"
-        )
-    args.test = Path(made_with.test) if made_with.test else None
+        raise InputError(f"{args.out} has lists that were made with {' '.join(other)}: keep the flag, or {anew}")
     return made_with
+
+
+def list_names(folds: int | None) -> list[tuple[str, str]]:
+    """(training list, test list) of each split."""
+    numbered = [(f"trainlist{i + 1:02d}.txt", f"testlist{i + 1:02d}.txt") for i in range(folds or 0)]
+    return numbered or [("train.txt", "test.txt")]
 
 
 def read_before(out: Path, made_with: Settings) -> tuple[dict[str, int], dict[str, str]]:
@@ -145,15 +133,12 @@ def read_before(out: Path, made_with: Settings) -> tuple[dict[str, int], dict[st
 
     A part is a fold, or 0 for the test videos and 1 for training. Lists that a killed run left half are not counted.
     """
-    number = made_with.folds or 1
-    names = [name for i in range(1, number + 1) for name in (f"trainlist{i:02d}.txt", f"testlist{i:02d}.txt")]
-    names = names if made_with.folds else ["train.txt", "test.txt"]
+    names = [name for pair in list_names(made_with.folds) for name in pair]
     if not all((out / name).is_file() for name in (*names, "classes.txt", "groups.csv")):
         return {}, {}
-    splits = [load_split(out, i + 1) for i in range(number)]
+    splits = [load_split(out, i + 1) for i in range(made_with.folds or 1)]
     parts = {video.listed: part for part, split in enumerate(splits) for video in split.test}
-    if number == 1:
-        parts |= {video.listed: 1 for video in splits[0].train}
+    parts = {video.listed: 1 for video in splits[0].train} | parts  # with folds, each video tests in one
     return parts, read_groups(out / "groups.csv")
 
 
@@ -169,75 +154,39 @@ def say_changes(old: set[str], new: set[str]) -> None:
 # --- the videos ----------------------------------------------------------------------------------------
 
 
-def videos_in(path: Path) -> set[str]:
-    """The videos that a CSV names, as csv_text writes them."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return {row[0] for row in csv.reader(file) if row}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"--without {path} cannot be read: {error}") from None
-
-
 def find_classes(
-    root: Path, out: Path | None = None, test: Path | None = None, without: Collection[str] = ()
+    root: Path, out: Path | None = None, without: Collection[str] = ()
 ) -> tuple[dict[str, str], dict[str, str]]:
     """({path under root, with "/": class}, sorted; {path: "train" or "test"} where folders tell the side, else empty).
 
-    Videos of `test` are test/.... A class is the first folder under root, or under root's folders train and test.
-    Videos whose names no list can hold are left out, with a warning.
+    A class is the first folder under root, or under root's folders train and test. Videos whose names no list can hold
+    are left out, with a warning. Raises InputError where the folders are no classes.
     """
-    own = os.path.relpath(out or root, root).split(os.sep)[0]  # where OUT lies in VIDEOS, as record/ in `run.py .`
-    paths = sorted(video.name for video in find_videos(root, root / own if own not in (".", "..") else None))
-    if test:
-        if given_sides(paths):
-            raise InputError(f"{root} is split into folders already; leave --test out, or give its training folder")
-        paths = [f"train/{path}" for path in paths] + sorted(f"test/{video.name}" for video in find_videos(test))
-    paths = [path for path in paths if csv_text(path) not in without]
+    paths = sorted(video.name for video in find_videos(root, skip=out) if csv_text(video.name) not in without)
     sides = given_sides(paths)
     depth = 1 if sides else 0
     if left_out := {path.split("/")[0] for path in paths} - sides.keys() if sides else set():
         print(f"note: {first_few(sorted(left_out))} is left out: train and test are the split")
         paths = [path for path in paths if path.split("/")[0] in sides]
-    loose = [path for path in paths if path.count("/") <= depth]
-    if loose:
+    if loose := [path for path in paths if path.count("/") <= depth]:
         raise InputError(f"{root}: in no class folder: {first_few(loose)}; give each class a folder")
-    named = "train/" if test else ""  # as the videos of VIDEOS are called here, but not in the lists
-    classes = {path.removeprefix(named): path.split("/")[depth] for path in paths}
-    given = {path.removeprefix(named): sides[path.split("/")[0]] for path in paths} if sides else {}
-    used = {path.split("/")[0] for path in classes} | {own}
-    bad = [path for path, name in classes.items() if not is_listable(path, name, set(classes.values()))]
-    if bad:
+    classes = {path: path.split("/")[depth] for path in paths}
+    names = set(classes.values())
+    if bad := [path for path, name in classes.items() if not is_listable(path, name, names)]:
         what = "spaces at its ends, a backslash, a line break, another class' name, or is not UTF-8"
         print(f"warning: {plural(len(bad), 'video')} left out, as no list can hold the names: {first_few(bad)}; "
               f"rename what has {what}", file=sys.stderr)  # fmt: skip
         classes = {path: name for path, name in classes.items() if path not in set(bad)}
-    check_classes(root, classes, given, used)
-    return classes, given
-
-
-def check_classes(root: Path, classes: dict[str, str], given: dict[str, str], used: set) -> None:
-    """Raise InputError where the folders are no classes to tell apart, or two videos have one name."""
-    names = sorted(set(classes.values()))
-    folders = (entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    empty = [] if given else sorted(set(folders) - used)
+        names = set(classes.values())
     if len(names) < 2:
-        beside = f" ({first_few(empty)} beside it holds no video)" if empty else ""
-        what = f"one class folder, {first_few(names)}{beside}" if names else "no class folder"
-        raise InputError(f"{root} has {what}; give the folder above the class folders")
-    if empty:
-        raise InputError(f"{root}: the class folder {first_few(empty)} holds no video; fill it or remove it")
-    spelled = Counter(map(str.casefold, names))
-    if twice := [name for name in names if spelled[name.casefold()] > 1]:
-        raise InputError(f"{root}: {first_few(twice)} are one class but for upper case; join the folders")
+        raise InputError(f"{root} has one class folder ({first_few(names)}), or none: give the folder above them")
+    if len(set(map(str.casefold, names))) < len(names):
+        raise InputError(f"{root}: of {first_few(sorted(names), 999)} two are one class but for upper case; join them")
+    given = {path: sides[path.split("/")[0]] for path in classes} if sides else {}
     for side in sorted(set(given.values())):
-        lacking = set(names) - {name for path, name in classes.items() if given[path] == side}
-        if lacking:
+        if lacking := names - {name for path, name in classes.items() if given[path] == side}:
             raise InputError(f"{side} has no video of {first_few(sorted(lacking))}; add some")
-    keys = video_keys(list(classes), list(classes.values()))
-    count = Counter(map(str.casefold, keys))
-    repeated = [path for path, key in zip(classes, keys, strict=True) if count[key.casefold()] > 1]
-    if repeated:
-        raise InputError(f"{root}: {first_few(repeated, 2)} have one name in one class; rename one")
+    return classes, given
 
 
 def given_sides(paths: Iterable[str]) -> dict[str, str]:
@@ -259,19 +208,16 @@ def given_sides(paths: Iterable[str]) -> dict[str, str]:
 # --- recordings ----------------------------------------------------------------------------------------
 
 
-def find_copies(roots: dict[str, Path]) -> list[list[str]]:
+def find_copies(root: Path, paths: Iterable[str]) -> list[list[str]]:
     """Paths of files with the same bytes, each group sorted; empty files aside. Only files of one size are read."""
-    by_size, copies = defaultdict(list), []
-    for path, file in roots.items():
-        by_size[file.stat().st_size if file.exists() else 0].append(path)
+    by_size, by_content = defaultdict(list), defaultdict(list)
+    for path in paths:
+        by_size[(root / path).stat().st_size if (root / path).exists() else 0].append(path)
     for size, alike in by_size.items():
-        if size and len(alike) > 1:
-            by_content = defaultdict(list)
-            for path in alike:
-                with open(roots[path], "rb") as opened:
-                    by_content[hashlib.sha256(opened.read()).digest()].append(path)
-            copies += [sorted(same) for same in by_content.values() if len(same) > 1]
-    return copies
+        for path in alike if size and len(alike) > 1 else ():
+            with open(root / path, "rb") as file:
+                by_content[hashlib.sha256(file.read()).digest()].append(path)
+    return [sorted(same) for same in by_content.values() if len(same) > 1]
 
 
 def group_videos(
@@ -282,26 +228,22 @@ def group_videos(
     how: --groups, None for the names. before: groups that are recorded, which their videos keep; a new video that
     belongs to some of these joins the first. Copies of a class are of the first one's group.
     """
-    paths = list(classes)
-    told = given_groups(how, paths) if how else find_groups(paths, list(classes.values()))
-    if any(told):
-        example, group = next((path, group) for path, group in zip(paths, told, strict=True) if group)
-        print(
-            f"recordings by {'--groups' if how else 'the names'}, each kept on one side: {printable(example)} is of "
-            f"{printable(group)}; {plural(len(set(told) - {''}), 'recording')} in all"
-        )
+    told = given_groups(how, list(classes)) if how else find_groups(list(classes), list(classes.values()))
+    groups = {path: group or path for path, group in zip(classes, told, strict=True)}
+    if example := next((path for path, group in zip(classes, told, strict=True) if group), None):
+        print(f"recordings by {'--groups' if how else 'the names'}, each kept on one side: {printable(example)} is of "
+              f"{printable(groups[example])}; {plural(len(set(told) - {''}), 'recording')} in all")  # fmt: skip
     else:
         print("the names tell no recordings" if how is None else "no recordings", end=": each video is by itself\n")
-    groups = dict(zip(paths, (group or path for path, group in zip(paths, told, strict=True)), strict=True))
     for first, *others in copies:
         for other in others:
             if classes[other] == classes[first]:  # with everything of the copy's own recording
                 joined = groups[other]
-                groups |= {path: groups[first] for path in paths if groups[path] == joined}
-    keys = {path: without_suffix(path).casefold() for path in paths}
+                groups |= {path: groups[first] for path in classes if groups[path] == joined}
+    keys = {path: without_suffix(path).casefold() for path in classes}
     recorded = {path: before[key] or path for path, key in keys.items() if key in before}
     joins = {groups[path]: kept for path, kept in reversed(recorded.items())}
-    return {path: recorded.get(path, joins.get(groups[path], groups[path])) for path in paths}
+    return {path: recorded.get(path, joins.get(group, group)) for path, group in groups.items()}
 
 
 def given_groups(how: str, paths: list[str]) -> list[str]:
@@ -310,11 +252,9 @@ def given_groups(how: str, paths: list[str]) -> list[str]:
         return [""] * len(paths)
     if how.lower().endswith(".csv") or Path(how).is_file():
         told = read_groups(Path(how))
-        groups = []
-        for path in paths:
-            parts = without_suffix(path).casefold().split("/")
-            ends = ("/".join(parts[i:]) for i in range(len(parts)))  # test/walk/1 or walk/1 or 1
-            groups.append(next((told[end] for end in ends if end in told), ""))
+        parts = [without_suffix(path).casefold().split("/") for path in paths]
+        ends = [["/".join(part[i:]) for i in range(len(part))] for part in parts]  # test/walk/1 or walk/1 or 1
+        groups = [next((told[end] for end in each if end in told), "") for each in ends]
     else:
         try:
             matches = [re.search(how, path) for path in paths]
@@ -326,88 +266,61 @@ def given_groups(how: str, paths: list[str]) -> list[str]:
     return groups
 
 
-def say_shared(split: tuple[list[str], list[str]], groups: dict, copies: list[list[str]], classes: dict) -> None:
-    """Warn of recordings and copies on both sides of a split, and of files that are the same in two classes."""
-    train, test = map(set, split)
-    recordings = sorted({groups[path] for path in train} & {groups[path] for path in test})
-    twice = [same[0] for same in copies if set(same) & train and set(same) & test]
-    several = [", ".join(same) for same in copies if len({classes[path] for path in same}) > 1]
-    both, more = "in training and test", "in several classes"
-    for what, where, found in ("recording", both, recordings), ("file", both, twice), ("file", more, several):
-        if found:
-            print(f"warning: {plural(len(found), what)} {where}: {first_few(found)}", file=sys.stderr)
-
-
 # --- the split -----------------------------------------------------------------------------------------
 
 
 def assign(
     classes: dict[str, str], groups: dict[str, str], shares: list[float], seed: int, before: dict[str, int]
 ) -> dict[str, int]:
-    """{path: part}: whole groups in shuffled order, as many to each part as brings its classes nearest to its share.
+    """{path: part}: whole groups, in shuffled order, each to the part that it brings nearest to its share.
 
-    shares: of the parts, in all 1. before: {path: part} of the videos that stay where they are, with their groups.
-    Each class gets at least one group in each part; raises InputError where it has too few.
+    shares: of the parts, in all 1. before: {path: part} of the videos that stay where they are, with their groups. A
+    part that has none of a class yet comes first. Raises InputError where a class has too few groups.
     """
     names = sorted(set(classes.values()))
     sizes = {group: np.zeros(len(names)) for group in groups.values()}  # videos of each class
     for path, group in groups.items():
         sizes[group][names.index(classes[path])] += 1
     place = {groups[path]: part for path, part in before.items() if path in groups}
-    rng = np.random.RandomState(seed)
-    order: list[str] = []
-    for name in names:
-        of_class = list(dict.fromkeys(group for path, group in groups.items() if classes[path] == name))
-        order += [of_class[i] for i in rng.permutation(len(of_class))]
-    order = [group for group in dict.fromkeys(order) if group not in place]
-    rest = sum(sizes.values(), np.zeros(len(names)))
-    for part, share in enumerate(shares):
-        wanted = np.maximum(1, np.round(rest * share / sum(shares[part:])))
-        have = sum((sizes[group] for group, at in place.items() if at == part), np.zeros(len(names)))
-        for group in order:
-            new = sizes[group]
-            last = part == len(shares) - 1
-            if group not in place and (last or (new * (new + 2 * (have - wanted)) / rest.clip(1)).sum() < 0):
-                place[group], have = part, have + new
-        rest = rest - have
-    fill(place, sizes, names, set(order), len(shares))
+    wanted = np.outer(shares, sum(sizes.values()))  # (parts, classes)
+    have = np.zeros_like(wanted)
+    for group, part in place.items():
+        have[part] += sizes[group]
+    free = sorted(sizes.keys() - place.keys())
+    for i in np.random.RandomState(seed).permutation(len(free)):
+        new = sizes[free[i]]
+        lacking = ((have == 0) & (new > 0)).sum(1)
+        error = (new * (new + 2 * (have - wanted)) / wanted).sum(1)  # what is added to sum((have - wanted)² / wanted)
+        part = int(np.lexsort((error, -lacking))[0])
+        place[free[i]], have[part] = part, have[part] + new
+    for label in np.flatnonzero((have == 0).any(0)):
+        own = sorted(group for group in sizes if sizes[group][label])
+        raise InputError(
+            f"{names[label]} has {plural(int(wanted[:, label].sum().round()), 'video')} of "
+            f"{plural(len(own), 'recording')} ({first_few(own)}), which stay together, and {len(shares)} are needed "
+            "that may go to either side; add others, leave the class out, or say with --groups what the recordings are"
+        )
     return {path: before.get(path, place[group]) for path, group in groups.items()}
 
 
-def fill(place: dict[str, int], sizes: dict, names: list[str], free: set[str], parts: int) -> None:
-    """Move groups, the smallest first, to the parts that have none of a class; those that are not `free` stay."""
-    for label, name in enumerate(names):
-        of_class = [group for group in place if sizes[group][label]]
-        of_class.sort(key=lambda group: (sizes[group].sum(), group))
-        for part in range(parts):
-            if any(place[group] == part for group in of_class):
-                continue
-            having = np.zeros((parts, len(names)))  # groups of each class in each part
-            for group, at in place.items():
-                having[at] += sizes[group] > 0
-            spare = [g for g in of_class if g in free and (having[place[g]][sizes[g] > 0] > 1).all()]
-            if not spare:
-                videos = int(sum(sizes[group][label] for group in of_class))
-                raise InputError(
-                    f"{name} has {plural(videos, 'video')} of {plural(len(of_class), 'recording')} "
-                    f"({first_few(of_class)}), which stay together, and {parts} are needed that may "
-                    "go to either side; add others, leave the class out, or say with --groups what the recordings are"
-                )
-            place[spare[0]] = part
+def say_split(
+    pair: tuple[str, str], split: tuple[list[str], list[str]], classes: dict, groups: dict, share: float | None
+) -> None:
+    """Print the sizes and each class' share of test videos; warn where one is far off, and of recordings on both sides.
 
-
-def say_shares(pair: tuple[str, str], split: tuple[list[str], list[str]], classes: dict, share: float | None) -> None:
-    """Print the sizes and each class' share of test videos; warn where one is more than a video and 10 % off."""
+    Far off: by more than a video and 15 %.
+    """
     test, of = (Counter(classes[path] for path in some) for some in (split[1], classes))
     shares = {name: test[name] / of[name] for name in sorted(of)}
-    print(
-        f"{pair[0]}: {plural(len(split[0]), 'video')}, {pair[1]}: {plural(len(split[1]), 'video')}, "
-        f"{len(split[1]) / len(classes):.0%} ({min(shares.values()):.0%} to {max(shares.values()):.0%} of a class)"
-    )
+    print(f"{pair[0]}: {plural(len(split[0]), 'video')}, {pair[1]}: {plural(len(split[1]), 'video')}, "
+          f"{len(split[1]) / len(classes):.0%} ({min(shares.values()):.0%} to {max(shares.values()):.0%} of a class)",
+          flush=True)  # fmt: skip
     far = [f"{value:.0%} of {name}" for name, value in shares.items()
            if share and abs(value - share) * of[name] > max(1, 0.15 * of[name])]  # fmt: skip
     if far:
         print(f"warning: {first_few(far)} tests, not {share:.0%}, as recordings stay together", file=sys.stderr)
+    if both := sorted({groups[path] for path in split[0]} & {groups[path] for path in split[1]}):
+        print(f"warning: {plural(len(both), 'recording')} in training and test: {first_few(both)}", file=sys.stderr)
 
 
 def write_lists(out: Path, files: dict[str, list[str]], groups: dict[str, str], made_with: Settings) -> None:
@@ -416,9 +329,9 @@ def write_lists(out: Path, files: dict[str, list[str]], groups: dict[str, str], 
     table = io.StringIO()
     rows = ((path, "" if group == path else group) for path, group in sorted(groups.items()))
     csv.writer(table, lineterminator="\n").writerows([("video", "group"), *rows])
-    texts = {"groups.csv": table.getvalue()} | {name: "\n".join(lines) + "\n" for name, lines in files.items()}
     if not (out / RECORD).is_file():
         write_json(out / RECORD, made_with.model_dump())
+    texts = {"groups.csv": table.getvalue()} | {name: "\n".join(lines) + "\n" for name, lines in files.items()}
     for name, text in texts.items():
         if not (out / name).is_file() or (out / name).read_bytes() != text.encode():
             with atomic_path(out / name) as temporary:

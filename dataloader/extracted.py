@@ -57,6 +57,25 @@ class Extraction:
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
+class Marker(BaseModel):
+    """.done/<video>.json, written last: how many images were made, of which file, with which settings."""
+
+    settings: str  # their digest
+    bytes: Natural
+    sha256: str  # of the file
+    images: Natural
+    mtime_ns: int | None = None  # earlier versions kept no time
+    path: str | None = None
+
+
+def read_marker(root: Path, video: str) -> Marker | None:
+    """The marker of a video, by the folder of its images; None where there is none that can be read: it isn't done."""
+    try:
+        return read_json(root / ".done" / f"{video}.json", Marker, "")
+    except InputError:
+        return None
+
+
 def read_extraction(root: Path) -> Extraction | None:
     """How the images under `root` were made; None where no file says so. Raises InputError for a file that isn't whole.
 
@@ -85,23 +104,17 @@ def fingerprint(root: Path, frames: Frames) -> str:
     if (pack := root / "pack.json").is_file():
         return _digest(pack.read_bytes(), frames.folder.encode())
     for video in (frames.folder, frames.folder.partition("/")[2]):  # flow lies one folder lower, in u/ and v/
-        try:
-            marker = json.loads((root / ".done" / f"{video}.json").read_bytes())
+        if made := read_marker(root, video):
             # Not the file's time: a video that was only copied or touched gives the same images.
-            return _digest(*(str(marker[key]).encode() for key in ("settings", "bytes", "sha256", "images")))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+            return _digest(*(str(part).encode() for part in (made.settings, made.bytes, made.sha256, made.images)))
     files = [os.stat(frames.path(root, i)) for i in range(frames.count)]
     return _digest(*(f"{file.st_size} {file.st_mtime_ns}".encode() for file in files))
 
 
 def source_path(root: Path, folder: str) -> str | None:
     """The path of the video that the images in a folder were made of, as far as the marker tells it."""
-    try:
-        path = json.loads((root / ".done" / f"{folder}.json").read_bytes())["path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return path if isinstance(path, str) else None
+    made = read_marker(root, folder)
+    return made.path if made else None
 
 
 def _digest(*parts: bytes) -> str:
@@ -130,17 +143,14 @@ def claim(root: Path, scratch: Path, wanted: Extraction, overwrite: bool, empty:
         found = None
     if found == wanted:
         return
-    if found is not None and found.kind != wanted.kind and not empty:
+    if found and found.kind != wanted.kind and not empty:
         raise InputError(f"{root} holds {found.kind}, not {wanted.kind}; choose another folder")
     if overwrite or empty:
         os.replace(temporary, path)
         return
     was, now = found.settings if found else {}, wanted.settings
-    differences = [
-        f"{key} {was.get(key, 'not set')} there, {now.get(key, 'none')} asked"
-        for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key)
-    ]
+    differences = [f"{key} {was.get(key, 'not set')} there, {now.get(key, 'none')} asked"
+                   for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]  # fmt: skip
     raise InputError(
         f"{root} was extracted with other settings ({'; '.join(differences)}); "
         "choose another folder or the same settings, or --overwrite to redo it"

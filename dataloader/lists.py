@@ -97,47 +97,47 @@ def _with_groups(split: Split, file: Path | None) -> Split:
     return replace(split, train=videos[: len(split.train)], test=videos[len(split.train) :])
 
 
-def read_groups(file: Path) -> dict[str, str]:
-    """{path without suffix, in lower case: group} of a CSV file with the columns video and group. Raises InputError."""
+def read_column(file: Path, column: str) -> dict[str, str]:
+    """{video: what `column` says of it} of a CSV file with these two columns. Raises InputError."""
     try:
         with open(file, newline="", encoding="utf-8-sig") as opened:
-            rows = list(csv.DictReader(opened))
-        return {without_suffix(row["video"].strip()).casefold(): row["group"].strip() for row in rows}
+            return {row["video"].strip(): row[column].strip() for row in csv.DictReader(opened)}
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"cannot read {file}: {error}") from None
     except (KeyError, AttributeError):
-        raise InputError(f"{file}: expected a CSV file with the columns video and group in each row") from None
+        raise InputError(f"{file}: expected a CSV file with the columns video and {column} in each row") from None
+
+
+def read_groups(file: Path) -> dict[str, str]:
+    """{path without suffix, in lower case: group} of a CSV file with the columns video and group. Raises InputError."""
+    return {without_suffix(video).casefold(): group for video, group in read_column(file, "group").items()}
 
 
 def _split_by_groups(names: Iterable[str], number: str) -> Split:
     """Groups 1-7 are split 1's test set, 8-14 split 2's, 15-21 split 3's; all others train."""
     if number not in ("1", "2", "3"):
         raise InputError(f"--split {number}: without lists (--ucf-list) there are the splits 1, 2 and 3")
-    found = {}
-    for name in names:
-        parts = ucf_parts(name)
-        if parts is None:
-            raise InputError(
-                f"{name} is not named like UCF101's v_Class_gXX_cYY, so no rule tells its split: write lists "
-                "with data/make_split.py and give their folder to --ucf-list"
-            )
-        found[name] = parts
+    found = {name: ucf_parts(name) for name in names}
     if not found:
         raise InputError("no videos on disk to split; extract frames first (data/extract_rgb.py)")
-    on_disk = {class_.casefold(): class_ for class_, _, _ in found.values()}
+    if other := next((name for name, parts in found.items() if not parts), None):
+        raise InputError(
+            f"{other} is not named like UCF101's v_Class_gXX_cYY, so no rule tells its split: write lists "
+            "with data/make_split.py and give their folder to --ucf-list"
+        )
+    named = {name: parts for name, parts in sorted(found.items()) if parts}
+    on_disk = {class_.casefold(): class_ for class_, _, _ in named.values()}
     ucf101 = on_disk.keys() <= {name.casefold() for name in UCF101_CLASSES}
     dataset, class_names = ("ucf101", list(UCF101_CLASSES)) if ucf101 else ("own", sorted(on_disk.values()))
     labels = {name.casefold(): label for label, name in enumerate(class_names)}
-    train: dict[str, Video] = {}
-    test: dict[str, Video] = {}
-    first_test_group = 7 * int(number) - 6
-    for name, (class_, group, _) in sorted(found.items()):
+    sides: tuple[dict[str, Video], dict[str, Video]] = {}, {}
+    for name, (class_, group, _) in named.items():
         label = labels[class_.casefold()]
         video = Video(video_key(name, class_names[label]), label, name)
-        side = test if first_test_group <= int(group) < first_test_group + 7 else train
-        side.setdefault(video.name, video)  # the same video in two folders: frames.match reports it
-    sides = [sorted(side.values(), key=lambda video: (video.label, video.name)) for side in (train, test)]
-    return Split(dataset, number, class_names, *sides)
+        tests = (int(group) - 1) // 7 == int(number) - 1
+        sides[tests].setdefault(video.name, video)  # the same video in two folders: frames.match reports it
+    train, test = (sorted(side.values(), key=lambda video: (video.label, video.name)) for side in sides)
+    return Split(dataset, number, class_names, train, test)
 
 
 def hold_out_groups(train: list[Video], groups: int) -> tuple[list[Video], list[Video]]:
@@ -187,8 +187,7 @@ def read_lists(folder: Path, number: str) -> tuple[Path, Split]:
         else:
             continue
         trained = {video.name.casefold() for video in lists.train}
-        leaks = [video.listed for video in lists.test if video.name.casefold() in trained]
-        if leaks:
+        if leaks := [video.listed for video in lists.test if video.name.casefold() in trained]:
             raise InputError(
                 f"{place}: split {number} leaks: {plural(len(leaks), 'video')} in both train and test "
                 f"({first_few(leaks)}); delete from one list"
@@ -201,20 +200,15 @@ def read_lists(folder: Path, number: str) -> tuple[Path, Split]:
 
 
 def _read_hmdb51(folder: Path, files: Sequence[Path], number: str) -> Split:
-    found = {}
-    for file in files:
-        if match := _HMDB51_FILE.fullmatch(file.name):
-            found[match["class"], match["number"].lstrip("0")] = file
+    matches = [(match, file) for file in files if (match := _HMDB51_FILE.fullmatch(file.name))]
+    found = {(match["class"], match["number"].lstrip("0")): file for match, file in matches}
     class_names = sorted({class_ for class_, _ in found})
     train: list[Video] = []
     test: list[Video] = []
     for label, class_ in enumerate(class_names):
         if (class_, number) not in found:
             others = sorted({n for c, n in found if c == class_})
-            raise InputError(
-                f"{folder} has no {class_}_test_split{number}.txt, only of split {first_few(others)}; "
-                "add the file, or choose another --split"
-            )
+            raise InputError(f"{folder} has no {class_}_test_split{number}.txt, only of split {first_few(others)}")
         seen: dict[str, str] = {}
         for where, text in _read_text(found[class_, number]):
             path, use, *_ = [*text.rsplit(None, 1), ""]  # from the right: names hold spaces
@@ -233,20 +227,16 @@ def _read_train_and_test(folder: Path, files: Sequence[Path], number: str) -> Sp
         if role := _role(file):
             in_name = _NUMBER.search(file.stem)
             by_role[role, in_name[1] if in_name else "only"].append(file)
-    chosen = number if any(n == number for _, n in by_role) else "only"
-    if chosen == "only" and (number != "1" or not any(n == "only" for _, n in by_role)):
-        splits = sorted({"1" if n == "only" else n for _, n in by_role})
+    splits = sorted({"1" if n == "only" else n for _, n in by_role})
+    if number not in splits:
         raise InputError(f"{folder} has no lists of split {number}, only of split {first_few(splits, 10)}")
+    chosen = number if any(n == number for _, n in by_role) else "only"
     test_role = "test" if ("test", chosen) in by_role else "val"
-    for role in ("train", test_role):
+    for role, name in (("train", "train"), (test_role, "test")):
         if (role, chosen) not in by_role:
-            role = "test" if role == "val" else role
-            raise InputError(
-                f"{folder} has no {role} list of split {number}; add it, as {role}.txt for example"
-            )
-    train_lines = _read_list(by_role["train", chosen])
-    test_lines = _read_list(by_role[test_role, chosen])
-    lines = [*train_lines, *test_lines]
+            raise InputError(f"{folder} has no {name} list of split {number}; add it, as {name}.txt for example")
+    lists = [_read_list(by_role[role, chosen]) for role in ("train", test_role)]
+    lines = [*lists[0], *lists[1]]
     class_file = next((file for file in files if file.name.casefold() in _CLASS_FILES), None)
     if class_file:
         class_names, first = _read_classes(class_file)
@@ -256,12 +246,12 @@ def _read_train_and_test(folder: Path, files: Sequence[Path], number: str) -> Sp
     labels = _labels(lines, class_names, numbers)
     keys = video_keys([line.path for line in lines], [class_names[label] for label in labels])
     videos = [Video(key, label, line.path) for key, label, line in zip(keys, labels, lines, strict=True)]
-    for part in (slice(len(train_lines)), slice(len(train_lines), None)):
-        seen: dict[str, str] = {}
-        for video, line in zip(videos[part], lines[part], strict=True):
-            _once(video, line.where, seen)
+    count = len(lists[0])
+    seen: tuple[dict[str, str], dict[str, str]] = {}, {}
+    for i, (video, line) in enumerate(zip(videos, lines, strict=True)):
+        _once(video, line.where, seen[i >= count])
     dataset = "ucf101" if tuple(class_names) == UCF101_CLASSES else "own"
-    return Split(dataset, number, class_names, videos[: len(train_lines)], videos[len(train_lines) :])
+    return Split(dataset, number, class_names, videos[:count], videos[count:])
 
 
 def _role(file: Path) -> str | None:
@@ -271,13 +261,10 @@ def _role(file: Path) -> str | None:
 
 
 def _once(video: Video, where: str, seen: dict[str, str]) -> None:
-    if video.name.endswith("/"):
-        raise InputError(f"{where}: `{video.listed}` names no video; correct the line")
-    if seen.setdefault(video.name.casefold(), where) != where:
-        raise InputError(
-            f"{where}: {video.listed} is {video.name} again, after {seen[video.name.casefold()]}; "
-            "delete one of the two lines"
-        )
+    before = seen.setdefault(video.name.casefold(), where)
+    if video.name.endswith("/") or before != where:
+        what = "names no video" if before == where else f"is {video.name} again, after {before}"
+        raise InputError(f"{where}: `{video.listed}` {what}; correct the line, or delete one of the two lines")
 
 
 def _read_text(file: Path) -> list[tuple[str, str]]:
@@ -311,12 +298,10 @@ def _read_classes(file: Path) -> tuple[list[str], int]:
             if not match:
                 raise InputError(f"{where}: `{text}` has no number, other classes have; write it as `1 {text}`")
             by_number[_number(match[1], where)] = match[2]
-        first = min(by_number)
+        first, names = min(by_number), [by_number[i] for i in sorted(by_number)]
         if sorted(by_number) != list(range(first, first + len(lines))) or first > 1:
             raise InputError(f"{file}: the classes must be numbered 1, 2, 3, ... with no gap and no repeat")
-        names = [by_number[i] for i in sorted(by_number)]
-    repeated = [name for name, count in Counter(map(str.casefold, names)).items() if count > 1]
-    if repeated:
+    if repeated := [name for name, count in Counter(map(str.casefold, names)).items() if count > 1]:
         raise InputError(f"{file}: the class {repeated[0]} occurs twice; delete one of the two lines")
     return names, first
 
@@ -346,9 +331,7 @@ def _parse_list(texts: list[tuple[str, str]]) -> list[_Line]:
             path = path[1:-1]
         more_after_suffix = any(without_suffix(word) != word for word in path.replace("\\", "/").split(" ")[:-1])
         if len(numbers) < form or more_after_suffix:
-            raise InputError(
-                f"{where}: expected {_FORMS[form]} as in the other lines, found `{text}`; correct the line"
-            )
+            raise InputError(f"{where}: expected {_FORMS[form]} as in other lines, found `{text}`; correct the line")
         path = path.replace("\\", "/").rstrip("/")
         lines.append(_Line(where, path, _number(numbers[-1], where) if form else None))
     return lines
@@ -402,9 +385,7 @@ def _classes_in(lines: list[_Line], folder: Path) -> tuple[list[str], dict[int, 
     offsets = {label - ucf101.get(name, 2 * label + 2) for label, name in meant.items()}
     whole = first in (0, 1) and list(meant) == list(range(first, first + len(meant)))
     if sorted(meant.values()) != sorted(names) or not (whole or offsets in ({0}, {1})):
-        raise InputError(
-            f"the labels and the folders' names in the lists of {folder} don't match one to one; {remedy}"
-        )
+        raise InputError(f"the labels and the folders' names in the lists of {folder} don't match one to one; {remedy}")
     return [names[name] for name in meant.values()], {label: i for i, label in enumerate(meant)}
 
 
@@ -426,19 +407,13 @@ def _labels(lines: list[_Line], class_names: list[str], numbers: dict[int, int])
     by_path = [_named_class(line.path, index) for line in lines]
     paths_tell = any(label is not None for label in by_path)
     labels = []
-    for line, label in zip(lines, by_path, strict=True):
-        if label is None and (paths_tell or line.label is None):
-            raise InputError(
-                f"{line.where}: {line.path} is of none of the {len(class_names)} classes; correct the line"
-            )
-        if line.label is not None and line.label not in numbers:
-            raise InputError(
-                f"{line.where}: the label {line.label} is none of the {len(class_names)} classes; correct the line"
-            )
-        if line.label is not None and label not in (None, numbers[line.label]):
-            raise InputError(
-                f"{line.where}: the label {line.label} means {class_names[numbers[line.label]]}, the path says "
-                f"{class_names[label]}; correct the line"
-            )
-        labels.append(label if line.label is None else numbers[line.label])
+    for line, told in zip(lines, by_path, strict=True):
+        label = told if line.label is None else numbers.get(line.label)
+        if label is None or (told is None and paths_tell):
+            what = line.path if told is None and (paths_tell or line.label is None) else f"the label {line.label}"
+            raise InputError(f"{line.where}: {what} is none of the {len(class_names)} classes; correct the line")
+        if told not in (None, label):
+            raise InputError(f"{line.where}: the label {line.label} means {class_names[label]}, the path says "
+                             f"{class_names[told]}; correct the line")  # fmt: skip
+        labels.append(label)
     return labels

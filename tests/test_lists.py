@@ -207,7 +207,7 @@ def test_hmdb51(tmp_path):
 def test_hmdb51_with_a_class_that_lacks_the_split(tmp_path):
     names = ("a_test_split1.txt", "b_test_split1.txt", "b_test_split2.txt")
     write(tmp_path, {name: "x.avi 1\ny.avi 2\n" for name in names})
-    assert "no a_test_split2.txt, only of split 1;" in error(tmp_path, 2)
+    assert "no a_test_split2.txt, only of split 1" in error(tmp_path, 2)
 
 
 # one's own
