@@ -92,18 +92,19 @@ def _serve(pipe: multiprocessing.connection.Connection, function: Callable[[Any,
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
     def report(event: str, value: Any) -> None:
-        pipe.send((event, value))
+        try:
+            pipe.send((event, value))
+        except OSError:  # the parent is gone
+            os._exit(1)
 
     report("ready", None)
     while True:
         try:
             job = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
         try:
             report("result", function(job, report))
-        except BrokenPipeError:
-            return
         except Exception as error:
             report("raised", (error, traceback.format_exc()))
 
