@@ -30,7 +30,7 @@ from dataloader.extracted import read_marker
 from dataloader.lists import read_column
 from dataloader.names import UCF101_CLASSES, ucf_parts
 from engine.owner import owned
-from report.outcome import Learnt
+from report.outcome import read_learnt
 from utils import (
     FEW,
     InputError,
@@ -260,7 +260,7 @@ def fuse(args: argparse.Namespace, step: Steps, streams: Path, checkpoint: str, 
         print(f"\nleft out: {plural(len(rows), 'video')} that could not be used, listed in {args.data / LEFT_OUT}:",
               *map(printable, told), sep="\n  ")  # fmt: skip
     if "--learn" in flags:
-        learnt = Learnt.from_results(output / "results.json")
+        learnt = read_learnt(output / "results.json")
         if learnt.joined:  # one head on both streams' features is two checkpoints of its own
             networks = {flag: Path(learnt.joined) / path.name for flag, path in networks.items()}
     files = {flag: (path / checkpoint).as_posix() for flag, path in networks.items()}
