@@ -100,6 +100,14 @@ def _end_children() -> None:
         signal.signal(watch, handler)
 
 
+# What torch, numpy, gloo and NCCL say, and what it means. Peers' words count only where there are peers.
+BATCH_NORM = ("Expected more than 1 value per channel when training",)
+DEAD_LOADER = ("DataLoader worker (pid",)
+NO_SHARED_MEMORY = ("unable to allocate shared memory", "unable to open shared memory", "unable to resize file")
+PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate")
+
+
 def plain_cause(error: Exception, if_memory_ends: str = "") -> str | None:
     """What befell a run from outside, in a line, where an exception tells of that; None for any other.
 
@@ -110,33 +118,22 @@ def plain_cause(error: Exception, if_memory_ends: str = "") -> str | None:
     if isinstance(error, OSError):
         full = error.errno == errno.ENOSPC  # of a file that is written to no name is known
         return f"the disk is full ({first}): free some, or write elsewhere" if full else None
-    if isinstance(error, ValueError):
-        if "Expected more than 1 value per channel when training" in text:
-            return f"batch norm has one value to average: a larger --batch-size, --segments or --size ({first})"
+    if not isinstance(error, (RuntimeError, MemoryError, ValueError)):
         return None
-    if not isinstance(error, (RuntimeError, MemoryError)):
-        return None
-    if "DataLoader worker (pid" in first:
-        return (
-            "a loader process died, most likely killed for lack of memory (or of /dev/shm in a container): use fewer "
-            f"--workers or a smaller --batch-size, and go on with --resume ({first})"
-        )
-    if any(words in text for words in NO_SHARED_MEMORY):
-        return (
-            "/dev/shm is too small for what loader processes hand over: give the container more (docker run --shm-size "
-            f"2g), or take --workers 0 ({first})"
-        )
-    if processes() > 1 and any(words in text for words in PEER_GONE):
-        return f"another process of this run has ended, see its own words; go on with --resume ({first})"
-    if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
-        return f"not enough memory: {if_memory_ends} ({first})"
-    return None
+    memory = f"not enough memory: {if_memory_ends}"
+    for words, cause in (
+        (BATCH_NORM, "batch norm has one value to average: a larger --batch-size, --segments or --size"),
+        (DEAD_LOADER, "a loader process died, most likely killed for lack of memory (or of /dev/shm in a container): "
+                      "use fewer --workers or a smaller --batch-size, and go on with --resume"),
+        (NO_SHARED_MEMORY, "/dev/shm is too small for what loader processes hand over: give the container more (docker "
+                           "run --shm-size 2g), or take --workers 0"),
+        (PEER_GONE, "another process of this run has ended, see its own words; go on with --resume"),
+        (OUT_OF_MEMORY, memory),
+    ):  # fmt: skip
+        if any(word in text for word in words) and (words != PEER_GONE or processes() > 1):
+            return f"{cause} ({first})"
+    return f"{memory} ({first})" if isinstance(error, MemoryError) else None
 
-
-# What gloo and NCCL say in the processes that remain, and torch and numpy where memory ends.
-PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate")
-NO_SHARED_MEMORY = ("unable to allocate shared memory", "unable to open shared memory", "unable to resize file")
 
 # Control characters (a terminal acts on them), line separators, overrides of the writing direction, and the halves of
 # characters that stand for bytes that are not UTF-8.
@@ -238,7 +235,7 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        return True
+        pass
     return True
 
 
@@ -312,23 +309,19 @@ def set_up_device(name: str) -> Any:
     """The torch.device that `--device` names, and the process group when torchrun started this process."""
     import torch
 
-    local = _from_torchrun("LOCAL_RANK", 0)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise InputError(f"--device {name} is no device: use auto, cpu, cuda, cuda:N or mps")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError("--device mps: this machine, or this torch, has no Metal GPU; use auto or cpu")
-    if device.type == "cuda":
-        index = device.index if device.index is not None else local
-        if index >= torch.cuda.device_count():
-            raise InputError(f"--device {name}: there is no GPU {index}, this machine has {torch.cuda.device_count()}")
-        device = torch.device("cuda", index)
-        torch.cuda.set_device(device)
+        if device.type == "cuda":
+            device = torch.device("cuda", _from_torchrun("LOCAL_RANK", 0) if device.index is None else device.index)
+            torch.cuda.set_device(device)
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise InputError(
+            f"--device {name} is no device of this machine: use auto, cpu, cuda, cuda:N or mps ({reason})"
+        ) from None
     if processes() > 1:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device

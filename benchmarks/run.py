@@ -51,7 +51,7 @@ def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--only", nargs="+", choices=tuple(PARTS), default=["loaders", "networks", "tvl1"])
     parser.add_argument("--data", type=Path, default=ROOT / "data/bench", metavar="DIR",
-                        help="holds rgb/ and flow/; made there from the shared UCF101 clips, or from the demo's videos")
+                        help="holds rgb/ and flow/; made there from the shared UCF101 clips")
     parser.add_argument("--videos", type=int, default=6, help="of those, how many to use, evenly chosen")
     parser.add_argument("--rounds", type=int, default=3, help="each measures every way once")
     parser.add_argument("--compile", action="store_true", help="networks by torch.compile")
@@ -67,16 +67,11 @@ def main() -> None:
 
 
 def prepare(home: Path) -> None:
-    """Frames and DIS flow of real videos under `home`, 256 pixels high, made unless they are there."""
-    if (home / "rgb").is_dir() and (home / "flow").is_dir():
-        return
+    """Frames and DIS flow of UCF101's clips under `home`, 256 pixels high, made unless they are there."""
     videos = (ROOT / os.environ.get("TWO_STREAM_SHARED", "../shared")).resolve() / "data/ucf101_clips"
-    commands = [] if videos.is_dir() else [["data/make_demo.py", str(home)]]
-    videos = videos if videos.is_dir() else home / "videos"
-    commands += [["data/extract_rgb.py", str(videos), str(home / "rgb"), "--sampling-rate", "1"],
-                 ["data/extract_flow.py", str(videos), str(home / "flow"), "--method", "dis"]]  # fmt: skip
-    for command in commands:
-        if subprocess.run([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
+    for kind, flags in ("rgb", ["--sampling-rate", "1"]), ("flow", ["--method", "dis"]):
+        command = [f"data/extract_{kind}.py", str(videos), str(home / kind), *flags]
+        if not (home / kind).is_dir() and subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode:
             raise InputError(f"the benchmark's data could not be made; try: python {' '.join(command)}")
 
 
@@ -116,9 +111,9 @@ def our_dataset(home: Path, stream: str, training: bool, count: int, repeats: in
     names = sorted(index.names)
     places = np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
     videos = [Video(names[place], place, names[place]) for place in places] * repeats
-    read = ReadFlow(index.root) if kind == "flow" else ReadFrame(index.root)
+    read, stack = (ReadFlow(index.root), 10) if kind == "flow" else (ReadFrame(index.root), 1)
+    preparation = default_preparation(kind, 224, "squash", stack)
     sampling = TrainSampling(SEGMENTS[stream]) if training else TestSampling(19)
-    preparation = default_preparation(kind, 224, "squash", 10 if kind == "flow" else 1)
     return ClipDataset(find_sources(index, videos), read, preparation, sampling)
 
 
@@ -256,24 +251,18 @@ def gpu(args: argparse.Namespace) -> None:
             net = our_test(preparation, device, args.compile)
             step = functools.partial(test_step, net, preparation.modality, device)
         here = next(batches)
+
+        def go(source: Iterator[Any], work: Callable[[Any], Any] | None) -> None:
+            for batch in itertools.islice(source, 20):
+                if work:
+                    work(batch)
+            torch.cuda.synchronize()
+
         ways = {"loader": (batches, None), "network": (itertools.repeat(here), step), "together": (batches, step)}
-        cells = [f"{name} {rate(*way):.1f}" for name, way in ways.items()]
+        clips = 20 * len(here.clips)
+        times = in_turns({name: timed(clips, go, *way) for name, way in ways.items()}, args.rounds)
+        cells = [f"{name} {1e3 / np.median(rows[:, 1]):.0f}" for name, rows in times.items()]
         print(f"{stream}, {'training' if training else 'test'}, clips/s: {', '.join(cells)}", flush=True)
-
-
-def rate(batches: Iterator[Any], step: Callable[[Any], Any] | None, seconds: float = 5.0) -> float:
-    for batch in itertools.islice(batches, 3):  # to warm up
-        if step:
-            step(batch)
-    torch.cuda.synchronize()
-    start, clips = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        batch = next(batches)
-        clips += len(batch.clips)
-        if step:
-            step(batch)
-    torch.cuda.synchronize()
-    return clips / (time.perf_counter() - start)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -19,8 +19,7 @@ def check_finite(scores: np.ndarray, videos: Sequence[str] | None = None) -> Non
         first = videos[bad[0]] if videos is not None else f"video number {bad[0] + 1}"
         raise InputError(
             f"the scores of {first} are not finite, nor those of {len(bad) - 1:,} more of {len(scores):,} videos: the "
-            "network has most likely diverged; train again, or from an earlier checkpoint, with a lower --lr or with "
-            "--clip-grad, and with --amp off if it was fp16"
+            "network has most likely diverged; train again with a lower --lr or --clip-grad, or with --amp off"
         )
 
 

@@ -30,6 +30,24 @@ def bounded(kind: type[int] | type[float], low: float, high: float = math.inf) -
     return parse
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Every default is shown, as it is when the help is printed: a recipe may have changed it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        has_none = action.nargs == 0 and not isinstance(action, Switch)  # store_true, and -h
+        # What None means is for the help itself to say.
+        if has_none or default in (None, [], (), argparse.SUPPRESS) or "default:" in text:
+            return text
+        if isinstance(default, bool):
+            default = "on" if default else "off"
+        shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
+        return f"{text} (default: {shown.replace('%', '%%')})"
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return {"int": "N", "float": "X"}.get(getattr(action.type, "__name__", ""), "")
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """A command line whose help fits the terminal and shows every default, and whose errors are InputErrors.
 
@@ -41,12 +59,9 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(
             description=_fill(description or "", width),
             epilog=_fill(epilog or "", width),
-            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-                prog, max_help_position=32 if width > 100 else 24, width=width
-            ),
+            formatter_class=lambda prog: _Help(prog, max_help_position=32 if width > 100 else 24, width=width),
             **settings,
         )
-        self.register("action", None, Store)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         namespace, unknown = self.parse_known_args(args, namespace)
@@ -73,43 +88,12 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message.removeprefix('argument ')}; `python {sys.argv[0]} -h` explains all flags")
 
 
-class _WithDefault(argparse.Action):
-    """Help that ends with the default, as it is when the help is printed: a recipe may have changed it."""
-
-    @property
-    def help(self) -> str | None:  # type: ignore[override]
-        default = self.default
-        # What None means is for the help itself to say.
-        if self._help is None or default in (None, [], (), argparse.SUPPRESS) or "default:" in self._help:
-            return self._help
-        if isinstance(default, bool):
-            default = "on" if default else "off"
-        shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
-        return f"{self._help} (default: {shown.replace('%', '%%')})"
-
-    @help.setter
-    def help(self, text: str | None) -> None:
-        self._help = text
-
-
-class Store(_WithDefault):
-    """A flag or argument with a value: argparse's own default action."""
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        if self.metavar is None and self.choices is None:
-            self.metavar = {"int": "N", "float": "X"}.get(getattr(self.type, "__name__", ""))
-
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
-        setattr(namespace, self.dest, values)
-
-
-class Switch(_WithDefault, argparse.BooleanOptionalAction):
+class Switch(argparse.BooleanOptionalAction):
     """--flag and --no-flag."""
 
     def __init__(self, *args: Any, help: str, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.help = help
+        self.help = help  # to which Python before 3.13 would add its own default
 
 
 def _fill(text: str, width: int) -> str:

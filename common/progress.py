@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
@@ -12,48 +10,32 @@ from tqdm import tqdm
 LINE_EVERY = 60.0  # seconds, in a log file
 
 
+class _Lines:
+    """What tqdm takes for a file: on stderr it writes whole lines, without what moves a terminal's cursor."""
+
+    def write(self, text: str) -> None:
+        if text := text.strip(" \r\n\x1b[A"):
+            print(text, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        pass
+
+
 class Progress(tqdm):
     """tqdm on stderr, which in a log file writes whole lines: how much is done, how fast, how much time is left."""
 
     def __init__(self, **settings: Any) -> None:
-        self.in_log = not sys.stderr.isatty()
-        if self.in_log:
-            settings |= {"mininterval": LINE_EVERY, "maxinterval": LINE_EVERY, "ascii": True}
+        if not sys.stderr.isatty():
+            settings |= {"file": _Lines(), "mininterval": LINE_EVERY, "maxinterval": LINE_EVERY, "ascii": True}
             # a bar that goes when it is done leaves nothing in a log, either, unless it takes long
             settings["delay"] = 0 if settings.get("leave", True) else LINE_EVERY
             settings["bar_format"] = "{desc}: {percentage:.0f} %, {elapsed} gone, {remaining} left{postfix}"
         # no miniters: a few long videos, or many short ones, are shown by the clock alone
-        super().__init__(**{"dynamic_ncols": not self.in_log, "miniters": 0, **settings})
-
-    @staticmethod
-    def status_printer(file: Any) -> Callable[[str], None]:
-        if file.isatty():
-            return tqdm.status_printer(file)
-
-        def line(text: str) -> None:
-            if text.strip():
-                print(text.strip(), file=file, flush=True)
-
-        return line
-
-    def clear(self, nolock: bool = False) -> None:
-        if not self.in_log:
-            super().clear(nolock)
-
-    def close(self) -> None:
-        if self.in_log and not self.disable:
-            if self.leave:
-                self.refresh()
-            # what tqdm would still write moves a terminal's cursor
-            self.fp, self.sp = io.StringIO(), lambda text: None
-        super().close()
+        super().__init__(**{"dynamic_ncols": sys.stderr.isatty(), "miniters": 0, **settings})
 
     def say(self, text: str) -> None:
         """A line of its own, beside the bar."""
-        if self.in_log or self.disable:
-            print(text, file=sys.stderr, flush=True)
-        else:
-            self.write(text, file=sys.stderr)
+        self.write(text, file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

@@ -56,9 +56,10 @@ def owned(folder: str | os.PathLike, file: str = "", flag: str = "--output") -> 
     except (OSError, NotImplementedError) as error:
         print(f"note: no lock on {folder / file} ({error}): see that no other run writes there", file=sys.stderr)
     try:
-        started = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         command = shlex.join(["python", *sys.argv])
-        write_json(note, {"pid": os.getpid(), "host": socket.gethostname(), "started": started, "command": command})
+        started = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+        own = Owner(pid=os.getpid(), host=socket.gethostname(), started=started, command=command)
+        write_json(note, own.model_dump())
         yield
     finally:
         with contextlib.suppress(OSError):

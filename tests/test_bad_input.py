@@ -223,7 +223,7 @@ def test_one_value_is_no_batch(fails, tiny, tmp_path):
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has a Metal GPU")
 def test_no_metal_gpu(fails, tiny, tmp_path):
-    assert "no Metal GPU" in fails("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path), "--device", "mps")
+    assert "no device of this machine" in fails("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path), "--device", "mps")
 
 
 def test_one_class_is_nothing_to_learn(fails, tiny, tmp_path):
