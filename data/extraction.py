@@ -25,8 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel
 
 from common.commandline import bounded
+from common.formats import read_json
 from common.progress import Progress
 from data.jobs import Report, run_jobs
 from data.videos import VideoError, VideoFile
@@ -72,6 +74,13 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not 1 <= part <= parts:
         raise argparse.ArgumentTypeError(f"{text!r}: give K/N with K from 1 to N, such as 3/16")
     return part, parts
+
+
+class Failure(BaseModel):
+    """.failed/<video>.json."""
+
+    video: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -150,10 +159,10 @@ class Output:
     def _failures(self, known: set[Path]) -> list[tuple[str, str]]:
         rows = []
         for path in (self.root / ".failed").rglob("*.json"):
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(InputError):
                 if path in known and not path.name.startswith("."):
-                    failure = json.loads(path.read_text(encoding="utf-8"))
-                    rows.append((failure["video"], failure["reason"]))
+                    failure = read_json(path, Failure, "")
+                    rows.append((failure.video, failure.reason))
         return sorted(rows)
 
     def _write_state(self, kind: str, video: VideoFile, content: dict) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import shlex
 import sys
 import tempfile
@@ -33,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common.commandline import ArgumentParser, bounded
+from common.formats import read_json
 from data.jobs import Report, run_jobs
 from data.steps import StepFailed, Steps
 from data.videos import import_cv2
@@ -195,8 +195,9 @@ def render(out: Path, seed: int, clips: int) -> None:
     """Write the videos of all scenes under `out`/videos, on all cores. Those that are there are kept."""
     settings = {"seed": seed, "width": WIDTH, "height": HEIGHT, "frames": FRAMES, "rate": RATE, "version": 1}
     made_by = out / "demo.json"
-    if made_by.exists() and json.loads(made_by.read_text(encoding="utf-8")) != settings:
-        raise InputError(f"{made_by} says that these videos were rendered otherwise; remove {out} or choose another")
+    anew = f"remove {out} or choose another"
+    if made_by.exists() and read_json(made_by, dict[str, int], anew) != settings:
+        raise InputError(f"{made_by} says that these videos were rendered otherwise; {anew}")
     write_json(made_by, settings)
     videos = out / "videos"
     workers = [functools.partial(render_group, videos, seed, clips)] * cpu_count()

@@ -19,7 +19,7 @@ from torch import Tensor
 from common.formats import Finite, Names, check
 from dataloader.preparation import Preparation, SavedPreparation
 from saved import foreign
-from saved.safe import SAFETENSORS_KEY, load_checkpoint, safetensors_library
+from saved.safe import SAFETENSORS_KEY, check_weights, load_checkpoint, safetensors_library
 from utils import InputError, atomic_path
 
 FORMAT, HEAD_FORMAT = "two-stream", "two-stream-head"  # what our own files say that they are
@@ -59,7 +59,7 @@ class Checkpoint:
     @property
     def tested_state(self) -> dict[str, Tensor]:
         """The weights that a test uses: the moving average, where the training kept one."""
-        return (_average(self.raw) if self.source == FORMAT else None) or self.state_dict
+        return (_average(self.raw, self.path) if self.source == FORMAT else None) or self.state_dict
 
 
 def write_checkpoint(state: Mapping[str, Any], *paths: str | os.PathLike, **header: Any) -> None:
@@ -141,13 +141,15 @@ def read_state_dict(path: str | os.PathLike, flow_order: str = "original") -> di
     content = load_checkpoint(path)
     state = foreign.find_weights(content, path)
     if content.get("format") == FORMAT:
-        return _average(content) or state
+        return _average(content, path) or state
     return foreign.rename(state, flow_order)[1]
 
 
-def _average(content: dict) -> dict[str, Tensor] | None:
+def _average(content: dict, path: str | os.PathLike) -> dict[str, Tensor] | None:
     """The moving average in a checkpoint of ours, in torchvision's names; None where the training kept none."""
     average = content.get("ema")
     if average is None:
         return None
-    return {name.removeprefix("module."): value for name, value in average.items() if name != "n_averaged"}
+    state = {name.removeprefix("module."): value for name, value in average.items() if name != "n_averaged"}
+    check_weights(state, path)
+    return state

@@ -110,12 +110,18 @@ class FeaturesAbout(BaseModel):
 
 
 def read_about(path: str | Path) -> dict[str, Any] | None:
-    """What a features file says of itself, without reading its features; None where there is no such file."""
+    """What a features file says of itself, without reading its features; None where there is none that can be read."""
     try:
         with np.load(path, allow_pickle=False) as content:
-            return json.loads(str(content["about"]))
-    except (OSError, ValueError, KeyError, EOFError, RecursionError, zipfile.BadZipFile):
+            return _about(path, content["about"])
+    except (InputError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
+
+
+def _about(path: str | Path, text: Any) -> dict[str, Any]:
+    about = parse_json(str(text), dict[str, Any], path, "extract it again")
+    check(about, FeaturesAbout, path, "extract it again")
+    return about
 
 
 def read_features(path: str | Path) -> Features:
@@ -127,8 +133,7 @@ def read_features(path: str | Path) -> Features:
     again = InputError(f"{path} is not a features file of this project; extract it again")
     if not isinstance(content, dict) or not content.keys() >= {*ARRAYS, "about"}:
         raise again
-    about = parse_json(str(content["about"]), dict[str, Any], path, "extract it again")
-    check(about, FeaturesAbout, path, "extract it again")
+    about = _about(path, content["about"])
     videos, labels, subset, groups, values = (np.asarray(content[name]) for name in ARRAYS)
     sound = all(one.ndim == 1 and len(one) == len(values) > 0 for one in (videos, labels, subset, groups))
     sound = sound and videos.dtype.kind == groups.dtype.kind == "U" and labels.dtype.kind == "i"

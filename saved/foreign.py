@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
-from saved.safe import show
+from saved.safe import check_weights, show
 from utils import InputError, plural
 
 # What a project called parts of torchvision's ResNet, by source; the first name found in a file tells the source.
@@ -55,9 +55,7 @@ def find_weights(content: dict, path: str | os.PathLike) -> dict[str, Tensor]:
     while all(name.startswith("module.") for name in state):  # torch.nn.DataParallel's
         state = {name.removeprefix("module."): value for name, value in state.items()}
     weights = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    for name, value in weights.items():
-        if not value.isfinite().all():
-            raise InputError(f"{path}: {name} holds NaN or infinity: its training diverged; take an earlier checkpoint")
+    check_weights(weights, path)
     return weights
 
 

@@ -16,7 +16,7 @@ from common.formats import Count, Names, check
 from dataloader.preparation import Preparation, SavedPreparation
 from saved.checkpoints import HEAD_FORMAT, Checkpoint, save_tensors, weights_hash
 from saved.feature_file import Features
-from saved.safe import load_checkpoint
+from saved.safe import check_weights, load_checkpoint
 
 
 class HeadInput(BaseModel):
@@ -98,6 +98,8 @@ def read_head(path: str | os.PathLike) -> HeadFile | None:
     if content.get("format") != HEAD_FORMAT:
         return None
     check(content, HeadContent, path, "train it again")
+    for state in (content["state_dict"], *(part["state_dict"] for part in content["inputs"].values())):
+        check_weights(state, path)
     return _head_file(Path(path), content)
 
 

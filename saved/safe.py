@@ -17,7 +17,7 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from mmap import ACCESS_READ, mmap
 from types import SimpleNamespace
@@ -126,6 +126,13 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
         if not isinstance(content, dict):
             raise Refused(f"it holds a {type(content).__name__} instead of a dict")
         return _plain(content, _own(size))
+
+
+def check_weights(state: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Raise InputError for weights that hold NaN or infinity."""
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise InputError(f"{path}: {name} holds NaN or infinity: its training diverged; take an earlier checkpoint")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import struct
 import zlib
@@ -13,24 +14,31 @@ import torch
 from prediction_files import CLASSES, write
 from torchvision.models import resnet18
 
-from dataloader.extracted import read_extraction
+import run
+from data import make_split
+from dataloader.extracted import read_extraction, read_marker
 from dataloader.images import decode_gray, decode_rgb
 from dataloader.packed import open_pack
 from dataloader.preparation import Preparation
 from report.outcome import read_learnt
-from saved.checkpoints import read_checkpoint
+from saved.checkpoints import FORMAT, HEAD_FORMAT, read_checkpoint, read_state_dict
+from saved.head_file import read_head
 from saved.predictions import load_predictions
 from utils import InputError, write_json
 
 NAN, INF = float("nan"), float("inf")
 LEARNT = {"weights": {"a": 1.0, "b": 2.0}, "temperature": 1.0, "learnt_on": {"videos": 1, "groups": 1, "paths": []}}
 LABELS = {"a": 0, "b": 1}
+NO_FLAGS = dict.fromkeys(("test_fraction", "folds", "seed", "groups"))
+MARKER = {"settings": "0", "bytes": 9, "sha256": "0", "images": 1}
 # file -> what it says, and keys with values that do not fit
 FORMATS = {
     "extraction.json": ({"kind": "rgb", "version": 1, "settings": {"sampling_rate": 10, "short_side": 256}}, [
         ("settings.sampling_rate", -1), ("settings.short_side", "all"), ("settings.bound", 0.0),
         ("settings.bound", NAN), ("settings.quality", 101), ("version", 2), ("kind", "sound"), ("settings", []),
     ]),
+    "run.json": ({"videos": "/v"}, [("videos", 3), ("videos", None)]),
+    "make_split.json": ({"seed": 3}, [("seed", -1), ("folds", 1), ("test_fraction", 1.0), ("other", 1)]),
     "pack.json": ({"format": "two-stream pack", "kind": "rgb", "shards": []}, [
         ("kind", "sound"), ("shards", [{"name": "shard-0", "bytes": -1}]), ("shards", [{"name": "../x", "bytes": 1}]),
     ]),
@@ -48,7 +56,10 @@ FORMATS = {
 def read(path: Path) -> object:
     if path.name == "predictions.json":
         return load_predictions(write(path.parent, "spatial", {name: np.arange(3.0) for name in LABELS}))
-    readers = {"extraction.json": read_extraction, "pack.json": lambda root: open_pack(root, "rgb")}
+    readers = {
+        "extraction.json": read_extraction, "pack.json": lambda root: open_pack(root, "rgb"), "run.json": run.recorded,
+        "make_split.json": lambda root: make_split.settings(argparse.Namespace(out=root, **NO_FLAGS)),
+    }  # fmt: skip
     return readers[path.name](path.parent) if path.name in readers else read_learnt(path)
 
 
@@ -79,6 +90,15 @@ def test_values_that_do_not_fit_are_one_line(tmp_path, name):
         assert name in one_line(read, path)
 
 
+def test_a_marker_that_lies_is_no_marker(tmp_path):
+    path = tmp_path / ".done/v.json"
+    write_json(path, MARKER)
+    assert read_marker(tmp_path, "v").images == 1 and read_marker(tmp_path, "n" * 300) is None
+    for name, wrong in ("images", "1"), ("bytes", -1), ("settings", 0), ("mtime_ns", "now"), ("path", ["x"]):
+        write_json(path, {**MARKER, name: wrong})
+        assert read_marker(tmp_path, "v") is None, name
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -91,11 +111,29 @@ def test_a_preparation_is_checked(field, value):
     assert "update this program" in one_line(Preparation.from_dict, {**Preparation().as_dict(), field: value})
 
 
+def head_file(weights: torch.Tensor, head: torch.Tensor) -> dict:
+    """A file of heads.py, as short as it may be."""
+    one = {"arch": "resnet18", "preparation": Preparation().as_dict(), "samples": 1, "views": 1,
+           "pooling": ["layer4.mean"], "features": 2, "state_dict": {"conv1.weight": weights}}  # fmt: skip
+    about = {"kind": "linear", "stream": "spatial", "over_time": "mean"}
+    return {"format": HEAD_FORMAT, "class_names": ["a", "b"], "inputs": {"rgb": one}, "head": about,
+            "state_dict": {"weight": head}}  # fmt: skip
+
+
 def test_weights_that_are_not_finite_name_no_action(tmp_path):
+    """Of a network, of the average that a training keeps of it, of a head and of what a head stands on."""
     state = resnet18(num_classes=3).state_dict()
     state["fc.weight"][1, 2] = NAN
-    torch.save(state, tmp_path / "w.pth")
-    assert "w.pth: fc.weight holds NaN" in one_line(read_checkpoint, tmp_path / "w.pth")
+    good, bad = torch.zeros(2, 2), torch.tensor([[0.0, INF], [0.0, 0.0]])
+    network = {"format": FORMAT, "state_dict": {"fc.weight": good}, "ema": {"n_averaged": 1, "module.fc.weight": bad}}
+    for content, read_it, name in (
+        (state, read_checkpoint, "fc.weight"), (network, read_state_dict, "fc.weight"),
+        (head_file(good, bad), read_head, "weight"), (head_file(bad, good), read_head, "conv1.weight"),
+    ):  # fmt: skip
+        torch.save(content, tmp_path / "w.pth")
+        assert f"w.pth: {name} holds NaN" in one_line(read_it, tmp_path / "w.pth")
+    torch.save(head_file(good, good), tmp_path / "w.pth")
+    assert read_head(tmp_path / "w.pth").kind == "linear"
 
 
 def test_paths_that_are_not_utf8_come_back(tmp_path):
