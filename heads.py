@@ -5,12 +5,12 @@
   python heads.py --spatial rgb.npz --motion flow.npz
 
 Features of several inputs of one stream, such as flow and --input greydiff, are joined: --motion flow.npz grey.npz.
-Heads: linear is logistic regression on each stream's features, their mean and spread over time (with --over-time mean,
-of two stages on both or on the first alone), and once more on both streams' features together (joined); classes have
-equal weight, however many videos they have. ts-lstm and inception (Ma et al. 2017, arXiv 1703.10667) look at the course
-over time of both streams' features together. What is chosen, the stages, the strength or the epochs, is chosen on
-training videos alone, by folds that keep the videos of one recording or person together. A check says what accuracy is
-left where clips that look alike are kept together (look_alikes).
+Heads: linear is logistic regression on the mean of each stream's features over time (where they are of two stages, on
+both or on the first alone), and once more on both streams' features together (joined); classes have equal weight,
+however many videos they have. ts-lstm and inception (Ma et al. 2017, arXiv 1703.10667) look at the course over time of
+both streams' features together. The stages, the strength or the epochs are chosen on training videos alone, by folds
+that keep the videos of one recording or person together. A check says what accuracy is left where clips that look
+alike are kept together (look_alikes).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import argparse
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from common.commandline import ArgumentParser, bounded
 from common.progress import progress_bar
 from dataloader.names import first_few
 from dataloader.preparation import Preparation
-from engine.crossfit import Fit, fit_first_or_all, fit_linear, fit_temporal, look_alikes, time_statistics
+from engine.crossfit import Fit, fit_first_or_all, fit_linear, fit_temporal, look_alikes, video_means
 from engine.features import feature_count, last_pooling, trunk_hash
 from engine.owner import owned
 from engine.temporal_heads import TEMPORAL
@@ -41,7 +41,7 @@ from saved.checkpoints import read_checkpoint, weights_hash, write_checkpoint
 from saved.feature_file import Features, read_features
 from saved.head_file import write_head
 from saved.predictions import write_predictions
-from utils import InputError, plural, run_main, set_up_device, write_json
+from utils import InputError, run_main, set_up_device, write_json
 
 HEADS = ("linear", *TEMPORAL)
 Inputs = dict[str, Features]  # of one head, by name: a stream's, or "motion flow" and "motion greydiff" of one stream
@@ -56,9 +56,6 @@ def parse_arguments() -> argparse.Namespace:
     group = parser.add_argument_group("heads")
     group.add_argument("--head", nargs="+", choices=HEADS, default=["linear"], metavar="HEAD",
                        help=f"one or several of {', '.join(HEADS)}")
-    group.add_argument("--over-time", choices=("mean", "mean+std"), default="mean+std",
-                       help="what linear sees of a video's samples; of the mean of layer4.mean alone, it becomes a "
-                            "network's last layer, to fine-tune with --weights")
     group.add_argument("--folds", type=bounded(int, 2), default=5,
                        help="parts of the training videos, each held out once")
     group.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), default=0,
@@ -83,14 +80,12 @@ def main() -> int:
     with owned(args.output):
         rows: list[Row] = []
         for head in args.head:
-            if head == "linear":
-                for name, one in streams.items():
-                    rows.append(fit_and_write(args, head, name, one, networks, device, alike))
-                if len(streams) == 2:
-                    rows += [average(rows[-2:]), fit_joined(args, streams, networks, alike)]
-            else:
-                name = "both" if len(streams) == 2 else next(iter(streams))
-                rows.append(fit_and_write(args, head, name, everything, networks, device, alike))
+            alone = [{name: one} for name, one in streams.items()] if head == "linear" else []
+            rows += [fit_and_write(args, head, one, networks, device, alike) for one in alone]
+            if len(alone) == 2:
+                rows.append(average(rows[-2:]))
+            if len(alone) != 1:
+                rows.append(fit_and_write(args, head, streams, networks, device, alike))
         write_json(args.output / "heads.json", [row.about() for row in rows])
     print(table(rows))
     if alike:
@@ -179,94 +174,93 @@ class Row:
 
 
 def fit_and_write(
-    args: argparse.Namespace, head: str, name: str, inputs: Inputs, networks: dict[str, Network], device: torch.device,
+    args: argparse.Namespace,
+    head: str,
+    streams: dict[str, Inputs],
+    networks: dict[str, Network],
+    device: torch.device,
     alike: dict[str, Any] | None,
-) -> Row:  # fmt: skip
-    """Fit a head on features joined, of stream `name` or of both, and write what it says and what it is."""
+) -> Row:
+    """Fit a head on the features of one stream, or of both joined, and write what it says and what it is.
+
+    A linear head on both streams is written as two, whose sum it is: predict.py takes joined/spatial and
+    joined/motion like any two streams.
+    """
     start = time.monotonic()
+    inputs = {name: one for files in streams.values() for name, one in files.items()}
     one = next(iter(inputs.values()))
     train, test, classes = one.rows("train"), one.rows("test"), len(one.about["class_names"])
+    both = len(streams) == 2
+    name = ("joined" if head == "linear" else "both") if both else next(iter(streams))
+    folder = args.output / "joined" if name == "joined" else args.output / head / name
     values = [each.values for each in inputs.values()]
-    if head == "linear":
-        joined = np.concatenate(values, 2) if len(values) > 1 else values[0]
-        rest = (train, one.labels, one.groups, classes, args.folds, args.seed, args.over_time)
-        stages, network = one.about["pooling"], networks[next(iter(inputs))]
-        if len(inputs) == 1 and len(stages) > 1 and args.over_time == "mean":
-            fit = fit_first_or_all(feature_count(network, stages[:1]), joined, *rest)
-        else:
-            fit = fit_linear(joined, *rest)
-    else:
-        total = (args.folds + 1) * TEMPORAL[head].epochs  # at most: the last training stops where the folds were best
+    rest = (train, one.labels, one.groups, classes, args.folds, args.seed)
+    if head != "linear":
+        total = (args.folds + 1) * TEMPORAL[head].epochs  # at most: the last stops where the folds were best
         with progress_bar(total, f"{head} {name}", "epoch") as bar:
-            fit = fit_temporal(
-                head, values, train, one.labels, one.groups, classes, args.folds, args.seed, device, bar.update
-            )
-    folder = args.output / head / name
-    sha256 = save(folder / "checkpoint.pth.tar", args, head, name, inputs, networks, fit)
+            fit = fit_temporal(head, values, *rest, device, bar.update)
+        sha256 = save(folder, head, name, inputs, networks, fit.state, fit.choice)
+    else:
+        stages = one.about["pooling"]
+        if both:
+            fit = fit_linear(np.concatenate([video_means(each) for each in values], 1)[:, None], *rest)
+        elif len(values) == 1 and len(stages) > 1:
+            first = feature_count(networks[next(iter(inputs))], stages[:1])
+            fit = fit_first_or_all(first, values[0], *rest)
+        else:
+            fit = fit_linear(np.concatenate(values, 2), *rest)
+        widths = [sum(each.values.shape[2] for each in own.values()) for own in streams.values()]
+        hashes = []
+        for (stream, own), weight in zip(streams.items(), fit.state["fc.weight"].split(widths, 1), strict=True):
+            state = {"fc.weight": weight.contiguous(), "fc.bias": fit.state["fc.bias"] / len(streams)}
+            place = folder / stream if both else folder
+            hashes.append(save(place, head, stream, own, networks, state, fit.choice))
+        sha256 = "+".join(hashes)
     write_said(folder, head if name == "both" else name, inputs, fit, sha256, alike)
-    truth = one.labels[train], one.labels[test]
-    return Row(head, name, fit.held_out, fit.logits[test].mean(1), truth, time.monotonic() - start, fit.choice)
+    truth, seconds = (one.labels[train], one.labels[test]), time.monotonic() - start
+    return Row(head, name, fit.held_out, fit.logits[test].mean(1), truth, seconds, fit.choice)
 
 
 def write_said(
     folder: Path, stream: str, inputs: Inputs, fit: Fit, sha256: str, alike: dict[str, Any] | None
 ) -> None:
-    """Write a head's predictions: of test videos into `folder`, of training videos held out of it into its val/."""
+    """Write a head's predictions: of test videos into `folder`, of held-out training videos into its val/."""
     one = next(iter(inputs.values()))
-    about = {**describe(inputs, sha256), **({"look_alikes": alike} if alike else {})}
+    protocols = {
+        name: {"samples": each.about["samples"], "views": each.about["views"], **each.about["preparation"]}
+        for name, each in inputs.items()
+    }
+    about = {
+        **{key: one.about[key] for key in ("dataset", "split", "class_names")},
+        "protocol": protocols if len(inputs) > 1 else next(iter(protocols.values())),
+        "checkpoint": {"name": "checkpoint.pth.tar", "epoch": -1, "weights_sha256": sha256},
+        **({"look_alikes": alike} if alike else {}),
+    }
+    root, *more = (each.about["frames"]["root"] for each in inputs.values())
     for subset, place in (("test", folder), ("val", folder / "val")):
         rows = one.rows("test" if subset == "test" else "train")
         videos = [one.videos[row] for row in rows]
         logits = fit.logits[rows] if subset == "test" else fit.held_out[:, None]
-        labels = {video: int(one.labels[row]) for video, row in zip(videos, rows, strict=True)}
-        groups = {video: str(one.groups[row]) for video, row in zip(videos, rows, strict=True)}
         folders = {video: one.about["frames"]["folders"][video] for video in videos}
-        roots = [each.about["frames"]["root"] for each in inputs.values()]
-        frames = {"root": roots[0], "folders": folders, "more": roots[1:]}
-        more = {"subset": subset, "labels": labels, "groups": groups, "frames": frames}
-        write_predictions(place, stream, dict(zip(videos, logits, strict=True)), {**about, **more})
-
-
-def fit_joined(
-    args: argparse.Namespace, streams: dict[str, Inputs], networks: dict[str, Network], alike: dict[str, Any] | None
-) -> Row:
-    """Fit one linear head on both streams' features, and write it as two: the sum of what they say is what it says.
-
-    So predict.py takes joined/spatial and joined/motion like any two streams.
-    """
-    start = time.monotonic()
-    everything = {name: one for inputs in streams.values() for name, one in inputs.items()}
-    one = next(iter(everything.values()))
-    train, test, classes = one.rows("train"), one.rows("test"), len(one.about["class_names"])
-    seen = {
-        stream: time_statistics(np.concatenate([each.values for each in inputs.values()], 2), args.over_time)
-        for stream, inputs in streams.items()
-    }
-    joined = np.concatenate(list(seen.values()), 1)[:, None]
-    fit = fit_linear(joined, train, one.labels, one.groups, classes, args.folds, args.seed, "mean")
-    weights = fit.state["fc.weight"].split([part.shape[1] for part in seen.values()], 1)
-    hashes = []
-    for (stream, inputs), weight in zip(streams.items(), weights, strict=True):
-        part = replace(fit, state={"fc.weight": weight.contiguous(), "fc.bias": fit.state["fc.bias"] / len(streams)})
-        path = args.output / "joined" / stream / "checkpoint.pth.tar"
-        hashes.append(save(path, args, "linear", stream, inputs, networks, part))
-    write_said(args.output / "joined", "joined", everything, fit, "+".join(hashes), alike)
-    truth = one.labels[train], one.labels[test]
-    return Row("linear", "joined", fit.held_out, fit.logits[test].mean(1), truth, time.monotonic() - start, fit.choice)
+        more_about = {
+            "subset": subset,
+            "labels": dict(zip(videos, one.labels[rows].tolist(), strict=True)),
+            "groups": dict(zip(videos, map(str, one.groups[rows]), strict=True)),
+            "frames": {"root": root, "folders": folders, "more": more},
+        }
+        write_predictions(place, stream, dict(zip(videos, logits, strict=True)), {**about, **more_about})
 
 
 def check_look_alikes(args: argparse.Namespace, streams: dict[str, Inputs]) -> dict[str, Any] | None:
-    """What the look-alike check of the RGB features found; None without them, or without two groups in most classes."""
+    """What the look-alike check of the RGB features found; None without them, or with too few videos."""
     if "spatial" not in streams:
         return None
     one = next(iter(streams["spatial"].values()))
-    classes = len(one.about["class_names"])
+    test, classes = one.subset == "test", len(one.about["class_names"])
     try:
-        found = look_alikes(one.values, one.labels, one.groups, one.videos, one.subset == "test", classes,
-                            args.folds, args.seed)  # fmt: skip
-    except InputError:  # too few videos to hold any out
+        return look_alikes(one.values, one.labels, one.groups, one.videos, test, classes, args.folds, args.seed)
+    except InputError:
         return None
-    return found.about()
 
 
 def average(rows: Sequence[Row]) -> Row:
@@ -275,38 +269,26 @@ def average(rows: Sequence[Row]) -> Row:
     return Row(rows[0].head, "average", held_out, test, rows[0].truth, sum(row.seconds for row in rows), {})
 
 
-def describe(inputs: Inputs, sha256: str) -> dict[str, Any]:
-    """What predictions.json says of all of a head's predictions."""
-    protocols = {
-        name: {"samples": one.about["samples"], "views": one.about["views"], **one.about["preparation"]}
-        for name, one in inputs.items()
-    }
-    first = next(iter(inputs.values())).about
-    return {
-        **{key: first[key] for key in ("dataset", "split", "class_names")},
-        "protocol": protocols if len(inputs) > 1 else next(iter(protocols.values())),
-        "checkpoint": {"name": "checkpoint.pth.tar", "epoch": -1, "weights_sha256": sha256},
-    }
-
-
 def save(
-    path: Path, args: argparse.Namespace, head: str, stream: str, inputs: Inputs, networks: dict[str, Network], fit: Fit
-) -> str:
-    """Write what predict.py takes, and return its weights' hash.
+    folder: Path, head: str, stream: str, inputs: Inputs, networks: dict[str, Network], state: dict[str, torch.Tensor],
+    choice: dict[str, Any],
+) -> str:  # fmt: skip
+    """Write the checkpoint that predict.py takes, and return its weights' hash.
 
     A linear head on what a last layer sees is one: a stream's checkpoint like any other. Other heads come with the
     networks that make their features.
     """
-    one = next(iter(inputs.values())).about
+    path, one = folder / "checkpoint.pth.tar", next(iter(inputs.values())).about
     seen_last = tuple(one["pooling"]) == last_pooling(networks[next(iter(inputs))])
-    if not (head == "linear" and args.over_time == "mean" and len(inputs) == 1 and seen_last):
-        about = {"kind": head, "stream": stream, "over_time": args.over_time, "choice": fit.choice}
-        return write_head(path, about, fit.state, inputs, {name: networks[name].state_dict() for name in inputs})
-    state = {**networks[stream].state_dict(), **fit.state}
-    sha256 = weights_hash(state)
-    progress = {"epoch": -1, "batch": 0, "best_prec1": -1.0, "ema": None, "state_dict": state}
+    if head != "linear" or len(inputs) > 1 or not seen_last:
+        about = {"kind": head, "stream": stream, "choice": choice}
+        stream_networks = {name: networks[name].state_dict() for name in inputs}
+        return write_head(path, about, state, inputs, stream_networks)
+    whole = {**networks[stream].state_dict(), **state}
+    sha256 = weights_hash(whole)
+    progress = {"epoch": -1, "batch": 0, "best_prec1": -1.0, "ema": None, "state_dict": whole}
     write_checkpoint(
-        {**progress, "head": {"kind": head, "choice": fit.choice}, "weights_sha256": sha256}, path,
+        {**progress, "head": {"kind": head, "choice": choice}, "weights_sha256": sha256}, path,
         arch=one["network"]["arch"], class_names=one["class_names"], dataset=one["dataset"], split=one["split"],
         preparation=one["preparation"], args={"test_samples": one["samples"], "test_views": one["views"]},
     )  # fmt: skip
@@ -334,21 +316,17 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def next_commands(args: argparse.Namespace, rows: Sequence[Row]) -> str:
-    """How to fuse, and how to recognise a new video, with the head that is best on held-out videos."""
-    lines = []
-    linear = [row.stream for row in rows if row.head == "linear" and row.stream in ("spatial", "motion")]
+    """How to fuse, and how to name the action in a new video with the head that is best on held-out videos."""
+    streams = [name for name in ("spatial", "motion") if getattr(args, name)]
     folder = (args.output / "linear").as_posix()
-    if len(linear) == 2:
-        lines.append(f"fuse:     python fusion.py --spatial {folder}/spatial --motion {folder}/motion --learn")
-    best = max((row for row in rows if row.stream == "average" or len(linear) < 2 or row.head != "linear"),
-               key=lambda row: row.scores()[0])  # fmt: skip
+    flags = " ".join(f"--{stream} {folder}/{stream}" for stream in streams)
+    lines = [f"fuse:     python fusion.py {flags} --learn"] if rows[0].head == "linear" and len(streams) == 2 else []
+    best = max((row for row in rows if row.stream != "joined"), key=lambda row: row.scores()[0])
     if best.head == "linear":
-        flags = " ".join(f"--{stream} {folder}/{stream}/checkpoint.pth.tar" for stream in linear)
+        flags = " ".join(f"--{stream} {folder}/{stream}/checkpoint.pth.tar" for stream in streams)
     else:
         flags = f"--head {(args.output / best.head / best.stream).as_posix()}/checkpoint.pth.tar"
-    which = f"{best.head}, the best on held-out {plural(len(best.truth[0]), 'video')}" if len(args.head) > 1 else ""
-    lines.append(f"predict:  python predict.py VIDEO {flags}" + (f"   ({which})" if which else ""))
-    return "\n".join(lines)
+    return "\n".join([*lines, f"predict:  python predict.py VIDEO {flags}"])
 
 
 if __name__ == "__main__":

@@ -170,8 +170,7 @@ def heads_way(args: argparse.Namespace, ucf101: bool) -> None:
          *as_words(MOTION), *common)  # fmt: skip
     step("features of flow", "motion_cnn.py", "--flow-dir", flow, "--flow-picture", 12, "--features", motion,
          *as_words(MOTION), *common)  # fmt: skip
-    step("heads", "heads.py", "--spatial", spatial, "--motion", grey, motion, "--over-time", "mean",
-         "--output", record / "heads")  # fmt: skip
+    step("heads", "heads.py", "--spatial", spatial, "--motion", grey, motion, "--output", record / "heads")
     fuse(args, step, record / "heads/linear", "checkpoint.pth.tar", "--learn")
 
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.accuracy import accuracy
 from common.commandline import ArgumentParser
 from fusion import choose, fuse, learn_weights
-from report.metrics import calibration_error, group_numbers, softmax
+from report.metrics import group_numbers, softmax
 from saved.predictions import TestSet, align, load_predictions
 from utils import run_main
 
@@ -35,6 +35,13 @@ def confidence_matched(streams: Sequence[np.ndarray], confidence: float = 0.6) -
         inverse = brentq(lambda t, z=logits: softmax(z * np.exp(t)).max(1).mean() - confidence, -12, 12)  # type: ignore
         found.append(logits * np.exp(inverse))
     return fuse(found)
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """The expected calibration error of the first guess's probability, 0..1 (Guo et al. 2017, section 2)."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return float(np.abs(np.bincount(place, weights=confidence - right)).sum() / len(labels))
 
 
 def top1(scores: np.ndarray, labels: np.ndarray) -> float:

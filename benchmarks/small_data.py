@@ -51,7 +51,7 @@ def main() -> None:
     values = {name: file.values for name, file in files.items()} | {"probe": probe(args.videos, args.weights, one)}
     rows: dict[str, list[float]] = {}
     for train, test in tqdm(list(splits(one, args.repeats)), desc="splits", leave=False):
-        rest = (train, one.labels, one.groups, len(one.about["class_names"]), 5, 0, "mean")
+        rest = (train, one.labels, one.groups, len(one.about["class_names"]), 5, 0)
         said, held_out = {}, {}
         for name, inputs in STREAMS.items():  # as heads.py fits it
             joined = np.concatenate([values[each] for each in inputs], 2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,22 +71,14 @@ def out_of_fold(folds: Sequence[np.ndarray], fit: Callable[[np.ndarray, np.ndarr
 
 
 def fit_linear(
-    values: np.ndarray,
-    train: np.ndarray,
-    labels: np.ndarray,
-    groups: np.ndarray,
-    classes: int,
-    folds: int,
-    seed: int,
-    over_time: str = "mean+std",
+    values: np.ndarray, train: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: int, folds: int, seed: int
 ) -> Fit:
-    """Logistic regression on each video's mean feature, or mean and spread, its strength C chosen by cross-validation.
+    """Logistic regression on each video's mean feature, its strength C chosen by cross-validation.
 
-    values (V, samples, F); labels and groups (V,); train (n,) indices. By "mean" alone, logits are of each sample's
-    own features, so that their mean is the video's; as a network's last layer it takes the features as they are.
+    values (V, samples, F); labels and groups (V,); train (n,) indices. Logits are of each sample's own features, so
+    that their mean is the video's; as a network's last layer it takes the features as they are.
     """
-    everyone = time_statistics(values, over_time)
-    means = everyone[train]  # (n, F or 2 F)
+    means = video_means(values)[train]  # (n, F)
     chosen, how = make_folds(labels[train], groups[train], folds, seed)
     y = labels[train]
 
@@ -103,10 +95,7 @@ def fit_linear(
         "C": STRENGTHS[best], "chosen_by": f"cross-entropy of {how} of the training videos",
         "tried": dict(zip(map(str, STRENGTHS), losses, strict=True)),
     }  # fmt: skip
-    if over_time == "mean":
-        logits = np.stack([row.astype(np.float32) @ weight.T + bias for row in values])
-    else:
-        logits = (everyone @ weights[-1].T + biases[-1]).astype(np.float32)[:, None]
+    logits = np.stack([row.astype(np.float32) @ weight.T + bias for row in values])
     return Fit(logits, curve[best], choice, {"fc.weight": torch.from_numpy(weight), "fc.bias": torch.from_numpy(bias)})
 
 
@@ -123,12 +112,9 @@ def fit_first_or_all(first: int, values: np.ndarray, *rest: Any) -> Fit:
     return replace(part, choice={**part.choice, "features": first}, state={**part.state, "fc.weight": weight})
 
 
-def time_statistics(values: np.ndarray, over_time: str) -> np.ndarray:
-    """(n, samples, F) float16 -> (n, F or 2 F) float64: the mean over samples, and their standard deviation."""
-    parts = [np.stack([row.mean(0, dtype=np.float64) for row in values])]
-    if over_time == "mean+std":
-        parts.append(np.stack([row.std(0, dtype=np.float64) for row in values]))
-    return np.concatenate(parts, 1)
+def video_means(values: np.ndarray) -> np.ndarray:
+    """The mean over samples: (n, samples, F) float16 -> (n, F) float64."""
+    return np.stack([row.mean(0, dtype=np.float64) for row in values])
 
 
 def logistic_path(
@@ -220,40 +206,25 @@ CHANCE = 0.01  # and the largest p of McNemar's test of that loss
 PAIRS = 12  # of look-alikes, that are named
 
 
-@dataclass(frozen=True)
-class LookAlikes:
-    """How well a linear head does on videos that look like none that it was trained on."""
-
-    accuracy: float  # top-1 in per cent, cross-validated by video or by the groups that are known, the lower one
-    apart: float  # the same with look-alikes kept together
-    p: float  # of the difference, McNemar's exact test over videos
-    shared: float  # share of test videos that have a training video in their cluster
-    clusters: int
-    pairs: list[dict[str, Any]]  # the most similar: {"test": video, "training": video, "similarity": cosine}
-
-    @property
-    def warns(self) -> bool:
-        """Whether the split has most likely put one recording on both sides."""
-        return self.accuracy - self.apart > FAR and self.p < CHANCE and self.shared > 0.5
-
-    def about(self) -> dict[str, Any]:
-        return {**asdict(self), "warns": self.warns}
-
-
 def look_alikes(
     values: np.ndarray, labels: np.ndarray, groups: np.ndarray, videos: Sequence[str], test: np.ndarray,
     classes: int, folds: int, seed: int,
-) -> LookAlikes:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """Cluster videos by how they look, and compare cross-validation that keeps clusters together with the usual one.
 
     values (V, samples, F), best of RGB; test (V,) bool. Clips of one recording look alike and are easy to recognise
     by their background. Ward's clusters of z-scored mean features by cosine: a fifth as many as videos, and at least
     three for each class, so that no class is a single cluster.
+
+    Returns accuracy: top-1 in per cent, cross-validated by video or by `groups`, the lower one; apart: with look-alikes
+    kept together; p of the difference (McNemar's exact test over videos); shared: the share of test videos with a
+    training video in their cluster; pairs: the most similar of these, {"test", "training", "similarity" (cosine)};
+    warns: whether the split has most likely put one recording on both sides.
     """
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.stats import binomtest
 
-    means = time_statistics(values, "mean")
+    means = video_means(values)
     z = (means - means.mean(0)) / np.maximum(means.std(0), 1e-6)
     z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
     number = min(max(len(z) // 5, 3 * len(np.unique(labels))), len(z))
@@ -275,15 +246,14 @@ def look_alikes(
     tested, trained = np.flatnonzero(test), np.flatnonzero(~test)
     nearest = cosines.argmax(1)
     order = np.argsort(-cosines.max(1))[:PAIRS]
-    return LookAlikes(
-        accuracy=100 * float(known.mean()),
-        apart=100 * float(apart.mean()),
-        p=float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0,
-        shared=float(mixed[test].mean()),
-        clusters=int(clusters.max()),
-        pairs=[
-            {"test": videos[tested[i]], "training": videos[trained[nearest[i]]],
-             "similarity": round(float(cosines[i, nearest[i]]), 3)}
-            for i in order if mixed[tested[i]]
-        ],
-    )  # fmt: skip
+    accuracy, lower = 100 * float(known.mean()), 100 * float(apart.mean())
+    p = float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
+    shared = float(mixed[test].mean())
+    pairs = [
+        {"test": videos[tested[i]], "training": videos[trained[nearest[i]]],
+         "similarity": round(float(cosines[i, nearest[i]]), 3)}
+        for i in order if mixed[tested[i]]
+    ]  # fmt: skip
+    warns = accuracy - lower > FAR and p < CHANCE and shared > 0.5
+    found = {"accuracy": accuracy, "apart": lower, "p": p, "shared": shared, "clusters": int(clusters.max())}
+    return {**found, "pairs": pairs, "warns": warns}

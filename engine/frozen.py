@@ -133,7 +133,7 @@ def start_from_linear_head(
     samples = np.stack([np.concatenate(own) for own in values])  # (videos, versions * clips, features)
     groups = np.array([source.video.group for source in loader.dataset.sources])
     try:
-        fit = fit_linear(samples, np.arange(count), labels, groups, classes, FOLDS, training.settings.seed, "mean")
+        fit = fit_linear(samples, np.arange(count), labels, groups, classes, FOLDS, training.settings.seed)
     except InputError as error:
         raise InputError(f"no linear head to start from: {error} (or --no-linear-start)") from None
     for model in (training.model, training.tested_model):  # the same one, or its moving average

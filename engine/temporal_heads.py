@@ -17,17 +17,15 @@ from torch import Tensor, nn
 from utils import InputError
 
 
-class TimeStatistics(nn.Module):
-    """A linear head on the mean over a video's samples, and on their standard deviation with `spread`."""
+class LinearHead(nn.Module):
+    """A linear head on the mean over a video's samples."""
 
-    def __init__(self, features: int, classes: int, spread: bool = True) -> None:
+    def __init__(self, features: int, classes: int) -> None:
         super().__init__()
-        self.spread = spread
-        self.fc = nn.Linear(features * (2 if spread else 1), classes)
+        self.fc = nn.Linear(features, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = x.mean(1)
-        return self.fc(torch.cat((mean, x.std(1, correction=0)), 1) if self.spread else mean)
+        return self.fc(x.mean(1))
 
 
 class TemporalSegmentLSTM(nn.Module):
@@ -112,11 +110,9 @@ TEMPORAL = {
 }
 
 
-def build_head(kind: str, features: int, classes: int, over_time: str = "mean") -> nn.Module:
-    """A head by its name; `over_time` ("mean", "mean+std") is of the linear one."""
-    if kind == "linear":
-        return TimeStatistics(features, classes, over_time == "mean+std")
-    return TEMPORAL[kind].build(features, classes)
+def build_head(kind: str, features: int, classes: int) -> nn.Module:
+    """A head by its name: "linear" or a key of TEMPORAL."""
+    return LinearHead(features, classes) if kind == "linear" else TEMPORAL[kind].build(features, classes)
 
 
 def train_temporal(

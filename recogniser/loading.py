@@ -86,7 +86,7 @@ def load_head(file: HeadFile) -> TrainedHead:
     """The small network in the file. Raises InputError where this version doesn't know it, or it is damaged."""
     if file.kind not in ("linear", *TEMPORAL):
         raise InputError(f"{file.path} is a head of a kind {file.kind}, which this version does not know; update it")
-    head = build_head(file.kind, file.features, len(file.class_names), file.over_time)
+    head = build_head(file.kind, file.features, len(file.class_names))
     try:
         head.load_state_dict(file.state_dict)
     except RuntimeError:

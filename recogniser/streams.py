@@ -19,7 +19,7 @@ from dataloader.clips import Batch, clips_of, each_once
 from dataloader.preparation import Preparation
 from dataloader.sampling import TestSampling
 from engine.evaluation import InferenceNet
-from engine.temporal_heads import TimeStatistics
+from engine.temporal_heads import LinearHead
 from recogniser.answers import Answer
 from recogniser.decoded import DecodedFrames, Flow
 from recogniser.windows import Window, frames_in_memory, whole_video
@@ -147,14 +147,10 @@ class TrainedHead:
         A linear head's are (samples, classes), what each sample adds; those of a head over time are (1, classes).
         """
         joined = torch.from_numpy(np.concatenate([features[name] for name in self.inputs], 1)).half()
-        if not isinstance(self.head, TimeStatistics):  # rounded as those it was trained on
+        if not isinstance(self.head, LinearHead):  # rounded as those it was trained on
             return self.head(joined[None].float()).numpy()
-        x = joined.double()  # (samples, F)
-        mean, spread = x.mean(0), x.std(0, correction=0)
-        # The mean of these parts over the samples is the standard deviation.
-        parts = torch.where(spread > 0, (x - mean).square() / spread, 0.0)
-        seen = torch.cat((x, parts), 1) if self.head.spread else x
-        return nn.functional.linear(seen, self.head.fc.weight.double(), self.head.fc.bias.double()).float().numpy()
+        weight, bias = self.head.fc.weight.double(), self.head.fc.bias.double()
+        return nn.functional.linear(joined.double(), weight, bias).float().numpy()
 
 
 # --- all together --------------------------------------------------------------------------------------

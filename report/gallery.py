@@ -18,9 +18,9 @@ from dataloader.extracted import source_path
 from dataloader.frames import Index, find, index_frames
 from dataloader.images import ReadFlow, ReadFrame
 from report.outcome import Outcome
-from report.page import Card, Mistakes, Picture
+from report.page import Card, Cards, Picture
 from saved.predictions import Predictions
-from utils import InputError
+from utils import InputError, plural
 
 BEST = 3  # guesses shown of each stream, beside the true class
 HEIGHT, FRAMES = 80, 4  # of a strip: about 8 kB
@@ -33,8 +33,8 @@ def anchor(label: int, guess: int) -> str:
     return f"c{label}-{guess}"
 
 
-def mistakes(outcome: Outcome, chances: Mapping[str, np.ndarray]) -> tuple[list[Mistakes], int]:
-    """The mistakes by class, classes with the most first, and how many of them lack frames.
+def mistakes(outcome: Outcome, chances: Mapping[str, np.ndarray]) -> tuple[list[Cards], int]:
+    """The mistakes by kind, the most frequent first, the surest first in each; and how many lack frames.
 
     chances: stream and fusion -> (videos, classes) probabilities.
     """
@@ -46,27 +46,22 @@ def mistakes(outcome: Outcome, chances: Mapping[str, np.ndarray]) -> tuple[list[
     shown = pictures(test_set.sources, [videos[row] for row in wrong[:MOST]])
 
     def best(values: np.ndarray, own: int) -> list[tuple[str, float, bool]]:
-        """The best guesses, those of less than half a per cent left out, and the true class, however small."""
+        """The best guesses, without those of less than half a per cent, and the true class, however small."""
         first, *others = np.argsort(-values, kind="stable")[:BEST].tolist()
         taken = [first, *(guess for guess in others if values[guess] >= 0.005), own]
         return [(names[guess], values[guess], guess == own) for guess in dict.fromkeys(taken)]
 
-    def card(row: int) -> Card:
+    kinds: dict[tuple[int, int], list[Card]] = {}
+    for row in wrong.tolist():
         seen, label = shown.get(videos[row], Seen()), int(labels[row])
         guessed = {name: best(values[row], label) for name, values in chances.items()}
-        return Card(f"v{row}", videos[row], seen.pictures, seen.paths, guessed)
-
-    classes = []
-    for label in np.unique(labels[wrong]):
-        mine = wrong[labels[wrong] == label]
-        kinds, counts = np.unique(guesses[mine], return_counts=True)
-        by_guess = [
-            (anchor(label, guess), names[guess], [card(row) for row in mine if guesses[row] == guess])
-            for guess in kinds[np.argsort(-counts, kind="stable")]
-        ]
-        classes.append(Mistakes(f"c{label}", names[label], int((labels == label).sum()), by_guess))
-    classes.sort(key=lambda one: -sum(len(cards) for *_, cards in one.wrong))
-    return classes, len(wrong) - sum(one.frames for one in shown.values())
+        card = Card(f"v{row}", videos[row], seen.pictures, seen.paths, guessed)
+        kinds.setdefault((label, int(guesses[row])), []).append(card)
+    found = [
+        Cards(cards, f"{names[label]} → {names[guess]}: {plural(len(cards), 'video')}", anchor(label, guess))
+        for (label, guess), cards in sorted(kinds.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
+    return found, len(wrong) - sum(one.frames for one in shown.values())
 
 
 def pairs(outcome: Outcome, alike: Sequence[Mapping[str, Any]]) -> list[Card]:

@@ -1,4 +1,4 @@
-"""How far to trust an accuracy: intervals, a paired test, calibration.
+"""How far to trust an accuracy: intervals and a paired test.
 
 Everything here works on scores of shape (videos, classes) and labels of shape (videos,); no file is read or
 written. Accuracies are in per cent, probabilities in 0..1. Accuracies are common/accuracy.py's.
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import special
 
-from common.accuracy import check_finite, ranks
+from common.accuracy import ranks
 from dataloader.names import find_groups
 
 METRICS = ("top1", "top5", "mean_class")
@@ -95,11 +95,3 @@ def mcnemar(fusion_right: np.ndarray, stream_right: np.ndarray, groups: np.ndarr
         "only_stream_right": int((difference < 0).sum()),
         "p": min(1.0, float(chance[np.abs(sums) >= abs(per_group.sum())].sum())),
     }
-
-
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """The expected calibration error of the first guess's probability, 0..1 (Guo et al. 2017, section 2)."""
-    check_finite(probabilities)
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    return float(np.abs(np.bincount(place, weights=confidence - right)).sum() / len(labels))

@@ -1,6 +1,6 @@
 """A report as plain data, and as one HTML page that needs nothing but itself.
 
-sections.py and compare.py fill the data; `write` makes the page of it, with figures (.svg) and tables (.csv) beside it.
+sections.py fills the data; `write` makes the page of it, with figures (.svg) and tables (.csv) beside it.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ class Link:
 class Table:
     """Rows of cells, words in the first `words` columns and numbers in the others.
 
-    `main` is the row to stress; rows from `aside` on are only for comparison. `folded` is the line behind which the
-    table waits to be opened, "" for one that is open.
+    `main` is the row to stress; rows from `aside` on are only for comparison.
     """
 
     columns: Sequence[str]
@@ -53,7 +52,6 @@ class Table:
     words: int = 1
     main: int | None = None
     aside: int | None = None
-    folded: str = ""
     kind: str = "table"
 
 
@@ -94,31 +92,19 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Mistakes:
-    """A class's videos that are wrong, by what they are taken for: (anchor, class guessed, cards)."""
-
-    anchor: str
-    name: str
-    videos: int
-    wrong: Sequence[tuple[str, str, Sequence[Card]]]
-
-
-@dataclass(frozen=True)
-class Gallery:
-    classes: Sequence[Mistakes]
-    kind: str = "gallery"
-
-
-@dataclass(frozen=True)
 class Cards:
+    """Cards; with a title they wait behind it to be opened."""
+
     cards: Sequence[Card]
+    title: str = ""
+    anchor: str = ""
     kind: str = "cards"
 
 
 @dataclass(frozen=True)
 class Section:
     title: str
-    blocks: Sequence[Text | Table | Plot | Gallery | Cards]
+    blocks: Sequence[Text | Table | Plot | Cards]
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)  # each is written as <name>.csv
 
     @property

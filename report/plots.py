@@ -5,7 +5,7 @@ Call them within matplotlib.rc_context(STYLE): colours, sizes and grid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,6 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK, "ytick.labelsize": 9, "ytick.major.size": 0, "ytick.minor.size": 0,
     "legend.frameon": False, "legend.fontsize": 9, "legend.labelcolor": INK,
 }  # fmt: skip
-RUNS = [LIGHT[name] for name in ("spatial", "motion", "fusion", "other1", "other2", "other4")]  # side by side
 WIDTH = 7.0  # inches: as wide as the page; on a phone a figure scrolls sideways
 
 
@@ -143,27 +142,20 @@ def confusion(matrix: np.ndarray, names: Sequence[str], wide: bool) -> Figure:
     return drawn
 
 
-def curves(stream: str, runs: Mapping[str, Phases], named: bool) -> Figure:
-    """Loss, top-1 and learning rate over epochs, one below the other; training dashed, test in full.
-
-    `named`: the legend tells the runs apart, not training and test.
-    """
+def curves(stream: str, phases: Phases) -> Figure:
+    """Loss, top-1 and learning rate over epochs, one below the other; training dashed, test in full."""
     drawn = Figure(figsize=(WIDTH, 5.2))
     shown = {"Loss": "loss", "Prec@1": "top-1, %", "lr": "learning rate"}
     panels = drawn.subplots(len(shown), sharex=True)
     for axes, (column, label) in zip(panels, shown.items(), strict=True):
-        for place, (run, phases) in enumerate(runs.items()):
-            tone = RUNS[place % len(RUNS)] if named else colour(stream, place)
-            for phase, table in phases.items():
-                values = table[column].dropna()
-                if column == "lr" and phase == "test" and "train" in phases:
-                    continue  # the same once more
-                labelled = column == "Prec@1" and (phase == "test" or not named or len(phases) == 1)
-                axes.plot(
-                    values.index, values, "--" if phase == "train" and column != "lr" else "-", color=tone,
-                    linewidth=1.1 if phase == "train" else 1.8, marker="o" if len(values) < 30 else None, markersize=3,
-                    label=(run if named else phase) if labelled else None,
-                )  # fmt: skip
+        for phase, table in phases.items():
+            values, training = table[column].dropna(), phase == "train"
+            style = "--" if training and column != "lr" else "-"
+            marker = "o" if len(values) < 30 else None
+            width, name = 1.1 if training else 1.8, phase if column == "Prec@1" else None
+            if column != "lr" or training or "train" not in phases:  # the test's is the same once more
+                tone = colour(stream, 0)
+                axes.plot(values.index, values, style, color=tone, linewidth=width, marker=marker, ms=3, label=name)
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     panels[1].set_ylim(-2, 102)
@@ -173,5 +165,5 @@ def curves(stream: str, runs: Mapping[str, Phases], named: bool) -> Figure:
         panels[2].yaxis.set_minor_formatter(NullFormatter())
     panels[0].set_title(stream, fontsize=10)
     panels[-1].set_xlabel("epoch")
-    drawn.legend(loc="outside upper center", ncols=1 if named else 2)
+    drawn.legend(loc="outside upper center", ncols=2)
     return drawn

@@ -12,13 +12,13 @@ from matplotlib import rc_context
 from report import gallery, metrics, page, plots
 from report import outcome as words
 from report.outcome import Outcome
-from report.page import Cards, Gallery, Link, Plot, Report, Section, Table, Text, Tile
+from report.page import Cards, Link, Plot, Report, Section, Table, Text, Tile
 from saved.predictions import Predictions
-from saved.records import Phases, find_records, in_words, provenance
+from saved.records import find_records, in_words, provenance
 from utils import plural
 
 PAIRS = 20  # kinds of mistake that are listed; the CSV has all
-LISTED = 10  # the surest mistakes
+LISTED = 10  # rows of which streams are right
 WIDE = 25  # classes from which a confusion matrix needs more than the page's width
 CHOSEN = {  # what an accuracy is worth where predictions.json says of its network's epoch that it was chosen by ...
     "test": "The epoch of {} was chosen by the accuracy on these same test videos, as in the original work: its "
@@ -51,7 +51,6 @@ def write_report(outcome: Outcome, output: Path, title: str) -> Path:
                 confusion(outcome),
                 *agreement(outcome),
                 mistakes(outcome, chances),
-                confidence(outcome, chances),
                 *training_curves(outcome),
             ],
             made=[*sources(outcome), ("this page", in_words(provenance({}))), ("settings", settings)],
@@ -166,7 +165,7 @@ def class_table(outcome: Outcome) -> pd.DataFrame:
 
 
 def per_class(outcome: Outcome) -> Section:
-    found, columns = class_table(outcome), list(outcome.rows)
+    found = class_table(outcome)
     said = "Sorted by accuracy."
     if "gain" in found:
         up, down = int((found["gain"] > 0).sum()), int((found["gain"] < 0).sum())
@@ -175,19 +174,8 @@ def per_class(outcome: Outcome) -> Section:
             f"{plural(up, 'class')}, a loss in {down}. The mean of the gains, {found['gain'].mean():+.2f}, is the gain "
             "in mean-class accuracy."
         )
-        columns.append("gain")
-    wrong = set(outcome.test_set.labels[outcome.fused.argmax(axis=1) != outcome.test_set.labels].tolist())
-    rows = [
-        [Link(row["class"], f"c{row['label']}") if row["label"] in wrong else row["class"], row["videos"],
-         *(f"{row[name]:.1f}" for name in columns)]
-        for row in found.to_dict("records")
-    ]  # fmt: skip
     drawn = plots.per_class(found, list(outcome.rows))
-    blocks: list = [
-        Text(said),
-        Plot("per_class", drawn, "Accuracy in each class"),
-        Table(["class", "videos", *columns], rows, folded="The same as numbers"),
-    ]
+    blocks: list = [Text(said), Plot("per_class", drawn, "Accuracy in each class")]
     return Section("Class by class", blocks, {"per_class": found.drop(columns="label")})
 
 
@@ -272,33 +260,6 @@ def agreement(outcome: Outcome) -> list[Section]:
     return [Section("Where the streams disagree", [Text(said), shown], {"agreement": table})]
 
 
-def confidence(outcome: Outcome, chances: Mapping[str, np.ndarray]) -> Section:
-    """What the probabilities that softmax gives are worth."""
-    labels, found = outcome.test_set.labels, []
-    for name, values in chances.items():
-        spread = outcome.results["interval_95"][name]["top1"]
-        error = metrics.calibration_error(
-            values, labels, min(15, max(5, len(labels) // 20))
-        )  # 15 for thousands
-        found.append(
-            f"{sureness(name, values, labels, spread)} Its expected calibration error is {error:.3f}."
-        )
-    said = "This judges the scale of the logits, not their order: a temperature changes it, and no guess."
-    return Section("How sure it is", [*map(Text, found), Text(said, soft=True)])
-
-
-def sureness(name: str, values: np.ndarray, labels: np.ndarray, spread: list[float]) -> str:
-    """What one stream's mean confidence is worth, in a sentence; `spread` is the interval of its top-1, per cent."""
-    confidence = 100 * float(values.max(axis=1).mean())
-    right = 100 * float((values.argmax(axis=1) == labels).mean())
-    said = f"{words.capital(name)} gives its first guesses {confidence:.0f} % on average and gets {right:.0f} % right"
-    if abs(confidence - right) < 3:
-        return f"{said}: as sure as it should be."
-    if spread[0] <= confidence <= spread[1]:
-        return f"{said}, on too few videos to tell whether that is too much or too little."
-    return f"{said}: {'too sure of itself' if confidence > right else 'not sure enough (underconfident)'}."
-
-
 def video_table(outcome: Outcome, chances: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """A row per video: video, class, for each stream and fusion its guess, and the guess's and the class's p.
 
@@ -319,55 +280,34 @@ def video_table(outcome: Outcome, chances: Mapping[str, np.ndarray]) -> pd.DataF
 
 
 def mistakes(outcome: Outcome, chances: Mapping[str, np.ndarray]) -> Section:
-    main, found = outcome.main, video_table(outcome, chances)
+    found = video_table(outcome, chances)
     wrong = found[outcome.fused.argmax(axis=1) != outcome.test_set.labels]
-    wrong = wrong.sort_values([f"{main} p(guess)", "video"], ascending=[False, True], kind="stable")
+    main = words.capital(outcome.main)
     if wrong.empty:
-        return Section(
-            "Every mistake", [Text(f"There are none: {main} gets every video right.")], {"videos": found}
-        )
-    rows = [
-        [Link(row["video"], f"v{place}"), f"{row['class']} → {row[f'{main} guess']}",
-         f"{100 * row[f'{main} p(guess)']:.0f} %"]
-        for place, row in wrong.head(LISTED).to_dict("index").items()
-    ]  # fmt: skip
-    none_right = f"; no stream is right on {(wrong['streams_right'] == 0).sum():,} of them" * (
-        len(outcome.rows) > 1
+        return Section("Every mistake", [Text(f"{main} gets every video right.")], {"videos": found})
+    none_right = (
+        f"; no stream is right on {(wrong['streams_right'] == 0).sum():,} of them" * (len(outcome.rows) > 1)
     )
-    classes, without = gallery.mistakes(outcome, chances)
+    kinds, without = gallery.mistakes(outcome, chances)
     blocks: list = [
         Text(
-            f"{words.capital(main)} gets {plural(len(wrong), 'video')} wrong{none_right}. "
-            "Those that it is surest about:"
-        ),
-        Table(["video", "true class → guess", "sure"], rows, words=2),
-        Text(
-            "By class, the most mistakes first. Each video with its frames and its flow, where they are on disk, and "
-            "the best guesses with their probabilities; bold is the true class. White in a picture of flow is no "
-            "motion, and each direction has its colour."
+            f"{main} gets {plural(len(wrong), 'video')} wrong{none_right}. The most frequent kind stands first. "
+            "Each video has its frames and its flow, where they are on disk, and the best guesses with their "
+            "probabilities; bold is the true class. White in a picture of flow is no motion, and each direction "
+            "has its colour."
         ),
     ]
     if without:
         blocks.append(Text(f"Without frames here: {plural(without, 'video')}.", soft=True))
-    return Section("Every mistake", [*blocks, Gallery(classes)], {"videos": found})
+    return Section("Every mistake", [*blocks, *kinds], {"videos": found})
 
 
 def training_curves(outcome: Outcome) -> list[Section]:
     """The section, where there are records beside the predictions."""
     streams = find_records(source.path.parent for source in outcome.test_set.sources.values())
-    said = Text(
-        "From the records beside the predictions, a row per epoch. In full the test, dashed the training."
-    )
-    return [Section("Training", [said, *curve_plots({"": streams})])] if streams else []
-
-
-def curve_plots(runs: Mapping[str, Mapping[str, Phases]]) -> list[Plot]:
-    """A plot per stream. runs: run's name -> stream -> phases; of a single run its name isn't shown."""
-    made = []
-    for stream in dict.fromkeys(stream for found in runs.values() for stream in found):
-        own = {run: found[stream] for run, found in runs.items() if stream in found}
-        name = "curves_" + "".join(c if c.isalnum() else "_" for c in stream)
-        made.append(
-            Plot(name, plots.curves(stream, own, len(runs) > 1), f"Training curves of the {stream} stream")
-        )
-    return made
+    drawn = [
+        Plot(f"curves_{place}", plots.curves(stream, phases), f"Training curves of the {stream} stream")
+        for place, (stream, phases) in enumerate(streams.items())
+    ]
+    said = Text("From the records beside the predictions, a row per epoch.")
+    return [Section("Training", [said, *drawn])] if streams else []

@@ -36,7 +36,6 @@ class HeadAbout(BaseModel):
 
     kind: str
     stream: Literal["spatial", "motion", "both"]
-    over_time: Literal["mean", "mean+std"]
 
 
 class HeadContent(BaseModel):
@@ -55,7 +54,6 @@ class HeadFile:
     path: Path
     kind: str
     stream: str  # spatial | motion | both: which it answers for
-    over_time: str  # of linear: mean | mean+std
     state_dict: dict[str, Tensor]  # of the head
     class_names: list[str]
     inputs: dict[str, Checkpoint]  # the networks of its features, in the order in which these are joined
@@ -70,7 +68,7 @@ def write_head(
     inputs: Mapping[str, Features],
     trunks: Mapping[str, Mapping[str, Tensor]],
 ) -> str:
-    """Write a head, its `state` and what `head` says of it (kind, stream, over_time, choice), and its networks.
+    """Write a head, its `state` and what `head` says of it (kind, stream, choice), and its networks.
 
     `inputs` are its features, and `trunks` the state_dicts of the networks that gave them, by the same names; their
     last layers are left out. Returns the hash of `state`.
@@ -120,5 +118,5 @@ def _head_file(path: Path, content: dict[str, Any]) -> HeadFile:
     pooling = {name: part["pooling"] for name, part in parts.items()}
     width = sum(part["features"] for part in parts.values())
     return HeadFile(
-        path, about["kind"], about["stream"], about["over_time"], content["state_dict"], names, inputs, pooling, width
+        path, about["kind"], about["stream"], content["state_dict"], names, inputs, pooling, width
     )

@@ -20,7 +20,7 @@ from video_files import make_video
 import predict
 from dataloader.clips import clips_of
 from dataloader.preparation import default_preparation, to_input
-from engine.temporal_heads import TimeStatistics
+from engine.temporal_heads import LinearHead
 from recogniser import export
 from recogniser.streams import clips_of_video
 from saved.head_file import write_head
@@ -96,9 +96,9 @@ def head(tmp_path_factory) -> Path:
             "views": 2, "pooling": ["layer1.mean", "layer2.max"], "preparation": preparation.as_dict(),
         }  # fmt: skip
         inputs[name] = SimpleNamespace(about=about, values=np.zeros((1, 4, 192)))
-    layer = TimeStatistics(2 * 192, len(CLASSES))
+    layer = LinearHead(2 * 192, len(CLASSES))
     path = tmp_path_factory.mktemp("head") / "checkpoint.pth.tar"
-    about = {"kind": "linear", "stream": "motion", "over_time": "mean+std", "choice": {}}
+    about = {"kind": "linear", "stream": "motion", "choice": {}}
     states = {name: trunk.state_dict() for name, trunk in trunks.items()}
     write_head(path, about, layer.state_dict(), inputs, states)
     return path

@@ -16,7 +16,7 @@ from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from common.accuracy import accuracy, cross_entropy, ranks
 from fusion import evaluate, fuse
-from report.metrics import bootstrap, calibration_error, group_numbers, mcnemar
+from report.metrics import bootstrap, group_numbers, mcnemar
 from saved.predictions import align, load_predictions
 from utils import InputError
 
@@ -180,13 +180,5 @@ def test_scores_that_are_not_finite_are_an_error_with_the_videos_name(bad: float
             metric(scores, labels, videos)
         with pytest.raises(InputError, match="video number 3"):
             metric(scores, labels)
-    for found in (lambda: calibration_error(scores, labels), lambda: bootstrap(scores, labels, np.arange(4), 0)):
-        with pytest.raises(InputError, match="video number 3"):
-            found()
-
-
-def test_expected_calibration_error_of_a_hand_made_case() -> None:
-    # Four videos at 0.9, three of them right; two at 0.6, none right: |0.9 - 0.75| * 4/6 + |0.6 - 0| * 2/6.
-    probabilities = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 2)
-    found = calibration_error(probabilities, np.array([0, 0, 0, 1, 1, 1]))
-    assert found == pytest.approx(0.15 * 4 / 6 + 0.6 * 2 / 6)
+    with pytest.raises(InputError, match="video number 3"):
+        bootstrap(scores, labels, np.arange(4), 0)

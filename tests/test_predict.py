@@ -21,7 +21,7 @@ from video_files import FRAMES, make_video
 import predict
 from data.videos import VideoError, read_frames
 from dataloader.names import UCF101_CLASSES
-from engine.temporal_heads import TimeStatistics
+from engine.temporal_heads import LinearHead
 from recogniser import loading
 from recogniser.answers import Answer, as_json, as_line, softmax
 from recogniser.overlay import Caption, Scores, draw, open_film
@@ -341,7 +341,7 @@ def test_the_fusion_that_was_chosen_is_taken(prepared, monkeypatch, tmp_path, ca
 
 def test_a_linear_heads_answer_is_the_mean_of_what_its_samples_add():
     torch.manual_seed(0)
-    head = TimeStatistics(5, 3)
+    head = LinearHead(5, 3)
     features = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float16)
     features[:, 2] = 1  # which does not change over time
     parts = TrainedHead("motion", head.eval(), ["motion"]).answer({"motion": features})

@@ -65,7 +65,7 @@ def test_features_heads_and_answers(run, tiny, trained, tmp_path):
     assert features.about["pooling"] == ["pre-logits"]
     assert features.values.shape == (12, 3, 64)  # the width of test_vit
     video = make_video(tmp_path / "v.avi", 1)
-    run("heads.py", "--spatial", tmp_path / "f.npz", "--over-time", "mean", "--folds", 2, "--output", tmp_path / "mean")
+    run("heads.py", "--spatial", tmp_path / "f.npz", "--folds", 2, "--output", tmp_path / "mean")
     head = tmp_path / "mean/linear/spatial/checkpoint.pth.tar"
     for network in (path, head):
         assert CLASSES[0] in run("predict.py", video, "--spatial", network, "--json").stdout
