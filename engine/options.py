@@ -194,8 +194,6 @@ def open_checkpoint(args: argparse.Namespace, *modalities: str) -> Checkpoint | 
     if "recipe" in args.given and args.recipe != saved.get("recipe"):
         _scale_lr(args)
         args.given |= set(args.of_recipe)
-    if checkpoint.source != "two-stream" and args.schedule != "plateau":
-        saved.pop("lr", None)  # what its schedule had come down to: ours counts from the start
     for name, value in saved.items():
         if name not in args.given | NOT_RESTORED and hasattr(args, name):
             setattr(args, name, value)

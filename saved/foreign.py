@@ -96,7 +96,7 @@ def describe(
     finished = _number(content, "epoch")  # only the original saved its number, the others the next one's
     return {
         "source": source, "state_dict": weights, "arch": arch, "num_classes": weights["fc.weight"].shape[0],
-        "in_channels": channels, "preparation": preparation.as_dict(), "args": {**dict(protocol), **_rates(content)},
+        "in_channels": channels, "preparation": preparation.as_dict(), "args": dict(protocol),
         "epoch": -1 if finished is None else int(finished) - (source != "original"),
         "best_prec1": _number(content, "best_prec1") or 0.0,
     }  # fmt: skip
@@ -123,15 +123,6 @@ def _preparation(source: str, in_channels: int) -> Preparation:
     if source in ("two-stream-pytorch", "tsn-pytorch"):
         return Preparation("flow", 224, "center", (0.5,), (0.226,), in_channels // 2, "tvl1", 20.0)
     return Preparation("flow", 224, "squash", (0.0,), (1.0,), in_channels // 2, "tvl1", 20.0)
-
-
-def _rates(content: dict) -> dict[str, Any]:
-    """The flags that stand in the optimizer's state: the rate that the training had come down to, and its like."""
-    optimizer = content.get("optimizer")
-    groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
-    group = groups[0] if isinstance(groups, list) and groups and isinstance(groups[0], dict) else {}
-    values = {name: _number(group, name) for name in ("lr", "momentum", "weight_decay")}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _number(content: dict, name: str) -> float | None:

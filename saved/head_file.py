@@ -92,31 +92,26 @@ def write_head(
 
 def read_head(path: str | os.PathLike) -> HeadFile | None:
     """The head in a file; None where it is a checkpoint of another kind. Raises InputError where it is unreadable."""
-    content = load_checkpoint(path)
-    if content.get("format") != HEAD_FORMAT:
+    raw = load_checkpoint(path)
+    if raw.get("format") != HEAD_FORMAT:
         return None
-    check(content, HeadContent, path, "train it again")
-    for state in (content["state_dict"], *(part["state_dict"] for part in content["inputs"].values())):
+    content = check(raw, HeadContent, path, "train it again")
+    for state in (content.state_dict, *(part.state_dict for part in content.inputs.values())):
         check_weights(state, path)
-    return _head_file(Path(path), content)
-
-
-def _head_file(path: Path, content: dict[str, Any]) -> HeadFile:
-    names, about, parts = content["class_names"], content["head"], content["inputs"]
-    inputs = {}
-    for name, part in parts.items():
-        state = dict(part["state_dict"])
-        norm = state.get("layer4.0.downsample.1.weight")  # None of timm's networks, whose features are pre-logits
-        features = part["features"] if norm is None else norm.shape[0]
+    names, inputs = content.class_names, {}
+    for name, part in content.inputs.items():
+        norm = part.state_dict.get("layer4.0.downsample.1.weight")  # None of timm's, whose features are pre-logits
+        features = part.features if norm is None else norm.shape[0]
         # a last layer that nothing looks at
-        state |= {"fc.weight": torch.zeros(len(names), features), "fc.bias": torch.zeros(len(names))}
-        args = {"test_samples": part["samples"], "test_views": part["views"]}
-        channels = Preparation.from_dict(part["preparation"]).channels
+        state = {**part.state_dict, "fc.weight": torch.zeros(len(names), features), "fc.bias": torch.zeros(len(names))}
+        args = {"test_samples": part.samples, "test_views": part.views}
+        preparation = raw["inputs"][name]["preparation"]
         inputs[name] = Checkpoint(
-            path, HEAD_FORMAT, state, part["arch"], len(names), channels, part["preparation"], args, -1, 0.0, names, {}
-        )
-    pooling = {name: part["pooling"] for name, part in parts.items()}
-    width = sum(part["features"] for part in parts.values())
+            Path(path), HEAD_FORMAT, state, part.arch, len(names), Preparation.from_dict(preparation).channels,
+            preparation, args, -1, 0.0, names, {},
+        )  # fmt: skip
+    pooling: dict[str, Sequence[str]] = {name: part.pooling for name, part in content.inputs.items()}
+    width = sum(part.features for part in content.inputs.values())
     return HeadFile(
-        path, about["kind"], about["stream"], content["state_dict"], names, inputs, pooling, width
+        Path(path), content.head.kind, content.head.stream, content.state_dict, names, inputs, pooling, width
     )

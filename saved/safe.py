@@ -62,7 +62,7 @@ def load_pickle(path: str | os.PathLike) -> Any:
         if head[:4] == b"PK\x03\x04":
             raise Refused("it is a zip archive, as torch.save writes checkpoints")
         if head[:1] == b"<" or head.startswith(b"version https://git-lfs"):
-            raise Refused(_what_else(head))
+            raise Refused(_what_else(head, "pickle"))
         file.seek(0)
         return _plain(_Unpickler(file).load())
 
@@ -91,7 +91,7 @@ def load_arrays(path: str | os.PathLike) -> Any:
 def _load_array(file: IO[bytes], size: int) -> Any:
     head = file.read(512)
     if head[:6] != b"\x93NUMPY":
-        raise Refused(_what_else(head).replace("torch.save", "numpy.save"))
+        raise Refused(_what_else(head, "numpy.save"))
     file.seek(0)
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -122,7 +122,7 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
         elif head[:1] == b"\x80":
             content = _load_legacy(file)
         else:
-            raise Refused(_what_else(head))
+            raise Refused(_what_else(head, "torch.save"))
         if not isinstance(content, dict):
             raise Refused(f"it holds a {type(content).__name__} instead of a dict")
         return _plain(content, _own(size))
@@ -168,14 +168,12 @@ def _check_size(size: int, limit: int) -> None:
         raise Refused(f"it takes more than {limit >> 20} MB")
 
 
-def _what_else(head: bytes) -> str:
+def _what_else(head: bytes, writer: str) -> str:
     if head.lstrip()[:1] == b"<":
         return "it is a web page; download the file itself"
     if head.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
-    if head[257:262] == b"ustar":
-        return "it is a tar archive, as PyTorch before 0.1.9 wrote; save its weights again with a newer one"
-    return "torch.save did not write it"
+    return f"{writer} did not write it"
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ structured array, or a dict of either kind; `.csv` has a first line with the col
 
 from __future__ import annotations
 
-import csv
 import re
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from dataloader.names import UCF101_CLASSES, without_suffix
 from saved.safe import load_arrays
@@ -121,13 +121,11 @@ def _label_numbers(labels: Sequence[Any], class_names: Sequence[str] | None, pat
     values = [value.item() if isinstance(value, np.generic) else value for value in labels]
     if all(isinstance(value, (str, bytes)) for value in values):
         order = {name.casefold(): place for place, name in enumerate(class_names or UCF101_CLASSES)}
-        texts = _texts(values, path, "labels")
-        if all(text.isdecimal() for text in texts):
-            return [int(text[:9]) for text in texts]
-        unknown = sorted({text for text in texts if text.casefold() not in order})
+        order |= {text: int(text[:9]) for text in _texts(values, path, "labels") if text.isdecimal()}
+        unknown = sorted({text for text in _texts(values, path, "labels") if text.casefold() not in order})
         if unknown:
             raise InputError(f"{path} labels videos {unknown[0]}, and has no class_names with it; add them, in order")
-        return [order[text.casefold()] for text in texts]
+        return [order[text.casefold()] for text in _texts(values, path, "labels")]
     if not all(isinstance(value, (int, float)) and value == int(value) for value in values if value == value):
         raise InputError(f"{path}: its labels are neither whole numbers nor classes' names")
     return [int(value) if value == value else -1 for value in values]
@@ -136,48 +134,34 @@ def _label_numbers(labels: Sequence[Any], class_names: Sequence[str] | None, pat
 def _read_csv(path: Path) -> dict[str, Any]:
     """The columns of a table: names, labels, and all others, which are the classes' scores."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            head, *lines = [line for line in csv.reader(file) if line]
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path} is no table with a first line of columns' names ({error})") from None
-    if not lines:
+        table = pd.read_csv(path, encoding="utf-8-sig", dtype=str, keep_default_na=False, index_col=False)
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        raise InputError(f"{path} is no table with a first line of columns' names ({error})".strip()) from None
+    if table.empty:
         raise InputError(f"{path} has a first line and no other; write a line per video")
-    usual = {name: role for role in ("names", "labels") for name in ROLES[role]}
-    roles = [usual.get(cell.strip().lower()) for cell in head]
-    roles = [role if role not in roles[:place] else None for place, role in enumerate(roles)]  # a class may be "file"
-    if "names" not in roles:
+    columns: dict[str, str] = {}  # role -> column; a second one of a role is a class, which may be called "file"
+    for column in table:
+        role = next((role for role in ("names", "labels") if column.strip().lower() in ROLES[role]), "")
+        columns.setdefault(role, column)
+    columns.pop("", None)
+    if "names" not in columns:
         raise InputError(
             f"{path}: no column of its first line is called video; name the columns video,label,<class>,..."
         )
-    found: dict[str, Any] = {"scores": []}
-    for number, line in enumerate(lines, 2):
-        if len(line) != len(head):
-            raise InputError(f"{path} line {number} has {len(line)} cells, the first line {len(head)}; correct it")
-        for cell, role in zip(line, roles, strict=True):
-            if role:
-                found.setdefault(role, []).append(cell.strip())
-        try:
-            row = [float(cell) for cell, role in zip(line, roles, strict=True) if role is None]
-        except ValueError as error:
-            raise InputError(f"{path} line {number}: {error}; correct it") from None
-        found["scores"].append(np.array(row))
-    classes = [cell.strip() for cell, role in zip(head, roles, strict=True) if role is None]
+    found: dict[str, Any] = {role: table.pop(column).str.strip().tolist() for role, column in columns.items()}
+    try:
+        found["scores"] = table.to_numpy(float)
+    except ValueError as error:
+        raise InputError(f"{path}: a score is no number ({error}); correct it") from None
+    classes = [column.strip() for column in table]
     numbers = [int(match[1][:9]) for name in classes if (match := _NUMBERED.fullmatch(name))]
     if len(numbers) < len(classes):
         return {**found, "class_names": classes}
-    found["scores"] = _in_order(np.array(found["scores"]), numbers, path)
-    return found
-
-
-def _in_order(scores: np.ndarray, numbers: list[int], path: Path) -> np.ndarray:
-    """Scores by the numbers of their columns: a table may have them as text sorts them, 0, 1, 10, 2.
-
-    Says what it took where the numbers do not say which class is label 0.
-    """
-    if not numbers or sorted(numbers) == list(range(len(numbers))):
-        return scores[:, np.argsort(numbers)] if numbers else scores
-    if sorted(numbers) == list(range(1, len(numbers) + 1)):
+    # A table may have its columns as text sorts them, 0, 1, 10, 2.
+    if sorted(numbers) not in (list(range(len(numbers))), list(range(1, len(numbers) + 1))):
+        print(f"note: {path}: its columns' numbers have gaps or repeat; they are taken as they stand", file=sys.stderr)
+        return found
+    if numbers and min(numbers) == 1:
         print(f"note: {path}: its columns are numbered from 1; column 1 is taken for label 0", file=sys.stderr)
-        return scores[:, np.argsort(numbers)]
-    print(f"note: {path}: its columns' numbers have gaps or repeat; they are taken as they stand", file=sys.stderr)
-    return scores
+    found["scores"] = found["scores"][:, np.argsort(numbers).astype(int)]
+    return found

@@ -135,8 +135,7 @@ def test_original_spatial(tmp_path):
     preparation = Preparation.from_dict(checkpoint.preparation)
     assert (preparation.modality, preparation.test_resize) == ("rgb", "squash")
     assert preparation.mean == (0.485, 0.456, 0.406) and preparation.std == (0.229, 0.224, 0.225)
-    optimizer = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0}
-    assert checkpoint.args == {"test_samples": 19, "test_views": 1, "test_starts": "original", **optimizer}
+    assert checkpoint.args == {"test_samples": 19, "test_views": 1, "test_starts": "original"}
     ids = checkpoint.raw["optimizer"]["param_groups"][0]["params"]
     assert ids[1] == 139_872_000_000_072
     assert checkpoint.raw["optimizer"]["state"][ids[2]]["momentum_buffer"].eq(2).all()
@@ -166,9 +165,7 @@ def test_original_motion(tmp_path, order):
 def test_two_stream_pytorch(tmp_path, channels, prefix):
     theirs = randomised(Net(channels, last="fc_action"))
     state = {prefix + name: value for name, value in old_style(theirs).items()}
-    optimizer = torch.optim.SGD(theirs.parameters(), 1e-5, 0.9, weight_decay=5e-4)
-    content = {"epoch": 250, "arch": "rgb_resnet18", "state_dict": state, "best_prec1": torch.tensor(85.6),
-               "optimizer": optimizer.state_dict()}  # fmt: skip
+    content = {"epoch": 250, "arch": "rgb_resnet18", "state_dict": state, "best_prec1": torch.tensor(85.6)}
     torch.save(content, tmp_path / "x", _use_new_zipfile_serialization=False)
     checkpoint = read_checkpoint(tmp_path / "x", "rgb" if channels == 3 else "flow")
     assert_same_logits(theirs, checkpoint, image(channels), image(channels))
@@ -177,7 +174,6 @@ def test_two_stream_pytorch(tmp_path, channels, prefix):
     assert checkpoint.best_prec1 == pytest.approx(85.6)
     assert (checkpoint.args["test_samples"], checkpoint.args["test_views"]) == (25, 10)
     assert checkpoint.args["test_starts"] == ("tsn" if checkpoint.source == "tsn-pytorch" else "spread")
-    assert checkpoint.args["lr"] == 1e-5
     preparation = Preparation.from_dict(checkpoint.preparation)
     assert preparation.test_resize == "center"
     if channels == 20:

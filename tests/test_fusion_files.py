@@ -198,8 +198,8 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, arrays: dict, words: str) -> 
     [
         ("", "no table"),
         ("a,b\n1,2\n", "no column"),
-        ("video,label,x,y\na,0,1\n", "line 2 has 3 cells"),
-        ("video,label,x,y\na,0,1,z\n", "line 2: .*'z'"),
+        ("video,label,x,y\na,0,1\n", "a score is no number"),
+        ("video,label,x,y\na,0,1,z\n", "no number.*'z'"),
         ("video,label,x,y\n", "a line per video"),
         ("video\na\n", "holds no scores"),
     ],

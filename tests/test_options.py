@@ -16,7 +16,7 @@ from dataloader.sampling import TrainSampling
 from engine import options
 from engine.training import Training, TrainingSettings, choose_preparation
 from network import build_model
-from saved.checkpoints import Checkpoint, read_checkpoint, save_tensors, write_checkpoint
+from saved.checkpoints import Checkpoint, save_tensors, write_checkpoint
 from utils import InputError
 
 CPU = torch.device("cpu")
@@ -234,20 +234,6 @@ def test_flow_is_normalised_as_given_and_keeps_its_stack():
     assert choose_preparation(checkpoint, old, options.given_preparation(flags(stream="motion"))) == old
     with pytest.raises(InputError, match="--stack-length 5: m.pth.tar is a network for 10"):
         choose_preparation(checkpoint, old, options.given_preparation(flags("--stack-length", 5, stream="motion")))
-
-
-def test_another_projects_rate_is_what_its_plateau_had_come_to_and_no_schedules(tmp_path):
-    model = build_model("resnet18", 3, 4)
-    group = {"lr": 1e-5, "momentum": 0.9, "weight_decay": 5e-4, "params": []}
-    names = [f"module.base_model.{name}".replace("base_model.fc", "new_fc") for name in model.state_dict()]
-    state = dict(zip(names, model.state_dict().values(), strict=True))
-    content = {"epoch": 45, "arch": "resnet18", "state_dict": state, "best_prec1": 50.0,
-               "optimizer": {"state": {}, "param_groups": [group]}}  # fmt: skip
-    torch.save(content, tmp_path / "tsn.pth.tar")
-    assert read_checkpoint(tmp_path / "tsn.pth.tar").source == "tsn-pytorch"
-    assert go_on(tmp_path / "tsn.pth.tar")[1].optimizer.param_groups[1]["lr"] == pytest.approx(1e-5)
-    training = go_on(tmp_path / "tsn.pth.tar", "--recipe", "tsn")[1]
-    assert training.epoch == 45 and training.optimizer.param_groups[1]["lr"] == pytest.approx(1e-4)  # 30 <= 45 < 60
 
 
 def test_the_small_recipes_rate_follows_the_batch_and_says_so(capsys):
