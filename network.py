@@ -240,15 +240,11 @@ def explain_mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | Non
     notes = []
     if "fc.weight" in state and state["fc.weight"].shape[0] != own["fc.weight"].shape[0]:
         notes.append(f"it has {state['fc.weight'].shape[0]} classes, not {own['fc.weight'].shape[0]}")
-    shapes = [n for n in own if n in state and own[n].shape != state[n].shape and not n.startswith("fc.")]
-    if shapes:
-        one = shapes[0]
-        its, ours = tuple(state[one].shape), tuple(own[one].shape)
-        notes.append(f"{plural(len(shapes), 'tensor')} of another shape (first: {one} {its}, not {ours})")
+    for name in own.keys() & state.keys():
+        if own[name].shape != state[name].shape and not name.startswith("fc."):
+            notes.append(f"its {name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}")
     for text, names in (("missing", own.keys() - state.keys()), ("too many", state.keys() - own.keys())):
         names = {name for name in names if not name.endswith("num_batches_tracked")}
         if names:
-            blocks = sorted({".".join(name.split(".")[:2]) if name.startswith("layer") else name for name in names})
-            places = ", ".join(blocks[:4]) + (", ..." if blocks[4:] else "")
-            notes.append(f"{plural(len(names), 'tensor')} {text} (in {places})")
-    return "; ".join(notes) or None
+            notes.append(f"{plural(len(names), 'tensor')} {text}, such as {min(names)}")
+    return "; ".join(sorted(notes)[:3]) or None

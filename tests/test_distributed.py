@@ -1,10 +1,7 @@
 """Two processes on the CPU: the same test results and the same epoch as one, and one voice."""
 
-import os
 import pickle
 import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,14 +10,6 @@ import pytest
 import torch
 from conftest import ROOT, SMALL
 from scripts import patched, run_ranks
-
-
-def torchrun(*arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
-    return subprocess.run(
-        [*map(str, (*command, ROOT / arguments[0], *arguments[1:]))], cwd=ROOT, capture_output=True, text=True,
-        timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
 
 
 def both(*arguments, code=0):
@@ -121,20 +110,6 @@ runs.Run.after_batch = stop
 def test_an_error_of_all_is_shown_once(flags, tmp_path):
     process = both(*flags, "--flow-dir", tmp_path / "nowhere", "--output", tmp_path / "out", code=2)
     assert process.stderr.count("nowhere") == 1 and process.stderr.count("error: ") == 1
-
-
-def test_an_error_of_one_ends_all(flags, tiny, tmp_path):
-    """A half file that only one process meets: its line is shown, and the other does not wait for ever."""
-    import shutil
-
-    shutil.copytree(tiny / "flow", tmp_path / "flow")
-    bad = tmp_path / "flow/u/v_Archery_g08_c01/frame000006.jpg"
-    bad.write_bytes(bad.read_bytes()[:300])
-    process = torchrun(*flags, "--flow-dir", tmp_path / "flow", "--stack-length", 10, "--segments", 3, "--epochs", 1,
-                       "--output", tmp_path / "out")  # fmt: skip
-    assert process.returncode != 0
-    assert process.stderr.count("v_Archery_g08_c01") == 1
-    assert not (tmp_path / "out/checkpoint.pth.tar").exists()
 
 
 def test_a_killed_process_ends_the_other_with_one_line(flags, tmp_path):

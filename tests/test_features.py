@@ -13,15 +13,9 @@ import torch
 from conftest import CLASSES, ROOT, SMALL
 from scripts import patched
 
-from dataloader.clips import ClipDataset, clips_of
-from dataloader.frames import index_frames
-from dataloader.images import ReadFrame, find_sources
-from dataloader.lists import load_split
 from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation, flip_clips, flow_picture, to_input
-from dataloader.sampling import TestSampling
 from dataloader.sampling import test_starts as spread
 from engine.features import check_pooling, feature_count, feature_net
-from engine.owner import owned
 from network import build_model
 from saved.feature_file import read_features, write_features
 from utils import InputError
@@ -133,23 +127,6 @@ def test_other_images_or_settings_are_computed_again_and_no_others(tiny, run, ex
         assert "features of 11 videos: " in run(*command, *flags).stdout
 
 
-def test_a_partial_file_of_other_settings_is_begun_again(tiny, run, extracted, tmp_path):
-    script, flag, images = FLAGS["spatial"]
-    (tmp_path / "f.npz.partial").write_bytes(b'{"stream": "spatial"}\n' + b"\0" * 4096)
-    told = run(script, flag, tiny / images, *SMALL, "--features", tmp_path / "f.npz").stderr
-    assert "begun again" in told
-    whole = read_features(extracted / "spatial.npz").values
-    np.testing.assert_array_equal(read_features(tmp_path / "f.npz").values, whole)
-
-
-def test_two_at_once_are_one_and_a_line(tiny, run, tmp_path):
-    script, flag, images = FLAGS["spatial"]
-    with owned(tmp_path, "f.npz"):
-        told = run(script, flag, tiny / images, *SMALL, "--features", tmp_path / "f.npz", code=2).stderr
-    assert "f.npz belongs to a run" in told and "choose another --features" in told
-    assert not (tmp_path / "f.npz.partial").exists()
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on a file's size")
 def test_a_full_disk_is_one_line_and_loses_nothing(tiny, run, extracted, tmp_path):
     """By way of a limit on a file's size, which has room for half of the videos."""
@@ -189,16 +166,6 @@ def test_a_flow_picture_is_x_y_and_speed():
     # a mirrored video moves left: x is turned round, y and speed are not
     mirrored = flip_clips(pictures, torch.tensor([True, True]), "flow")
     assert mirrored[1, :, 0, 0].tolist() == [255 - int(pictures[1, 0, 0, 0]), *pictures[1, 1:, 0, 0].tolist()]
-
-
-def test_two_views_are_a_clip_and_its_flip(tiny):
-    index = index_frames(tiny / "rgb", "rgb")
-    split = load_split(None, 1, index.names, verbose=False)
-    preparation = Preparation("rgb", 32, "squash")
-    dataset = ClipDataset(find_sources(index, split.test), ReadFrame(index.root), preparation, TestSampling(2, 2))
-    clips = clips_of(dataset[0, 0], "rgb", torch.device("cpu"))
-    assert clips.shape == (4, 3, 32, 32)
-    assert torch.equal(clips[2:], clips[:2].flip(-1)) and not torch.equal(clips[0], clips[1])
 
 
 def test_poolings_are_means_and_maxima_of_stages():

@@ -173,8 +173,6 @@ def test_held_out_groups_and_the_motion_stream(tiny, run, tmp_path):
     assert said.count("| val:") == 2
     state = torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["state_dict"]
     assert state["conv1.weight"].shape[1] == 3  # a flow picture
-    run(*flow[:3], "--ucf-list", "none", "--workers", 0, "--output", tmp_path / "test", "--resume",
-        tmp_path / "checkpoint.pth.tar", "--evaluate")  # fmt: skip
 
 
 def test_several_processes_are_refused(make, monkeypatch):

@@ -178,12 +178,6 @@ def test_checkpoint_of_python_2_with_views_and_metadata(tmp_path):
     assert_same(load_checkpoint(tmp_path / "x"), {"s": OrderedDict()})
 
 
-def test_real_weights(shared):
-    for name in ("resnet50_imagenet.pth", "raft_small_torchvision.pth"):
-        path = shared / "weights" / name
-        assert_same(load_checkpoint(path), torch.load(path, "cpu", weights_only=True))
-
-
 # --- nothing else gets anywhere ----------------------------------------------------------------------------
 
 READ_ALL = """

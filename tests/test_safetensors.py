@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import struct
 import subprocess
 import sys
@@ -11,10 +10,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL
+from conftest import ROOT
 from torchvision.models import resnet18
 
-from saved.checkpoints import HELD, read_checkpoint, read_state_dict, write_safetensors
+from saved.checkpoints import read_checkpoint, read_state_dict, write_safetensors
 from saved.safe import load_checkpoint
 from utils import InputError
 
@@ -85,20 +84,3 @@ def test_a_missing_package_is_one_line(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "pip install safetensors" in done.stderr
-
-
-def test_a_training_tested_from_safetensors_gives_the_same_predictions(tiny, run, tmp_path):
-    arguments = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", "--output", tmp_path / "out")
-    run(*arguments, *SMALL, "--epochs", 1, "--ema", 0.5)
-    predictions = tmp_path / "out/spatial_video_preds.pickle"
-    expected = pickle.loads(predictions.read_bytes())
-    predictions.unlink()
-    checkpoint = read_checkpoint(tmp_path / "out/checkpoint.pth.tar")
-    write_safetensors(tmp_path / "m.safetensors", checkpoint.tested_state, {k: checkpoint.raw[k] for k in HELD})
-    line = run(*arguments, "--ucf-list", "none", "--resume", tmp_path / "m.safetensors", "--epochs", 2, code=2).stderr
-    assert "m.safetensors holds weights alone" in line
-    run(*arguments, "--ucf-list", "none", "--resume", tmp_path / "m.safetensors", "--evaluate")
-    found = pickle.loads(predictions.read_bytes())
-    assert set(found) == set(expected)
-    for name, logits in expected.items():
-        np.testing.assert_array_equal(found[name], logits)
