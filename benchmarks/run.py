@@ -212,22 +212,30 @@ def networks(args: argparse.Namespace) -> None:
 
 def tvl1(args: argparse.Namespace) -> None:
     """Pairs of frames per second of every TV-L1 that runs here, on frames of a real video; against OpenCV's flow."""
-    from data.tvl1 import is_installed
-    from data.tvl1.tensor import tvl1_pairs
+    import cv2
+
+    from data.flow import tvl1_flow
+    from data.tvl1 import best_backend
 
     dataset = our_dataset(args.data, "spatial", False, 1)
-    read = list(dataset.read(dataset.sources[0].frames, range(9)))  # (height, width, 3) uint8
-    frames = torch.from_numpy(np.stack([frame.mean(-1).astype(np.uint8) for frame in read]))
-    names = [name for name in ("opencv", "numba", "torch") if is_installed(name)]
-    flows: dict[str, torch.Tensor] = {}
+    read = dataset.read(dataset.sources[0].frames, range(9))
+    frames = [np.ascontiguousarray(frame.transpose(1, 2, 0)) for frame in read]
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    flows: dict[str, np.ndarray] = {}
 
     def run(name: str) -> None:
-        flows[name] = tvl1_pairs(frames[:-1], frames[1:], backend=name)
+        if name == "opencv":
+            method: Any = cv2.optflow.createOptFlow_DualTVL1()
+            flows[name] = np.stack([method.calc(one, two, None) for one, two in itertools.pairwise(grey)])
+        else:
+            flows[name] = np.stack(list(tvl1_flow(frames, name)))
 
+    names = dict.fromkeys(["opencv"] * hasattr(cv2, "optflow") + [best_backend(), "torch"])
     times = in_turns({name: timed(len(frames) - 1, run, name) for name in names}, args.rounds)
+    first = next(iter(names))
     for name in names:
-        off = (flows[name] - flows[names[0]]).norm(dim=1).mean()
-        print(f"{name:8} {1e3 / np.median(times[name][:, 1]):8.2f} pairs/s, {off:.4f} px off {names[0]}", flush=True)
+        off = np.linalg.norm(flows[name] - flows[first], axis=-1).mean()
+        print(f"{name:8} {1e3 / np.median(times[name][:, 1]):8.2f} pairs/s, {off:.4f} px off {first}", flush=True)
 
 
 def gpu(args: argparse.Namespace) -> None:

@@ -7,49 +7,38 @@ Kill it at any moment and start it again: it goes on with the videos that aren't
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.commandline import ArgumentParser, bounded
-from data.extraction import Reporter, add_arguments, extract_all, open_output
-from data.jobs import Report
+from data.extraction import add_arguments, extract_all, open_output
 from data.videos import encode_jpeg, find_videos, import_cv2, read_frames
 from utils import cpu_count, run_main
 
 
-def write_rgb(short_side: int, quality: int, every: int, video: Path, folder: Path, report: Report) -> int:
+def write_rgb(
+    short_side: int, quality: int, every: int, video: Path, folder: Path, progress: Callable[[float], None]
+) -> int:
     """Write every `every`-th frame of `video` as `folder`/frame%06d.jpg; returns how many."""
-    written = Reporter(report)
-    for frame in read_frames(video, short_side, every, claim=functools.partial(report, "claimed")):
-        (folder / f"frame{written.count + 1:06d}.jpg").write_bytes(encode_jpeg(frame, quality))
-        written.add()
-    written.flush()
-    return written.count
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    images = add_arguments(parser)
-    images.add_argument(
-        "--sampling-rate",
-        type=bounded(int, 1),
-        default=10,
-        metavar="N",
-        help="keep frames 1, 1 + N, 1 + 2N, ...; 1 keeps every frame",
-    )
-    return parser.parse_args()
+    number = 0
+    for number, frame in enumerate(read_frames(video, short_side, every, progress), 1):
+        (folder / f"frame{number:06d}.jpg").write_bytes(encode_jpeg(frame, quality))
+    return number
 
 
 def main() -> int:
-    args = parse_arguments()
+    parser = ArgumentParser(__doc__)
+    add_arguments(parser).add_argument("--sampling-rate", type=bounded(int, 1), default=10, metavar="N",
+                                       help="keep frames 1, 1 + N, 1 + 2N, ...; 1 keeps every frame")  # fmt: skip
+    args = parser.parse_args()
     import_cv2()
     videos = find_videos(args.videos, skip=args.out)
     settings = {"short_side": args.short_side, "quality": args.quality, "sampling_rate": args.sampling_rate}
-    write = functools.partial(write_rgb, args.short_side, args.quality, args.sampling_rate)
+    write = functools.partial(write_rgb, *settings.values())
     with open_output(args.out, "rgb", (".",), settings, args.overwrite) as output:
         return extract_all(videos, output, lambda _: [write] * (args.workers or cpu_count()), args.shard)
 

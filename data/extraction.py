@@ -37,9 +37,9 @@ from utils import InputError, atomic_path, csv_text, plural, printable
 
 LONGEST_NAME = 255  # bytes of a file's name, on every file system in use
 
-# Writes the images of one video under a folder and says how many: (video, folder, report) -> images.
-# While at it, it reports ("claimed", images to expect) once and ("images", how many more) now and then.
-Writer = Callable[[Path, Path, Report], int]
+# Writes the images of one video under a folder and says how many: (video, folder, progress) -> images.
+# While at it, it calls `progress` now and then with the share that is done, 0 to 1.
+Writer = Callable[[Path, Path, Callable[[float], None]], int]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -47,20 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of videos, nested in any way")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
     images = parser.add_argument_group("images")
-    images.add_argument(
-        "--short-side", type=bounded(int, 0), default=256, metavar="PIXELS",
-        help="scale the shorter side to this; 0 keeps the size",
-    )  # fmt: skip
+    images.add_argument("--short-side", type=bounded(int, 0), default=256, metavar="PIXELS",
+                        help="scale the shorter side to this; 0 keeps the size")
     images.add_argument("--quality", type=bounded(int, 1, 100), default=90, help="JPEG quality, 1 to 100")
     running = parser.add_argument_group("running")
     running.add_argument("--workers", type=bounded(int, 1), metavar="N", help="processes (default: one per core)")
-    running.add_argument(
-        "--shard",
-        type=parse_shard,
-        default="1/1",
-        metavar="K/N",
-        help="do only the K-th of N parts of the videos, K from 1 to N, so that several machines can share one OUT",
-    )
+    running.add_argument("--shard", type=parse_shard, default="1/1", metavar="K/N", help="do only the K-th of N parts "
+                         "of the videos, K from 1 to N, so that several machines can share one OUT")
     running.add_argument("--overwrite", action="store_true", help="redo what is done, with these settings")
     return images
 
@@ -130,9 +123,9 @@ class Output:
             except OSError:
                 if not folder.is_dir():  # if it is, another run was faster, with the same bytes
                     raise
+        made_of = {"bytes": video.size, "mtime_ns": video.mtime_ns, "sha256": sha256}
         path = os.path.abspath(video.path)
-        made_of = {"bytes": video.size, "mtime_ns": video.mtime_ns, "sha256": sha256, "path": path}
-        self._write_state(".done", video, {"settings": self.settings, **made_of, "images": images})
+        self._write_state(".done", video, {"settings": self.settings, **made_of, "path": path, "images": images})
         self._state(".failed", video).unlink(missing_ok=True)
 
     def fail(self, video: VideoFile, reason: str) -> None:
@@ -160,7 +153,7 @@ class Output:
         rows = []
         for path in (self.root / ".failed").rglob("*.json"):
             with contextlib.suppress(InputError):
-                if path in known and not path.name.startswith("."):
+                if path in known:
                     failure = read_json(path, Failure, "")
                     rows.append((failure.video, failure.reason))
         return sorted(rows)
@@ -186,47 +179,33 @@ def open_output(root: Path, kind: str, parts: tuple[str, ...], settings: dict, o
     same moment: the first one's settings stand. Leftovers of killed runs are removed, those of running ones
     are not.
     """
-    _refuse_strangers(root, overwrite)
+    if root.exists() and not root.is_dir():
+        raise InputError(f"{root} is a file; give a folder to write to")
+    strangers = [] if (root / FILE).exists() else _folders(root)
+    if strangers and not overwrite:
+        raise InputError(f"{root} holds folders that this program did not extract ({strangers[0]}, ...); "
+                         "choose an empty folder, or --overwrite to write among them")
+    run = root / ".partial" / uuid.uuid4().hex
+    alive = FileLock(run.with_suffix(".lock"))  # held as long as this process lives, however it ends
     try:
-        run = root / ".partial" / uuid.uuid4().hex
-        run.parent.mkdir(parents=True, exist_ok=True)
-        alive = FileLock(run.with_suffix(".lock"))  # held as long as this process lives, however it ends
-        with FileLock(root / ".lock", timeout=60):
-            _clean(root)
-            running = any(run.parent.glob("*.lock"))
-            # Of the other kind, too: flow lies in u/ and v/, RGB frames beside them.
-            empty = not running and not any(_folders(root / part) for part in (*parts, "."))
-            run.mkdir(parents=True)
-            alive.acquire()
-            try:
-                claim(root, run, Extraction(kind, settings), overwrite, empty)
-            except InputError:
-                alive.release()
+        try:
+            run.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(root / ".lock", timeout=60):
                 _clean(root)
-                raise
-    except OSError as error:
-        raise InputError(f"cannot write to {root}: {error.strerror or error}") from error
-    digest = hashlib.sha256(_json(settings).encode()).hexdigest()[:16]
-    try:
+                # Without a video that is done, by nobody else at work, it may become anything. Flow lies in u/ and
+                # v/, RGB frames beside them.
+                empty = not any(run.parent.glob("*.lock")) and not any(_folders(root / part) for part in (*parts, "."))
+                run.mkdir(parents=True)
+                alive.acquire()
+                claim(root, run, Extraction(kind, settings), overwrite, empty)
+        except OSError as error:
+            raise InputError(f"cannot write to {root}: {error.strerror or error}") from error
+        digest = hashlib.sha256(_json(settings).encode()).hexdigest()[:16]
         yield Output(root, parts, digest, run, overwrite)
     finally:
         alive.release()
-        with FileLock(root / ".lock"):
+        with contextlib.suppress(OSError), FileLock(root / ".lock"):
             _clean(root)
-
-
-def _refuse_strangers(root: Path, overwrite: bool) -> None:
-    """Raise InputError where `root` is a file, or holds folders made by something else."""
-    if root.exists() and not root.is_dir():
-        raise InputError(f"{root} is a file; give a folder to write to")
-    if overwrite or not root.exists():
-        return
-    strangers = _folders(root)
-    if strangers and not (root / FILE).exists():
-        raise InputError(
-            f"{root} holds folders that this program did not extract ({strangers[0]}, ...); "
-            "choose an empty folder, or --overwrite to write among them"
-        )
 
 
 def _folders(root: Path) -> list[str]:
@@ -237,13 +216,11 @@ def _clean(root: Path) -> None:
     """Remove what dead runs left in .partial; a run is dead when its lock can be taken."""
     partial = root / ".partial"
     for path in list(partial.glob("*.lock")):
-        lock = FileLock(path)
         try:
-            lock.acquire(timeout=0)
+            with FileLock(path, timeout=0):
+                shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         except (Timeout, OSError, NotImplementedError):
             continue
-        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-        lock.release()
         if not path.with_suffix("").exists():
             path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -277,13 +254,13 @@ def _bad_name(video: VideoFile) -> str | None:
     return None
 
 
-def extract_one(output: Output, write: Writer, video: VideoFile, report: Report) -> str | None:
-    """Extract one video, in a worker process. Returns None when done, else the reason why it failed.
+def extract_one(output: Output, write: Writer, video: VideoFile, report: Report) -> int | str:
+    """Extract one video, in a worker process. Returns its images, or the reason why it failed.
 
     Raises InputError for what would fail every other video as well.
     """
     if not output.overwrite and output.is_done(video):
-        return None  # another run on the same folder was faster
+        return 0  # another run on the same folder was faster
     attempt = output.run / uuid.uuid4().hex
     try:
         if bad_name := _bad_name(video):
@@ -292,9 +269,9 @@ def extract_one(output: Output, write: Writer, video: VideoFile, report: Report)
         for part in output.parts:
             (attempt / part).mkdir(parents=True)
         sha256 = content_digest(video)  # before it is decoded: a file that changes meanwhile is not done
-        images = write(video.path, attempt, report)
+        images = write(video.path, attempt, functools.partial(report, "share"))
         output.commit(video, attempt, sha256, images)
-        return None
+        return images
     except InputError:
         raise
     except VideoError as error:
@@ -325,38 +302,40 @@ def extract_all(
     part, parts = shard
     mine = videos[part - 1 :: parts]
     todo = [video for video in mine if output.overwrite or not output.is_done(video)]
-    share = f" of {len(videos):,} (shard {part}/{parts})" if parts > 1 else ""
-    writers = make_writers(todo) if todo else []
-    left = "nothing left to do"
-    if todo:
-        processes = plural(min(len(writers), len(todo)), "process")
-        left = f"{len(mine) - len(todo):,} done before, {len(todo):,} to do in {processes}"
-    print(f"{plural(len(mine), 'video')}{share}: {left}")
-    workers = [functools.partial(extract_one, output, write) for write in writers]
+    share_of = f" of {len(videos):,} (shard {part}/{parts})" if parts > 1 else ""
+    workers = [functools.partial(extract_one, output, write) for write in (make_writers(todo) if todo else [])]
+    processes = plural(min(len(workers), len(todo)), "process")
+    left = f"{len(mine) - len(todo):,} done before, {len(todo):,} to do in {processes}"
+    print(f"{plural(len(mine), 'video')}{share_of}: {left if todo else 'nothing left to do'}", flush=True)
     failed: dict[str, str] = {}
-    frames = 0
-    started = time.monotonic()
-    with _Bar(todo) as bar:
+    shares: dict[int, float] = {}  # of each video begun, by index
+    images, finished, started = 0, 0, time.monotonic()
+    sizes = [max(1, video.size) for video in todo]  # bytes: the best guess of a video's work before it is opened
+    with Progress(
+        desc="extraction", total=sum(sizes), disable=not todo, smoothing=0, mininterval=0.3,
+        bar_format="{percentage:3.0f} %|{bar}| {elapsed} gone, {remaining} left{postfix}",
+    ) as bar:  # fmt: skip
         for index, event, value in run_jobs(workers, todo):
-            if event == "claimed":
-                bar.expect(index, value)
-            elif event == "images":
-                bar.advance(index, value)
-            elif event == "bug":
-                bar.write(value)
-            else:  # "result" or "crashed"
-                if event == "crashed":
-                    output.fail(todo[index], value)
-                if value is None:
-                    frames += bar.written.get(index, 0)
-                else:
+            if event == "bug":
+                bar.say(value)
+                continue
+            share = value if event == "share" else 1.0
+            if event == "crashed":
+                output.fail(todo[index], value)
+            if event != "share":
+                finished += 1
+                if isinstance(value, str):
                     failed[todo[index].name] = value
-                bar.finish(index, failed=len(failed))
+                else:
+                    images += value
+            failures = f", {len(failed)} failed" if failed else ""
+            bar.set_postfix_str(f"{finished:,}/{len(todo):,} videos{failures}", refresh=False)
+            bar.update(sizes[index] * max(0.0, share - shares.get(index, 0.0)))
+            shares[index] = max(share, shares.get(index, 0.0))
     output.write_failed_csv(videos)
     if len(todo) > len(failed):
-        seconds = time.monotonic() - started
-        extracted = f"{plural(len(todo) - len(failed), 'video')}, {plural(frames, 'frame')}"
-        print(f"extracted: {extracted} in {seconds:.0f} s -> {output.root}")
+        extracted = f"{plural(len(todo) - len(failed), 'video')}, {plural(images, 'frame')}"
+        print(f"extracted: {extracted} in {time.monotonic() - started:.0f} s -> {output.root}")
     if failed:
         print(f"failed: {plural(len(failed), 'video')}, listed in {output.root / 'failed.csv'}:", file=sys.stderr)
         for name, reason in list(failed.items())[:20]:
@@ -364,77 +343,3 @@ def extract_all(
         if len(failed) > 20:
             print(f"  ... and {len(failed) - 20} more", file=sys.stderr)
     return 1 if failed else 0
-
-
-class _Bar:
-    """One bar over all videos, by their frames. Those of videos that aren't begun are told from their bytes."""
-
-    def __init__(self, videos: Sequence[VideoFile]) -> None:
-        self.ahead = {index: video.size for index, video in enumerate(videos)}  # bytes of videos not begun
-        self.begun = 0  # bytes of the others
-        self.expected: dict[int, int] = {}  # by index: images that a begun video will have
-        self.written: dict[int, int] = {}  # by index: images so far
-        self.videos, self.finished, self.failed = len(videos), 0, 0
-        layout = "{percentage:3.0f} %|{bar}| {elapsed} gone, {remaining} left{postfix}"
-        # The mean rate, not the latest: videos differ in length, and the first are no sample.
-        self.bar = Progress(
-            desc="extraction", total=1.0, disable=not videos, smoothing=0, mininterval=0.3, bar_format=layout
-        )
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.close()
-
-    def write(self, text: str) -> None:
-        self.bar.say(text)
-
-    def expect(self, index: int, images: int) -> None:
-        """Video `index` will have so many images, if its file is right."""
-        self.expected[index] = images
-        self.begun += self.ahead.pop(index, 0)
-
-    def advance(self, index: int, images: int) -> None:
-        self.written[index] = self.written.get(index, 0) + images
-        self._show()
-
-    def finish(self, index: int, failed: int) -> None:
-        self.finished, self.failed = self.finished + 1, failed
-        self.ahead.pop(index, None)
-        self.expected[index] = self.written.get(index, 0)
-        self._show()
-
-    def _show(self) -> None:
-        images = sum(self.written.values())
-        expected = sum(max(count, self.written.get(index, 0)) for index, count in self.expected.items())
-        expected += round(sum(self.ahead.values()) * expected / max(1, self.begun))
-        seconds = self.bar.format_dict["elapsed"]
-        rate = f", {images / seconds:.0f} frames/s" if seconds > 1 else ""
-        failures = f", {self.failed} failed" if self.failed else ""
-        self.bar.set_postfix_str(f"{self.finished:,}/{self.videos:,} videos{rate}{failures}", refresh=False)
-        share = 1.0 if self.finished == self.videos else images / max(1, expected)
-        self.bar.update(share - self.bar.n)
-
-
-class Reporter:
-    """Passes a count of written images on to the parent a few times a second rather than for each."""
-
-    def __init__(self, report: Report) -> None:
-        self.report = report
-        self.count = 0
-        self.unsent = 0
-        self.sent_at = time.monotonic()
-
-    def add(self) -> int:
-        """Count one more image written; returns the count."""
-        self.count += 1
-        self.unsent += 1
-        if time.monotonic() - self.sent_at > 0.2:
-            self.flush()
-        return self.count
-
-    def flush(self) -> None:
-        self.report("images", self.unsent)
-        self.unsent = 0
-        self.sent_at = time.monotonic()

@@ -15,75 +15,54 @@ from pathlib import Path
 
 import numpy as np
 
-from data.tvl1 import OPENCVS, pair_method, suitable_backends
-from data.tvl1.parameters import OPENCV_DEFAULTS
+from data.tvl1 import OPENCV_DEFAULTS, best_backend
 from data.videos import VideoError, import_cv2, resize, resized
 from utils import InputError, plural
 
+BATCH_FRAMES = 16  # pairs of frames at once, where a network or a GPU computes
 FLO_MAGIC = b"PIEH"  # the bytes of float32 202021.25
 FLO_UNKNOWN = 1e9
 
 
 def tvl1_flow(
-    frames: Iterable[np.ndarray],
-    backend: str | None = None,
-    device: str = "cpu",
-    batch_frames: int = 0,
-    processes: int = 1,
+    frames: Iterable[np.ndarray], backend: str | None = None, device: str = "cpu", batch_frames: int = BATCH_FRAMES
 ) -> Iterator[np.ndarray]:
     """Duality-based TV-L1 (Zach, Pock and Bischof 2007) with OpenCV's default parameters.
 
     These are tau 0.25, lambda 0.15, theta 0.3, 5 scales of 0.8, 5 warps, epsilon 0.01: those of TSN's flow.
-    `backend` is one of data.tvl1's; None takes the likeliest for the device. "torch" and "compiled" work on
-    `batch_frames` pairs at once, 0 for as many as suit a device that `processes` share; the others take pair by pair.
-    Raises InputError when the device's memory doesn't hold a batch.
+    `backend` is one that data.tvl1.best_backend names; None takes the best. numba goes pair by pair, tensor code takes
+    `batch_frames` pairs at once. Raises InputError when the device's memory doesn't hold a batch.
     """
-    backend = backend or suitable_backends(device)[0]
-    if backend not in OPENCVS:
-        return _tensor_tvl1(_grey(frames), backend, device, batch_frames, processes)
-    method = pair_method(backend)
-    return _grey_flow(_grey(frames), lambda one, two, _: method(one, two, OPENCV_DEFAULTS).transpose(1, 2, 0))
+    backend = backend or best_backend(device)
+    if backend == "numba":
+        from data.tvl1.cpu import tvl1_pair
 
-
-def _tensor_tvl1(
-    grey: Iterator[np.ndarray], backend: str, device: str, batch_frames: int, processes: int
-) -> Iterator[np.ndarray]:
+        for one, two in itertools.pairwise(_grey(frames)):
+            yield tvl1_pair(one, two, OPENCV_DEFAULTS).transpose(1, 2, 0)
+        return
     import torch
 
-    from data.tvl1.tensor import automatic_batch_frames, tvl1_pairs
+    from data.tvl1.tensor import tvl1_pairs
 
-    first = next(grey, None)
-    if first is None:
-        return
-    height, width = first.shape
-    pairs = batch_frames or automatic_batch_frames(height, width, device, processes)
-    for batch in _batches(itertools.chain([first], grey), pairs):
-        with _memory_advice(device, pairs, first.shape):
+    for batch in _batches(_grey(frames), batch_frames):
+        with _memory_advice(device, batch_frames, batch[0].shape):
             images = torch.from_numpy(np.stack(batch)).to(device)
-            flows = tvl1_pairs(images[:-1], images[1:], backend=backend)
+            flows = tvl1_pairs(images[:-1], images[1:], compiled=backend == "compiled")
         yield from flows.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def dis_flow(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Dense inverse search (Kroeger et al. 2016) by OpenCV with its default preset, FAST."""
     dis = import_cv2().DISOpticalFlow_create()
-
-    def calc(one: np.ndarray, two: np.ndarray, _: None) -> np.ndarray:
+    for one, two in itertools.pairwise(_grey(frames)):
         finest = dis.getFinestScale()
         flow = dis.calc(one, two, None)
         # The first call on small images, of no side over 90 pixels, changes the settings: all pairs get the later ones.
-        return flow if dis.getFinestScale() == finest else dis.calc(one, two, None)
-
-    return _grey_flow(_grey(frames), calc)
+        yield flow if dis.getFinestScale() == finest else dis.calc(one, two, None)
 
 
 # What --method and predict.py's --flow-method call the methods that need nothing but frames and a CPU.
 PLAIN_METHODS: dict[str, Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]] = {"dis": dis_flow}
-
-
-def _grey_flow(grey: Iterable[np.ndarray], calc: Callable) -> Iterator[np.ndarray]:
-    for one, two in itertools.pairwise(grey):
-        yield calc(one, two, None)
 
 
 def _grey(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -92,7 +71,7 @@ def _grey(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def raft_flow(
-    frames: Iterable[np.ndarray], weights: Path, device: str = "cpu", batch_frames: int = 16
+    frames: Iterable[np.ndarray], weights: Path, device: str = "cpu", batch_frames: int = BATCH_FRAMES
 ) -> Iterator[np.ndarray]:
     """RAFT (Teed and Deng 2020) with 12 updates, on `batch_frames` pairs of frames at once.
 
@@ -167,22 +146,20 @@ def _load_raft(weights: Path, device: str):
     return model.float().eval().to(device)
 
 
-def download_raft_weights(size: str) -> Path:
-    """torchvision's weights of raft_`size` ("large" or "small"), downloaded once into torch's cache."""
+def raft_weights(name: str) -> Path:
+    """The file of torchvision's RAFT weights, "large" or "small", in torch's cache (downloaded once), or of a path."""
     import torch
     from torchvision.models.optical_flow import Raft_Large_Weights, Raft_Small_Weights
 
-    url = (Raft_Large_Weights if size == "large" else Raft_Small_Weights).DEFAULT.url
-    path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1])
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[1])
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"cannot download RAFT weights from {url} ({error}); fetch them elsewhere and give --weights PATH"
-            ) from error
-    return path
+    if name not in ("large", "small"):
+        return Path(name)
+    weights = (Raft_Large_Weights if name == "large" else Raft_Small_Weights).DEFAULT
+    try:
+        weights.get_state_dict(check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"cannot download RAFT weights from {weights.url} ({error}); fetch them elsewhere and give "
+                         "--weights PATH") from error  # fmt: skip
+    return Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[1])
 
 
 def quantise(flow: np.ndarray, bound: float) -> np.ndarray:
@@ -211,20 +188,22 @@ def read_flo(path: Path) -> np.ndarray:
     return flow
 
 
-def flo_flow(folder: Path, short_side: int = 0, claim: Callable[[int], None] | None = None) -> Iterator[np.ndarray]:
+def flo_flow(
+    folder: Path, short_side: int = 0, progress: Callable[[float], None] | None = None
+) -> Iterator[np.ndarray]:
     """The .flo files of one video, in the order of the last number in their names, scaled to `short_side`.
 
     The vectors are scaled with the image. Unknown flow becomes 0. Raises VideoError when a number is missing
     or given twice, or a file is broken.
     """
     paths = _numbered(folder)
-    if claim:
-        claim(len(paths))
-    for path in paths:
+    for number, path in enumerate(paths):
         flow = np.nan_to_num(read_flo(path))
         height, width = resized(flow.shape[0], flow.shape[1], short_side)
         scale = np.array([width / flow.shape[1], height / flow.shape[0]], np.float32)
         yield scale * resize(flow, height, width)
+        if progress and number % 16 == 15:
+            progress(number / len(paths))
 
 
 def _numbered(folder: Path) -> list[Path]:

@@ -177,6 +177,7 @@ class Decoded:
 
     seconds: float  # since the first frame, by the file's time stamps
     lasts: float  # seconds
+    share: float  # of the film that is decoded with this frame, 0 to 1, if its header is right
     frame: Any  # av.VideoFrame
     convert: Callable[[Any], Any]
 
@@ -247,8 +248,8 @@ def count_frames(path: Path) -> int:
     return frames
 
 
-def decode(path: Path, claim: Callable[[int], None] | None = None) -> Iterator[Decoded]:
-    """Decode a video, one frame in memory at a time. `claim` is told how many come if the file's header is right.
+def decode(path: Path) -> Iterator[Decoded]:
+    """Decode a video, one frame in memory at a time.
 
     Raises VideoError when nothing can be decoded, when more than a tenth of the frames is damaged, and at the end when
     the file is cut off: the demuxer or the decoder says so, or packets that an index lists are missing. What headers
@@ -263,8 +264,7 @@ def decode(path: Path, claim: Callable[[int], None] | None = None) -> Iterator[D
 
     with open_video(path) as (container, stream):
         rate = _rate_of(stream)
-        if claim:
-            claim(stream.frames or round((container.duration or 0) / av.time_base * rate))
+        promised = stream.frames or (container.duration or 0) / av.time_base * rate
         demuxer = container.demux(stream)  # ends with an empty packet, for which the decoder gives its last frames
         packets = frames = damaged = since = 0  # `since`: frames without damage at the end
         first, last, ended, cut_off = None, -1 / rate, False, False
@@ -295,7 +295,7 @@ def decode(path: Path, claim: Callable[[int], None] | None = None) -> Iterator[D
                 last = seconds
                 lasts = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 1 / rate
                 frames, since, whole = frames + 1, since + 1, whole and not frame.is_corrupt
-                yield Decoded(seconds, lasts, frame, convert)
+                yield Decoded(seconds, lasts, min(1.0, frames / max(1, promised)), frame, convert)
             if not whole and frames:  # a recording may begin with pictures that need others before them
                 damaged, since = damaged + 1, 0
         if container.format.name.startswith("mov"):
@@ -307,21 +307,22 @@ def decode(path: Path, claim: Callable[[int], None] | None = None) -> Iterator[D
 
 
 def read_frames(
-    path: Path, short_side: int = 0, every: int = 1, claim: Callable[[int], None] | None = None
+    path: Path, short_side: int = 0, every: int = 1, progress: Callable[[float], None] | None = None
 ) -> Iterator[np.ndarray]:
     """Decode a video: yield every `every`-th frame from the first on as RGB uint8 (height, width, 3).
 
-    The shorter side is scaled to `short_side` (0 keeps the size). `claim` is told how many will come if the file's
-    header is right. One frame is in memory at a time. Raises VideoError as `decode` does, and for sizes that no JPEG
-    can have.
+    The shorter side is scaled to `short_side` (0 keeps the size). `progress` is told now and then what share is done.
+    One frame is in memory at a time. Raises VideoError as `decode` does, and for sizes that no JPEG can have.
     """
     height = width = 0
-    for number, frame in enumerate(decode(path, claim and (lambda frames: claim(-(-frames // every))))):
+    for number, frame in enumerate(decode(path)):
         if number % every == 0:
             picture = frame.picture()
             if not number:  # a stream may change its size; all frames get the first one's
                 height, width = resized(picture.shape[0], picture.shape[1], short_side)
             yield resize(picture, height, width)
+        if progress and number % 16 == 15:
+            progress(frame.share)
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:

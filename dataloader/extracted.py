@@ -124,17 +124,9 @@ def _digest(*parts: bytes) -> str:
 def claim(root: Path, scratch: Path, wanted: Extraction, overwrite: bool, empty: bool = False) -> None:
     """Make `root` a folder of images made as `wanted`, by way of the folder `scratch` on the same disk.
 
-    Machines may start at the same moment: the first one's settings stand. Raises InputError where the folder holds
-    images made otherwise, unless `overwrite`, or of the other kind. An `empty` one may become anything: no video of it
-    is done, and no other run is at work.
+    The caller holds the folder's lock. Raises InputError where it holds images made otherwise, unless `overwrite`, or
+    of the other kind. An `empty` one may become anything: no video of it is done, and no other run is at work.
     """
-    path, temporary = root / FILE, scratch / FILE
-    temporary.write_text(wanted.as_text(), encoding="utf-8")
-    try:
-        os.link(temporary, path)  # unlike a rename, this never replaces what another machine just wrote
-    except OSError:
-        if not path.exists():  # a file system without hard links
-            os.replace(temporary, path)
     try:
         found = read_extraction(root)
     except InputError:
@@ -145,13 +137,13 @@ def claim(root: Path, scratch: Path, wanted: Extraction, overwrite: bool, empty:
         return
     if found and found.kind != wanted.kind and not empty:
         raise InputError(f"{root} holds {found.kind}, not {wanted.kind}; choose another folder")
-    if overwrite or empty:
-        os.replace(temporary, path)
-        return
-    was, now = found.settings if found else {}, wanted.settings
-    differences = [f"{key} {was.get(key, 'not set')} there, {now.get(key, 'none')} asked"
-                   for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]  # fmt: skip
-    raise InputError(
-        f"{root} was extracted with other settings ({'; '.join(differences)}); "
-        "choose another folder or the same settings, or --overwrite to redo it"
-    )
+    if found and not (overwrite or empty):
+        was, now = found.settings, wanted.settings
+        differences = [f"{key} {was.get(key, 'not set')} there, {now.get(key, 'none')} asked"
+                       for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]  # fmt: skip
+        raise InputError(
+            f"{root} was extracted with other settings ({'; '.join(differences)}); "
+            "choose another folder or the same settings, or --overwrite to redo it"
+        )
+    (scratch / FILE).write_text(wanted.as_text(), encoding="utf-8")
+    os.replace(scratch / FILE, root / FILE)

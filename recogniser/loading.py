@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from data.flow import PLAIN_METHODS, download_raft_weights, raft_flow, read_raft_weights, tvl1_flow
+from data.flow import PLAIN_METHODS, raft_flow, raft_weights, read_raft_weights, tvl1_flow
 from dataloader.lists import load_split
 from dataloader.names import UCF101_CLASSES
 from dataloader.preparation import Preparation
@@ -139,8 +139,7 @@ def choose_flow(wishes: Wishes, path: Path, preparation: Preparation, device: to
     if method == "flo":
         raise InputError(f"{path} was trained on .flo files of an unknown method; choose one with --flow-method")
     if method.startswith("raft"):
-        weights = wishes.raft_weights or ("small" if trained == "raft_small" else "large")
-        file = download_raft_weights(weights) if weights in ("large", "small") else Path(weights)
+        file = raft_weights(wishes.raft_weights or ("small" if trained == "raft_small" else "large"))
         try:  # a wrong file is said now
             read_raft_weights(file)
         except InputError:

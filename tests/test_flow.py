@@ -13,7 +13,6 @@ import struct
 from fractions import Fraction
 from math import floor
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +28,7 @@ from data.flow import (
     read_raft_weights,
     tvl1_flow,
 )
-from data.tvl1 import is_installed
+from data.tvl1 import best_backend
 from data.videos import VideoError, read_frames
 from utils import InputError
 
@@ -85,16 +84,14 @@ def test_quantisation_rounds_half_up_and_clips(bound):
     "method",
     [
         functools.partial(tvl1_flow, backend="numba"),
-        functools.partial(tvl1_flow, backend="opencv"),
         functools.partial(tvl1_flow, backend="torch"),
-        functools.partial(tvl1_flow, backend="torch", batch_frames=1),
         dis_flow,
     ],
 )
 def test_flow_points_from_each_frame_to_the_next(method):
     """Everything moves 3 px to the right and 2 px down, then stands still: u = 3, v = 2, then 0."""
-    if isinstance(method, functools.partial) and not is_installed(method.keywords["backend"]):
-        pytest.skip(f"{method.keywords['backend']} isn't installed")
+    if method is not dis_flow and method.keywords["backend"] == "numba" != best_backend():
+        pytest.skip("numba does not work here")
     big = texture(120, 140)
     one, two = big[20:100, 20:120], big[18:98, 17:117]
     first, second = method(iter([one, two, two]))
@@ -104,7 +101,7 @@ def test_flow_points_from_each_frame_to_the_next(method):
     np.testing.assert_allclose(second, 0, atol=0.1)
 
 
-@pytest.mark.parametrize("height", [32, 64, 96])
+@pytest.mark.parametrize("height", [32, 96])
 def test_the_flow_of_a_pair_is_the_same_wherever_the_video_begins(height):
     """OpenCV's DIS changes its own settings in its first call on small images."""
     big = texture(height + 20, height + 60)
@@ -112,21 +109,6 @@ def test_the_flow_of_a_pair_is_the_same_wherever_the_video_begins(height):
     whole = list(dis_flow(iter(frames)))
     for start in (1, 2, 3):
         np.testing.assert_array_equal(list(dis_flow(iter(frames[start:]))), whole[start:])
-
-
-@pytest.mark.parametrize(("height", "calls"), [(64, 4), (96, 3)])
-def test_dis_computes_a_pair_again_only_after_changing_its_settings(monkeypatch, height, calls):
-    dis, done = cv2.DISOpticalFlow_create(), []
-
-    def calc(*images):
-        done.append(images)
-        return dis.calc(*images)
-
-    fake = SimpleNamespace(calc=calc, getFinestScale=dis.getFinestScale)
-    monkeypatch.setattr(cv2, "DISOpticalFlow_create", lambda: fake)
-    big = texture(height + 20, height + 60)
-    flows = list(dis_flow(big[2 * k : 2 * k + height, 3 * k : 3 * k + height + 20] for k in range(4)))
-    assert (len(flows), len(done)) == (3, calls)
 
 
 def test_raft_points_from_each_frame_to_the_next(shared):
@@ -143,48 +125,32 @@ def test_raft_points_from_each_frame_to_the_next(shared):
     np.testing.assert_allclose(flows, alone, atol=0.02)
 
 
-def test_methods_hold_few_frames(shared):
+def test_methods_hold_few_frames():
     """No method asks for more frames than it needs, so that a video of any length fits in memory."""
     for method, ahead in (
         (dis_flow, 2),
         (tvl1_flow, 2),
         (functools.partial(tvl1_flow, backend="torch", batch_frames=3), 4),
-        (lambda frames: raft_flow(frames, raft_small(shared), batch_frames=3), 4),
     ):
         taken = itertools.count()
-        frame = texture(128, 128)
+        frame = texture(48, 48)
         frames = (frame for _ in taken)
         next(iter(method(frames)))
         assert next(taken) <= ahead
 
 
-ZERO = (4.306, 2.113, 4.767)  # endpoint error of no flow at all, in px: what any method must beat
-
-
 @pytest.mark.parametrize(
-    ("method", "expected"),
-    [
-        ("zero", ZERO),
-        ("tvl1", (3.24, 0.71, 2.90)),
-        ("dis", (3.25, 0.74, 3.51)),
-        ("raft", (1.14, 0.58, 1.50)),
-    ],
+    ("method", "expected"), [("tvl1", (3.24, 0.71, 2.90)), ("dis", (3.25, 0.74, 3.51)), ("raft", (1.14, 0.58, 1.50))]
 )
 def test_endpoint_error_against_ground_truth(method, expected, shared):
-    """Mean endpoint error in px on three real pairs; the figures are those that OpenCV and torchvision gave."""
+    """Mean endpoint error in px on real pairs; the figures are those that OpenCV and torchvision gave."""
     pairs = shared / "data" / "flow_pairs"
-    methods = {
-        "zero": lambda frames: (np.zeros((*one.shape[:2], 2), np.float32) for one, _ in itertools.pairwise(frames)),
-        "tvl1": tvl1_flow,
-        "dis": dis_flow,
-        "raft": lambda frames: raft_flow(frames, raft_small(shared)),
-    }
-    for number, error in zip((1, 2, 3), expected, strict=True):
+    methods = {"tvl1": tvl1_flow, "dis": dis_flow, "raft": lambda frames: raft_flow(frames, raft_small(shared))}
+    for number in (1, 2, 3) if method == "dis" else (2,):
         frames = [np.asarray(Image.open(pairs / f"{number:05d}_img{k}.ppm")) for k in (1, 2)]
-        data = (pairs / f"{number:05d}_flow.flo").read_bytes()
-        truth = np.array(struct.unpack(f"<{2 * 512 * 384}f", data[12:])).reshape(384, 512, 2)
+        truth = np.frombuffer((pairs / f"{number:05d}_flow.flo").read_bytes(), "<f4", offset=12).reshape(384, 512, 2)
         (flow,) = methods[method](frames)
-        found = np.linalg.norm(flow - truth, axis=2).mean()
+        found, error = np.linalg.norm(flow - truth, axis=2).mean(), expected[number - 1]
         assert abs(found - error) < 0.02 + 0.03 * error, f"pair {number}: {found:.3f} px"
 
 
@@ -194,11 +160,13 @@ def test_endpoint_error_against_ground_truth(method, expected, shared):
 def test_flo_files_are_read(tmp_path):
     flow = np.random.default_rng(0).normal(0, 5, (3, 5, 2)).astype(np.float32)
     flow[1, 2] = 1e10
-    write_flo(tmp_path / "a.flo", flow)
-    read = read_flo(tmp_path / "a.flo")
+    write_flo(tmp_path / "1.flo", flow)
+    read = read_flo(tmp_path / "1.flo")
     assert np.isnan(read[1, 2]).all()
     read[1, 2] = flow[1, 2]
     np.testing.assert_array_equal(read, flow)
+    (converted,) = flo_flow(tmp_path)
+    assert (converted[1, 2] == 0).all()
 
 
 def test_broken_flo_files_are_named(tmp_path):
@@ -233,102 +201,79 @@ def test_flo_folders_become_images_in_the_order_of_their_numbers(run, tmp_path):
     assert "flow-2.flo is followed by flow-4.flo" in failure["reason"]
 
 
-def test_unknown_flow_becomes_zero(tmp_path):
-    write_flo(tmp_path / "1.flo", np.full((4, 4, 2), 1e10))
-    (flow,) = flo_flow(tmp_path)
-    assert (flow == 0).all()
-
-
 # --- the script ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def moving(tmp_path_factory) -> Path:
-    """A video of 14 frames: a texture that stands still but for 4 px to the left from frame 5 to frame 6."""
+    """A video of 8 frames: a texture that stands still but for 4 px to the left from frame 5 to frame 6."""
     root = tmp_path_factory.mktemp("moving")
     writer = cv2.VideoWriter(str(root / "v_Biking_g01_c01.avi"), cv2.VideoWriter_fourcc(*"FFV1"), 25, (160, 128))
     big = texture(128, 180)
-    for k in range(14):
+    for k in range(8):
         left = 4 if k >= 5 else 0
         writer.write(np.ascontiguousarray(big[:, left : left + 160, ::-1]))
     writer.release()
     return root
 
 
-@pytest.mark.parametrize("method", ["tvl1", "dis"])
-def test_image_k_is_the_flow_from_frame_k_to_the_next(method, moving, run, tmp_path):
-    run("data/extract_flow.py", moving, tmp_path / "out", "--method", method, "--short-side", "128")
-    for axis, expected in (("u", 128 - 4 * 6.375), ("v", 128)):
-        folder = tmp_path / "out" / axis / "v_Biking_g01_c01"
-        assert sorted(path.name for path in folder.iterdir()) == [f"frame{k:06d}.jpg" for k in range(1, 14)]
-        for k in range(1, 14):
-            image = np.asarray(Image.open(folder / f"frame{k:06d}.jpg"))
-            assert image.shape == (128, 160)
-            assert abs(float(np.median(image)) - (expected if k == 5 else 128)) <= 2, (axis, k)
-    settings = json.loads((tmp_path / "out" / "extraction.json").read_text())
-    assert settings == {
-        "kind": "flow",
-        "version": 1,
-        "settings": {"method": method, "bound": 20.0, "short_side": 128, "quality": 90},
-    }
-
-
-def without(modules: str, folder: Path) -> str:
-    """A PYTHONPATH on which the program and its workers find no numba, or an OpenCV without optflow."""
-    lines = {
-        "numba": "import sys; sys.modules['numba'] = None",
-        "optflow": "import cv2; vars(cv2).pop('optflow', None)",
-    }
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text("".join(lines[module] + "\n" for module in modules.split()))
-    return str(folder)
-
-
-def flow_images(out: Path) -> dict[str, bytes]:
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("frame*.jpg"))}
-
-
-def test_tvl1_is_opencvs_whatever_computes_it(moving, run, tmp_path):
-    """Bytes are those of OpenCV's flow, quantised and coded; a run goes on where another backend stopped."""
+def test_tvl1_is_opencvs_and_image_k_is_the_flow_from_frame_k_to_the_next(moving, run, tmp_path):
+    """Bytes are those of OpenCV's flow, quantised and coded. A run goes on, and has nothing left to do."""
     simplejpeg = pytest.importorskip("simplejpeg")
-    if not hasattr(cv2, "optflow") or not is_installed("numba"):
+    if not hasattr(cv2, "optflow") or best_backend() != "numba":
         pytest.skip("needs OpenCV's optflow and numba")
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in read_frames(moving / "v_Biking_g01_c01.avi")]
     expected = {}
     for number, (one, two) in enumerate(itertools.pairwise(grey), start=1):
         images = quantise(cv2.optflow.createOptFlow_DualTVL1().calc(one, two, None), 20)
         for axis, name in enumerate("uv"):
+            median = 128 - 4 * 6.375 if (number, name) == (5, "u") else 128
+            assert abs(float(np.median(images[:, :, axis])) - median) <= 2
             image = np.ascontiguousarray(images[:, :, axis, None])
             path = f"{name}/v_Biking_g01_c01/frame{number:06d}.jpg"
             expected[path] = simplejpeg.encode_jpeg(image, 90, "GRAY", "Gray")
-    for missing, chosen in (("optflow", "numba"), ("numba", "opencv")):
-        out = tmp_path / chosen
-        command = ("data/extract_flow.py", moving, out, "--device", "cpu", "--short-side", "0", "--workers", "1")
-        path = without(missing, tmp_path / f"without {missing}")
-        first = run(*command, PYTHONPATH=path)
-        assert f"tvl1: {chosen}, " in first.stdout
-        assert re.search(r"tvl1: about \d+ \w+ for \d+ pairs of frames in 1 process; --method dis .* 1 s", first.stdout)
-        assert "\r" not in first.stderr
-        found = flow_images(out)
-        assert found.keys() == expected.keys()
-        if platform.system() == "Linux" and platform.machine() == "x86_64":  # elsewhere compilers may round otherwise
-            assert found == expected
-        again = run(*command).stdout
-        assert "nothing left to do" in again
-        assert "tvl1:" not in again  # nothing to do, so nothing to measure
+    out = tmp_path / "out"
+    command = ("data/extract_flow.py", moving, out, "--device", "cpu", "--short-side", "0", "--workers", "1")
+    first = run(*command)
+    assert "tvl1: numba, on processors" in first.stdout
+    assert re.search(r"tvl1: about \d+ \w+ for \d+ pairs of frames in 1 process; --method dis", first.stdout)
+    assert "\r" not in first.stderr
+    found = {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("frame*.jpg"))}
+    assert found.keys() == expected.keys()
+    if platform.system() == "Linux" and platform.machine() == "x86_64":  # elsewhere compilers may round otherwise
+        assert found == expected
+    settings = {"method": "tvl1", "bound": 20.0, "short_side": 0, "quality": 90}
+    assert json.loads((out / "extraction.json").read_text()) == {"kind": "flow", "version": 1, "settings": settings}
+    again = run(*command).stdout
+    assert "nothing left to do" in again and "tvl1:" not in again  # nothing to do, so nothing to measure
 
 
 def test_tensor_codes_flow_is_not_mixed_with_opencvs(moving, run, tmp_path):
-    """Where neither numba nor OpenCV's TV-L1 is, the tensor code does it, and says so in extraction.json."""
-    out = tmp_path / "out"
-    command = ("data/extract_flow.py", moving, out, "--device", "cpu", "--short-side", "64", "--workers", "1")
-    done = run(*command, PYTHONPATH=without("numba optflow", tmp_path / "neither"))
-    assert "tvl1: torch, " in done.stdout
-    assert "pip install numba" in done.stdout
+    """Where numba does not work the tensor code does it, and says so in extraction.json."""
+    out, path = tmp_path / "out", tmp_path / "without"
+    path.mkdir()
+    (path / "sitecustomize.py").write_text("import sys; sys.modules['numba'] = None\n")
+    command = ("data/extract_flow.py", moving, out, "--device", "cpu", "--short-side", "48", "--workers", "1")
+    done = run(*command, PYTHONPATH=str(path))
+    assert "tvl1: torch, " in done.stdout and "pip install numba" in done.stdout
     image = np.asarray(Image.open(out / "u" / "v_Biking_g01_c01" / "frame000005.jpg"))
-    assert abs(float(np.median(image)) - (128 - 2 * 6.375)) <= 2  # 4 px at half the size
-    if is_installed("numba"):
+    assert abs(float(np.median(image)) - (128 - 1.5 * 6.375)) <= 2  # 4 px at 48 / 128 of the size
+    if best_backend() == "numba":
         assert "backend torch there, none asked" in run(*command, code=2).stderr
+
+
+def test_settings_may_change_after_a_kill_before_the_first_video(moving, run, tmp_path):
+    """What a run leaves that is killed then: its settings, a lock that nobody holds, half a video."""
+    out = tmp_path / "out"
+    (out / ".partial/dead/x/u").mkdir(parents=True)
+    (out / ".partial/dead.lock").touch()
+    claim = {"kind": "flow", "version": 1, "settings": {"method": "tvl1", "bound": 20.0, "short_side": 256}}
+    (out / "extraction.json").write_text(json.dumps(claim))
+    command = ("data/extract_flow.py", moving, out, "--method", "dis", "--workers", "1")
+    run(*command, "--bound", "16")
+    assert json.loads((out / "extraction.json").read_text())["settings"]["bound"] == 16
+    assert not (out / ".partial").exists()
+    assert "bound 16.0 there, 20.0 asked" in run(*command, code=2).stderr
 
 
 @pytest.mark.gpu
@@ -349,8 +294,6 @@ def test_gpus_are_taken_but_not_for_what_was_begun_on_the_cpu(monkeypatch, tmp_p
     def devices(method: str, device: str = "auto", overwrite: bool = False) -> list[str]:
         args = argparse.Namespace(method=method, device=device, overwrite=overwrite, out=tmp_path)
         found = extract_flow.find_devices(args)
-        if method == "tvl1":
-            assert extract_flow.made_by(args, found[0]) == ({} if found == ["cpu"] else {"device": "cuda"})
         return found
 
     gpus = ["cuda:0", "cuda:1"]
@@ -389,7 +332,7 @@ def test_raft_weights_that_cannot_be_had_are_one_line(moving, run, tmp_path):
 def test_bad_values_are_one_line(moving, run, tmp_path):
     for arguments, message in (
         (["--bound", "0"], "--bound 0"),
-        (["--batch-frames", "-1"], "--batch-frames: must be at least 0, not -1"),
+        (["--batch-frames", "0"], "--batch-frames: must be at least 1, not 0"),
         (["--device", "cuda"], "--device cuda"),
         (["--method", "flo"], "holds no .flo file"),
     ):

@@ -1,64 +1,66 @@
-"""TV-L1 optical flow: as tensor code (tensor.py), compiled for processors (cpu.py), or OpenCV's own.
+"""TV-L1 optical flow: as tensor code for GPUs (tensor.py) and compiled for processors (cpu.py).
 
-This file says what can compute it here. It imports no PyTorch, so that a process that needs none
+This file has its parameters and says what can compute it here. It imports no PyTorch: a process that needs none
 starts fast.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
+import functools
+from dataclasses import dataclass
 
 import numpy as np
 
-from data.tvl1.parameters import TVL1
 
-OPENCVS = ("numba", "opencv")  # give OpenCV's flow to the bit, on Linux and x86-64; for processors, pair by pair
-BACKENDS = ("compiled", "torch", *OPENCVS)
+@dataclass(frozen=True)
+class TVL1:
+    """Parameters of the method, OpenCV's defaults; `tau`, `lambda_`, `theta`, `epsilon` as in the papers."""
+
+    tau: float = 0.25  # time step of the dual variable; at most 0.25 for certain convergence
+    lambda_: float = 0.15  # weight of the data; smaller is smoother
+    theta: float = 0.3  # how far v may leave u
+    scales: int = 5  # images of the pyramid; fewer if one had a side under 16 pixels
+    scale_step: float = 0.8  # size of each relative to the one before
+    warps: int = 5  # linearisations per scale
+    epsilon: float = 0.01  # stop when u moves less, root mean square, in pixels; 0 never stops early
+    inner_iterations: int = 30  # between two median filters
+    outer_iterations: int = 10  # median filters per warp
+    median_size: int = 5  # 3 or 5; 1 filters nothing
+
+    def pyramid(self, height: int, width: int) -> list[tuple[int, int]]:
+        """(height, width) of every scale, from the image's own to the coarsest."""
+        sizes = [(height, width)]
+        while len(sizes) < self.scales:
+            height, width = round(height * self.scale_step), round(width * self.scale_step)
+            if min(height, width) < 16:
+                break
+            sizes.append((height, width))
+        return sizes
 
 
-def suitable_backends(device: str = "cpu") -> list[str]:
-    """Backends for a device ("cpu", "cuda:0") that are installed and may be taken for each other, the likeliest first.
+OPENCV_DEFAULTS = TVL1()
 
-    A CPU's all give OpenCV's bytes; the tensor code, which rounds differently, is among them only where there is
-    nothing else. So it isn't a measured speed that says which bytes come out.
+
+@functools.cache
+def best_backend(device: str = "cpu") -> str:
+    """What computes TV-L1 on a device ("cpu", "cuda:0") here: "numba", "torch" or "compiled" (by torch.compile).
+
+    On processors numba, which gives OpenCV's bytes, or the tensor code where numba does not work; on GPUs the tensor
+    code. It is tried: a numba may be made for another numpy, and torch.compile may lack a compiler.
     """
-    if device != "cpu":
-        return ["torch", "compiled"]
-    return [backend for backend in OPENCVS if is_installed(backend)] or ["torch"]
+    try:
+        if device == "cpu":
+            from data.tvl1.cpu import tvl1_pair
 
+            blank = np.zeros((32, 32), np.uint8)
+            tvl1_pair(blank, blank, OPENCV_DEFAULTS)
+            return "numba"
+        import torch
 
-def is_installed(backend: str) -> bool:
-    """Whether the packages that a backend needs are there; "numba" needs OpenCV as well."""
-    packages = {"numba": ("numba", "cv2"), "opencv": ("cv2",)}.get(backend, ())
-    if any(importlib.util.find_spec(package) is None for package in packages):
-        return False
-    if backend == "opencv":
-        import cv2
+        from data.tvl1.tensor import tvl1_pairs
 
-        return hasattr(cv2, "optflow")  # only opencv-contrib has it
-    return True
-
-
-def pair_method(backend: str) -> Callable[[np.ndarray, np.ndarray, TVL1], np.ndarray]:
-    """One of OPENCVS: from two grey images (H, W) of 0..255 and the parameters to float32 (2, H, W), x then y."""
-    if backend == "numba":
-        from data.tvl1.cpu import tvl1_pair
-
-        return tvl1_pair
-    return opencv_pair
-
-
-def opencv_pair(first: np.ndarray, second: np.ndarray, parameters: TVL1) -> np.ndarray:
-    """OpenCV's own flow, float32 (2, H, W), from grey images of 0..255."""
-    import cv2
-
-    if first.dtype != np.uint8:  # of float images it wants 0..1
-        first, second = np.float32(first) / 255, np.float32(second) / 255
-    method = cv2.optflow.DualTVL1OpticalFlow.create(
-        tau=parameters.tau, lambda_=parameters.lambda_, theta=parameters.theta, nscales=parameters.scales,
-        warps=parameters.warps, epsilon=parameters.epsilon, innnerIterations=parameters.inner_iterations,
-        outerIterations=parameters.outer_iterations, scaleStep=parameters.scale_step,
-        medianFiltering=parameters.median_size,
-    )  # fmt: skip
-    return method.calc(first, second, np.empty((*first.shape, 2), np.float32)).transpose(2, 0, 1)
+        images = torch.zeros(1, 32, 32, device=device)
+        tvl1_pairs(images, images, compiled=True)
+        return "compiled"
+    except Exception:  # whatever it is, there is the tensor code as it stands
+        return "torch"

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numba import njit
 
-from data.tvl1.parameters import TVL1
+from data.tvl1 import TVL1
 
 FLOAT_EPSILON = np.finfo(np.float32).eps
 

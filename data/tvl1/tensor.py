@@ -25,73 +25,42 @@ outside of the image is 0, and p starts from 0 once per scale, not once per warp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.tvl1 import BACKENDS, OPENCVS, pair_method, suitable_backends
-from data.tvl1.parameters import OPENCV_DEFAULTS, TVL1
+from data.tvl1 import OPENCV_DEFAULTS, TVL1
 
-BYTES_PER_PIXEL = 4 * 80  # float32 planes of a pair on a GPU at the peak, in the median filter: counted, with a margin
+Planes = Sequence[Tensor]  # each (B, H, W)
+Iterate = Callable[..., tuple[Tensor, ...]]
 
 
 @torch.no_grad()
-def tvl1_pairs(first: Tensor, second: Tensor, parameters: TVL1 = OPENCV_DEFAULTS, backend: str | None = None) -> Tensor:
+def tvl1_pairs(first: Tensor, second: Tensor, parameters: TVL1 = OPENCV_DEFAULTS, compiled: bool = False) -> Tensor:
     """Flow from every image of `first` to its like in `second`, both (B, H, W), uint8 or float, grey 0..255.
 
     Returns float32 (B, 2, H, W) on the same device, in pixels, x then y. The stopping rule is kept for every pair by
-    itself, so a pair's flow doesn't depend on the others in the batch. Backends: "torch" is this file, "compiled"
-    the same through torch.compile; "numba" (data/tvl1/cpu.py) and "opencv" (OpenCV's own) work on the CPU. None takes
-    the first of suitable_backends. Raises ValueError for shapes that differ, sides under
-    3 pixels or another backend.
+    itself, so a pair's flow doesn't depend on the others in the batch. `compiled`: through torch.compile. Raises
+    ValueError for shapes that differ and sides under 3 pixels.
     """
     if first.shape != second.shape or first.dim() != 3 or min(first.shape[1:]) < 3:
         raise ValueError(f"want two (B, H, W) with sides of 3 or more, got {[*first.shape]} and {[*second.shape]}")
-    if backend is None:
-        backend = suitable_backends(first.device.type)[0]
-    if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
-    if not len(first):
-        return torch.zeros(0, 2, *first.shape[1:], device=first.device)
-    if backend in OPENCVS:
-        return _flow_on_processors(first, second, parameters, backend)
     # On a CPU one pair's planes stay in the cache, and a look at which pairs are at rest is free. A GPU wants many
     # pairs at once, and every look makes it wait for the host; till the next look, pairs at rest just stay as they are.
-    batch, check_every = (1, 1) if first.device.type == "cpu" else (len(first), 5)
-    solve = partial(_solve_pyramid, parameters=parameters, check_every=check_every, steps=_steps(backend == "compiled"))
-    return torch.cat([
-        solve(I0, I1) for I0, I1 in zip(first.float().split(batch), second.float().split(batch), strict=True)
-    ])  # fmt: skip
+    batch, check_every = (1, 1) if first.device.type == "cpu" else (max(1, len(first)), 5)
+    iterate = _compiled_iterate() if compiled else _iterate
+    pairs = zip(first.float().split(batch), second.float().split(batch), strict=True)
+    return torch.cat([_solve_pyramid(I0, I1, parameters, check_every, iterate) for I0, I1 in pairs])
 
 
-def automatic_batch_frames(height: int, width: int, device: torch.device | str = "cpu", workers: int = 1) -> int:
-    """How many pairs of this size to give to tvl1_pairs at once, of `workers` processes that share the device.
-
-    On a GPU as many as half of its free memory holds, at most 64.
-    On a CPU four per thread, so that pairs of unlike cost spread evenly; memory doesn't matter there.
-    """
-    device = torch.device(device)
-    if device.type != "cuda":
-        return 4 * torch.get_num_threads()
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(1, min(64, int(free / 2 / workers / (BYTES_PER_PIXEL * height * width))))
+@cache
+def _compiled_iterate() -> Iterate:
+    return torch.compile(_iterate, dynamic=True)
 
 
-def _flow_on_processors(first: Tensor, second: Tensor, parameters: TVL1, backend: str) -> Tensor:
-    """Pair by pair, several at once with numba; OpenCV has threads of its own."""
-    flow_of_pair = pair_method(backend)
-    threads = min(torch.get_num_threads(), len(first)) if backend == "numba" else 1
-    with ThreadPoolExecutor(threads) as pool:
-        images = first.cpu().numpy(), second.cpu().numpy()
-        flows = pool.map(lambda one, two: flow_of_pair(one, two, parameters), *images)
-        return torch.from_numpy(np.stack(list(flows))).to(first.device)
-
-
-def _solve_pyramid(first: Tensor, second: Tensor, parameters: TVL1, check_every: int, steps: Steps) -> Tensor:
+def _solve_pyramid(first: Tensor, second: Tensor, parameters: TVL1, check_every: int, iterate: Iterate) -> Tensor:
     """The flow of (B, H, W) float images from the coarsest scale to the finest."""
     sizes = parameters.pyramid(*first.shape[1:])
     I0s, I1s = [first], [second]
@@ -102,11 +71,11 @@ def _solve_pyramid(first: Tensor, second: Tensor, parameters: TVL1, check_every:
     for I0, I1, (height, width) in zip(reversed(I0s), reversed(I1s), reversed(sizes), strict=True):
         if u.shape[2:] != (height, width):
             u = _resize(u, height, width, u.shape[2] / height, u.shape[3] / width) / parameters.scale_step
-        u = _solve_scale(I0, I1, u, parameters, check_every, steps)
+        u = _solve_scale(I0, I1, u, parameters, check_every, iterate)
     return u
 
 
-def _solve_scale(I0: Tensor, I1: Tensor, u: Tensor, parameters: TVL1, check_every: int, steps: Steps) -> Tensor:
+def _solve_scale(I0: Tensor, I1: Tensor, u: Tensor, parameters: TVL1, check_every: int, iterate: Iterate) -> Tensor:
     """Refine the flow `u` (B, 2, H, W) from I0 to I1 (B, H, W) on one scale."""
     edge = F.pad(I1[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     I1x, I1y = (edge[:, 1:-1, 2:] - edge[:, 1:-1, :-2]) / 2, (edge[:, 2:, 1:-1] - edge[:, :-2, 1:-1]) / 2
@@ -117,13 +86,12 @@ def _solve_scale(I0: Tensor, I1: Tensor, u: Tensor, parameters: TVL1, check_ever
         I1w, I1wx, I1wy = _warp(maps, u1, u2).unbind(1)
         rho_c = I1w - I1wx * u1 - I1wy * u2 - I0
         inverse = 1 / (I1wx**2 + I1wy**2).clamp(min=torch.finfo(torch.float32).eps)
-        _relax(unknowns, (I1wx, I1wy, rho_c, inverse), parameters, check_every, steps)
+        _relax(unknowns, (I1wx, I1wy, rho_c, inverse), parameters, check_every, iterate)
     return unknowns[:2].transpose(0, 1).contiguous()
 
 
-def _relax(unknowns: Tensor, known: Planes, parameters: TVL1, check_every: int, steps: Steps) -> None:
+def _relax(unknowns: Tensor, known: Planes, parameters: TVL1, check_every: int, iterate: Iterate) -> None:
     """Iterate eqs. (3) to (6) in place. Every `check_every` iterations, pairs at rest leave the batch."""
-    iterate, median = steps
     limit = parameters.epsilon**2 * unknowns[0, 0].numel()
     weights = parameters.lambda_ * parameters.theta, parameters.theta, parameters.tau / parameters.theta, limit
     pairs = torch.arange(unknowns.shape[1], device=unknowns.device)
@@ -131,7 +99,7 @@ def _relax(unknowns: Tensor, known: Planes, parameters: TVL1, check_every: int, 
     state: Planes = unknowns.unbind()
     for _ in range(parameters.outer_iterations):
         if parameters.median_size > 1:
-            state = (*(median(component, parameters.median_size) for component in state[:2]), *state[2:])
+            state = (*(_median(component, parameters.median_size) for component in state[:2]), *state[2:])
         for iteration in range(1, parameters.inner_iterations + 1):
             *state, moving = iterate(*state, *known, moving, *weights)
             if iteration % check_every and iteration < parameters.inner_iterations:
@@ -221,60 +189,6 @@ def _resize(images: Tensor, height: int, width: int, step_y: float, step_x: floa
 
 
 def _median(images: Tensor, size: int) -> Tensor:
-    """The median of every size x size window of (B, H, W); edges repeat.
-
-    Comparing whole images is many times faster than sorting 25 values at every pixel.
-    """
-    height, width = images.shape[1:]
-    edge = F.pad(images[:, None], (size // 2,) * 4, mode="replicate")[:, 0]
-    window = [edge[:, y : y + height, x : x + width] for y in range(size) for x in range(size)]
-    exchanges, middle = _median_network(size**2)
-    for low, high in exchanges:
-        window[low], window[high] = (
-            torch.minimum(window[low], window[high]), torch.maximum(window[low], window[high])
-        )  # fmt: skip
-    return window[middle]
-
-
-def _median_network(count: int) -> tuple[list[tuple[int, int]], int]:
-    """Compare-exchanges that bring the median of `count` values to a place, and that place.
-
-    Batcher's odd-even merge sort (Knuth, The Art of Computer Programming, 5.3.4), less what the median doesn't need.
-    """
-    exchanges: list[tuple[int, int]] = []
-
-    def merge(a: list[int], b: list[int]) -> list[int]:
-        if not a or not b:
-            return a + b
-        if len(a) == len(b) == 1:
-            exchanges.append((a[0], b[0]))
-            return a + b
-        odd, even = merge(a[::2], b[::2]), merge(a[1::2], b[1::2])
-        pairs = list(zip(even, odd[1:], strict=False))
-        exchanges.extend(pairs)
-        merged = [odd[0], *(place for pair in pairs for place in pair)]
-        return merged + odd[1 + len(pairs) :] + even[len(pairs) :]
-
-    def sort(places: list[int]) -> list[int]:
-        half = len(places) // 2
-        return merge(sort(places[:half]), sort(places[half:])) if half else places
-
-    middle = sort(list(range(count)))[count // 2]
-    needed, kept = {middle}, []
-    for pair in reversed(exchanges):
-        if needed.intersection(pair):
-            needed.update(pair)
-            kept.append(pair)
-    return kept[::-1], middle
-
-
-Planes = Sequence[Tensor]  # each (B, H, W)
-Steps = tuple[Callable[..., tuple[Tensor, ...]], Callable[[Tensor, int], Tensor]]
-
-
-@cache
-def _steps(compiled: bool) -> Steps:
-    """The two functions that nearly all time goes to, through torch.compile or as they stand."""
-    if not compiled:
-        return _iterate, _median
-    return torch.compile(_iterate, dynamic=True), torch.compile(_median, dynamic=True)
+    """The median of every size x size window of (B, H, W); edges repeat."""
+    edge = F.pad(images[:, None], (size // 2,) * 4, mode="replicate")
+    return F.unfold(edge, size).median(1).values.view_as(images)
