@@ -179,6 +179,7 @@ def test_a_killed_run_goes_on_where_it_was_and_two_at_once_are_refused(server, g
     deadline = time.monotonic() + 30
     while not (part.exists() and part.stat().st_size > first) and time.monotonic() < deadline:
         time.sleep(0.01)
+    server.pause = 0.5
     second = get("rgb", "--base-url", server.url, code=2)
     process.send_signal(signal.SIGKILL)
     process.wait()
