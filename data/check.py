@@ -1,16 +1,14 @@
 """Check a prepared data set: is every listed video there, whole, long enough, and does it show something?
 
-  python -m data.check --rgb-dir data/rgb --flow-dir data/flow
+  python data/check.py --rgb-dir data/rgb --flow-dir data/flow
 
-First what is there and what is not, then every problem by video, then a table of the classes that have problems. Each
-image is decoded as in training; --quick only looks at names, which finds what is missing, but no broken image. The exit
-code is 1 if anything is wrong.
+First what is there and what is not, then what to do, then the problems. Each image is decoded as in training; --quick
+only looks at names, which finds what is missing, but no broken image. The exit code is 1 if anything is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -20,9 +18,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from tqdm import tqdm
 
 from common.commandline import ArgumentParser, bounded
+from common.progress import progress_bar
 from data.jobs import Report, run_jobs
 from dataloader.extracted import extraction_settings
 from dataloader.frames import Index, find, index_frames, locate_video
@@ -30,11 +28,10 @@ from dataloader.images import decode_gray, decode_rgb
 from dataloader.lists import Split, load_split
 from dataloader.names import Video, first_few, ucf_parts
 from dataloader.packed import Frames
-from utils import InputError, atomic_path, check_writable, cpu_count, csv_text, plural, printable, run_main
+from utils import InputError, cpu_count, plural, printable, run_main
 
 FRAMES = {None: 1, "flow": 11, "rgbdiff": 6, "greydiff": 4}  # of one clip: 10 flow pairs, 5 or 3 differences
-KINDS = ("missing", "sequence", "u/v", "length", "short", "images", "content")  # the last two need decoding
-# What to do about each, in the order in which to do it.
+# The kinds of problems, and what to do about each, in the order in which to do it.
 ADVICE = {
     "missing": "extract what is missing: the same data/extract_*.py command goes on from where it stopped",
     "sequence": "remove the folders with gaps, and extract them again",
@@ -52,7 +49,7 @@ Job = tuple[Video, Path, list[Frames]]  # the root and the sequences to decode: 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one video; kind is one of KINDS, each a column of the table. The text names the video."""
+    """What is wrong with one video; kind is one of ADVICE's. The text names the video."""
 
     video: Video
     kind: str
@@ -61,51 +58,44 @@ class Problem:
 
 def main() -> int:
     args = parse_arguments()
-    if args.csv:
-        check_writable(args.csv.parent)
     indexes = open_indexes(args)
     split = open_split(args, indexes)
-    videos = split.train + split.test
-    problems, jobs = check_names(indexes, videos, args.input or ("flow" if "flow" in indexes else None))
+    problems, jobs = check_names(
+        indexes, split.train + split.test, args.input or ("flow" if "flow" in indexes else None)
+    )
     if not args.quick:
         problems += check_images(jobs, args.workers)
     for line in summary(split, indexes, problems):
-        print(line)
-    for kind in KINDS:
-        of_kind = [problem for problem in problems if problem.kind == kind]
-        for problem in of_kind if args.all else of_kind[:SHOWN]:
-            print(printable(f"{kind}: {problem.text}"))
-        if len(of_kind) > SHOWN and not args.all:
-            print(f"{kind}: ... and {len(of_kind) - SHOWN} more (--all shows them, --csv FILE writes them)")
-    print(table(split, indexes, problems, decoded=not args.quick, whole=args.all))
-    if args.csv:
-        write_csv(args.csv, split, problems)
+        print(printable(line))
     wrong = bool(problems) or not is_complete(split)
     print("something is wrong" if wrong else "all is well")
-    found = {problem.kind for problem in problems}
-    for number, advice in enumerate((advice for kind, advice in ADVICE.items() if kind in found), 1):
-        print(f"{number}. {advice}")
+    by_kind = {kind: [problem for problem in problems if problem.kind == kind] for kind in ADVICE}
+    by_kind = {kind: found for kind, found in by_kind.items() if found}
+    for number, (kind, found) in enumerate(by_kind.items(), 1):
+        videos = Counter(split.class_names[label] for _, label in {(p.video.name, p.video.label) for p in found})
+        classes = first_few([f"{name} {count}" for name, count in videos.most_common()])
+        print(printable(f"{number}. {kind}, {plural(videos.total(), 'video')} ({classes}): {ADVICE[kind]}"))
+    for kind, found in by_kind.items():
+        for problem in found if args.all else found[:SHOWN]:
+            print(printable(f"{kind}: {problem.text}"))
+        if len(found) > SHOWN and not args.all:
+            print(f"{kind}: ... and {len(found) - SHOWN} more (--all shows them)")
     return int(wrong)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    group = parser.add_argument_group("data")
-    group.add_argument("--rgb-dir", type=Path, metavar="DIR", help="RGB frames")
-    group.add_argument("--flow-dir", type=Path, metavar="DIR",
-                       help="optical flow (given neither: data/rgb and data/flow, as far as they are there)")
-    group.add_argument("--input", choices=("flow", "rgbdiff", "greydiff"),
-                       help="what the motion stream sees, which says how long a video has to be (given none: flow, "
-                       "where there is flow)")
-    group.add_argument("--ucf-list", metavar="DIR", help="folder of split lists, or 'none': by UCF101's group rule "
-                       "(default: data/ucfTrainTestlist if it is there, else none)")  # fmt: skip
-    group.add_argument("--split", default="1", metavar="N", help="number of the split")
-    group = parser.add_argument_group("how")
-    group.add_argument("--quick", action="store_true", help="don't decode the images")
-    group.add_argument("--workers", type=bounded(int, 1), default=cpu_count(), help="processes that decode")
-    group.add_argument("--all", action="store_true",
-                       help=f"show all problems, not just {SHOWN} of each kind, and all classes")
-    group.add_argument("--csv", type=Path, metavar="FILE", help="write all problems to this file")
+    parser.add_argument("--rgb-dir", type=Path, metavar="DIR", help="RGB frames")
+    parser.add_argument("--flow-dir", type=Path, metavar="DIR",
+                        help="optical flow (given neither: data/rgb and data/flow, as far as they are there)")
+    parser.add_argument("--ucf-list", metavar="DIR", help="folder of split lists, or 'none': by UCF101's group rule "
+                        "(default: data/ucfTrainTestlist if it is there, else none)")
+    parser.add_argument("--split", default="1", metavar="N", help="number of the split")
+    parser.add_argument("--input", choices=("flow", "rgbdiff", "greydiff"), help="what the motion stream sees, which "
+                        "says how long a video has to be (given none: flow, where there is flow)")
+    parser.add_argument("--quick", action="store_true", help="don't decode the images")
+    parser.add_argument("--workers", type=bounded(int, 1), default=cpu_count(), help="processes that decode")
+    parser.add_argument("--all", action="store_true", help=f"show all problems, not just {SHOWN} of each kind")
     return parser.parse_args()
 
 
@@ -170,7 +160,7 @@ def check_lengths(
 ) -> list[Problem]:
     """Videos too short for a clip, and those whose flow isn't one less than their frames."""
     problems = []
-    rate = sampling_rate(indexes["rgb"].root) if "rgb" in indexes else None
+    rate = extraction_settings(indexes["rgb"].root).get("sampling_rate") if "rgb" in indexes else None
     pairs_needed, frames_needed = FRAMES["flow"] - 1, FRAMES[motion if motion != "flow" else None]
     for noun, counts, needed in (("flow pair", flow, pairs_needed), ("RGB frame", rgb, frames_needed)):
         for video, count in counts.items():
@@ -194,26 +184,17 @@ def check_lengths(
     return problems
 
 
-def sampling_rate(root: Path) -> int | None:
-    """--sampling-rate of data/extract_rgb.py, where that made the frames."""
-    return extraction_settings(root).get("sampling_rate")
-
-
 def check_images(jobs: list[Job], workers: int) -> list[Problem]:
     """Decode every image of every job, on `workers` processes."""
-    problems = []
+    problems: dict[int, list[Problem]] = {}
     total = sum(sequence.count for _, _, sequences in jobs for sequence in sequences)
-    tasks = [(root, sequences) for _, root, sequences in jobs]
-    with tqdm(total=total, desc="decoding", unit=" images", unit_scale=True, leave=False, disable=None) as bar:
-        for i, event, value in run_jobs([decode_video] * max(1, workers), tasks):
+    with progress_bar(total, "decoding", " images") as bar:
+        for i, event, value in run_jobs([decode_video] * workers, [(root, frames) for _, root, frames in jobs]):
             video, _, sequences = jobs[i]
-            if event == "result":
-                problems += [(i, Problem(video, kind, text)) for kind, text in value]
-            elif event == "crashed":
-                problems.append((i, Problem(video, "images", f"decoding {sequences[0].folder}: {value}")))
-            if event in ("result", "crashed"):
-                bar.update(sum(sequence.count for sequence in sequences))
-    return [problem for _, problem in sorted(problems, key=lambda problem: problem[0])]
+            found = [("images", f"decoding {sequences[0].folder}: {value}")] if event == "crashed" else value
+            problems[i] = [Problem(video, kind, text) for kind, text in found]
+            bar.update(sum(sequence.count for sequence in sequences))
+    return [problem for i in sorted(problems) for problem in problems[i]]
 
 
 def decode_video(task: tuple[Path, list[Frames]], report: Report) -> list[tuple[str, str]]:
@@ -259,50 +240,13 @@ def _differ(one: np.ndarray, two: np.ndarray) -> int:
     return int((np.maximum(one, two) - np.minimum(one, two)).max())
 
 
-def table(split: Split, indexes: dict[str, Index], problems: list[Problem], decoded: bool, whole: bool) -> str:
-    """Videos, images and videos with problems by class, as aligned text: the `whole`, or SHOWN of those with most.
-
-    The last row is of all classes.
-    """
-    kinds = [kind for kind in KINDS if decoded or kind not in ("images", "content")]
-    with_problem = Counter((kind, label) for kind, label, _ in {(p.kind, p.video.label, p.video) for p in problems})
-    images: Counter[tuple[str, int]] = Counter()
-    for video in split.train + split.test:
-        for kind, index in indexes.items():
-            channels = index.videos.get(locate_video(index, video) or "", {})
-            if first := channels.get("rgb" if kind == "rgb" else "x"):
-                images[kind, video.label] += first.count
-    train = Counter(video.label for video in split.train)
-    test = Counter(video.label for video in split.test)
-    labels = [label for label in range(len(split.class_names)) if train[label] + test[label]]
-    numbers = [
-        [train[c], test[c], *(images[kind, c] for kind in indexes), *(with_problem[kind, c] for kind in kinds)]
-        for c in labels
-    ]
-    most = sorted(zip(labels, numbers, strict=True), key=lambda one: -sum(one[1][-len(kinds) :]))
-    chosen = [one for one in most if whole or any(one[1][-len(kinds) :])][: None if whole else SHOWN]
-    rows = [
-        ["class", "train", "test", *("frames" if kind == "rgb" else "flow pairs" for kind in indexes), *kinds],
-        *([printable(split.class_names[label]), *map(_shown, row)] for label, row in sorted(chosen)),
-        ["all", *(_shown(sum(column)) for column in zip(*numbers, strict=True))],
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    rule = "-" * len(lines[0])
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
-
-
-def _shown(number: int) -> str:
-    return f"{number:,}" if number else "-"
-
-
 def is_complete(split: Split) -> bool:
     """Does the split have as many videos as the official one? One's own always does."""
     return split.official_counts in (None, (len(split.train), len(split.test)))
 
 
 def summary(split: Split, indexes: dict[str, Index], problems: Iterable[Problem]) -> list[str]:
-    """How many videos are there, whether that is the whole official split, and what is in no list."""
+    """How many videos and images are there, whether that is the whole official split, and what is in no list."""
     absent = {problem.video for problem in problems if problem.kind in ("missing", "sequence", "u/v")}
     train, test = (f"{sum(v not in absent for v in part)} of {len(part)}" for part in (split.train, split.test))
     line = f"split {split.number}: {train} training and {test} test videos are there"
@@ -310,22 +254,16 @@ def summary(split: Split, indexes: dict[str, Index], problems: Iterable[Problem]
         whole = "complete" if is_complete(split) and not absent else "not complete"
         line = f"{split.dataset.upper()} {line} (officially {official[0]} and {official[1]}): {whole}"
     lines = [line]
-    for index in indexes.values():
+    for kind, index in indexes.items():
         listed = {locate_video(index, video) for video in split.train + split.test}
+        channels = [index.videos.get(name or "", {}) for name in listed]
+        first = "rgb" if kind == "rgb" else "x"
+        images = sum(found[first].count for found in channels if first in found)
+        line = f"{index.root}: {plural(images, 'frame' if kind == 'rgb' else 'flow pair')}"
         if others := sorted(set(index.names) - listed):
-            count = plural(len(others), "video")
-            lines.append(f"{index.root}: {count} in no list of this split ({first_few(others)})")
+            line += f"; {plural(len(others), 'video')} in no list of this split ({first_few(others)})"
+        lines.append(line)
     return lines
-
-
-def write_csv(path: Path, split: Split, problems: Iterable[Problem]) -> None:
-    """All problems, a row each."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["video", "class", "problem", "text"])
-        for problem in problems:
-            cells = (problem.video.listed, split.class_names[problem.video.label], problem.kind, problem.text)
-            writer.writerow(map(csv_text, cells))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ in it has images of one other name and consecutive numbers (00001.jpg, frame_000
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -22,10 +23,10 @@ import re
 import time
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel
 from tqdm import tqdm
@@ -33,7 +34,7 @@ from tqdm import tqdm
 from common.formats import Natural, read_json
 from dataloader.extracted import read_extraction
 from dataloader.names import Video, first_few, ucf_parts, without_suffix
-from dataloader.packed import PREFIXES, Frames, Images, is_pack, open_pack
+from dataloader.packed import PREFIXES, Frames, is_pack, open_pack
 from utils import InputError, atomic_path, rank
 
 Kind: TypeAlias = Literal["rgb", "flow"]
@@ -41,12 +42,11 @@ CHANNELS = {"rgb": ("rgb",), "flow": ("x", "y")}
 _CALLED = {"rgb": "RGB frames", "flow": "optical flow"}
 
 KNOWN = "VIDEO/frame000001.jpg, VIDEO/img_00001.png, u/VIDEO/frame000001.jpg or VIDEO/flow_x_00001.jpg"
-_IMAGE_NAME = re.compile(r"^[^.].*\.(jpe?g|png|webp|bmp|tiff?|ppm)$", re.IGNORECASE)
 CACHE_NAME = ".frame_index.json"
-_CACHE_VERSION = 2
 _SETTLED_NS = 2_000_000_000  # some file systems' times tick every 2 s: until then a change may not show
 _MAX_DEPTH = 8  # deeper than any layout; ends a loop of links
 
+_ANY_IMAGE = re.compile(r"[^.].*\.(jpe?g|png|webp|bmp|tiff?|ppm)", re.IGNORECASE)
 _IMAGE = re.compile(r"(.*?)([0-9]+)(\.jpe?g|\.png|\.webp)", re.IGNORECASE | re.DOTALL)
 
 
@@ -83,17 +83,16 @@ def index_frames(root: str | Path, kind: Kind) -> Index:
     if not root.is_dir():
         raise InputError(f"{_CALLED[kind]}: {root} is {'not a folder' if root.exists() else 'not there'}; {remedy}")
     if is_pack(root):
-        return assemble(root, kind, *open_pack(root, kind))
+        return assemble(root, kind, open_pack(root, kind))
     made = read_extraction(root)
-    if made is not None and made.kind != kind:
-        raise InputError(f"{_CALLED[kind]}: {root} holds extracted {_CALLED[made.kind]}; {remedy}")
     u, v = ({folder.name for folder in (root / name).glob("*/")} for name in "uv")
-    if kind == "rgb" and u and u == v:
-        raise InputError(f"{root} holds optical flow in u and v, no RGB frames; make those with data/extract_rgb.py")
+    holds = made.kind if made else "flow" if u and u == v else kind
+    if holds != kind and (made or kind == "rgb"):
+        raise InputError(f"{_CALLED[kind]}: {root} holds {_CALLED[holds]}; {remedy}")
     index = assemble(root, kind, {path: folder.images for path, folder in scan(root).items() if folder.images})
     if not index.problems and not any(CHANNELS[kind][0] in channels for channels in index.videos.values()):
         other = f", only {_CALLED['flow' if kind == 'rgb' else 'rgb']}" if index.videos else ""
-        image = next((path for path in root.rglob("*") if _IMAGE_NAME.search(path.name)), None)
+        image = next((path for path in root.rglob("*") if _ANY_IMAGE.fullmatch(path.name)), None)
         if image and not other:
             other = f", but {image.relative_to(root)}; known are images of one name and numbers, as in {KNOWN}"
         raise InputError(f"{root} holds no {_CALLED[kind]} in a known layout{other}; {remedy}")
@@ -107,14 +106,12 @@ def find(index: Index, video_name: str) -> Frames | tuple[Frames, Frames]:
     Raises InputError for a video that isn't there or has a problem.
     """
     name = locate(index, video_name)
-    if name is None:
-        raise InputError(f"{index.root} holds no {_CALLED[index.kind]} of {video_name}")
     if name in index.problems:
         raise InputError(f"{index.root}: {index.problems[name]}")
-    channels = index.videos[name]
-    if CHANNELS[index.kind][0] not in channels:
+    channels = [index.videos.get(name or "", {}).get(channel) for channel in CHANNELS[index.kind]]
+    if channels[0] is None:
         raise InputError(f"{index.root} holds no {_CALLED[index.kind]} of {video_name}")
-    return channels["rgb"] if index.kind == "rgb" else (channels["x"], channels["y"])
+    return channels[0] if index.kind == "rgb" else tuple(channels)  # type: ignore[return-value]
 
 
 def match(
@@ -141,10 +138,8 @@ def match(
             broken.append(str(error).removeprefix(f"{index.root}: "))
             continue
         if owners.setdefault(name, video) is not video:
-            raise InputError(
-                f"{owners[name].listed} and {video.listed} would both be {index.root / name}; "
-                "put videos of one name into a folder for each class"
-            )
+            raise InputError(f"{owners[name].listed} and {video.listed} would both be {index.root / name}; "
+                             "put videos of one name into a folder for each class")
     parts = []
     if absent:
         parts.append(f"{len(absent)} of {len(videos)} listed videos can't be found ({first_few(absent)})")
@@ -184,12 +179,7 @@ def _fold(name: str) -> str:
     return unicodedata.normalize("NFC", without_suffix(name)).casefold()
 
 
-def assemble(
-    root: Path,
-    kind: Kind,
-    sequences: dict[str, tuple[Images, ...]],
-    frames_of: Callable[[str, Images], Frames] = Frames.of,
-) -> Index:
+def assemble(root: Path, kind: Kind, sequences: Mapping[str, Sequence[Frames]]) -> Index:
     """The index of these folders' images, by paths under `root`: which video and channel each sequence is."""
     videos: dict[str, dict[str, Frames]] = defaultdict(dict)
     problems: dict[str, str] = {}
@@ -202,13 +192,13 @@ def assemble(
             channel = in_u_or_v or images.channel
             if channel not in CHANNELS[kind]:
                 if not images.problem:
-                    videos[name].setdefault(channel, frames_of(path, images))
+                    videos[name].setdefault(channel, images)
             elif images.problem:
                 problems.setdefault(name, f"{path}: {images.problem}")
             elif channel in videos[name]:
                 problems[name] = f"{name} is in {videos[name][channel].folder} and in {path}; keep one of them"
             else:
-                videos[name][channel] = frames_of(path, images)
+                videos[name][channel] = images
     for name, channels in videos.items():
         if kind == "flow" and name not in problems and (problem := _uneven(channels.get("x"), channels.get("y"))):
             problems[name] = f"{name} {problem}; extract it again"
@@ -250,13 +240,12 @@ def _uneven(x: Frames | None, y: Frames | None) -> str:
 # --- what folders hold, listed once -------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class Folder:
+class Folder(NamedTuple):
     """What one folder holds. A folder with images is a video's: whatever lies below it is none."""
 
     stamp: tuple[int, ...]  # (mtime_ns, ctime_ns), or () for one that has to be listed again next time
-    images: tuple[Images, ...]
-    subfolders: tuple[str, ...]
+    images: tuple[Frames, ...] = ()
+    subfolders: tuple[str, ...] = ()
 
 
 def scan(root: Path) -> dict[str, Folder]:
@@ -269,9 +258,8 @@ def scan(root: Path) -> dict[str, Folder]:
     folders: dict[str, Folder] = {}
     now = time.time_ns()
     todo = [""]
-    with tqdm(
-        desc=f"counting frames in {root}", unit=" folders", delay=2, leave=False, disable=rank() > 0 or None
-    ) as bar:
+    with tqdm(desc=f"counting frames in {root}", unit=" folders", delay=2, leave=False,
+              disable=rank() > 0 or None) as bar:  # fmt: skip
         while todo:
             path = todo.pop()
             full = f"{root}/{path}"
@@ -282,9 +270,8 @@ def scan(root: Path) -> dict[str, Folder]:
             stamp = (status.st_mtime_ns, status.st_ctime_ns)  # tar and rsync set mtime back, never ctime
             folder = cached.get(path)
             if folder is None or folder.stamp != stamp:
-                folder = _list(full, path)
                 # writing the cache changes root's own times, so root is listed every time
-                folder.stamp = stamp if path and max(stamp) < now - _SETTLED_NS else ()
+                folder = _list(full, path, stamp if path and max(stamp) < now - _SETTLED_NS else ())
                 bar.update()
             folders[path] = folder
             if path.count("/") < _MAX_DEPTH:
@@ -294,7 +281,7 @@ def scan(root: Path) -> dict[str, Folder]:
     return folders
 
 
-def _list(full: str, path: str) -> Folder:
+def _list(full: str, path: str, stamp: tuple[int, ...]) -> Folder:
     own_prefix = path.rpartition("/")[2].casefold() + "_"  # v_X/v_X_1.jpg
     numbers: dict[tuple[str, str], list[str]] = defaultdict(list)
     others: dict[tuple[str, str], list[str]] = defaultdict(list)  # of names that no layout has
@@ -302,33 +289,32 @@ def _list(full: str, path: str) -> Folder:
     try:
         with os.scandir(full) as entries:
             for entry in entries:
-                name = entry.name
-                if name[0] == ".":
+                if entry.name[0] == ".":
                     continue
-                if image := _IMAGE.fullmatch(name):
+                if image := _IMAGE.fullmatch(entry.name):
                     prefix, number, suffix = image.groups()
-                    known = prefix in PREFIXES or prefix.casefold() in (own_prefix, *PREFIXES)
+                    known = prefix.casefold() in (own_prefix, *PREFIXES)
                     (numbers if known else others)[prefix, suffix].append(number)
                 elif entry.is_dir():
-                    subfolders.append(name)
+                    subfolders.append(entry.name)
     except OSError as error:
         raise InputError(f"cannot list {full}: {error.strerror}; check its permissions") from None
-    images: dict[str, Images] = {}
-    if not path:
-        return Folder((), (), tuple(sorted(subfolders)))  # root is no video
-    for (prefix, suffix), found in sorted((numbers or ({} if subfolders else others)).items()):
-        one = _sequence(prefix, suffix, found)
+    images: dict[str, Frames] = {}
+    numbers = numbers or ({} if subfolders else others)
+    for (prefix, suffix), found in sorted(numbers.items()) if path else ():  # root is no video
+        one = _sequence(path, prefix, suffix, found)
         if other := images.get(one.channel):
             both = f"{other.prefix}...{other.suffix} and {prefix}...{suffix}"
-            one = one._replace(problem=f"holds several sequences, {both}; keep one of them, or names of a known layout")
+            problem = f"holds several sequences, {both}; keep one of them, or names of a known layout"
+            one = dataclasses.replace(one, problem=problem)
         images[one.channel] = one
-    return Folder((), tuple(images.values()), () if images else tuple(sorted(subfolders)))
+    return Folder(stamp, tuple(images.values()), () if images else tuple(sorted(subfolders)))
 
 
-def _sequence(prefix: str, suffix: str, numbers: Sequence[str]) -> Images:
+def _sequence(folder: str, prefix: str, suffix: str, numbers: Sequence[str]) -> Frames:
     """Read first number, count and padding off the numbers in names, or what is wrong with them."""
     values = set(map(int, numbers))
-    start, length = min(values), len(numbers)
+    start = min(values)
     digits = min(map(len, numbers)) if any(len(text) > 1 and text[0] == "0" for text in numbers) else 0
     problem = ""
     if start > 1:
@@ -338,7 +324,7 @@ def _sequence(prefix: str, suffix: str, numbers: Sequence[str]) -> Images:
         problem = f"{prefix}{gap:0{digits}d}{suffix} is missing, and the numbers go on to {max(values)}"
     elif any(text != f"{int(text):0{digits}d}" for text in numbers if len(text) != digits):
         problem = "the numbers are padded to different widths"
-    return Images(prefix, digits, start, length, suffix, problem)
+    return Frames(folder, prefix, digits, start, len(numbers), suffix, problem)
 
 
 def _cache_files(root: Path) -> list[Path]:
@@ -348,12 +334,14 @@ def _cache_files(root: Path) -> list[Path]:
     return [root / CACHE_NAME, base / "two-stream" / f"{name}.json"]
 
 
-class FrameIndexFile(BaseModel):
-    """The cache: sequences that folders hold, and each folder's number among these, subfolders and stamp."""
+Row = tuple[str, Natural, Natural, Natural, str, str]  # Frames without their folder
 
-    version: Literal[2]  # _CACHE_VERSION
-    images: list[list[tuple[str, Natural, Natural, Natural, str, str]]]
-    folders: dict[str, list[Any]]
+
+class CacheFile(BaseModel):
+    """The cache: a Folder by its path, each of its sequences as a Row."""
+
+    version: Literal[3]
+    folders: dict[str, tuple[tuple[int, ...], list[Row], tuple[str, ...]]]
 
 
 def _read_cache(root: Path) -> dict[str, Folder]:
@@ -362,22 +350,21 @@ def _read_cache(root: Path) -> dict[str, Folder]:
     if not found:
         return {}
     try:
-        content = read_json(max(found)[1], FrameIndexFile, "")
-        images = [tuple(Images(*one) for one in several) for several in content.images]
-        return {
-            path: Folder(tuple(stamp), images[number], tuple(subfolders))
-            for path, (number, subfolders, *stamp) in content.folders.items()
-        }
-    except (InputError, ValueError, TypeError, IndexError):
+        folders = read_json(max(found)[1], CacheFile, "").folders
+    except InputError:
         return {}
+    return {
+        path: Folder(stamp, tuple(Frames(path, *row) for row in rows), subfolders)
+        for path, (stamp, rows, subfolders) in folders.items()
+    }
 
 
 def _write_cache(root: Path, folders: dict[str, Folder]) -> None:
-    # many folders hold equal sequences: each is written, and later built, once
-    numbers = {images: i for i, images in enumerate({folder.images: None for folder in folders.values()})}
-    entries = {path: (numbers[folder.images], folder.subfolders, *folder.stamp) for path, folder in folders.items()}
-    content = {"version": _CACHE_VERSION, "images": list(numbers), "folders": entries}
-    text = json.dumps(content, separators=(",", ":"))
+    entries = {
+        path: (folder.stamp, [dataclasses.astuple(frames)[1:] for frames in folder.images], folder.subfolders)
+        for path, folder in folders.items()
+    }
+    text = json.dumps({"version": 3, "folders": entries}, separators=(",", ":"))
     for file in _cache_files(root):
         try:
             with atomic_path(file) as temporary:

@@ -93,30 +93,29 @@ def decode_gray(data: bytes, path: str | Path) -> np.ndarray:
 
 
 def _decode(data: bytes, path: str | Path, wanted: str) -> np.ndarray:
-    if not data:
-        raise InputError(f"{path} is an empty file; {AGAIN}")
     try:
         colour, pixels = _header(data)
         if pixels > MOST_PIXELS:
             raise InputError(f"{path} claims {pixels / 1e6:,.0f} million pixels; {AGAIN}")
+        if colour == wanted and simplejpeg is not None and data[:2] == b"\xff\xd8":
+            image = simplejpeg.decode_jpeg(data, wanted)  # strict: a truncated file raises
+            return image if wanted == "RGB" else image[..., 0]
         if colour == wanted:
-            if simplejpeg is not None and data[:2] == b"\xff\xd8":
-                image = simplejpeg.decode_jpeg(data, wanted)  # strict: a truncated file raises
-                return image if wanted == "RGB" else image[..., 0]
             return np.asarray(Image.open(io.BytesIO(data)))
-        if wanted == "RGB" and colour in CONVERTED:
-            if not _said[0] and rank() == 0:
-                _said[0] = 1
-                print(f"note: {path} is {colour}; such frames are converted to RGB (unless it is flow: use --flow-dir)")
-            return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-        if colour == "RGB":  # wanted is GRAY: some tools write flow as three equal planes
+        if colour == "RGB" or (wanted == "RGB" and colour in CONVERTED):
             image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-            if np.ptp(image.astype(np.int16), axis=2).max() <= 2:
+            if wanted == "GRAY" and np.ptp(image.astype(np.int16), axis=2).max() <= 2:  # flow as three equal planes
                 return np.ascontiguousarray(image[..., 0])
-    except UnidentifiedImageError:
-        raise InputError(f"{path} is not a whole JPEG (it begins with {data[:12]!r}); {AGAIN}") from None
+            if wanted == "RGB":
+                if not _said[0] and rank() == 0:
+                    _said[0] = 1
+                    print(f"note: {path} is {colour}; such frames are converted to RGB (unless it is flow: use "
+                          "--flow-dir)")
+                return image
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = "no image" if isinstance(error, UnidentifiedImageError) else str(error).split("\n")[0]
+        reason = str(error).split("\n")[0]
+        if isinstance(error, UnidentifiedImageError):  # its text is of io.BytesIO objects
+            reason = f"it begins with {data[:12]!r}"
         raise InputError(f"{path} is not a whole JPEG ({reason}); {AGAIN}") from None
     if wanted == "GRAY":
         raise InputError(f"{path} is {colour}, and flow is grayscale; is --flow-dir a folder of RGB frames?")
@@ -125,6 +124,8 @@ def _decode(data: bytes, path: str | Path, wanted: str) -> np.ndarray:
 
 def _header(data: bytes) -> tuple[str, int]:
     """(RGB, GRAY or another name; how many pixels), from the header alone."""
+    if not data:
+        raise ValueError("the file is empty")
     if simplejpeg is not None and data[:2] == b"\xff\xd8":
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
         return {"Gray": "GRAY", "YCbCr": "RGB"}.get(colour, colour), height * width

@@ -13,11 +13,10 @@ A stack's ten x images lie side by side, and so do its ten y images: a clip take
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -43,30 +42,12 @@ def read_bytes(path: str | Path) -> bytes:
         ) from None
 
 
-class Images(NamedTuple):
-    """The images of one channel in a folder, named prefix + number + suffix; see Frames.
-
-    `problem` says in words why they are no whole sequence; the numbers then mean nothing.
-    """
-
-    prefix: str
-    digits: int
-    start: int
-    length: int
-    suffix: str
-    problem: str = ""
-
-    @property
-    def channel(self) -> str:
-        """rgb, x or y, as far as the names tell."""
-        return PREFIXES.get(self.prefix.casefold(), "rgb")
-
-
 @dataclass(frozen=True, slots=True)
 class Frames:
     """One sequence of consecutively numbered images: `prefix` + number + `suffix` in `folder` under a root.
 
-    The first number is `start`, numbers are padded to `digits` (0: not padded), `count` images in all.
+    The first number is `start`, numbers are padded to `digits` (0: not padded), `count` images in all. `problem` says
+    in words why the images are no whole sequence; the numbers then mean nothing.
     """
 
     folder: str
@@ -75,11 +56,12 @@ class Frames:
     start: int
     count: int
     suffix: str
+    problem: str = ""
 
-    @classmethod
-    def of(cls, folder: str, images: Images) -> Frames:
-        """What a listing found in `folder`."""
-        return cls(folder, *images[:-1])
+    @property
+    def channel(self) -> str:
+        """rgb, x or y, as far as the names tell."""
+        return PREFIXES.get(self.prefix.casefold(), "rgb")
 
     def path(self, root: str | Path, i: int) -> Path:
         """The path of the i-th image; i counts from 0, whatever the names start with."""
@@ -139,37 +121,33 @@ class Shard:
 
     def read(self, first: int, count: int) -> list[bytes]:
         """The bytes of `count` images from row `first` of the table on, in one read. InputError for a bad file."""
-        if self._file is None:
-            self._open()
-        places = self._table[first : first + count]
-        low, high = (int(places[0, 0]), int(places[-1].sum())) if len(places) == count else (0, -1)
-        if not 0 <= low <= high <= self.size:
-            raise InputError(f"{self.path.with_suffix('.npy')} does not fit {self.path}; pack this data set again")
         try:
+            if self._file is None:
+                self._open()
+            places = self._table[first : first + count]
+            low, high = (int(places[0, 0]), int(places[-1].sum())) if len(places) == count else (0, -1)
+            if not 0 <= low <= high <= self.size:
+                raise ValueError("they do not fit each other")
             if hasattr(os, "pread"):  # keeps no position, which forked processes would share
                 data = os.pread(self._file.fileno(), high - low, low)
             else:
                 self._file.seek(low)
                 data = self._file.read(high - low)
-        except OSError as error:
-            raise InputError(f"cannot read {self.path}: {error.strerror}") from None
-        if len(data) != high - low:
-            raise InputError(f"{self.path} is cut off; copy it or pack this data set again")
+            if len(data) != high - low:
+                raise ValueError("cut off")
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{self.path} or its table is damaged or gone ({error}); {PACK_AGAIN}") from None
         return [data[start - low : start - low + size] for start, size in places.tolist()]
 
     def _open(self) -> None:
-        try:
-            size = self.path.stat().st_size
-            table = np.load(self.path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
-            file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - stays open
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"cannot open {self.path} and its table ({error}); copy it or pack again") from None
-        if size != self.size or table.ndim != 2 or table.shape[1] != 2 or table.dtype != np.int64:
-            raise InputError(f"{self.path} or its table is not whole; copy it or pack this data set again")
-        self._file, self._table = file, np.asarray(table)  # a plain view: slices of a memmap cost 10 us
+        table = np.load(self.path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+        if self.path.stat().st_size != self.size or table.ndim != 2 or table.shape[1] != 2 or table.dtype != np.int64:
+            raise ValueError("of another size or shape")
+        self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - stays open
+        self._table = np.asarray(table)  # a plain view: slices of a memmap cost 10 us
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PackedFrames(Frames):
     """One sequence of images in a shard; `folder` and the names are those of the files that were packed."""
 
@@ -184,29 +162,19 @@ class PackedFrames(Frames):
                 yield f"{stem}{self.start + step:0{self.digits}d}{self.suffix}", data
 
 
-def open_pack(root: Path, kind: str) -> tuple[dict[str, tuple[Images, ...]], Callable[[str, Images], Frames]]:
-    """The images of each folder that was packed, and what makes PackedFrames of a folder's images.
-
-    Raises InputError for a bad pack, or one of another kind ("rgb" or "flow").
-    """
+def open_pack(root: Path, kind: str) -> dict[str, list[PackedFrames]]:
+    """The images of each folder that was packed. Raises InputError for a bad pack, or one of another kind."""
     pack = read_json(root / "pack.json", PackFile, PACK_AGAIN)
     if pack.kind != kind:
         raise InputError(f"{root} holds packed {pack.kind} images, not {kind}; give it to --{pack.kind}-dir")
-    places: dict[tuple[str, str], tuple[Shard, int]] = {}
-    images: dict[str, list[Images]] = defaultdict(list)
+    images: dict[str, list[PackedFrames]] = {}
     for one in pack.shards:
         shard, first = Shard(root / f"{one.name}.tar", one.bytes), 0
         for sequence in sequences_of(root / f"{one.name}.json"):
-            places[sequence.folder, sequence.prefix] = shard, first
-            images[sequence.folder].append(
-                Images(sequence.prefix, sequence.digits, sequence.start, sequence.count, sequence.suffix)
-            )
+            packed = PackedFrames(*astuple(sequence), shard=shard, first=first)
+            images.setdefault(sequence.folder, []).append(packed)
             first += sequence.count
-
-    def frames_of(folder: str, found: Images) -> PackedFrames:
-        return PackedFrames(folder, *found[:-1], *places[folder, found.prefix])
-
-    return {folder: tuple(found) for folder, found in images.items()}, frames_of
+    return images
 
 
 def sequences_of(path: Path) -> list[Frames]:

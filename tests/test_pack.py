@@ -88,7 +88,7 @@ def test_a_stack_is_two_reads_and_a_frame_one(packed, monkeypatch):
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("at_once", [1, 5, 64])
+@pytest.mark.parametrize("at_once", [5, 64])
 def test_long_runs_are_read_in_parts(tiny, packed, monkeypatch, at_once):
     monkeypatch.setattr("dataloader.packed.READ_AT_ONCE", at_once)
     if at_once == 64:
@@ -108,17 +108,6 @@ def test_a_data_set_goes_to_another_process(packed):
     expected = dataset[0, 0].images  # its files are open now
     again = pickle.loads(pickle.dumps(dataset))
     assert torch.equal(again[0, 0].images, expected)
-
-
-def test_a_training_on_the_pack_is_that_on_the_folder(tiny, packed, run, tmp_path):
-    for name, root in (("folder", tiny), ("pack", packed)):
-        flags = ("--flow-dir", root / "flow", "--epochs", 1, "--lr", 1e-3, "--output", tmp_path / name)
-        run("motion_cnn.py", *SMALL, *flags)
-    folder, pack = (
-        pickle.loads((tmp_path / name / "motion_video_preds.pickle").read_bytes()) for name in ("folder", "pack")
-    )
-    assert folder.keys() == pack.keys() and len(pack) == 6
-    assert all(np.array_equal(folder[name], pack[name]) for name in folder)
 
 
 def test_check_reads_a_pack(packed, run):
@@ -203,14 +192,6 @@ def pickle_table(pack: Path) -> None:
     np.save(pack / "shard-00000.npy", np.array([{}], dtype=object))
 
 
-def float_table(pack: Path) -> None:
-    np.save(pack / "shard-00000.npy", np.load(pack / "shard-00000.npy").astype(float))
-
-
-def flat_table(pack: Path) -> None:
-    np.save(pack / "shard-00000.npy", np.load(pack / "shard-00000.npy").ravel())
-
-
 def narrow_table(pack: Path) -> None:
     np.save(pack / "shard-00000.npy", np.load(pack / "shard-00000.npy")[:, :1])
 
@@ -220,16 +201,12 @@ def grown(pack: Path) -> None:
         file.write(b"of another pack")
 
 
-def cut_off(pack: Path) -> None:
-    os.truncate(pack / "shard-00000.tar", 50_000)
-
-
-def no_json(pack: Path) -> None:
-    (pack / "shard-00000.json").write_text('{"sequences": [[')
+def gone(pack: Path) -> None:
+    (pack / "shard-00000.tar").unlink()
 
 
 def other_json(pack: Path) -> None:
-    (pack / "shard-00000.json").write_text('{"sequences": [["a", "b"]]}')
+    (pack / "shard-00000.json").write_text('{"sequences": [["v_Archery_g01_c01", "frame", 6, "many", 12, ".jpg"]]}')
 
 
 def outside(pack: Path) -> None:
@@ -238,8 +215,7 @@ def outside(pack: Path) -> None:
     (pack / "pack.json").write_text(json.dumps(about))
 
 
-DAMAGES = [damage_table, shorten_table, pickle_table, float_table, flat_table, narrow_table, grown, cut_off, no_json,
-           other_json, outside]  # fmt: skip
+DAMAGES = [damage_table, shorten_table, pickle_table, narrow_table, grown, gone, other_json, outside]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
@@ -252,20 +228,6 @@ def test_a_damaged_pack_is_one_line(packed, tmp_path, damage):
             if isinstance(batch, InputError):
                 raise batch
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
-
-
-def test_words_where_numbers_belong_are_one_line(packed, tmp_path):
-    pack = shutil.copytree(packed / "rgb", tmp_path / "rgb")
-    sequence, about = ["v_Archery_g01_c01", "frame", 6, 1, 12, ".jpg"], json.loads((pack / "pack.json").read_text())
-    for place in (2, 3, 4):
-        words = [*sequence[:place], "many", *sequence[place + 1 :]]
-        (pack / "shard-00000.json").write_text(json.dumps({"sequences": [words]}))
-        with pytest.raises(InputError, match="shard-00000.json cannot be read"):
-            index_frames(pack, "rgb")
-    about["shards"][0]["bytes"] = "many"
-    (pack / "pack.json").write_text(json.dumps(about))
-    with pytest.raises(InputError, match="pack.json cannot be read"):
-        index_frames(pack, "rgb")
 
 
 def test_what_cannot_be_packed_is_one_line(tiny, packed, run, tmp_path):
