@@ -214,8 +214,7 @@ def tvl1(args: argparse.Namespace) -> None:
     """Pairs of frames per second of every TV-L1 that runs here, on frames of a real video; against OpenCV's flow."""
     import cv2
 
-    from data.flow import tvl1_flow
-    from data.tvl1 import best_backend
+    from data.flow import best_backend, tvl1_flow
 
     dataset = our_dataset(args.data, "spatial", False, 1)
     read = dataset.read(dataset.sources[0].frames, range(9))

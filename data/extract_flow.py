@@ -30,6 +30,7 @@ from data.extraction import add_arguments, extract_all, open_output
 from data.flow import (
     BATCH_FRAMES,
     PLAIN_METHODS,
+    best_backend,
     flo_flow,
     quantise,
     raft_flow,
@@ -37,7 +38,6 @@ from data.flow import (
     read_raft_weights,
     tvl1_flow,
 )
-from data.tvl1 import best_backend
 from data.videos import (
     VideoError,
     VideoFile,

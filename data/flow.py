@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.tvl1 import OPENCV_DEFAULTS, best_backend
+from data.tvl1 import OPENCV_DEFAULTS
 from data.videos import VideoError, import_cv2, resize, resized
 from utils import InputError, plural
 
@@ -24,13 +24,38 @@ FLO_MAGIC = b"PIEH"  # the bytes of float32 202021.25
 FLO_UNKNOWN = 1e9
 
 
+@functools.cache
+def best_backend(device: str = "cpu") -> str:
+    """What computes TV-L1 on a device ("cpu", "cuda:0") here: "numba", "torch" or "compiled" (by torch.compile).
+
+    On processors numba, which gives OpenCV's bytes, or the tensor code where numba does not work; on GPUs the tensor
+    code. It is tried: a numba may be made for another numpy, and torch.compile may lack a compiler.
+    """
+    try:
+        if device == "cpu":
+            from data.tvl1.cpu import tvl1_pair
+
+            blank = np.zeros((32, 32), np.uint8)
+            tvl1_pair(blank, blank, OPENCV_DEFAULTS)
+            return "numba"
+        import torch
+
+        from data.tvl1.tensor import tvl1_pairs
+
+        images = torch.zeros(1, 32, 32, device=device)
+        tvl1_pairs(images, images, compiled=True)
+        return "compiled"
+    except Exception:  # whatever it is, there is the tensor code as it stands
+        return "torch"
+
+
 def tvl1_flow(
     frames: Iterable[np.ndarray], backend: str | None = None, device: str = "cpu", batch_frames: int = BATCH_FRAMES
 ) -> Iterator[np.ndarray]:
     """Duality-based TV-L1 (Zach, Pock and Bischof 2007) with OpenCV's default parameters.
 
     These are tau 0.25, lambda 0.15, theta 0.3, 5 scales of 0.8, 5 warps, epsilon 0.01: those of TSN's flow.
-    `backend` is one that data.tvl1.best_backend names; None takes the best. numba goes pair by pair, tensor code takes
+    `backend` is one that best_backend names; None takes the best. numba goes pair by pair, tensor code takes
     `batch_frames` pairs at once. Raises InputError when the device's memory doesn't hold a batch.
     """
     backend = backend or best_backend(device)

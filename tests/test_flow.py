@@ -20,6 +20,7 @@ from PIL import Image
 
 from data import extract_flow
 from data.flow import (
+    best_backend,
     dis_flow,
     flo_flow,
     quantise,
@@ -28,7 +29,6 @@ from data.flow import (
     read_raft_weights,
     tvl1_flow,
 )
-from data.tvl1 import best_backend
 from data.videos import VideoError, read_frames
 from utils import InputError
 

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.tvl1 import TVL1, best_backend
+from data.flow import best_backend
+from data.tvl1 import TVL1
 from data.tvl1 import tensor as tvl1
 from data.tvl1.tensor import tvl1_pairs
 
@@ -209,7 +210,7 @@ def test_wrong_arguments():
 def test_numba_needs_no_folder_to_keep_its_code_in_and_without_it_there_is_the_tensor_code():
     """Both the project and the user's cache folder may be read-only, as in a container."""
     code = (
-        "import sys\nfrom data.tvl1 import best_backend, cpu\n"
+        "import sys\nfrom data.flow import best_backend\nfrom data.tvl1 import cpu\n"
         "sys.modules['data.tvl1.cpu'] = None\nprint(best_backend())"
     )
     nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}  # and none is provided

@@ -1,15 +1,8 @@
-"""TV-L1 optical flow: as tensor code for GPUs (tensor.py) and compiled for processors (cpu.py).
-
-This file has its parameters and says what can compute it here. It imports no PyTorch: a process that needs none
-starts fast.
-"""
+"""TV-L1 optical flow: its parameters; as tensor code for GPUs (tensor.py), and compiled for processors (cpu.py)."""
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
-
-import numpy as np
 
 
 @dataclass(frozen=True)
@@ -39,28 +32,3 @@ class TVL1:
 
 
 OPENCV_DEFAULTS = TVL1()
-
-
-@functools.cache
-def best_backend(device: str = "cpu") -> str:
-    """What computes TV-L1 on a device ("cpu", "cuda:0") here: "numba", "torch" or "compiled" (by torch.compile).
-
-    On processors numba, which gives OpenCV's bytes, or the tensor code where numba does not work; on GPUs the tensor
-    code. It is tried: a numba may be made for another numpy, and torch.compile may lack a compiler.
-    """
-    try:
-        if device == "cpu":
-            from data.tvl1.cpu import tvl1_pair
-
-            blank = np.zeros((32, 32), np.uint8)
-            tvl1_pair(blank, blank, OPENCV_DEFAULTS)
-            return "numba"
-        import torch
-
-        from data.tvl1.tensor import tvl1_pairs
-
-        images = torch.zeros(1, 32, 32, device=device)
-        tvl1_pairs(images, images, compiled=True)
-        return "compiled"
-    except Exception:  # whatever it is, there is the tensor code as it stands
-        return "torch"
