@@ -22,7 +22,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from common.accuracy import accuracy
-from common.commandline import ArgumentParser, bounded
+from common.commandline import ArgumentParser
 from report.metrics import METRICS, bootstrap, group_numbers, interval, mcnemar, softmax
 from report.outcome import Learnt, LearntOn, Outcome, describe, text
 from saved.predictions import TestSet, align, check_same_classes, load_predictions
@@ -31,6 +31,7 @@ from utils import InputError, check_writable, plural, run_main, write_json
 SPATIAL, MOTION = "record/spatial", "record/motion"
 EXAMPLE = {"spatial": "record/example/spatial", "motion": "record/example/motion"}  # what a fresh clone holds
 FOLDS = 5  # of held-out videos, to compare fusions by
+CHANCE = 1.5  # standard errors of the likelihood's gain: what a fusion has to gain over a single stream
 
 
 # --- fusing scores -------------------------------------------------------------------------------------
@@ -94,8 +95,8 @@ def choose(
 
     Candidates are each stream, their average, weights learnt, and `joined`, the logits of one head on all features.
     Each has a temperature, and learnt weights, from the other folds; folds keep `groups` (videos,) together. The
-    likeliest wins. But a single stream wins where it is within a standard error (over groups) of the likeliest, and
-    the joined head must beat the others by as much.
+    likeliest wins. But a single stream wins where it is within CHANCE standard errors (over groups) of the likeliest,
+    and the joined head must beat the others by as much.
     """
     logits = list(streams.values())
     candidates = {name: [one] for name, one in streams.items()}
@@ -113,10 +114,10 @@ def choose(
             losses[name][held] = -np.take_along_axis(log_softmax(fused, axis=1), labels[held, None], 1)[:, 0]
 
     def within_chance(one: str, other: str) -> bool:
-        """Whether `one` is not likelier than `other` by more than a standard error."""
+        """Whether `one` is not likelier than `other` beyond chance."""
         gain = losses[other] - losses[one]
         sums = np.bincount(numbers, weights=gain - gain.mean())
-        return gain.sum() <= np.sqrt(np.square(sums).sum())
+        return gain.sum() <= CHANCE * np.sqrt(np.square(sums).sum())
 
     means = {name: loss.mean() for name, loss in losses.items()}
     best = min((name for name in means if name != "joined"), key=means.__getitem__)
@@ -134,15 +135,14 @@ def evaluate(
     weights: list[float] | None = None,
     normalize: str = "none",
     scores: str = "logits",
-    seed: int | Sequence[int] = 0,
+    seed: int = 0,
     learnt: Learnt | None = None,
-    headline: bool = False,
     joined: np.ndarray | None = None,
 ) -> Outcome:
     """Accuracies of each stream, of the fusion asked for, and of the fixed comparisons beside it.
 
-    "average" and "std" are always those of equally weighted logits; `learnt` is shown beside them, or with `headline`
-    is itself the fusion asked for; where it chose the joined head, `joined` are that one's logits (videos, classes).
+    "average" and "std" are always those of equally weighted logits; `learnt` is the fusion asked for where it is given.
+    Where it chose the joined head, `joined` are that one's logits (videos, classes).
     `seed` is the bootstrap's. Of one stream, "fusion" is that stream, and nothing is compared.
     """
     streams, labels, videos = test_set.streams, test_set.labels, test_set.videos
@@ -153,14 +153,11 @@ def evaluate(
         rows |= {"average": fuse(logits), "std": fuse(logits, normalize="std")}
     if learnt:
         # the two parts of a joined head are half of its logits each, in a mean
-        rows["learnt"] = learnt.fuse(logits) if joined is None else joined / 2 / learnt.temperature
-        if headline:
-            weights, rows["fusion"] = list(learnt.weights.values()), rows["learnt"]
+        rows["fusion"] = learnt.fuse(logits) if joined is None else joined / 2 / learnt.temperature
+        weights = list(learnt.weights.values())
     groups = group_numbers(videos, labels, groups_of(test_set))
     draws = {name: bootstrap(row, labels, groups, seed) for name, row in rows.items()}
     found: dict[str, dict] = {name: accuracy(row, labels, videos) for name, row in rows.items()}
-    if learnt:
-        found["learnt"] |= learnt.model_dump()
     unit = "group" if int(groups.max()) + 1 < len(videos) else "video"
     results = {
         "videos": len(videos),
@@ -171,7 +168,7 @@ def evaluate(
         "resampled": {"unit": unit, "count": int(groups.max()) + 1},
         "classes": len(test_set.class_names),
         "settings": {
-            "fusion": "chosen" if learnt and headline else describe(normalize, weights, scores),
+            "fusion": "chosen" if learnt else describe(normalize, weights, scores),
             "normalize": normalize,
             "weights": weights,
             "scores": scores,
@@ -187,6 +184,8 @@ def evaluate(
             rows["fusion"].argmax(axis=1) == labels, streams[better].argmax(axis=1) == labels, groups
         )
         results["mcnemar"] = {"against": better, **test, "over": f"{unit}s"}
+    if learnt:
+        results["learnt"] = learnt.model_dump()
     for source in test_set.sources.values():
         if "look_alikes" in source.meta:
             results["look_alikes"] = source.meta["look_alikes"]
@@ -245,46 +244,26 @@ def scale_warning(test_set: TestSet) -> str | None:
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(
         __doc__,
-        epilog="PATH is a prediction pickle, a folder that holds one, or a .npz, .npy or .csv file with names, labels "
-        "and scores. With --splits, {} in it stands for the split.",
+        epilog="PATH is a prediction pickle, a folder that holds one, or a .npz, .npy or .csv file with names, "
+        "labels and scores. With --splits, {} in it stands for the split.",
     )
-    inputs = parser.add_argument_group("predictions")
-    add = inputs.add_argument
-    add("pickles", nargs="*", metavar="PATH", help="streams to fuse, in place of --spatial and --motion")
-    add(
-        "--spatial",
-        metavar="PATH",
-        help=f"first stream (default: {SPATIAL}, with --splits {SPATIAL}_split{{}})",
-    )
-    add(
-        "--motion",
-        metavar="PATH",
-        help=f"second stream (default: {MOTION}, with --splits {MOTION}_split{{}})",
-    )
+    add = parser.add_argument_group("predictions").add_argument
+    add("pickles", nargs="*", metavar="PATH", help="streams, in place of --spatial and --motion")
+    add("--spatial", metavar="PATH", help=f"(default: {SPATIAL}, with --splits {SPATIAL}_split{{}})")
+    add("--motion", metavar="PATH", help=f"(default: {MOTION}, with --splits {MOTION}_split{{}})")
     add("--splits", nargs="+", metavar="N", help="fuse each of these splits, and report their mean")
-    fusing = parser.add_argument_group("fusion")
-    add = fusing.add_argument
-    add(
-        "--learn",
-        nargs="*",
-        metavar="PATH",
+    add = parser.add_argument_group("fusion").add_argument
+    add("--learn", nargs="*", metavar="PATH",
         help="choose between each stream, the average, learnt weights and heads.py's joined head, by likelihood on "
-        "these predictions of other videos, one PATH per stream (without PATH: the folder val beside each stream's)",
-    )
+             "these predictions of other videos, one PATH per stream (without PATH: the folder val beside each)")
     add("--weights", nargs="+", type=float, metavar="W", help="one per stream (default: 1 for each)")
-    add(
-        "--normalize",
-        choices=("none", "std"),
-        default="none",
-        help="divide each stream's logits by nothing, or by their standard deviation over the whole test set",
-    )
+    add("--normalize", choices=("none", "std"), default="none",
+        help="divide each stream's logits by nothing, or by their standard deviation over the whole test set")
     add("--scores", choices=("logits", "softmax"), default="logits", help="what is averaged")
-    output = parser.add_argument_group("output")
-    add = output.add_argument
+    add = parser.add_argument_group("output").add_argument
     add("--output", type=Path, default=Path("record/fusion"), metavar="DIR", help="for results and report")
     add("--no-report", action="store_true", help="write results.json only")
-    add("--seed", type=bounded(int, 0, 2**32 - 1), default=0, help="of the bootstrap")
-    return parser.parse_args()
+    return parser.parse_args()  # fmt: skip
 
 
 def paths_of(args: argparse.Namespace) -> dict[str, str]:
@@ -323,34 +302,21 @@ def load(paths: Mapping[str, str], split: str | None) -> TestSet:
     return align(predictions)
 
 
-def learn(
-    args: argparse.Namespace, paths: Mapping[str, str], test_set: TestSet, split: str | None
-) -> Learnt | None:
-    """The fusion chosen on --learn's predictions, or on those in the folders val beside the test's; None without."""
-    beside = [source.path.parent / "val" for source in test_set.sources.values()]
-    there = all(map(Path.is_dir, beside)) and len(set(beside)) == len(beside) > 1
-    if args.learn is None and not there:
-        return None
-    named = dict(zip(paths, args.learn or map(str, beside), strict=True))
-    try:
-        held_out = load(named, split if args.learn else None)
-        check_same_classes(next(iter(test_set.sources.values())), next(iter(held_out.sources.values())))
-        for (name, source), other in zip(test_set.sources.items(), held_out.sources.values(), strict=True):
-            if source.meta and other.meta and source.stream != other.stream:
-                raise InputError(
-                    f"{other.path} is of the {other.stream} stream, {source.path} of {name}; order them alike"
-                )
-        both = sorted(set(test_set.videos) & set(held_out.videos))
-        if both:
+def learn(args: argparse.Namespace, paths: Mapping[str, str], test_set: TestSet, split: str | None) -> Learnt:
+    """The fusion chosen on --learn's predictions, or on those in the folders val beside the test's."""
+    beside = [str(source.path.parent / "val") for source in test_set.sources.values()]
+    held_out = load(dict(zip(paths, args.learn or beside, strict=True)), split if args.learn else None)
+    check_same_classes(next(iter(test_set.sources.values())), next(iter(held_out.sources.values())))
+    for (name, source), other in zip(test_set.sources.items(), held_out.sources.values(), strict=True):
+        if source.meta and other.meta and source.stream != other.stream:
             raise InputError(
-                f"{len(both):,} of the {plural(len(held_out.videos), 'video')} to learn from are tested, too "
-                f"({both[0]} ...); that would tune the weights on the test: give predictions of other videos"
+                f"{other.path} is of the {other.stream} stream, {source.path} of {name}; order them alike"
             )
-    except InputError as error:
-        if args.learn is not None:
-            raise
-        print(f"note: nothing is learnt from {beside[0]}: {error}", file=sys.stderr)
-        return None
+    if both := sorted(set(test_set.videos) & set(held_out.videos)):
+        raise InputError(
+            f"{len(both):,} of the {plural(len(held_out.videos), 'video')} to learn from are tested, too "
+            f"({both[0]} ...); that would tune the weights on the test: give predictions of other videos"
+        )
     folder = joined_head(test_set, held_out.videos)
     joined = load_predictions(folder / "val").matrix(held_out.videos) if folder else None
     groups = group_numbers(held_out.videos, held_out.labels, groups_of(held_out))
@@ -419,16 +385,14 @@ def fuse_test_set(args: argparse.Namespace, output: Path, split: str | None) -> 
     """Load, fuse, print and save one test set."""
     paths = paths_of(args)
     test_set = load(paths, split)
-    learnt = learn(args, paths, test_set, split)
+    learnt = None if args.learn is None else learn(args, paths, test_set, split)
     check_writable(output)
     title = f"split {split}" if split else test_set.title
     if args.normalize == "none" and args.learn is None and (warning := scale_warning(test_set)):
         print(warning, file=sys.stderr)
-    seed = [args.seed, args.splits.index(split)] if split else args.seed
+    seed = args.splits.index(split) if split else 0
     joined = load_predictions(learnt.joined).matrix(test_set.videos) if learnt and learnt.joined else None
-    outcome = evaluate(
-        test_set, args.weights, args.normalize, args.scores, seed, learnt, args.learn is not None, joined
-    )
+    outcome = evaluate(test_set, args.weights, args.normalize, args.scores, seed, learnt, joined)
     write_json(output / "results.json", outcome.results)
     print(text(outcome.results, title))
     if not args.no_report:

@@ -299,7 +299,7 @@ def score(answers: Mapping[Path, Answer], model: Recogniser, args: argparse.Name
     learnt = None
     if args.fusion:  # with those of its streams that it takes
         learnt = learnt_fusion(args.fusion).model_copy(update={"weights": dict(zip(streams, weights, strict=True))})
-    outcome = evaluate(test_set, weights, learnt=learnt, headline=learnt is not None)
+    outcome = evaluate(test_set, weights, learnt=learnt)
     write_json(args.report / "results.json", outcome.results)
     out = sys.stderr if args.json else sys.stdout
     title = printable(", ".join(args.videos))

@@ -163,17 +163,9 @@ def logistic_path(
 
 
 def fit_temporal(
-    kind: str,
-    streams: Sequence[np.ndarray],
-    train: np.ndarray,
-    labels: np.ndarray,
-    groups: np.ndarray,
-    classes: int,
-    folds: int,
-    seed: int,
-    device: torch.device,
-    tick: Callable[[], Any] = lambda: None,
-) -> Fit:
+    kind: str, streams: Sequence[np.ndarray], train: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: int,
+    folds: int, seed: int, device: torch.device, tick: Callable[[], Any] = lambda: None,
+) -> Fit:  # fmt: skip
     """TS-LSTM or Temporal-Inception on the features of one or two streams, joined; its epochs chosen on the folds.
 
     `tick` is called after each epoch of each fold, and of the training on all.

@@ -37,7 +37,7 @@ def group_numbers(
 
 
 def bootstrap(
-    scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int | Sequence[int], draws: int = 10_000
+    scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int, draws: int = 10_000
 ) -> dict[str, np.ndarray]:
     """The three accuracies (common.accuracy.accuracy's) of `draws` resamples of groups: {metric: (draws,)}, per cent.
 

@@ -115,14 +115,11 @@ def choice_name(candidate: str) -> str:
     return names.get(candidate, f"{candidate} alone")
 
 
-def choice_label(results: dict) -> str:
-    """Name the fusion that was chosen on held-out videos."""
-    chosen, weights = results["learnt"]["chosen"], results["learnt"]["weights"].values()
-    return (
-        f"learnt {' : '.join(f'{weight:.3f}' for weight in weights)}"
-        if chosen == "learnt"
-        else choice_name(chosen)
-    )
+def choice_label(learnt: dict) -> str:
+    """Name the fusion that was chosen on held-out videos, with learnt weights."""
+    if learnt["chosen"] != "learnt":
+        return choice_name(learnt["chosen"])
+    return f"learnt {' : '.join(f'{weight:.3f}' for weight in learnt['weights'].values())}"
 
 
 def choice_note(results: dict) -> str:
@@ -138,7 +135,6 @@ def choice_note(results: dict) -> str:
     return (
         f"{choice_name(chosen)}{' is better here' if alone else ' is chosen'}: {why} on "
         f"{plural(on['videos'], 'other video')}{groups} (log loss: {losses}); temperature {learnt['temperature']:.3g}"
-        f"{'' if results['settings']['fusion'] == 'chosen' else '; --learn makes it the headline'}"
     )
 
 
@@ -176,7 +172,7 @@ def warnings(results: dict) -> list[str]:
     if results.get("look_alikes", {}).get("warns"):
         found.append(look_alike_note(results["look_alikes"]))
     learnt = results.get("learnt", {})
-    if results["settings"]["fusion"] == "chosen" and learnt.get("held_out_top1") is not None:
+    if learnt.get("held_out_top1") is not None:
         on = learnt["learnt_on"]["videos"]
         found.append(gap_note(learnt["held_out_top1"], on, results["fusion"]["top1"], results["videos"]))
     return [line for line in found if line]
@@ -186,8 +182,7 @@ def notes(results: dict) -> list[str]:
     """What stands below the figures: the choice, the test against the better stream, intervals, look-alikes."""
     test, resampled, alike = results.get("mcnemar"), results["resampled"], results.get("look_alikes")
     found = [choice_note(results)]
-    chosen = results["settings"]["fusion"] == "chosen" and results["learnt"]["chosen"]
-    if test and test["against"] != chosen:  # else the answers are the same
+    if test and test["against"] != results.get("learnt", {}).get("chosen"):  # else the answers are the same
         name = "McNemar's exact test" if test["over"] == "videos" else "permutation test over groups"
         found.append(
             f"fusion against {test['against']} alone: {plural(test['only_fusion_right'], 'video')} right only by "
@@ -209,14 +204,8 @@ def rows(results: dict) -> list[tuple[str, str]]:
     if len(streams) == 1:
         return streams
     asked = results["settings"]["fusion"]
-    compared = [(name, name) for name in FUSIONS if name != asked]
-    if "learnt" in results and asked != "chosen":
-        compared.append((choice_label(results), "learnt"))
-    return [
-        *streams,
-        (f"fusion: {choice_label(results) if asked == 'chosen' else asked}", "fusion"),
-        *compared,
-    ]
+    named = choice_label(results["learnt"]) if "learnt" in results else asked
+    return [*streams, (f"fusion: {named}", "fusion"), *((name, name) for name in FUSIONS if name != asked)]
 
 
 def text(results: dict, title: str) -> str:

@@ -50,17 +50,7 @@ def short(name: str) -> str:
     return name if len(name) <= 30 else f"{name[:15]}\N{HORIZONTAL ELLIPSIS}{name[-14:]}"
 
 
-def span(low: float, high: float, videos: int) -> tuple[float, float]:
-    """Limits of an axis of accuracy in per cent around `low` and `high`, on which one video is no cliff.
-
-    At least ten points, and at least eight videos' worth, as far as 0 to 100 goes.
-    """
-    length = min(100.0, max(1.15 * (high - low), 10, 800 / videos))
-    start = min(max(0.0, (low + high - length) / 2), 100 - length)
-    return start - 0.02 * length, start + 1.02 * length
-
-
-def accuracy(rows: Sequence[tuple[str, str, float, float, float]], videos: int) -> Figure:
+def accuracy(rows: Sequence[tuple[str, str, float, float, float]]) -> Figure:
     """Top-1 with its 95 % interval. rows: (label, colour, top-1, low, high), all in per cent."""
     drawn = Figure(figsize=(WIDTH, 0.32 * len(rows) + 0.6))
     axes = drawn.subplots()
@@ -71,8 +61,9 @@ def accuracy(rows: Sequence[tuple[str, str, float, float, float]], videos: int) 
         )
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    ends = [end for _, _, *figures in rows for end in figures]
-    axes.set(xlim=span(min(ends), max(ends), videos), xlabel="top-1, %")
+    low, high = min(row[3] for row in rows), max(row[4] for row in rows)
+    margin = max(10 - (high - low), 0.1 * (high - low)) / 2  # ten points at least: few videos make no cliff
+    axes.set(xlim=(low - margin, high + margin), xlabel="top-1, %")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.grid(False, axis="y")
     return drawn

@@ -126,7 +126,7 @@ def accuracy(outcome: Outcome) -> Section:
         )
         blocks += [Text(said)]
     blocks.append(
-        Plot("accuracy", plots.accuracy(dots, results["videos"]), "Top-1 accuracy with its interval")
+        Plot("accuracy", plots.accuracy(dots), "Top-1 accuracy with its interval")
     )
     blocks += [Text(f"{words.capital(line)}.") for line in words.notes(results)]
     return Section("Accuracy", blocks)

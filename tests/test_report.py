@@ -17,7 +17,6 @@ from PIL import Image
 
 from fusion import evaluate
 from report import gallery
-from report.plots import span
 from report.sections import write_report
 from saved.predictions import align, load_predictions
 from saved.records import read_record
@@ -146,16 +145,6 @@ def test_the_page_shows_the_figures_of_results_json(small) -> None:
     assert "python " in shown.split("How this was made")[-1]
     assert f"numpy {np.__version__}" in shown
     assert "is not recorded" in shown  # how the epoch was chosen
-
-
-@pytest.mark.parametrize("videos", [3, 6, 40, 3783])
-def test_one_video_is_no_cliff(videos: int) -> None:
-    low, high = span(100 - 100 / videos, 100, videos)
-    assert 100 / videos <= (high - low) / 2.9  # of three videos one is a third of all there is
-    if videos > 8:
-        assert 100 / videos <= (high - low) / 8
-    assert high - low >= 10
-    assert -3 < low < 100 - 100 / videos and 100 < high < 103
 
 
 def test_the_tables_are_what_a_recount_gives(small) -> None:
