@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,9 +111,9 @@ class FeaturesAbout(BaseModel):
 def read_about(path: str | Path) -> dict[str, Any] | None:
     """What a features file says of itself, without reading its features; None where there is none that can be read."""
     try:
-        with np.load(path, allow_pickle=False) as content:
-            return _about(path, content["about"])
-    except (InputError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        content = load_arrays(path, only="about")
+        return _about(path, content["about"]) if isinstance(content, dict) and "about" in content else None
+    except InputError:
         return None
 
 

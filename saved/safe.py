@@ -67,8 +67,8 @@ def load_pickle(path: str | os.PathLike) -> Any:
         return _plain(_Unpickler(file).load())
 
 
-def load_arrays(path: str | os.PathLike) -> Any:
-    """Read a .npy file, or a .npz file as a dict of its arrays: of numbers, strings or named fields of these.
+def load_arrays(path: str | os.PathLike, only: str | None = None) -> Any:
+    """Read a .npy file, or a .npz file as a dict of its arrays (or of one): of numbers, strings or fields of these.
 
     An array of objects is read as `load_pickle` reads a pickle, and returned as the list that it holds; of two
     dimensions, as a list of lists. Raises InputError for a file that is missing, damaged, too large or wants more.
@@ -79,7 +79,7 @@ def load_arrays(path: str | os.PathLike) -> Any:
             file.seek(0)
             return _load_array(file, _size(file))
         with zipfile.ZipFile(file) as archive:
-            members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+            members = [member for member in archive.infolist() if member.filename.endswith(f"{only or ''}.npy")]
             _check_size(sum(member.file_size for member in members), limit)
             arrays = {}
             for member in members:

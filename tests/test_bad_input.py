@@ -267,3 +267,16 @@ run.test = test
     arguments = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *SMALL, "--epochs", 1, "--workers", 2)
     process = run(script, ROOT / arguments[0], *arguments[1:], "--output", tmp_path / "out", code=1, timeout=60)
     assert "Traceback" in process.stderr and "a bug" in process.stderr
+
+
+def test_a_tsn_checkpoint_of_differences_says_itself_what_it_takes(works, tiny, tmp_path):
+    """Of tsn-pytorch's names and 15 channels: --input need not be given with --resume and --evaluate."""
+    from network import build_model
+
+    state = build_model("resnet18", 15, 101, "none").state_dict()
+    theirs = {f"module.{'new_fc' + name[2:] if name.startswith('fc.') else 'base_model.' + name}": value
+              for name, value in state.items()}  # fmt: skip
+    torch.save({"epoch": 80, "arch": "resnet18", "state_dict": theirs, "best_prec1": 84.2}, tmp_path / "x.pth.tar")
+    flags = ("--rgb-dir", tiny / "rgb", "--resume", tmp_path / "x.pth.tar", "--evaluate")
+    works("motion_cnn.py", *small(tmp_path, *flags))
+    assert (tmp_path / "out/predictions.json").is_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from dataloader.packed import open_pack
 from dataloader.preparation import Preparation
 from report.outcome import read_learnt
 from saved.checkpoints import FORMAT, HEAD_FORMAT, read_checkpoint, read_state_dict
+from saved.feature_file import read_about, read_features, write_features
 from saved.head_file import read_head
 from saved.predictions import load_predictions
 from utils import InputError, write_json
@@ -134,6 +136,29 @@ def test_weights_that_are_not_finite_name_no_action(tmp_path):
         assert f"w.pth: {name} holds NaN" in one_line(read_it, tmp_path / "w.pth")
     torch.save(head_file(good, good), tmp_path / "w.pth")
     assert read_head(tmp_path / "w.pth").kind == "linear"
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_features_whose_compression_is_damaged(tmp_path, method):
+    """As others pack them; read whole, and for what they say alone."""
+    path = tmp_path / "f.npz"
+    about = {"format": 1, "stream": "spatial", "dataset": "own", "split": "1", "class_names": CLASSES, "samples": 4,
+             "preparation": Preparation().as_dict(), "views": 1, "pooling": ["layer4.mean"],
+             "network": {"arch": "resnet18", "sha256": "0"}, "frames": {"root": "/", "folders": {}}}  # fmt: skip
+    rng = np.random.default_rng(0)
+    write_features(path, ["a", "b"], [0, 1], ["train", "test"], rng.normal(size=(2, 4, 8)).astype("f2"), about)
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w", method) as file:
+        for name, part in parts.items():
+            file.writestr(name, part)
+        places = {info.filename: info.header_offset + info.compress_size // 2 for info in file.infolist()}
+    assert read_features(path).videos == ["a", "b"] and read_about(path)["samples"] == 4
+    whole = path.read_bytes()
+    for name in ("about.npy", "features.npy"):
+        path.write_bytes(whole[: places[name]] + bytes(60) + whole[places[name] + 60 :])
+        assert "f.npz" in one_line(read_features, path)
+        assert (read_about(path) is None) == (name == "about.npy")
 
 
 def test_paths_that_are_not_utf8_come_back(tmp_path):
