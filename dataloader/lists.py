@@ -381,10 +381,7 @@ def _classes_in(lines: list[_Line], folder: Path) -> tuple[list[str], dict[int, 
         return list(names.values()), {}
     # most lines of a label say what it means: _labels names a line that differs
     meant = {label: by_label[label].most_common(1)[0][0].casefold() for label in sorted(by_label)}
-    first = min(meant)
-    offsets = {label - ucf101.get(name, 2 * label + 2) for label, name in meant.items()}
-    whole = first in (0, 1) and list(meant) == list(range(first, first + len(meant)))
-    if sorted(meant.values()) != sorted(names) or not (whole or offsets in ({0}, {1})):
+    if sorted(meant.values()) != sorted(names):
         raise InputError(f"the labels and the folders' names in the lists of {folder} don't match one to one; {remedy}")
     return [names[name] for name in meant.values()], {label: i for i, label in enumerate(meant)}
 

@@ -26,7 +26,7 @@ run_main(main)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on a file's size")
-@pytest.mark.parametrize("limit", [0, 1, 5_000, 50_000, 10_000_000])
+@pytest.mark.parametrize("limit", [0, 5_000, 10_000_000])
 def test_a_film_that_the_disk_cannot_take_is_told_as_that(tmp_path, limit):
     film = tmp_path / "a.mp4"
     process = subprocess.run(

@@ -13,9 +13,8 @@ from conftest import ROOT
 from prediction_files import write
 from test_extract import failures, images, make_video
 
-from dataloader.lists import load_split
 from report.page import write_table
-from utils import InputError, csv_text, printable
+from utils import csv_text, printable
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8, and pipes among files")
 
@@ -61,35 +60,6 @@ def test_a_pipe_is_no_video_to_predict(tmp_path):
     assert "VideoError: is no file" in process.stderr
 
 
-# --- lists ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("train", "told"),
-    [
-        ("Archery/a.avi " + "9" * 5000 + "\n", "too high"),
-        ("Archery/a.avi 30 -" + "9" * 5000 + "\n", "too high"),
-        ("Archery/.avi 1\n", "names no video"),
-        ("Archery/a.avi 1\n/ 1\n", "line 2"),
-    ],
-)
-def test_lines_of_a_list_that_nobody_should_write(tmp_path, train, told):
-    (tmp_path / "classInd.txt").write_text("1 Archery\n2 Diving\n")
-    (tmp_path / "trainlist01.txt").write_text(train)
-    (tmp_path / "testlist01.txt").write_text("Diving/b.avi\n")
-    with pytest.raises(InputError, match=told) as error:
-        load_split(tmp_path, 1)
-    assert "trainlist01.txt line" in str(error.value) and len(str(error.value)) < 300
-
-
-def test_a_class_of_five_thousand_digits(tmp_path):
-    (tmp_path / "classInd.txt").write_text("1 Archery\n" + "2" * 5000 + " Diving\n")
-    (tmp_path / "trainlist01.txt").write_text("Archery/a.avi 1\n")
-    (tmp_path / "testlist01.txt").write_text("Diving/b.avi\n")
-    with pytest.raises(InputError, match=r"classInd.txt line 2: 222222222\.\.\. is too high"):
-        load_split(tmp_path, 1)
-
-
 # --- spreadsheets and terminals ------------------------------------------------------------------------
 
 FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1+1", "\r=1+1", '=HYPERLINK("http://x","y")')
@@ -103,9 +73,6 @@ def test_no_cell_of_a_csv_begins_as_a_formula(tmp_path):
     assert rows[0] == ["class", "'@gain"] and rows[1] == ["'=1+1", "-1.5000"]
     assert [row[0] for row in rows[-2:]] == ["plain", "a=b"]
     assert all(row[0][0] not in "=+-@\t\r" for row in rows[1:])
-
-
-def test_numbers_stay_numbers():
     assert csv_text(-1.5) == -1.5 and csv_text(None) is None and csv_text("-1.5") == "'-1.5"
 
 

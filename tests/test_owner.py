@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import ROOT, SMALL
@@ -34,13 +33,6 @@ def flags(tiny):
     return ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *SMALL, "--epochs", 1)
 
 
-@pytest.fixture(scope="module")
-def trained(flags, run, tmp_path_factory):
-    output = tmp_path_factory.mktemp("trained")
-    run(*flags, "--output", output)
-    return output
-
-
 @pytest.fixture
 def training(flags, tmp_path):
     """A training that is in its first step, with a loader worker, in tmp_path/out."""
@@ -58,14 +50,13 @@ def training(flags, tmp_path):
     process.stdout.close()
 
 
-def test_a_second_run_is_refused_and_touches_nothing(flags, run, trained, training, tmp_path):
+def test_a_second_run_is_refused_and_touches_nothing(flags, run, training, tmp_path):
     output = tmp_path / "out"
     assert not list(output.glob(".*.tmp"))  # the first swept up
     being_written = output / f".checkpoint.pth.tar.{training.pid}-0123abcd.tmp"
     being_written.write_bytes(b"half")
     before = sorted(path.name for path in output.iterdir())
-    tested = ("--resume", trained / "checkpoint.pth.tar", "--evaluate")
-    for more in ((), ("--resume", "auto"), tested):
+    for more in ((), ("--resume", "auto")):
         line = run(*flags, *more, "--output", output, code=2).stderr
         assert f"process {training.pid} on " in line and "spatial_cnn.py --rgb-dir" in line and str(output) in line
         assert re.search(r"since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d", line)
@@ -77,9 +68,7 @@ def test_a_second_run_is_refused_and_touches_nothing(flags, run, trained, traini
     # the owner's death, however sudden, frees the folder for the next
     training.kill()
     training.wait()
-    start = time.monotonic()
-    run(*flags, *tested, "--output", output)
-    assert time.monotonic() - start < 30
+    run(*flags, "--output", output)
     assert not being_written.exists() and not (output / ".owner.json").exists()
 
 
@@ -138,8 +127,7 @@ with owned(sys.argv[1]):
 
 def test_the_disk_check_counts_what_will_be_replaced(monkeypatch, tmp_path):
     """Two checkpoints of S and a third while it is written: 3 S at first, S where two are there to be replaced."""
-    size = 1000
-    free = [3 * size]
+    size, free = 1000, [3000]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 0, free[0]))
     own = [tmp_path / name for name in ("checkpoint.pth.tar", "model_best.pth.tar")]
     check_output(tmp_path, 3 * size, replaced=own)
@@ -147,8 +135,6 @@ def test_the_disk_check_counts_what_will_be_replaced(monkeypatch, tmp_path):
         path.write_bytes(bytes(size))
     free[0] = size
     check_output(tmp_path, 3 * size, replaced=own)
-    with pytest.raises(InputError, match="free some"):
-        check_output(tmp_path, 3 * size)  # a training from the start keeps the old ones
-    free[0] = size - 1
-    with pytest.raises(InputError, match="free some"):
-        check_output(tmp_path, 3 * size, replaced=own)
+    for free[0], replaced in (size, ()), (size - 1, own):  # a training from the start keeps the old ones
+        with pytest.raises(InputError, match="free some"):
+            check_output(tmp_path, 3 * size, replaced=replaced)
