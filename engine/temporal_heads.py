@@ -40,23 +40,15 @@ class TemporalSegmentLSTM(nn.Module):
         self.lstm = nn.LSTM(features, hidden, batch_first=True)
         self.norm = nn.BatchNorm1d(hidden)
         self.fc = nn.Linear(hidden, classes)
-        with torch.no_grad():  # Jozefowicz et al. 2015: an LSTM that at first forgets nothing learns sooner
-            for name, parameter in self.lstm.named_parameters():
-                if name.startswith("weight_hh"):
-                    for gate in parameter.chunk(4):
-                        nn.init.orthogonal_(gate)
-                elif name.startswith("bias"):
-                    parameter.zero_()
-                    if name.startswith("bias_ih"):
-                        parameter[hidden : 2 * hidden] = 1
+        for parameter in (*self.lstm.parameters(), *self.fc.parameters()):
+            nn.init.uniform_(parameter, -0.1, 0.1)  # as the authors
 
     def forward(self, x: Tensor) -> Tensor:
         length = x.shape[1] // self.SEGMENTS  # of 25 samples the last is left over, as in the authors' code
         segments = []
         for place, norm in enumerate(self.norms):
-            steps = x[:, place * length : (place + 1) * length]  # (videos, length, features)
-            steps = norm(steps.flatten(0, 1)).unflatten(0, steps.shape[:2])  # over videos and length together
-            segments.append(steps.amax(1))  # (videos, features)
+            steps = x[:, place * length : (place + 1) * length].unbind(1)  # length of (videos, features)
+            segments.append(torch.stack([norm(step) for step in steps]).amax(0))  # each step by itself, as the authors
         outputs, _ = self.lstm(torch.stack(segments, 1))  # (videos, segments, hidden)
         return self.fc(self.norm(outputs[:, -1]))
 

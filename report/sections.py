@@ -40,10 +40,10 @@ def write_report(outcome: Outcome, output: Path, title: str) -> Path:
     with rc_context(plots.STYLE):
         report = Report(
             title=f"{'Two-stream fusion' if len(outcome.rows) > 1 else words.capital(outcome.main)}: {title}",
-            summary=f"{plural(results['videos'], 'test video')}, {results['classes']} classes. Top-1 accuracy in per "
+            summary=f"{plural(results['videos'], 'video')}, {results['classes']} classes. Top-1 accuracy in per "
             f"cent, with bootstrap 95 % intervals over {results['resampled']['unit']}s.",
             tiles=tiles(outcome),
-            notes=[note for note in (*words.warnings(results), selection(outcome)) if note],
+            notes=[*(f"{line}." for line in words.warnings(results)), *selection(outcome)],
             sections=[
                 accuracy(outcome),
                 *look_alikes(outcome),
@@ -68,14 +68,14 @@ def tiles(outcome: Outcome) -> list[Tile]:
     return made
 
 
-def selection(outcome: Outcome) -> str:
+def selection(outcome: Outcome) -> list[str]:
     """How the networks' epochs were chosen; nothing of heads, which have no epochs, and of predict.py's videos."""
     streams: dict[str, list[str]] = {}
     for name, source in outcome.test_set.sources.items():
         if epoch_of(source) != -1 and "files" not in source.meta:
             how = source.meta.get("chosen_by")
             streams.setdefault(how if how in CHOSEN else "unknown", []).append(name)
-    return " ".join(CHOSEN[how].format(" and ".join(names)) for how, names in streams.items())
+    return [CHOSEN[how].format(" and ".join(names)) for how, names in streams.items()]
 
 
 def epoch_of(source: Predictions) -> int | None:
@@ -121,13 +121,11 @@ def accuracy(outcome: Outcome) -> Section:
     blocks: list = [Table(["", first, "95 % interval", *others], cells, main=main, aside=aside)]
     if several:
         said = (
-            "Below fusion stand other ways to fuse, for comparison. average: the plain mean of the streams' logits. "
-            f"{words.STD_NOTE}. Neither uses a label."
+            "Below fusion stand other ways to fuse, which use no label. average: the plain mean of the streams' "
+            f"logits. {words.STD_NOTE}."
         )
         blocks += [Text(said)]
-    blocks.append(
-        Plot("accuracy", plots.accuracy(dots), "Top-1 accuracy with its interval")
-    )
+    blocks.append(Plot("accuracy", plots.accuracy(dots), "Top-1 accuracy with its interval"))
     blocks += [Text(f"{words.capital(line)}.") for line in words.notes(results)]
     return Section("Accuracy", blocks)
 

@@ -61,14 +61,17 @@ def test_shapes_and_the_25th_sample(kind):
         assert not torch.allclose(head(x.flip(1)), out)
 
 
-def ts_lstm(w, x):
-    """The published structure, gate by gate, in evaluation mode; `w` are the weights."""
-    segments = []
-    for place in range(3):
-        part = x[:, 8 * place : 8 * place + 8]
-        mean, var = w[f"norms.{place}.running_mean"], w[f"norms.{place}.running_var"]
-        part = (part - mean) / (var + 1e-5).sqrt() * w[f"norms.{place}.weight"] + w[f"norms.{place}.bias"]
-        segments.append(part.max(1).values)
+def ts_lstm(w, x, training=False):
+    """The published structure, gate by gate; `w` are the weights. In training each step has its own batch norm."""
+
+    def norm(name, z):
+        """z (videos, ...): over the videos in training."""
+        mean, var = w[f"{name}.running_mean"], w[f"{name}.running_var"]
+        if training:
+            mean, var = z.mean(0), z.var(0, correction=0)
+        return (z - mean) / (var + 1e-5).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    segments = [norm(f"norms.{place}", x[:, 8 * place : 8 * place + 8]).max(1).values for place in range(3)]
     h = c = torch.zeros(len(x), 512)
     for part in segments:
         gates = part @ w["lstm.weight_ih_l0"].T + w["lstm.bias_ih_l0"]
@@ -76,8 +79,7 @@ def ts_lstm(w, x):
         i, f, g, o = gates.chunk(4, 1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
-    h = (h - w["norm.running_mean"]) / (w["norm.running_var"] + 1e-5).sqrt() * w["norm.weight"] + w["norm.bias"]
-    return h @ w["fc.weight"].T + w["fc.bias"]
+    return norm("norm", h) @ w["fc.weight"].T + w["fc.bias"]
 
 
 def inception(w, x):
@@ -105,7 +107,10 @@ def test_forward_passes_are_those_of_the_papers(kind, paper):
     torch.manual_seed(3)
     head, x = build_head(kind, 12, 5), torch.randn(6, 25, 12)
     with torch.no_grad():
-        head(x)  # batch norms leave mean 0 and variance 1
+        first = head(x)  # batch norms leave mean 0 and variance 1
+        if kind == "ts-lstm":
+            torch.testing.assert_close(first, paper(head.state_dict(), x, True), atol=1e-4, rtol=1e-4)
+            assert max(p.abs().max() for p in head.lstm.parameters()) <= 0.1
         torch.testing.assert_close(head.eval()(x), paper(head.state_dict(), x), atol=1e-5, rtol=1e-4)
 
 
