@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import brentq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -26,15 +25,6 @@ from fusion import choose, fuse, learn_weights
 from report.metrics import group_numbers, softmax
 from saved.predictions import TestSet, align, load_predictions
 from utils import run_main
-
-
-def confidence_matched(streams: Sequence[np.ndarray], confidence: float = 0.6) -> np.ndarray:
-    """Each stream divided by the temperature at which its mean largest probability is `confidence`."""
-    found = []
-    for logits in streams:
-        inverse = brentq(lambda t, z=logits: softmax(z * np.exp(t)).max(1).mean() - confidence, -12, 12)  # type: ignore
-        found.append(logits * np.exp(inverse))
-    return fuse(found)
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
@@ -95,7 +85,6 @@ def main() -> None:
                 "average": top1(average, labels),
                 "better stream": max(top1(one, labels) for one in streams),
                 "std": top1(fuse(streams, normalize="std"), labels),
-                "confidence": top1(confidence_matched(streams), labels),
                 "learnt": top1(fused, labels),
                 "chosen": top1(learnt(test, odd, None, True), labels),
                 "best": best_in_hindsight(streams, labels),

@@ -67,6 +67,8 @@ class ArgumentParser(argparse.ArgumentParser):
         namespace, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flag = unknown[0].partition("=")[0]
+            if not flag.startswith("-"):
+                self.error(f"{flag}: belongs to no flag; several values of one stand apart, as in --flag A B")
             close = difflib.get_close_matches(flag, re.findall(r"--[\w-]+", self.format_help()), 1, 0.75)
             self.error(f"{flag}: no such flag" + (f", did you mean {close[0]}?" if close else ""))
         return namespace

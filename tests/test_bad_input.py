@@ -182,7 +182,8 @@ def test_typos_in_flags(fails):
     assert "--normalise: no such flag, did you mean --normalize?" in fails("fusion.py", "--normalise", "std")
     assert "--epochs: invalid int value: 'many'" in fails("motion_cnn.py", "--epochs", "many")
     assert "'best'" in fails("motion_cnn.py", "--recipe", "best")
-    assert "data/rgb: no such flag" in fails("spatial_cnn.py", "data/rgb")
+    assert "data/rgb: belongs to no flag" in fails("spatial_cnn.py", "data/rgb")
+    assert "1: belongs to no flag" in fails("fusion.py", "--weights=-1", 1)
     assert "VIDEOS, OUT" in fails("data/make_split.py")
 
 
