@@ -110,7 +110,7 @@ def main() -> int:
     )  # fmt: skip
 
     if args.features:
-        return extract_features(options.feature_settings(args), model, checkpoint, data, preparation, device)
+        return extract_features(args, model, checkpoint, data, preparation, device)
 
     # optimizer, and where its training stands
     training = Training(model, preparation, device, options.training_settings(args))

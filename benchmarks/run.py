@@ -29,7 +29,7 @@ import torch
 
 from benchmarks import classic
 from common.commandline import ArgumentParser
-from dataloader.clips import ClipDataset, clips_of, make_loader, sent_ahead
+from dataloader.clips import ClipDataset, Loader, clips_of, sent_ahead
 from dataloader.frames import CHANNELS, index_frames
 from dataloader.images import ReadFlow, ReadFrame, find_sources
 from dataloader.names import Video
@@ -170,7 +170,7 @@ def loaders(args: argparse.Namespace) -> None:
                   for c in CHANNELS[kind]] for s in dataset.sources]  # fmt: skip
         items = classic.train_items(paths) if training else classic.test_items(paths)
         old = min(BATCH[stream], len(items) // 3)  # of few videos, still several batches
-        ours = make_loader(dataset, BATCH[stream] if training else 1, 1, CPU)
+        ours = Loader(dataset, BATCH[stream] if training else 1, 1, CPU)
         ours._loader.collate_fn = WithClock(ours._loader.collate_fn)
         epochs = itertools.count()
 
@@ -191,7 +191,7 @@ def networks(args: argparse.Namespace) -> None:
     """ResNet101 alone: the motion stream's test, and a training step of both streams, on clips in memory."""
     dataset = our_dataset(args.data, "motion", False, 1)
     preparation = dataset.preparation
-    batch = next(iter(make_loader(dataset, 1, 0, CPU).epoch(0)))
+    batch = next(iter(Loader(dataset, 1, 0, CPU).epoch(0)))
     net, old = our_test(preparation, CPU, args.compile), classic.classic_model(preparation.channels, 101).eval()
     floats = torch.rand(64, preparation.channels, 224, 224)  # the original's batch, in tests too
     compare("motion, test", timed(64, torch.inference_mode()(old), floats),
@@ -199,7 +199,7 @@ def networks(args: argparse.Namespace) -> None:
     for stream, videos in (("motion", 8), ("spatial", 3)):
         dataset, segments = our_dataset(args.data, stream, True, args.videos, 2), SEGMENTS[stream]
         preparation = dataset.preparation
-        batch = next(iter(make_loader(dataset, videos, 0, CPU).epoch(0)))
+        batch = next(iter(Loader(dataset, videos, 0, CPU).epoch(0)))
         training = our_training(preparation, videos, CPU, args.compile)
         old = classic.classic_model(preparation.channels, 101).train()
         optimizer = torch.optim.SGD(old.parameters(), lr=1e-4, momentum=0.9)
@@ -249,7 +249,7 @@ def gpu(args: argparse.Namespace) -> None:
         repeats = -(-4 * videos * args.workers // args.videos)
         dataset = our_dataset(args.data, stream, training, args.videos, repeats)
         preparation = dataset.preparation
-        loader = make_loader(dataset, videos, args.workers, device)
+        loader = Loader(dataset, videos, args.workers, device)
         batches = itertools.chain.from_iterable(sent_ahead(loader.epoch(e), device) for e in itertools.count())
         step: Callable[[Any], Any]
         if training:

@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -249,34 +249,32 @@ def clips_of(batch: Batch, modality: str, device: torch.device) -> Tensor:
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
-@dataclass
 class Loader:
-    """A DataLoader over one split whose epochs are numbered, and that can start in the middle of one."""
+    """A DataLoader over one split whose epochs are numbered, and that can start in the middle of one.
 
-    dataset: ClipDataset
-    batch_size: int  # videos in a global batch
-    shuffle_seed: int | None  # None: in list order
-    workers: int
-    pin_memory: bool
-    batches: EpochBatches = field(init=False)
-    problems: dict[str, str] = field(default_factory=dict)  # videos that another stood in for, and why
-    _loader: DataLoader = field(init=False)
+    A training set is shuffled by its dataset's seed; a test set stands in list order.
+    """
 
-    def __post_init__(self) -> None:
-        self.batches = EpochBatches(
-            len(self.dataset), self.batch_size, seed=self.shuffle_seed, rank=rank(), processes=processes()
-        )
-        self._loader = DataLoader(
-            self.dataset,
-            batch_sampler=self.batches,
-            collate_fn=Collate(),
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
+    def __init__(self, dataset: ClipDataset, batch_size: int, workers: int | None, device: torch.device) -> None:
+        """`batch_size`: videos in a batch of all processes. `workers`: None for one per core, at most 16."""
+        self.dataset, self.batch_size = dataset, batch_size
+        seed = dataset.seed if isinstance(dataset.sampling, TrainSampling) else None
+        self.batches = EpochBatches(len(dataset), batch_size, seed=seed, rank=rank(), processes=processes())
+        self.problems: dict[str, str] = {}  # videos that another stood in for, and why
+        self.workers = min(cpu_count(), 16) if workers is None else workers
+        self.pin_memory = device.type == "cuda"
+        self._loader = self._make(
+            batch_sampler=self.batches, persistent_workers=self.workers > 0,
             prefetch_factor=PREFETCHED if self.workers > 0 else None,
-            pin_memory=self.pin_memory,
+        )  # fmt: skip
+
+    def _make(self, **options: Any) -> DataLoader:
+        return DataLoader(
+            self.dataset, collate_fn=Collate(), num_workers=self.workers, pin_memory=self.pin_memory,
             worker_init_fn=_start_worker,
             generator=torch.Generator(),  # its own, so that loading never draws from the training's
-        )
+            **options,
+        )  # fmt: skip
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
@@ -295,10 +293,7 @@ class Loader:
     def one_by_one(self, items: Sequence[tuple[int, int]]) -> Iterator[Batch]:
         """Batches of one video, of these (epoch, index) of the dataset."""
         if items:
-            yield from self._checked(
-                DataLoader(self.dataset, sampler=items, collate_fn=Collate(), num_workers=self.workers,
-                           pin_memory=self.pin_memory, worker_init_fn=_start_worker, generator=torch.Generator())
-            )  # fmt: skip
+            yield from self._checked(self._make(sampler=items))
 
     def _checked(self, loader: DataLoader) -> Iterator[Batch]:
         with _signals_held():
@@ -308,13 +303,6 @@ class Loader:
                 raise batch
             self.problems.update(batch.problems)
             yield batch._replace(**{name: torch.as_tensor(getattr(batch, name)) for name in SENT_AS_ARRAYS})
-
-
-def make_loader(dataset: ClipDataset, batch_size: int, workers: int | None, device: torch.device) -> Loader:
-    """The loader of a training set (shuffled by its seed) or of a test set (in list order)."""
-    shuffle = dataset.seed if isinstance(dataset.sampling, TrainSampling) else None
-    workers = min(cpu_count(), 16) if workers is None else workers
-    return Loader(dataset, batch_size, shuffle, workers, pin_memory=device.type == "cuda")
 
 
 @contextlib.contextmanager
@@ -395,7 +383,7 @@ def make_data(
             raise InputError(f"no {subset} video of split {split.number} is under {index.root}; check --ucf-list")
         skip = settings.skip_errors and isinstance(sampling, TrainSampling)
         dataset = ClipDataset(sources, read, preparation, sampling, seed=settings.seed, skip_errors=skip)
-        return make_loader(dataset, batch, settings.workers, device)
+        return Loader(dataset, batch, settings.workers, device)
 
     flow = preparation.modality != "rgb"  # or differences: these have every frame
     every = 1 if flow else extraction_settings(index.root).get("sampling_rate") or 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from common.progress import progress_bar
-from dataloader.clips import ClipDataset, Data, clips_of, make_loader, sent_ahead
+from dataloader.clips import ClipDataset, Data, Loader, clips_of, sent_ahead
 from dataloader.extracted import fingerprint
 from dataloader.images import Source
 from dataloader.preparation import Preparation
@@ -102,23 +103,8 @@ def check_pooling(pooling: Sequence[str], model: Network | None = None) -> None:
         raise InputError(f"--pooling {' '.join(pooling)}: name some of {', '.join(known)}, each once")
 
 
-@dataclass(frozen=True)
-class FeatureSettings:
-    """What is written, and of which network; see the flags of the same names in spatial_cnn.py -h."""
-
-    path: Path  # OUT.npz
-    pooling: Sequence[str] | None  # None: default_pooling of the stream
-    arch: str
-    weights: str  # where the network's are: a file, or the name of torchvision's
-    flow_order: str = "original"
-    seed: int = 0
-    amp: str = "auto"
-    compile: bool = False
-    workers: int | None = None
-
-
 def extract_features(
-    settings: FeatureSettings,
+    args: argparse.Namespace,
     model: Network,
     checkpoint: Checkpoint | None,
     data: Data,
@@ -127,13 +113,14 @@ def extract_features(
 ) -> int:
     """Write --features OUT.npz (saved.feature_file) of the split's training and test videos. Returns the exit code.
 
+    `args` are a stream's flags; `checkpoint` is --resume's, else `model` has the weights that --weights names.
     Clips are sampled and prepared as in a test; RGB frames lie in the middle of the motion stream's stacks. A video's
     row is kept under what it was made of: the network, these settings and the video's images. Rows that an older
     OUT.npz has, or OUT.npz.partial of a killed run, are taken from there; only the others are computed.
     """
-    path = settings.path
+    path = Path(args.features)
     stream = "spatial" if preparation.modality == "rgb" else "motion"
-    pooling = settings.pooling or default_pooling(model, stream)
+    pooling = args.pooling or default_pooling(model, stream)
     check_pooling(pooling, model)
     check_target(path)
     check_name(data.root)
@@ -144,16 +131,18 @@ def extract_features(
     preparation = at_stack_middles(preparation)
     sampling = data.test.dataset.sampling
     assert isinstance(sampling, TestSampling)
-    dtype = amp_dtype(settings.amp, device)
+    dtype = amp_dtype(args.amp, device)
     sources, subset = sources_of(data)
     keys = [made_of(data.root, source) for source in sources]
     row = {"preparation": preparation.as_dict(), **sampling.about(), "pooling": list(pooling),
            "dtype": str(dtype).removeprefix("torch.")}  # fmt: skip
-    trunk = {"arch": settings.arch, "sha256": trunk_hash(model)}
+    weights = str(args.resume or args.weights)
+    weights = str(Path(weights).resolve()) if Path(weights).is_file() else weights  # to be found from any folder
+    trunk = {"arch": args.arch, "sha256": trunk_hash(model)}
     about = {
         "stream": stream, **data.about(), **row,
-        "network": {**trunk, "checkpoint" if checkpoint else "weights": settings.weights,
-                    "flow_order": settings.flow_order, "seed": settings.seed},
+        "network": {**trunk, "checkpoint" if checkpoint else "weights": weights,
+                    "flow_order": getattr(args, "flow_order", "original"), "seed": args.seed},
         "videos_sha256": list_hash(sources, subset),
         "frames": {**data.frames(sources), "made_of": keys},
     }  # fmt: skip
@@ -162,7 +151,7 @@ def extract_features(
         if read_about(path) == {"format": FORMAT, **about}:
             print(f"{path} is there already, of this network, these videos and these settings")
             return 0
-        net = feature_net(model, preparation, pooling, dtype, settings.compile).to(device)
+        net = feature_net(model, preparation, pooling, dtype, args.compile).to(device)
         shape = (sampling.samples, feature_count(model, pooling))
         head = json.dumps(wanted).encode() + b"\n"
         partial = path.with_name(path.name + ".partial")
@@ -170,13 +159,13 @@ def extract_features(
         rows = read_rows(path, wanted)
         with append_to(partial, head, record) as (file, done):
             todo = {key: s for key, s in zip(keys, sources, strict=True) if key not in rows and key not in done}
-            say_todo(path, len(set(keys)), len(todo), f"{settings.arch} on {device.type}, {sampling.clips} clips each")
+            say_todo(path, len(set(keys)), len(todo), f"{args.arch} on {device.type}, {sampling.clips} clips each")
             if todo:
                 dataset = ClipDataset(
-                    list(todo.values()), data.test.dataset.read, preparation, sampling, seed=settings.seed
+                    list(todo.values()), data.test.dataset.read, preparation, sampling, seed=args.seed
                 )
                 batch = max(1, (256 if device.type == "cuda" else 32) // sampling.clips)
-                loader = make_loader(dataset, batch, settings.workers, device)
+                loader = Loader(dataset, batch, args.workers, device)
                 _compute(net, loader, sampling, preparation, device, file, list(todo))
         rows |= logged(partial, head, record)
         values = np.stack([rows[key] for key in keys])

@@ -13,7 +13,6 @@ from dataloader.clips import DataSettings
 from dataloader.preparation import Preparation
 from dataloader.sampling import TestSampling, TrainSampling
 from engine import features
-from engine.features import FeatureSettings
 from engine.training import TrainingSettings
 from network import TRAINED_FROM
 from saved.checkpoints import Checkpoint, read_checkpoint
@@ -242,16 +241,6 @@ def training_settings(args: argparse.Namespace) -> TrainingSettings:
     names = {field.name for field in dataclasses.fields(TrainingSettings)}
     values = {name: value for name, value in vars(args).items() if name in names}
     return TrainingSettings(**values | {"milestones": tuple(args.milestones)})
-
-
-def feature_settings(args: argparse.Namespace) -> FeatureSettings:
-    """The flags that say what --features writes, and of which network."""
-    weights: str | Path = args.resume or args.weights
-    where = str(Path(weights).resolve()) if Path(weights).is_file() else str(weights)  # to be found from any folder
-    return FeatureSettings(
-        Path(args.features), args.pooling, args.arch, where, getattr(args, "flow_order", "original"), args.seed,
-        args.amp, args.compile, args.workers,
-    )  # fmt: skip
 
 
 def _find_checkpoint(resume: str | None, output: str) -> Path | None:

@@ -70,8 +70,8 @@ class Run:
             for line in (self._headline(training), *self._notes(training)):
                 self.say(line)
             if self.board:
-                self.board.open(training, len(self.data.train))
-            with self._signals(), self.board or contextlib.nullcontext():
+                self.board.open(training.epoch)
+            with self._signals(), contextlib.closing(self.board) if self.board else contextlib.nullcontext():
                 try:
                     yield
                 except _Stopped:
@@ -92,8 +92,6 @@ class Run:
 
     def after_batch(self, training: Training) -> None:
         """Stop if a signal arrived, and save if --save-every-minutes has elapsed. All processes decide together."""
-        if self.board:
-            self.board.batch(training)
         self.stop_if_asked(training)
         minutes = self.args.save_every_minutes
         if minutes and self._agreed(training.device, time.monotonic() - self.saved_at > 60 * minutes):
@@ -281,7 +279,7 @@ class Run:
         if self.leads:
             write_record(record_path(self.output, self.prefix, phase), row)
         if self.board:
-            self.board.add("epochs", {f"{phase}/{name}": value for name, value in row.items()}, epoch)
+            self.board.add(phase, row, epoch)
 
     def _write(self, result: TestResult, training: Training, subset: str, epoch: int, name: str) -> None:
         """Write a test's predictions: of test videos to the output, of validation videos to its folder val/."""

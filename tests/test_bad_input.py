@@ -229,5 +229,5 @@ def test_a_dead_loader_process_is_told_plainly(tiny):
     preparation = default_preparation("rgb", 48, "squash")
     dataset = clips.ClipDataset(sources, killed_by_the_system, preparation, TrainSampling())
     with pytest.raises(RuntimeError) as error:
-        list(clips.make_loader(dataset, 2, 1, torch.device("cpu")).epoch(0))
+        list(clips.Loader(dataset, 2, 1, torch.device("cpu")).epoch(0))
     assert "--workers" in plain_cause(error.value)

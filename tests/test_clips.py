@@ -13,7 +13,7 @@ from PIL import Image
 
 from dataloader import clips as c
 from dataloader import images
-from dataloader.clips import make_loader
+from dataloader.clips import Loader
 from dataloader.frames import index_frames
 from dataloader.images import ReadFlow, ReadFrame, find_sources
 from dataloader.lists import Video, load_split
@@ -115,10 +115,10 @@ def test_the_same_item_whatever_was_read_before(tiny):
 def test_workers_change_nothing(tiny):
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    loader = make_loader(flow_set(tiny, TrainSampling(2)), 4, 2, CPU)
+    loader = Loader(flow_set(tiny, TrainSampling(2)), 4, 2, CPU)
     seen = [(b.names, int(b.images.long().sum()), b.flip.tolist()) for b in loader.epoch(5)]
     expected = [(b.names, int(b.images.long().sum()), b.flip.tolist())
-                for b in make_loader(flow_set(tiny, TrainSampling(2)), 4, 0, CPU).epoch(5)]  # fmt: skip
+                for b in Loader(flow_set(tiny, TrainSampling(2)), 4, 0, CPU).epoch(5)]  # fmt: skip
     assert seen == expected
     assert [b[0] for b in expected[1:]] == [b.names for b in loader.epoch(5, first_batch=1)]
     assert torch.equal(before, torch.get_rng_state())  # loading draws nothing from the training's generator
@@ -141,7 +141,7 @@ def test_a_worker_uses_its_memory_again_for_larger_and_smaller_batches(tiny, mon
 
 def test_a_training_is_shuffled_by_its_seed_and_a_test_stands_in_list_order(tiny, monkeypatch):
     def names(sampling, epoch=0, **options):
-        loader = make_loader(flow_set(tiny, sampling, **options), 4, 0, CPU)
+        loader = Loader(flow_set(tiny, sampling, **options), 4, 0, CPU)
         batches = [batch.names for batch in loader.epoch(epoch)]
         assert len(batches) == len(loader) == 2  # 3 and 3 of the 6 videos
         return batches
@@ -173,7 +173,7 @@ def test_the_repeat_that_pads_a_batch_has_no_weight(tiny, monkeypatch):
     batches = []
     for rank in (0, 1):
         monkeypatch.setenv("RANK", str(rank))
-        batches.append(list(make_loader(flow_set(tiny, TrainSampling()), 1, 0, CPU).epoch(0)))
+        batches.append(list(Loader(flow_set(tiny, TrainSampling()), 1, 0, CPU).epoch(0)))
     for first, repeat in zip(*batches, strict=True):
         assert (first.weight, repeat.weight) == (2, 0)  # the mean over two processes is the video's own gradient
         assert first.names == repeat.names and torch.equal(first.images, repeat.images)
@@ -182,7 +182,7 @@ def test_the_repeat_that_pads_a_batch_has_no_weight(tiny, monkeypatch):
 def test_equal_clips_are_computed_once_and_the_vote_is_the_same(tiny):
     """Videos of 11 to 18 flow pairs have 2 to 9 different stacks of 10; the test asks for 19, with flips for 190."""
     preparation = dataclasses.replace(FLOW, test_resize="center")
-    loader = make_loader(flow_set(tiny, TestSampling(19, 10), preparation), 3, 0, CPU)
+    loader = Loader(flow_set(tiny, TestSampling(19, 10), preparation), 3, 0, CPU)
     for batch in loader.epoch(0):
         once, place = c.each_once(batch)
         counts = [source.count - 9 for source in loader.dataset.sources if source.video.name in batch.names]
@@ -251,7 +251,7 @@ def test_a_bad_frame_is_named_and_can_be_skipped(tiny, tmp_path, how):
     batch = stop[0, index]
     assert "v_Hammering_g08_c01" in str(batch) and "\n" not in str(batch)
     with pytest.raises(InputError, match="v_Hammering_g08_c01"):
-        list(make_loader(stop, 2, 1, CPU).epoch(0))
+        list(Loader(stop, 2, 1, CPU).epoch(0))
 
     skip = c.ClipDataset(stop.sources, stop.read, stop.preparation, stop.sampling, skip_errors=True)
     batch = skip[0, index]
@@ -294,8 +294,8 @@ def test_planes_are_equal_up_to_what_jpeg_makes_of_them():
 def test_batches_sent_ahead_to_a_gpu_are_the_same(tiny):
     gpu = torch.device("cuda")
     dataset = flow_set(tiny, TrainSampling(2))
-    expected = list(make_loader(dataset, 2, 0, CPU).epoch(1))
-    got = list(c.sent_ahead(make_loader(dataset, 2, 2, gpu).epoch(1), gpu))
+    expected = list(Loader(dataset, 2, 0, CPU).epoch(1))
+    got = list(c.sent_ahead(Loader(dataset, 2, 2, gpu).epoch(1), gpu))
     assert [b.names for b in got] == [b.names for b in expected]
     for a, b in zip(got, expected, strict=True):
         assert a.images.is_cuda and torch.equal(a.images.cpu(), b.images)

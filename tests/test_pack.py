@@ -23,7 +23,7 @@ from conftest import ROOT, SMALL
 from PIL import Image
 from video_files import make_video
 
-from dataloader.clips import ClipDataset, make_loader
+from dataloader.clips import ClipDataset, Loader
 from dataloader.frames import index_frames
 from dataloader.images import ReadFlow, ReadFrame, find_sources
 from dataloader.lists import load_split
@@ -59,8 +59,8 @@ def test_clips_are_those_of_the_folder(tiny, packed, kind, sampling):
     folder, pack = data_set(tiny, kind, sampling), data_set(packed, kind, sampling)
     assert len(list((packed / kind).glob("*.tar"))) > 1
     assert len(folder) == len(pack) == 6
-    batches = list(make_loader(pack, 1, 2, torch.device("cpu")).epoch(3))
-    for got, expected in zip(batches, make_loader(folder, 1, 0, torch.device("cpu")).epoch(3), strict=True):
+    batches = list(Loader(pack, 1, 2, torch.device("cpu")).epoch(3))
+    for got, expected in zip(batches, Loader(folder, 1, 0, torch.device("cpu")).epoch(3), strict=True):
         assert got.names == expected.names
         for field in ("labels", "images", "clips", "flip"):
             assert torch.equal(getattr(got, field), getattr(expected, field)), field
