@@ -110,7 +110,6 @@ def test_forward_passes_are_those_of_the_papers(kind, paper):
         first = head(x)  # batch norms leave mean 0 and variance 1
         if kind == "ts-lstm":
             torch.testing.assert_close(first, paper(head.state_dict(), x, True), atol=1e-4, rtol=1e-4)
-            assert max(p.abs().max() for p in head.lstm.parameters()) <= 0.1
         torch.testing.assert_close(head.eval()(x), paper(head.state_dict(), x), atol=1e-5, rtol=1e-4)
 
 
