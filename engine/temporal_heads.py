@@ -41,10 +41,11 @@ class TemporalSegmentLSTM(nn.Module):
         self.norm = nn.BatchNorm1d(hidden)
         self.fc = nn.Linear(hidden, classes)
         with torch.no_grad():  # Jozefowicz et al. 2015: an LSTM that at first forgets nothing learns sooner
-            for gate in self.lstm.weight_hh_l0.chunk(4):
+            parameters = dict(self.lstm.named_parameters())
+            for gate in parameters["weight_hh_l0"].chunk(4):
                 nn.init.orthogonal_(gate)
-            self.lstm.bias_hh_l0.zero_()
-            self.lstm.bias_ih_l0.zero_()[hidden : 2 * hidden] = 1
+            parameters["bias_hh_l0"].zero_()
+            parameters["bias_ih_l0"].zero_()[hidden : 2 * hidden] = 1
 
     def forward(self, x: Tensor) -> Tensor:
         length = x.shape[1] // self.SEGMENTS  # of 25 samples the last is left over, as in the authors' code
