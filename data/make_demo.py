@@ -22,18 +22,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common.commandline import ArgumentParser, bounded
 from common.formats import read_json
-from data.jobs import Report, run_jobs
+from common.progress import progress_bar
 from data.steps import StepFailed, Steps
 from data.videos import import_cv2
 from utils import InputError, atomic_path, cpu_count, run_main, write_json
@@ -177,7 +177,7 @@ def write_video(path: Path, frames: Iterator[np.ndarray]) -> None:
         temporary.write_bytes(avi.read_bytes())
 
 
-def render_group(videos: Path, seed: int, clips: int, group: int, report: Report) -> int:
+def render_group(videos: Path, seed: int, clips: int, group: int) -> int:
     """Render a group's videos, those that are not there yet; returns how many."""
     written = 0
     for appearance, clip in itertools.product(APPEARANCES, range(1, clips + 1)):
@@ -200,14 +200,12 @@ def render(out: Path, seed: int, clips: int) -> None:
         raise InputError(f"{made_by} says that these videos were rendered otherwise; {anew}")
     write_json(made_by, settings)
     videos = out / "videos"
-    workers = [functools.partial(render_group, videos, seed, clips)] * cpu_count()
     classes = len(APPEARANCES) * len(MOTIONS)
-    written, total = 0, len(GROUPS) * classes * clips
-    with tqdm(total=total, desc="render", unit="video", leave=False, disable=not sys.stderr.isatty()) as bar:
-        for _, event, value in run_jobs(workers, GROUPS):
-            if event == "crashed":
-                raise RuntimeError(f"a process that rendered died: {value}")
-            written += value
+    total = len(GROUPS) * classes * clips
+    with ProcessPoolExecutor(cpu_count()) as pool, progress_bar(total, "render", " videos") as bar:
+        written = 0
+        for new in pool.map(functools.partial(render_group, videos, seed, clips), GROUPS):
+            written += new
             bar.update(classes * clips)
     print(f"{total} videos in {classes} classes, {written} of them new -> {videos}")
 
@@ -262,15 +260,14 @@ def run_demo(out: Path, record: Path, seed: int, clips: int) -> int:
 
 def main() -> int:
     parser = ArgumentParser(__doc__)
-    default = Path("data/demo")
-    parser.add_argument("out", type=Path, nargs="?", default=default, metavar="OUT", help="folder to write to")
-    parser.add_argument(
-        "--clips", type=bounded(int, 1, 99), default=3, help="per class and group; each class has 25 groups"
-    )
+    parser.add_argument("out", type=Path, nargs="?", default=Path("data/demo"), metavar="OUT",
+                        help="folder to write to")
+    parser.add_argument("--clips", type=bounded(int, 1, 99), default=3,
+                        help="per class and group; each class has 25 groups")
     parser.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), default=0, help="of everything random")
-    group = parser.add_argument_group("the whole job")
-    group.add_argument("--run", action="store_true", help="also extract, train, test and fuse")
-    group.add_argument("--record", type=Path, default=Path("record/demo"), metavar="DIR", help="what the streams write")
+    parser.add_argument("--run", action="store_true", help="the whole job: also extract, train, test and fuse")
+    parser.add_argument("--record", type=Path, default=Path("record/demo"), metavar="DIR",
+                        help="with --run: what the streams write")
     args = parser.parse_args()
     if args.run:
         return run_demo(args.out, args.record, args.seed, args.clips)

@@ -11,7 +11,6 @@ Kill it at any moment and start it again: it goes on after the last whole shard 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import shutil
@@ -26,6 +25,7 @@ from tqdm import tqdm
 
 from common.commandline import ArgumentParser, bounded
 from common.formats import read_json
+from common.progress import progress_bar
 from dataloader.extracted import FILE, fingerprint
 from dataloader.frames import CHANNELS, Index, Kind, index_frames
 from dataloader.names import first_few
@@ -33,22 +33,16 @@ from dataloader.packed import FORMAT, PACK_AGAIN, Frames, ShardFile, is_pack, se
 from utils import InputError, atomic_path, plural, run_main, write_json
 
 
-def parse_arguments() -> argparse.Namespace:
+def main() -> int:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, metavar="FOLDER", help="RGB frames or optical flow, in any known layout")
     parser.add_argument("pack", type=Path, metavar="PACK", help="folder to write to")
     parser.add_argument("--kind", choices=("rgb", "flow"), help="what to pack, where FOLDER holds both")
     parser.add_argument("--shard-size", type=bounded(float, 0), default=1000.0, metavar="MB",
-                        help="size at which a shard is full")  # fmt: skip
+                        help="size at which a shard is full")
     parser.add_argument("--skip-broken", action="store_true", help="leave out videos with gaps or u and v that differ")
-    return parser.parse_args()
-
-
-def main() -> int:
-    args = parse_arguments()
-    if is_pack(args.source):
-        raise InputError(f"{args.source} is packed already")
-    if args.pack.resolve() == args.source.resolve() or args.source.resolve() in args.pack.resolve().parents:
+    args = parser.parse_args()
+    if args.source.resolve() in (args.pack.resolve(), *args.pack.resolve().parents):
         raise InputError(f"{args.pack} lies in the folder to pack; give a place outside {args.source}")
     index = open_source(args.source, args.kind)
     if index.problems and not args.skip_broken:
@@ -68,20 +62,19 @@ def main() -> int:
             )
         print(f"{args.pack} is packed already")
         return 0
-    todo, left = todo[packed:], made_of[packed:]
-    with tqdm(total=sum(frames.count for frames in todo), unit=" images", unit_scale=True, disable=None) as bar:
-        while todo:
+    with progress_bar(sum(frames.count for frames in todo[packed:]), "packing", " images") as bar:
+        while packed < len(todo):
             name = shard_name(len(done))
-            written = write_shard(args.pack, name, args.source, todo, left, 1e6 * args.shard_size, bar)
-            todo, left = todo[written:], left[written:]
+            packed += write_shard(
+                args.pack, name, args.source, todo[packed:], made_of[packed:], 1e6 * args.shard_size, bar
+            )
             done.append(name)
     for stale in args.pack.glob("shard-*"):  # of an older state that had more
         if stale.stem not in done:
             stale.unlink()
-    extraction = args.source / FILE
-    if extraction.is_file():
+    if (args.source / FILE).is_file():
         with atomic_path(args.pack / FILE) as temporary:
-            shutil.copyfile(extraction, temporary)
+            shutil.copyfile(args.source / FILE, temporary)
     shards = [{"name": name, "bytes": (args.pack / f"{name}.tar").stat().st_size} for name in done]
     whole = hashlib.sha256("".join(made_of).encode()).hexdigest()
     about = {"format": FORMAT, "version": 1, "kind": index.kind, "made_of": whole, "shards": shards}
@@ -94,12 +87,10 @@ def main() -> int:
 
 def open_source(source: Path, kind: Kind | None) -> Index:
     """The index of what `source` holds: RGB frames or flow. Both is a question, none an error."""
-    if not source.is_dir():
-        raise InputError(f"{source} is {'not a folder' if source.exists() else 'not there'}; name a folder of images")
-    if kind is not None:
-        return index_frames(source, kind)
+    if source.is_dir() and is_pack(source):
+        raise InputError(f"{source} is packed already")
     found, errors = [], []
-    kinds: tuple[Kind, Kind] = ("rgb", "flow")
+    kinds: tuple[Kind, ...] = (kind,) if kind else ("rgb", "flow")
     for one in kinds:
         try:
             found.append(index_frames(source, one))
@@ -107,22 +98,9 @@ def open_source(source: Path, kind: Kind | None) -> Index:
             errors.append(error)
     if not found:
         raise errors[0]
-    # images in u/ and v/ may be called frame..., as RGB frames are: then they are flow
-    if len(found) == 2 and sequences(found[0]) <= sequences(found[1]):
-        return found[1]
     if len(found) == 2:
         raise InputError(f"{source} holds RGB frames and flow: say which to pack with --kind rgb or --kind flow")
     return found[0]
-
-
-def sequences(index: Index) -> set[tuple[str, str]]:
-    """The folder and the names' start of every sequence that the index uses."""
-    return {
-        (channels[channel].folder, channels[channel].prefix)
-        for channels in index.videos.values()
-        for channel in CHANNELS[index.kind]
-        if channel in channels
-    }
 
 
 def shard_name(number: int, suffix: str = "") -> str:

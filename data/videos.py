@@ -44,13 +44,11 @@ def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
     videos, left_out = [], []
     for folder, files in _walk(root, skip):
         for file in files:
-            path = folder / file
-            if path.suffix.lower() not in VIDEO_SUFFIXES:
-                left_out.append(path.relative_to(root).as_posix())
+            relative = (folder / file).relative_to(root)
+            if relative.suffix.lower() in VIDEO_SUFFIXES:
+                videos.append(_video(root, relative, relative.with_suffix(""), [folder / file]))
             else:
-                status = path.stat() if path.exists() else None  # a broken link: reading it will say so
-                size, time = (status.st_size, status.st_mtime_ns) if status else (0, 0)
-                videos.append(VideoFile(path, *_names(path.relative_to(root), path.stem), size, time))
+                left_out.append(relative.as_posix())
     others = f"{plural(len(left_out), 'file')} that no video is called like ({first_few(left_out)})" if left_out else ""
     if not videos:
         raise InputError(f"{root} holds no video{others and f', but {others}'}; give the folder of the videos")
@@ -63,15 +61,20 @@ def find_flo_folders(root: Path, skip: Path | None = None) -> list[VideoFile]:
     """All folders under `root` that hold .flo files, each one video; sorted and checked as in find_videos."""
     videos = []
     for folder, files in _walk(root, skip):
-        flows = [folder / file for file in files if file.lower().endswith(".flo")]
-        if flows:
-            status = [flow.stat() for flow in flows]
-            size, time = sum(file.st_size for file in status), max(file.st_mtime_ns for file in status)
-            relative = folder.relative_to(root) if folder != root else Path(root.resolve().name)
-            videos.append(VideoFile(folder, *_names(relative, folder.name, suffix=False), size, time))
+        if flows := [folder / file for file in files if file.lower().endswith(".flo")]:
+            relative = folder.relative_to(root)
+            videos.append(_video(root, relative, relative if relative.name else Path(root.resolve().name), flows))
     if not videos:
         raise InputError(f"{root} holds no .flo file; --method flo expects one folder of .flo files per video")
     return sort_videos(videos)
+
+
+def _video(root: Path, relative: Path, target: Path, files: list[Path]) -> VideoFile:
+    """The video at `root`/`relative`, made of `files`, whose frames go to `target`, or to its UCF101 name."""
+    status = [file.stat() for file in files if file.exists()]  # a broken link: reading it will say so
+    size, time = sum(file.st_size for file in status), max((file.st_mtime_ns for file in status), default=0)
+    folder = target.name if UCF_NAME.fullmatch(target.name) else target.as_posix()
+    return VideoFile(root / relative, relative.as_posix(), folder, size, time)
 
 
 def sort_videos(videos: list[VideoFile]) -> list[VideoFile]:
@@ -81,8 +84,7 @@ def sort_videos(videos: list[VideoFile]) -> list[VideoFile]:
     """
     taken: dict[str, VideoFile] = {}
     for video in videos:
-        other = taken.setdefault(video.folder.casefold(), video)
-        if other is not video:
+        if (other := taken.setdefault(video.folder.casefold(), video)) is not video:
             raise InputError(
                 f"{other.name} and {video.name} would both be written to {video.folder}; rename or move one of them"
             )
@@ -90,10 +92,8 @@ def sort_videos(videos: list[VideoFile]) -> list[VideoFile]:
         for parent in Path(video.folder.casefold()).parents:
             if parent.as_posix() in taken:
                 other = taken[parent.as_posix()]
-                raise InputError(
-                    f"{other.name} and {video.name}: the frames of one would lie inside the other's folder; "
-                    f"rename {other.name}"
-                )
+                raise InputError(f"{other.name} and {video.name}: the frames of one would lie inside the other's "
+                                 f"folder; rename {other.name}")
     return sorted(videos, key=lambda video: video.folder)
 
 
@@ -116,13 +116,6 @@ def _walk(root: Path, skip: Path | None) -> Iterator[tuple[Path, list[str]]]:
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         yield Path(folder), sorted(name for name in files if not name.startswith("."))
-
-
-def _names(relative: Path, stem: str, suffix: bool = True) -> tuple[str, str]:
-    """The name shown and the output folder of a video at `relative`."""
-    if UCF_NAME.fullmatch(stem):
-        return relative.as_posix(), stem
-    return relative.as_posix(), (relative.with_suffix("") if suffix else relative).as_posix()
 
 
 def import_cv2():
