@@ -277,7 +277,8 @@ def extract_one(output: Output, write: Writer, video: VideoFile, report: Report)
     except VideoError as error:
         reason = str(error)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        denied = error.errno in (errno.EACCES, errno.EPERM) and error.filename != str(video.path)
+        if denied or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise InputError(f"cannot write to {output.root}: {error.strerror}; finished videos are kept") from error
         reason = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
     except Exception as error:
@@ -330,8 +331,8 @@ def extract_all(
                     images += value
             failures = f", {len(failed)} failed" if failed else ""
             bar.set_postfix_str(f"{finished:,}/{len(todo):,} videos{failures}", refresh=False)
-            bar.update(sizes[index] * max(0.0, share - shares.get(index, 0.0)))
-            shares[index] = max(share, shares.get(index, 0.0))
+            bar.update(sizes[index] * (share - shares.get(index, 0.0)))
+            shares[index] = share
     output.write_failed_csv(videos)
     if len(todo) > len(failed):
         extracted = f"{plural(len(todo) - len(failed), 'video')}, {plural(images, 'frame')}"
