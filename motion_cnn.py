@@ -22,7 +22,7 @@ from engine import options
 from engine.features import extract_features
 from engine.frozen import start_from_linear_head, training_loader
 from engine.runner import Run
-from engine.training import Training, TrainingSettings, choose_preparation, train_one_epoch
+from engine.training import Training, TrainingSettings, train_one_epoch
 from network import build_model, rgb_normalisation
 from utils import InputError, run_main, seed_everything, set_up_device
 
@@ -98,7 +98,7 @@ def main() -> int:
             f"{index.root} holds every {rate}th frame, and differences need all: extract them with "
             "data/extract_rgb.py --sampling-rate 1 to another folder, and name that with --rgb-dir"
         )
-    preparation = choose_preparation(checkpoint, fresh, options.given_preparation(args))
+    preparation = options.choose_preparation(args, checkpoint, fresh)
     data = make_data(options.data_settings(args), index, read, preparation, device)
     classes = data.split.class_names
 

@@ -21,7 +21,7 @@ from engine import options
 from engine.features import extract_features
 from engine.frozen import start_from_linear_head, training_loader
 from engine.runner import Run
-from engine.training import Training, choose_preparation, train_one_epoch
+from engine.training import Training, train_one_epoch
 from network import build_model, rgb_normalisation
 from utils import run_main, seed_everything, set_up_device
 
@@ -56,7 +56,7 @@ def main() -> int:
     index = index_frames(args.rgb_dir, "rgb")
     fresh = default_preparation("rgb", args.size, args.test_resize).with_extraction(extraction_settings(index.root))
     fresh = replace(fresh, **rgb_normalisation(args.arch))
-    preparation = choose_preparation(checkpoint, fresh, options.given_preparation(args))
+    preparation = options.choose_preparation(args, checkpoint, fresh)
     data = make_data(options.data_settings(args), index, ReadFrame(index.root), preparation, device)
     classes = data.split.class_names
 

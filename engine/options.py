@@ -228,12 +228,20 @@ def data_settings(args: argparse.Namespace) -> DataSettings:
     )  # fmt: skip
 
 
-def given_preparation(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of a Preparation that flags were given for."""
-    values = {name: getattr(args, name) for name in ("size", "test_resize", "stack_length") if name in args.given}
+def choose_preparation(args: argparse.Namespace, checkpoint: Checkpoint | None, fresh: Preparation) -> Preparation:
+    """The checkpoint's preparation, changed by the flags that were given; `fresh` where training starts here."""
+    if checkpoint is None:
+        return fresh
+    given = {name: getattr(args, name) for name in ("size", "test_resize", "stack_length") if name in args.given}
     if getattr(args, "input", None) == "flow":
-        values |= {name: (getattr(args, f"flow_{name}"),) for name in ("mean", "std") if f"flow_{name}" in args.given}
-    return values
+        given |= {name: (getattr(args, f"flow_{name}"),) for name in ("mean", "std") if f"flow_{name}" in args.given}
+    old = Preparation.from_dict(checkpoint.preparation)
+    length = given.get("stack_length", old.stack_length)
+    if length != old.stack_length:
+        raise InputError(
+            f"--stack-length {length}: {checkpoint.path} is a network for {old.stack_length}; leave --stack-length out"
+        )
+    return dataclasses.replace(old, **given)
 
 
 def training_settings(args: argparse.Namespace) -> TrainingSettings:

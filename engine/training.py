@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -219,19 +219,6 @@ class Training:
         if rank() == 0:  # one process goes on with what all had summed up
             self.sums = state["sums"].to(self.sums)
         self.times = list(state["times"])
-
-
-def choose_preparation(checkpoint: Checkpoint | None, fresh: Preparation, given: dict[str, Any]) -> Preparation:
-    """The checkpoint's preparation, changed by what was `given` by flags; `fresh` where training starts here."""
-    if checkpoint is None:
-        return fresh
-    old = Preparation.from_dict(checkpoint.preparation)
-    length = given.get("stack_length", old.stack_length)
-    if length != old.stack_length:
-        raise InputError(
-            f"--stack-length {length}: {checkpoint.path} is a network for {old.stack_length}; leave --stack-length out"
-        )
-    return replace(old, **given)
 
 
 def amp_dtype(choice: str, device: torch.device) -> torch.dtype:

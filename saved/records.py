@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -72,38 +72,23 @@ def find_records(folders: Iterable[Path]) -> dict[str, Phases]:
     return found
 
 
-PACKAGES = ("torch", "torchvision", "numpy")
-
-
 def provenance(settings: Mapping[str, Any]) -> dict[str, Any]:
     """command, settings, finished (local time, ISO 8601), seconds since this process began, versions."""
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return {
         "command": shlex.join(["python", *sys.argv]),
         "settings": dict(settings),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seconds": round(time.time() - BEGAN, 1),
-        "versions": versions,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "numpy")},
         "system": f"{platform.system()} {platform.machine()}",
     }
 
 
 def in_words(made: Any) -> str:
     """What `provenance` gave, in a line or two; "" for anything else: it may come from a file of another version."""
-    if not isinstance(made, dict) or not isinstance(made.get("command"), str):
+    try:
+        finished = f"finished {made['finished'][:16].replace('T', ' ')} after {duration(made['seconds'])}"
+        versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
+        return f"{made['command']}; {finished}; {versions}; {made['system']}"
+    except (KeyError, TypeError, AttributeError):
         return ""
-    parts = [made["command"]]
-    if isinstance(made.get("finished"), str):
-        parts.append(f"finished {made['finished'][:16].replace('T', ' ')}")
-    if isinstance(made.get("seconds"), (int, float)):
-        parts.append(f"after {duration(made['seconds'])}")
-    if isinstance(made.get("versions"), dict):
-        parts.append(", ".join(f"{name} {number}" for name, number in made["versions"].items()))
-    if isinstance(made.get("system"), str):
-        parts.append(made["system"])
-    return "; ".join(parts)

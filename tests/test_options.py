@@ -14,7 +14,7 @@ from dataloader.preparation import default_preparation
 from dataloader.sampling import TestSampling as Sampling
 from dataloader.sampling import TrainSampling
 from engine import options
-from engine.training import Training, TrainingSettings, choose_preparation
+from engine.training import Training, TrainingSettings
 from network import build_model
 from saved.checkpoints import Checkpoint, save_tensors, write_checkpoint
 from utils import InputError
@@ -229,11 +229,11 @@ def test_flow_is_normalised_as_given_and_keeps_its_stack():
     old = default_preparation("flow", 64, "squash", 10)
     checkpoint = Checkpoint("m.pth.tar", "two-stream", {}, "resnet18", 2, 20, old.as_dict(), {}, 0, 0.0, None, {})
     args = flags("--flow-mean", 0, "--flow-std", 1, "--size", 96, stream="motion")
-    found = choose_preparation(checkpoint, old, options.given_preparation(args))
+    found = options.choose_preparation(args, checkpoint, old)
     assert (found.mean, found.std, found.size, found.stack_length) == ((0.0,), (1.0,), 96, 10)
-    assert choose_preparation(checkpoint, old, options.given_preparation(flags(stream="motion"))) == old
+    assert options.choose_preparation(flags(stream="motion"), checkpoint, old) == old
     with pytest.raises(InputError, match="--stack-length 5: m.pth.tar is a network for 10"):
-        choose_preparation(checkpoint, old, options.given_preparation(flags("--stack-length", 5, stream="motion")))
+        options.choose_preparation(flags("--stack-length", 5, stream="motion"), checkpoint, old)
 
 
 def test_the_small_recipes_rate_follows_the_batch_and_says_so(capsys):
