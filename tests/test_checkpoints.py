@@ -196,8 +196,7 @@ def test_tsn_pytorch(tmp_path, channels, modality):
         assert preparation.mean == (0.5,) and preparation.std == (pytest.approx((0.229 + 0.224 + 0.225) / 3),)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_torchvision(tmp_path, dtype):
+def test_torchvision(tmp_path, dtype=torch.float16):
     theirs = randomised(resnet18(num_classes=CLASSES)).to(dtype).float()
     state = {name: value.to(dtype) if value.ndim > 1 else value for name, value in theirs.state_dict().items()}
     torch.save(state, tmp_path / "weights.pth")
@@ -230,18 +229,6 @@ def test_our_own(tmp_path):
         read_checkpoint(tmp_path / "mine", "rgb")
 
 
-def test_our_own_is_believed_about_what_its_weights_do_not_tell(tmp_path):
-    """Layers that no ResNet has: architecture, classes and input are what the file says."""
-    content = {
-        "format": "two-stream", "arch": "some_net", "state_dict": {"head.weight": torch.zeros(3, 7)}, "epoch": 0,
-        "best_prec1": 50.0, "args": {}, "class_names": ["a", "b", "c"], "ema": None,
-        "preparation": Preparation("flow", 32, "squash", (0.5,), (0.2,), 5).as_dict(),
-    }  # fmt: skip
-    torch.save(content, tmp_path / "mine")
-    checkpoint = read_checkpoint(tmp_path / "mine", "flow")
-    assert (checkpoint.arch, checkpoint.num_classes, checkpoint.in_channels) == ("some_net", 3, 10)
-
-
 def test_a_training_starts_from_the_weights_that_tests_used(tmp_path):
     """--weights PATH of a training of ours with --ema: the average, which the accuracy in it is of."""
     net = randomised(resnet18(num_classes=2))
@@ -251,16 +238,6 @@ def test_a_training_starts_from_the_weights_that_tests_used(tmp_path):
     torch.testing.assert_close(model.fc.bias, net.fc.bias + 1)
     torch.save({"format": "two-stream", "state_dict": net.state_dict(), "ema": None}, tmp_path / "mine")
     torch.testing.assert_close(build_model("resnet18", 3, 2, str(tmp_path / "mine")).fc.bias, net.fc.bias)
-
-
-@pytest.mark.parametrize(("revision", "first_frame_at"), [("original", 9), ("older", 5), ("oldest", 0)])
-def test_a_training_starts_from_the_channels_of_the_revision_it_names(tmp_path, revision, first_frame_at):
-    """In [f1..f9, f0] the first frame's x and y are channels 18 and 19, in [f5..f9, f0..f4] 10 and 11."""
-    theirs = randomised(Net(20, "conv1_custom", "fc_custom"))
-    save_original(tmp_path / "motion", theirs)
-    model = build_model("resnet18", 20, CLASSES, str(tmp_path / "motion"), flow_order=revision)
-    kernel = theirs.state_dict()["conv1_custom.weight"]
-    torch.testing.assert_close(model.conv1.weight[:, :2], kernel[:, 2 * first_frame_at : 2 * first_frame_at + 2])
 
 
 def test_architectures_are_told_by_their_weights():

@@ -98,12 +98,6 @@ def by_hand(batch, smoothing=0.0, linear=None):
 # --- a step --------------------------------------------------------------------------------------------
 
 
-def test_the_consensus_is_over_each_videos_clips():
-    logits = torch.tensor([[1.0, 0], [2, 0], [6, 3], [0, 0], [0, 5], [0, 1]])
-    assert engine.consensus(logits, 3, "mean").tolist() == [[3, 1], [0, 2]]
-    assert engine.consensus(logits, 3, "sum").tolist() == [[9, 3], [0, 6]]
-
-
 @pytest.mark.parametrize("accumulate", [1, 2, 9])  # 9: more parts than videos
 def test_a_step_follows_the_gradient_however_it_is_cut(accumulate):
     batch = make_batch()
@@ -119,14 +113,6 @@ def test_a_step_follows_the_gradient_however_it_is_cut(accumulate):
     assert training.sums.tolist() == pytest.approx([losses.sum().item(), sum(ranks < 1), sum(ranks < 5), 5])
 
 
-def test_a_step_forgets_the_gradient_of_the_one_before():
-    training = make_training(regression())
-    step(make_batch(), training)
-    again = make_batch(seed=1)
-    gradient = by_hand(again, linear=training.model[3])[2]
-    torch.testing.assert_close(step(again, training)[1], -gradient.float() / 5)
-
-
 def test_the_network_computes_in_bfloat16_and_the_loss_in_float32(recwarn):
     batch = make_batch()
     seen = []
@@ -138,17 +124,6 @@ def test_the_network_computes_in_bfloat16_and_the_loss_in_float32(recwarn):
         scores = torch.stack([part.float().mean(0) for part in seen[-1].chunk(5)])
         torch.testing.assert_close(loss, nn.functional.cross_entropy(scores, batch.labels))
     assert not [warning for warning in recwarn if "autocast" in str(warning.message)]  # float32 asks for none
-
-
-def test_a_scaled_loss_makes_the_same_step():
-    """float16's small gradients need a large loss; the scale is taken out again before clipping and the step."""
-    batch = make_batch()
-    plain = step(batch, clip_grad=0.01)
-    training = make_training(regression(), clip_grad=0.01)
-    training.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)
-    scaled = step(batch, training)
-    torch.testing.assert_close(scaled[:2], plain[:2])
-    assert training.scaler.get_scale() == 2048
 
 
 def test_a_step_whose_scaled_gradient_overflows_leaves_nothing_behind():
@@ -230,16 +205,6 @@ def test_an_epochs_row_is_of_all_its_videos():
     assert row["Prec@1"] == pytest.approx(100 * np.mean(ranks < 1))
     assert row["Prec@5"] == pytest.approx(100 * np.mean(ranks < 5))
     assert done == [1, 2, 3]  # a run saved there goes on with the next batch
-
-
-@pytest.mark.parametrize("partial", [False, True])
-def test_batch_norms_learn_unless_they_are_frozen(partial):
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3), *regression())
-    model.first_weights = ()
-    training = make_training(model.eval(), partial_bn=partial)  # as a test may have left it
-    epoch(training, Batches(make_batch()))
-    assert model[0].running_mean.any()
-    assert bool(model[1].running_mean.any()) != partial
 
 
 def test_an_epoch_without_numbers_ends_in_one_line():

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, ROOT, SMALL
-from scripts import patched
 
 from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation, flip_clips, flow_picture, to_input
 from dataloader.sampling import test_starts as spread
@@ -125,19 +124,6 @@ def test_other_images_or_settings_are_computed_again_and_no_others(tiny, run, ex
     assert changed.name.removeprefix("v_") not in read_features(tmp_path / "f.npz").videos
     for flags in (("--test-starts", "tsn"), ("--amp", "bf16")):
         assert "features of 11 videos: " in run(*command, *flags).stdout
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no limit on a file's size")
-def test_a_full_disk_is_one_line_and_loses_nothing(tiny, run, extracted, tmp_path):
-    """By way of a limit on a file's size, which has room for half of the videos."""
-    whole = read_features(extracted / "spatial.npz").values
-    limit = 3000 + 6 * whole[0].nbytes
-    limited = patched(tmp_path, f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))")
-    script, flag, images = FLAGS["spatial"]
-    command = (script, flag, tiny / images, *SMALL, "--workers", 0, "--features", tmp_path / "f.npz")
-    assert "cannot write" in run(limited, ROOT / script, *command[1:], code=2).stderr
-    run(*command)
-    np.testing.assert_array_equal(read_features(tmp_path / "f.npz").values, whole)
 
 
 def test_bad_files_are_told(extracted, tmp_path):

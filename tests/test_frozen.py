@@ -18,7 +18,6 @@ from dataloader.sampling import TrainSampling
 from engine.frozen import FrozenLoader, start_from_linear_head, training_loader
 from engine.training import Training, TrainingSettings, train_step
 from network import build_model
-from utils import InputError
 
 CPU = torch.device("cpu")
 
@@ -173,10 +172,3 @@ def test_held_out_groups_and_the_motion_stream(tiny, run, tmp_path):
     assert said.count("| val:") == 2
     state = torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["state_dict"]
     assert state["conv1.weight"].shape[1] == 3  # a flow picture
-
-
-def test_several_processes_are_refused(make, monkeypatch):
-    training, _ = make(train_from="layer4")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="without torchrun"):
-        training.distribute()

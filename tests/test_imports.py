@@ -84,12 +84,3 @@ def test_no_imports_go_in_a_circle(arrows):
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["import b.c", "from b import c", "from b.c import x", "def f():\n from b import c", "if x:\n import b.c as y"],
-)
-def test_an_import_is_seen_wherever_it_stands(text, tmp_path):
-    (tmp_path / "a.py").write_text(text)
-    assert imported("a", tmp_path / "a.py", {"a", "b", "b.c"}) == {"b.c"}

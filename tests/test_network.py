@@ -173,14 +173,6 @@ def test_decay_spares_biases_and_batch_norm():
         assert rate[id(parameter)] == (1.0 if name == "conv1.weight" else 0.1), name
 
 
-def test_every_resnet_by_name_and_no_other():
-    names = network.architectures()
-    assert names[:5] == [f"resnet{depth}" for depth in (18, 34, 50, 101, 152)]  # as a message should list them
-    assert {f"resnet{depth}" for depth in (18, 34, 50, 101, 152)} | {"resnext50_32x4d", "wide_resnet50_2"} <= set(names)
-    with pytest.raises(InputError, match="vgg16 is not a ResNet"):
-        network.build_model("vgg16", 3, 5)
-
-
 def test_weights_that_cannot_be_downloaded_name_the_ways_out(monkeypatch):
     asked = []
 
@@ -236,10 +228,3 @@ def test_a_checkpoint_is_its_network_and_a_misfit_is_told_in_one_line():
     with pytest.raises(InputError, match=r"run.pth.tar does not fit resnet34: \d+ tensors missing") as told:
         network.trained_model(SimpleNamespace(arch="resnet34", **about))
     assert "\n" not in str(told.value)
-
-
-def test_the_network_may_lie_on_any_device():
-    preparation = Preparation(size=64)
-    with torch.device("meta"):  # on which what stays behind on the CPU is an error, as on a GPU
-        model = network.build_model("resnet18", preparation.channels, 5)
-    assert InferenceNet(model, preparation, torch.bfloat16).outside.device.type == "meta"

@@ -11,8 +11,6 @@ from conftest import ROOT, SMALL
 import motion_cnn
 import spatial_cnn
 from dataloader.preparation import default_preparation
-from dataloader.sampling import TestSampling as Sampling
-from dataloader.sampling import TrainSampling
 from engine import options
 from engine.training import Training, TrainingSettings
 from network import build_model
@@ -93,16 +91,6 @@ def test_the_group_rule_stands_in_for_lists_that_nobody_named(tmp_path, monkeypa
     assert named.ucf_list == tmp_path / "absent"  # whose absence is then told
 
 
-def test_flags_say_how_videos_are_loaded():
-    given = flags("--segments", 2, "--crop", "multiscale", "--no-flip", "--test-samples", 6,
-                  "--test-resize", "center", "--test-views", 5, "--on-error", "skip", "--val-groups", 2)  # fmt: skip
-    settings = options.data_settings(given)
-    assert settings.training == TrainSampling(segments=2, crop="multiscale", flip=False)
-    assert settings.testing == Sampling(samples=6, views=5)
-    assert (settings.batch_size, settings.val_groups, settings.skip_errors) == (25, 2, True)
-    assert options.data_settings(flags("--flip")).training.flip
-
-
 # --- schedules -----------------------------------------------------------------------------------------
 
 
@@ -174,14 +162,6 @@ def go_on(path, *argv, stream="spatial"):
     training.resume(checkpoint, list("abcd"))
     training.set_lr()
     return args, training
-
-
-def test_more_epochs_move_a_schedule(saved):
-    """Cosine over 20 epochs stands higher after one than over 10, and does not rise again at its end."""
-    path = saved()
-    training = go_on(path, "--epochs", 20)[1]
-    assert training.epoch == 1
-    assert training.optimizer.param_groups[0]["lr"] == pytest.approx(0.25 * (1 + np.cos(np.pi / 20)))
 
 
 def test_flags_given_on_a_resume_win(saved):

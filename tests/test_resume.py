@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,8 +10,6 @@ import pytest
 import torch
 from conftest import ROOT, SMALL
 from scripts import patched
-
-from engine import runner as runs
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are of Unix")
 
@@ -75,21 +72,6 @@ def test_killed_within_an_epoch_with_saves_in_it(flags, untouched, run, strike, 
     assert (saved["epoch"], saved["batch"]) == (0, 1)
     run(*flags, "--output", tmp_path, "--resume", "auto")
     assert_same_runs(untouched, tmp_path)
-
-
-def test_a_signal_that_comes_during_a_look_is_seen_at_the_next(monkeypatch):
-    run = runs.Run.__new__(runs.Run)
-    run.signal = 0
-    training = SimpleNamespace(device=None)
-
-    def interrupted(device, asked):
-        run.signal = signal.SIGTERM
-        return asked
-
-    monkeypatch.setattr(run, "_agreed", interrupted, raising=False)
-    run.stop_if_asked(training, save=False)
-    with pytest.raises(runs._Stopped):
-        run.stop_if_asked(training, save=False)
 
 
 def test_asked_to_stop(flags, untouched, run, strike, tmp_path):

@@ -163,21 +163,6 @@ def test_checkpoint_of_python_2(tmp_path):
     assert_same(found["state_dict"], expected["state_dict"])
 
 
-def test_checkpoint_of_python_2_with_views_and_metadata(tmp_path):
-    """Two tensors in one storage, each naming its view of it, and a state_dict with attributes (_metadata)."""
-    tensor = hostile_files.tensor(3, (3,), (1,), view=("1", 2, 3), legacy=True)
-    with pytest.raises(InputError):  # 2 + 3 > 3
-        (tmp_path / "x").write_bytes(hostile_files.legacy_checkpoint(tensor, ("0",), bytes(8)))
-        load_checkpoint(tmp_path / "x")
-    stored = b"\x05" + bytes(7) + np.arange(5, dtype="<f4").tobytes()
-    tensor = hostile_files.tensor(5, (2,), (1,), view=("1", 2, 3), legacy=True)
-    (tmp_path / "x").write_bytes(hostile_files.legacy_checkpoint(tensor, ("0",), stored))
-    assert_same(load_checkpoint(tmp_path / "x"), {"w": torch.tensor([2.0, 3.0])})
-    program = b"\x80\x02}U\x01sccollections\nOrderedDict\n]\x85R}U\x09_metadata}sbs."
-    (tmp_path / "x").write_bytes(hostile_files.legacy_checkpoint(program))
-    assert_same(load_checkpoint(tmp_path / "x"), {"s": OrderedDict()})
-
-
 # --- nothing else gets anywhere ----------------------------------------------------------------------------
 
 READ_ALL = """
@@ -280,17 +265,6 @@ def test_lying_checkpoints_are_refused(verdicts):
         "legacy, 100 GB view of nothing": "in 16 bytes", "zip, wrong type": "more numbers than it holds",
     }.items():  # fmt: skip
         assert words in said[f"{name}.pth"], said[f"{name}.pth"]
-
-
-def test_the_same_checkpoints_without_the_lie_are_read(tmp_path):
-    values = np.arange(4, dtype="<f4")
-    program = hostile_files.tensor(4, (2, 2), (2, 1))
-    (tmp_path / "zip").write_bytes(hostile_files.zip_checkpoint(program, {"0": values.tobytes()}))
-    program = hostile_files.tensor(4, (2, 2), (2, 1), legacy=True)
-    stored = b"\x04" + bytes(7) + values.tobytes()
-    (tmp_path / "old").write_bytes(hostile_files.legacy_checkpoint(program, ("0",), stored))
-    for name in ("zip", "old"):
-        assert_same(load_checkpoint(tmp_path / name), {"w": torch.from_numpy(values).view(2, 2)})
 
 
 def test_files_that_are_none(tmp_path):
