@@ -2,7 +2,7 @@
 
   python predict.py VIDEO --spatial PATH --motion PATH    several files, folders, or one stream alone work, too
   python predict.py FOLDER ...                            folders named as classes are scored, with a report
-  python predict.py VIDEO ... --save out.mp4              draw the answer over the video (out.png: one picture)
+  python predict.py VIDEO ... --save out.mp4              draw the answer over the video, as a film
   python predict.py FOLDER ... --save films               one film for each video, into the folder films
   python predict.py VIDEO ... --sliding 2                 a rolling answer, for long videos
   python predict.py --camera 0 ...                        the same from a webcam; Ctrl-C ends it
@@ -17,26 +17,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from common.commandline import ArgumentParser, bounded
 from data.flow import PLAIN_METHODS
 from data.videos import VideoError, find_videos, frame_rate, import_cv2
 from engine.training import amp_dtype
 from recogniser.answers import Answer, as_json, as_line, as_table
-from recogniser.decoded import DecodedFrames
-from recogniser.loading import Wishes, load_streams
-from recogniser.overlay import save
+from recogniser.loading import load_streams
 from recogniser.streams import Recogniser, make_clips, reason, weighted
-from recogniser.windows import Camera, rolling_windows
+from recogniser.windows import Camera, frames_in_file, rolling_windows
 from report.outcome import Learnt, read_learnt
 from saved.foreign import FLOW_ORDERS
-from utils import InputError, plural, printable, run_main, set_up_device, write_json
+from utils import InputError, check_writable, plural, printable, run_main, set_up_device, write_json
 
 DAY = 86400.0  # seconds
 
@@ -50,13 +47,11 @@ def load(
     weights: Sequence[float] | None = None,
     device: str = "auto",
     amp: str = "auto",
-    flow_order: str = "original",
-    unknown_below: float = 0.0,
     **wishes: Any,
 ) -> Recogniser:
     """Load trained streams: a model that names the action in what it is called with.
 
-    The arguments are the flags of the same names, and so are `wishes`: samples, views, sliding, flow_method,
+    The arguments are the flags of the same names, and so are `wishes`: flow_order, samples, sliding, flow_method,
     raft_weights and ucf_list. `model("video.mp4")`, or a call with RGB uint8 frames, returns a
     recogniser.answers.Answer. Raises InputError for files that don't fit.
     """
@@ -72,24 +67,18 @@ def load(
     import_cv2()
     shares, temperature = dict(zip(("spatial", "motion"), weights or (1.0, 1.0), strict=True)), 1.0
     if fusion:
-        learnt = learnt_fusion(fusion)
+        learnt = read_learnt(fusion)
         paths = chosen_networks(learnt, paths, fusion)
         shares, temperature = learnt.weights, learnt.temperature
     where = set_up_device(device)
-    streams, names, heads = load_streams(paths, flow_order, Wishes(**wishes), amp_dtype(amp, where), where)
-    return Recogniser(streams, names, shares, unknown_below, temperature, heads)
-
-
-def learnt_fusion(path: str | Path) -> Learnt:
-    """What fusion.py chose of a spatial and a motion stream."""
-    learnt = read_learnt(path)
-    if set(learnt.weights) != {"spatial", "motion"}:
-        raise InputError(f"{path} holds weights of {' and '.join(learnt.weights)}; --fusion is of spatial and motion")
-    return learnt
+    streams, names, heads = load_streams(paths, amp_dtype(amp, where), where, **wishes)
+    return Recogniser(streams, names, shares, temperature, heads)
 
 
 def chosen_networks(learnt: Learnt, paths: dict[str, str], source: str | Path) -> dict[str, str]:
-    """The checkpoints that the chosen fusion needs: the streams', one of them, or the parts of the joined head."""
+    """Return the checkpoints that the fusion needs: the streams', one of them, or the parts of the joined head."""
+    if set(learnt.weights) != {"spatial", "motion"}:
+        raise InputError(f"{source} holds weights of {' and '.join(learnt.weights)}; --fusion is of spatial and motion")
     if learnt.joined:
         paths = {name: str(Path(learnt.joined, name, "checkpoint.pth.tar")) for name in learnt.weights}
         if absent := [path for path in paths.values() if not Path(path).is_file()]:
@@ -126,8 +115,6 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--samples", type=bounded(int, 1, 10_000),
                        help="clips per video or window (default: as the checkpoint was tested; of a rolling window at "
                             "most 2.5 per second)")
-    group.add_argument("--views", type=int, choices=(1, 2, 5, 10),
-                       help="crops per clip (default: as the checkpoint was tested)")
     group.add_argument("--flow-method", choices=("tvl1", *PLAIN_METHODS, "raft"),
                        help="dis is fast enough for a camera (default: what the motion stream was trained on)")
     group.add_argument("--raft-weights", metavar="large|small|PATH",
@@ -135,18 +122,14 @@ def parse_arguments() -> argparse.Namespace:
 
     group = parser.add_argument_group("rolling")
     group.add_argument("--sliding", type=bounded(float, 1e-3, DAY), metavar="SECONDS",
-                       help="answer for every window of this length")
-    group.add_argument("--step", type=bounded(float, 1e-3, DAY), metavar="SECONDS",
-                       help="between windows (default: half of --sliding)")
+                       help="answer for windows of this length; each begins half of it after the one before")
     group.add_argument("--camera", metavar="SOURCE",
                        help="number of a camera, or a URL, in place of videos; --sliding is then 2 unless given")
 
     group = parser.add_argument_group("output")
-    group.add_argument("--unknown-below", type=bounded(float, 0, 1), default=0.0, metavar="P",
-                       help="name no class whose probability is less than P, from 0 to 1")
     group.add_argument("--json", action="store_true", help="one JSON object per video or window, with all logits")
     group.add_argument("--save", type=Path, metavar="OUT",
-                       help="draw the answer over the video, scores below: a .mp4 or .png file, or a folder of films")
+                       help="draw the answer over the video, scores below: a .mp4 file, or a folder of films")
     group.add_argument("--report", type=Path, default=Path("record/predict"), metavar="DIR",
                        help="for the predictions and the report of folders that are named as classes")
 
@@ -159,54 +142,29 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raise InputError for what can't work; give --sliding and --step their values."""
+    """Raise InputError for what cannot work; --sliding of a camera is 2 unless given."""
     if bool(args.videos) == (args.camera is not None):
         raise InputError("name either videos or a --camera")
-    if args.camera is not None and args.sliding is None:
-        args.sliding = 2.0
-    if args.step is None:
-        args.step = (args.sliding or 0) / 2
-    elif args.sliding is None:
-        raise InputError("--step is of a rolling answer: give --sliding SECONDS, too")
+    if args.camera is not None:
+        args.sliding = args.sliding or 2.0
     if args.save is not None and args.camera is not None:
         raise InputError(f"--save {args.save} draws videos: record the camera to a file first")
-    if args.save is not None and not is_folder(args.save) and args.save.suffix.lower() not in (".mp4", ".png"):
-        raise InputError(f"--save {args.save}: give the name of a .mp4 or .png file, or a folder")
+    if args.save is not None and not args.save.is_dir() and args.save.suffix.lower() not in (".mp4", ""):
+        raise InputError(f"--save {args.save}: pass the name of a .mp4 file, or a folder")
 
 
-def is_folder(save: Path) -> bool:
-    return save.is_dir() or not save.suffix
-
-
-def list_videos(named: Sequence[str]) -> dict[Path, Path]:
-    """The files named, and all videos in the folders named, each with its place in a folder of films."""
-    videos: dict[Path, Path] = {}
-    for path in map(Path, named):
-        if not path.exists():
-            raise InputError(f"{path} does not exist; give a video file or a folder of videos")
-        if not (path.is_file() or path.is_dir()):  # opening a pipe waits for somebody to write to it
-            raise InputError(f"{path} is a pipe or a device; give a video file, or name a camera with --camera")
-        found = {video.path: video.name for video in find_videos(path)} if path.is_dir() else {path: path.name}
-        videos |= {video: Path(name).with_suffix(".mp4") for video, name in found.items()}
-    return videos
-
-
-def choose_targets(save: Path, videos: dict[Path, Path]) -> dict[Path, Path]:
-    """Where each video's picture or film goes. Raises InputError where two would be one, or one a video itself."""
-    if not is_folder(save):
-        if len(videos) > 1:
-            raise InputError(f"--save {save} draws one video, and there are {len(videos)}; name one, or a folder")
-        targets = dict.fromkeys(videos, save)
-    else:
-        targets = {video: save / place for video, place in videos.items()}
-    taken: dict[Path, Path] = {}
-    for video, target in targets.items():
-        other = taken.setdefault(target.resolve(), video)
-        if other is not video:
-            raise InputError(f"{other} and {video} would both be drawn to {target}; rename one")
-    for video in videos:
-        if video.resolve() in taken:
-            raise InputError(f"--save {save} would write over {video}; choose another name or folder")
+def choose_targets(save: Path, videos: Mapping[Path, Path]) -> dict[Path, Path]:
+    """Return where each video's film goes. Raises InputError where two would be one, or one a video itself."""
+    into_folder = save.is_dir() or not save.suffix
+    targets = {video: save / place if into_folder else save for video, place in videos.items()}
+    films = Counter(target.resolve() for target in targets.values())
+    for film, count in films.items():
+        if count > 1:
+            raise InputError(f"{count} videos would be drawn to {film}: pass --save a folder, or rename videos")
+    if originals := films.keys() & {video.resolve() for video in videos}:
+        raise InputError(f"--save {save} would write over {originals.pop()}: choose another name or folder")
+    for film in films:
+        check_writable(film.parent)
     return targets
 
 
@@ -214,50 +172,38 @@ def choose_targets(save: Path, videos: dict[Path, Path]) -> dict[Path, Path]:
 
 
 def answers_to(
-    videos: Sequence[Path], model: Recogniser, args: argparse.Namespace
-) -> Iterator[tuple[Path, Iterator[Answer]]]:
-    """The answer to each video, or those to its windows; what is wrong with a video is raised where it is asked."""
-    if args.sliding:
-        yield from ((video, rolling(video, model, args.sliding, args.step)) for video in videos)
-        return
-    for video, answer in zip(videos, model.answer_all(videos), strict=True):
-        yield video, once(answer)
+    videos: Sequence[Path], model: Recogniser, sliding: float | None
+) -> Iterator[tuple[Path, Iterable[Answer | str]]]:
+    """Yield each video with its answer, or the answers to its windows; a str says why there is none."""
+    if not sliding:
+        yield from ((video, [answer]) for video, answer in zip(videos, model.answer_all(videos), strict=True))
+    else:
+        yield from ((video, rolling(video, model, sliding)) for video in videos)
 
 
-def once(answer: Answer | str) -> Iterator[Answer]:
-    if isinstance(answer, str):
-        raise VideoError(answer)
-    yield answer
+def rolling(source: Path | Camera, model: Recogniser, sliding: float) -> Iterator[Answer]:
+    """Yield an answer for each window of `sliding` seconds. Raises VideoError.
 
-
-def rolling(path: Path, model: Recogniser, sliding: float, step: float) -> Iterator[Answer]:
-    """An answer for each window of `sliding` seconds. Raises VideoError."""
-    decoded = [maker.decoded(path.name) for maker in model.makers]
-    check_window(sliding, frame_rate(path), decoded)
-    fewest = min(one.fewest for one in decoded)
-    for window in rolling_windows(path, [one.short_side for one in decoded], sliding, step, fewest):
-        yield model.answer([make_clips(window, model.makers, decoded)])[0]
-
-
-def check_window(seconds: float, rate: float, decoded: Sequence[DecodedFrames]) -> None:
-    frames, needed = round(seconds * rate), max(one.fewest for one in decoded)
-    if frames < needed:
+    Where the networks are slower than a camera, they answer for its present, and leave windows out.
+    """
+    decoded = model.decoded(getattr(source, "name", "camera"))
+    sides, fewest = [one.short_side for one in decoded], [one.fewest for one in decoded]
+    if isinstance(source, Camera):
+        rate, frames = source.rate, source.frames(sides)
+    else:
+        rate, frames = frame_rate(source), frames_in_file(source, sides)
+    if round(sliding * rate) < max(fewest):
         raise InputError(
-            f"--sliding {seconds:g} is {plural(frames, 'frame')} at {rate:g} per second, and one clip needs {needed}: "
-            f"give at least {needed / rate:.2f}"
+            f"--sliding {sliding:g} is {plural(round(sliding * rate), 'frame')} at {rate:g} per second, and one clip "
+            f"needs {max(fewest)}: pass at least {max(fewest) / rate:.2f}"
         )
-
-
-def watch_camera(args: argparse.Namespace, model: Recogniser) -> None:
-    """Answer for the camera's last seconds until it ends, or until Ctrl-C."""
-    decoded = [maker.decoded("camera") for maker in model.makers]
-    camera = Camera(args.camera, [one.short_side for one in decoded])
-    check_window(args.sliding, camera.rate, decoded)
-    windows = camera.windows(args.sliding, args.step)
-    with contextlib.closing(windows), contextlib.suppress(KeyboardInterrupt):
-        for window in windows:
-            answer = model.answer([make_clips(window, model.makers, decoded)])[0]
-            show(f"camera {args.camera}", replace(answer, behind=camera.now() - window.end), args)
+    for window in rolling_windows(frames, rate, sliding, min(fewest)):
+        if isinstance(source, Camera):
+            if source.now() - window.end < max(1.0, sliding / 2):
+                answer = model.answer(make_clips(window, decoded))
+                yield replace(answer, behind=source.now() - window.end)
+        else:
+            yield model.answer(make_clips(window, decoded))
 
 
 def show(video: str, answer: Answer, args: argparse.Namespace) -> None:
@@ -269,19 +215,23 @@ def show(video: str, answer: Answer, args: argparse.Namespace) -> None:
 
 
 def score(answers: Mapping[Path, Answer], model: Recogniser, args: argparse.Namespace) -> None:
-    """Accuracy, confusions and report of the videos whose folders are named as classes, as fusion.py has them.
+    """Print and report the accuracy on the videos whose folders are named as classes, as fusion.py does.
 
     Each stream's predictions are written, too. A stream that a video is too short for gets the others' scores of it,
     so that the fused ones are those of the answer.
     """
+    import numpy as np
+    import pandas as pd
+
     from fusion import evaluate
     from report.outcome import text
     from report.sections import write_report
     from saved.predictions import align, load_predictions, write_predictions
 
     names = model.names
-    labels = {video: label_of(video, names) for video in answers}
-    known = {video: label for video, label in labels.items() if label is not None}
+    labels = {name.casefold(): label for label, name in enumerate(names)}
+    folders = {video: video.absolute().parent.name.casefold() for video in answers}
+    known = {video: labels[folder] for video, folder in folders.items() if folder in labels}
     if len(known) < 2:
         return
     streams = max((list(answers[video].logits) for video in known), key=len)
@@ -298,60 +248,57 @@ def score(answers: Mapping[Path, Answer], model: Recogniser, args: argparse.Name
     weights = weighted(model.weights, streams)
     learnt = None
     if args.fusion:  # with those of its streams that it takes
-        learnt = learnt_fusion(args.fusion).model_copy(update={"weights": dict(zip(streams, weights, strict=True))})
+        shares = dict(zip(streams, weights, strict=True))
+        learnt = read_learnt(args.fusion).model_copy(update={"weights": shares})
     outcome = evaluate(test_set, weights, learnt=learnt)
     write_json(args.report / "results.json", outcome.results)
     out = sys.stderr if args.json else sys.stdout
     title = printable(", ".join(args.videos))
     print(text(outcome.results, title), file=out)
-    guesses = [answers[video].names.index(answers[video].top(1)[0][0]) for video in known]
+    guesses = [names.index(answers[video].top(1)[0][0]) for video in known]
     if len(names) <= 12:
-        print(confusions(list(known.values()), guesses, names), file=out)
+        shown = np.array([printable(name)[:31] for name in names])
+        table = pd.crosstab(shown[list(known.values())], shown[guesses], rownames=["true class"], colnames=["guessed"])
+        print(table.to_string(), file=out)
     if left := len(answers) - len(known):
         print(f"{plural(left, 'video')} not in a folder named as a class: not scored", file=out)
     print(f"report: {write_report(outcome, args.report, title)}", file=out)
 
 
-def confusions(labels: Sequence[int], guesses: Sequence[int], names: Sequence[str]) -> str:
-    """A row for each true class, a column for each guessed one."""
-    counts = np.zeros((len(names), len(names)), int)
-    np.add.at(counts, (labels, guesses), 1)
-    lines = ["true class, and how often guessed as" + "".join(f"{number:6}" for number in range(1, len(names) + 1))]
-    for number, (name, row) in enumerate(zip(names, counts, strict=True), 1):
-        lines.append(f"{number:3} {printable(name)[:31]:32}{''.join(f'{count:6}' for count in row)}")
-    return "\n".join(lines)
-
-
-def label_of(video: Path, names: Sequence[str]) -> int | None:
-    """The class after which a video's folder is named; None where there is none."""
-    folder = video.absolute().parent.name.casefold()
-    return next((label for label, name in enumerate(names) if name.casefold() == folder), None)
-
-
 def main() -> int:
     args = parse_arguments()
     import_cv2()
-    videos = list_videos(args.videos)
+    videos: dict[Path, Path] = {}  # each with its place in a folder of films
+    for path in map(Path, args.videos):
+        found = [(one.path, one.name) for one in find_videos(path)] if path.is_dir() else [(path, path.name)]
+        videos |= {video: Path(name).with_suffix(".mp4") for video, name in found}
     targets = choose_targets(args.save, videos) if args.save else {}
-    taken = ("spatial", "motion", "head", "fusion", "weights", "device", "amp", "flow_order", "unknown_below")
-    wishes = ("samples", "views", "sliding", "flow_method", "raft_weights", "ucf_list")
-    model = load(**{name: getattr(args, name) for name in (*taken, *wishes)})
+    is_scored = any(Path(named).is_dir() for named in args.videos) and not args.sliding
+    if is_scored:
+        check_writable(args.report)
+    here = ("videos", "camera", "json", "save", "report")
+    model = load(**{name: value for name, value in vars(args).items() if name not in here})
     if args.camera is not None:
-        watch_camera(args, model)
+        with contextlib.suppress(KeyboardInterrupt):
+            for seen in rolling(Camera(args.camera), model, args.sliding):
+                show(f"camera {args.camera}", seen, args)
     failed = 0
     scored: dict[Path, Answer] = {}
-    for video, answers in answers_to(list(videos), model, args):
+    for video, answers in answers_to(list(videos), model, args.sliding):
         if args.sliding and len(videos) > 1 and not args.json:
             print(printable(str(video)))
         try:
-            found = []
+            said = []
             for answer in answers:
+                if isinstance(answer, str):
+                    raise VideoError(answer)
                 show(str(video), answer, args)
-                found.append(answer)
-            if not args.sliding:
-                scored[video] = found[0]
+                said.append(answer)
+            scored[video] = said[0]
             if video in targets:
-                save(targets[video], video, found)
+                from recogniser.overlay import save  # only now: workers import this module, too
+
+                save(targets[video], video, said)
                 if not args.json:
                     print(printable(f"written: {targets[video]}"))
         except BrokenPipeError:  # nobody reads on: no fault of the video's
@@ -363,7 +310,7 @@ def main() -> int:
                 raise
             print(printable(f"error: {video}: {reason(error)}"), file=sys.stderr)
             failed += 1
-    if scored and any(Path(named).is_dir() for named in args.videos):
+    if is_scored and scored:
         score(scored, model, args)
     if failed:
         print(f"{failed} of {len(videos)} videos failed", file=sys.stderr)

@@ -26,7 +26,6 @@ class Answer:
     samples: dict[str, int]  # stream -> how many clips it saw
     weights: Sequence[float]  # of the streams in `logits`
     temperature: float = 1.0  # of the weighted mean: fusion.py's learnt one calibrates it
-    unknown_below: float = 0.0  # probability that the fused first class must reach to be named
     notes: Sequence[str] = ()  # what was left out, in words
     behind: float | None = None  # of a camera: seconds from the window's end to its answer
 
@@ -42,10 +41,9 @@ class Answer:
         return {"fused": softmax(self.fused())} | own
 
     @property
-    def class_name(self) -> str | None:
-        """The fused first class; None where its probability is below `unknown_below`."""
-        fused = self.probabilities()["fused"]
-        return self.names[best(fused, 1)[0]] if fused.max() >= self.unknown_below else None
+    def class_name(self) -> str:
+        """The fused first class."""
+        return self.top(1)[0][0]
 
     def top(self, k: int = 5, stream: str = "fused") -> list[tuple[str, float]]:
         """The k likeliest classes with their probabilities, the likeliest first."""
@@ -72,20 +70,14 @@ class Answer:
             logits.append(np.stack([np.interp(times, own, column) for column in samples[place].T], 1))
         return times, np.average(logits, axis=0, weights=self.weights) / self.temperature
 
-    def verdict(self) -> str:
-        """The fused first class and its probability, or that it is too small to name one."""
-        if self.class_name is None:
-            return f"unknown (no class reaches {100 * self.unknown_below:g} %)"
-        return self.first_guess(self.probabilities()["fused"])
-
-    def first_guess(self, probabilities: np.ndarray) -> str:
-        label = best(probabilities)[0]
-        return f"{self.names[label]} {100 * probabilities[label]:.1f} %"
+    def guess(self, stream: str = "fused") -> str:
+        """The first class and its probability in words."""
+        name, share = self.top(1, stream)[0]
+        return f"{name} {100 * share:.1f} %"
 
     def alone(self) -> dict[str, str]:
         """Each stream's own first guess; empty where there is one stream only."""
-        guesses = {name: self.first_guess(p) for name, p in self.probabilities().items() if name != "fused"}
-        return guesses if len(guesses) > 1 else {}
+        return {name: self.guess(name) for name in self.logits} if len(self.logits) > 1 else {}
 
 
 def best(scores: np.ndarray, k: int = 5) -> list[int]:
@@ -104,8 +96,6 @@ def as_table(video: str, answer: Answer) -> str:
     for place, label in enumerate(best(shares["fused"]), start=1):
         figures = "".join(f"{100 * shares[name][label]:8.1f} %" for name in columns)
         lines.append(f"  {place}{figures}  {answer.names[label]}")
-    if answer.class_name is None:
-        lines.append(f"   {answer.verdict()}")
     if alone := answer.alone():
         lines.append("   " + ", ".join(f"{name} alone: {guess}" for name, guess in alone.items()))
     lines += [f"   {note}" for note in answer.notes]
@@ -115,13 +105,13 @@ def as_table(video: str, answer: Answer) -> str:
 def as_line(answer: Answer) -> str:
     """A rolling answer: seconds, the fused first guess, the streams' own, and how late a camera's is."""
     beside = [f"{name} {guess}" for name, guess in answer.alone().items()] + list(answer.notes)
-    line = f"{answer.start:7.1f} - {answer.end:5.1f} s   {answer.verdict()}"
+    line = f"{answer.start:7.1f} - {answer.end:5.1f} s   {answer.guess()}"
     late = "" if answer.behind is None else f"   {answer.behind:.1f} s behind"
     return line + (f"   ({', '.join(beside)})" if beside else "") + late
 
 
 def as_json(video: str, answer: Answer) -> str:
-    """One line: the class (null where unknown), each top 5 with probabilities, the streams' mean logits by class."""
+    """One line: the class, each top 5 with probabilities, the streams' mean logits by class."""
     result: dict[str, Any] = {
         "video": video,
         "start": round(answer.start, 3),
@@ -143,5 +133,5 @@ def as_json(video: str, answer: Answer) -> str:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities over the last axis, float64."""
+    """Return probabilities over the last axis, float64."""
     return torch.from_numpy(np.asarray(logits, np.float64)).softmax(-1).numpy()

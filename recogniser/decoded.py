@@ -31,6 +31,16 @@ class Flow:
     on_gpu: bool = False
 
 
+@dataclass(frozen=True)
+class ClipMaker:
+    """How one stream's clips are made."""
+
+    name: str  # of the stream, or of one of several inputs of a head
+    preparation: Preparation
+    sampling: TestSampling
+    flow: Flow | None
+
+
 class DecodedFrames:
     """One stream's images of one video, made from decoded frames when a clip first needs them.
 
@@ -39,86 +49,78 @@ class DecodedFrames:
     as extraction's own default, but for the sampling rate: every frame, as in others' frame sets.
     """
 
-    def __init__(self, name: str, preparation: Preparation, sampling: TestSampling, flow: Flow | None = None) -> None:
-        self.name, self.preparation, self.flow = name, preparation, flow
-        self.rate = 1 if preparation.modality != "rgb" else preparation.sampling_rate or 1
-        self.sampling = replace(sampling, every=self.rate)
-        self.short_side = 256 if preparation.short_side is None else preparation.short_side
-        self.quality = preparation.quality or 90
-        self.bound = preparation.flow_bound or 20.0
+    def __init__(self, maker: ClipMaker, video: str) -> None:
+        self.maker, self.preparation, self.video = maker, maker.preparation, video
+        self.is_flow = self.preparation.modality == "flow"
+        self.rate = self.preparation.sampling_rate or 1 if self.preparation.modality == "rgb" else 1
+        self.sampling = replace(maker.sampling, every=self.rate)
+        self.short_side = 256 if self.preparation.short_side is None else self.preparation.short_side
+        self.quality = self.preparation.quality or 90
         # number of a frame -> uint8 (planes, height, width): the frame, or the flow from it to the next
         self.images: dict[int, np.ndarray] = {}
 
     @property
     def fewest(self) -> int:
         """Frames that one clip needs."""
-        steps = self.preparation.clip_length
-        return steps + 1 if self.preparation.modality == "flow" else (steps - 1) * self.rate + 1
+        length = self.preparation.clip_length
+        return length + 1 if self.is_flow else (length - 1) * self.rate + 1
 
     def too_few(self, count: int) -> str:
-        """What is wrong with a video of `count` frames."""
-        network = f"the {self.preparation.modality} network"
-        return f"has {plural(count, 'frame')}, and one clip of {network} needs {self.fewest}"
+        """Say what is wrong with a video of `count` frames."""
+        return f"has {plural(count, 'frame')}, and one clip of the {self.maker.name} stream needs {self.fewest}"
 
     def starts(self, count: int) -> np.ndarray:
-        """The frames at which the clips of a video of `count` frames begin, in time order. Shape (samples,)."""
+        """Return the frames at which the clips of a video of `count` frames begin, in time order. Shape (samples,)."""
         if count < self.fewest:
             raise VideoError(self.too_few(count))
-        return self.rate * self.sampling.starts_in(self._steps(count), self.preparation)
+        return self.rate * self.sampling.starts_in(self._on_disk(count), self.preparation)
 
-    def needed(self, count: int, first: int = 0) -> list[int]:
-        """Of `count` frames from frame `first` on, those that `clips` needs. Raises VideoError for too few."""
-        length = self.fewest
-        return np.unique(first + self.starts(count)[:, None] + np.arange(0, length, self.rate)).tolist()
+    def needed(self, count: int) -> list[int]:
+        """Return which of `count` frames `clips` needs. Raises VideoError for too few."""
+        return np.unique(self.starts(count)[:, None] + np.arange(0, self.fewest, self.rate)).tolist()
 
     def clips(self, frames: Mapping[int, np.ndarray], count: int, first: int = 0) -> Batch:
-        """The clips that stand for `count` frames from frame `first` on, as from a loader.
+        """Return the clips that stand for `count` frames from frame `first` on, as from a loader.
 
         `frames` maps a frame's number to RGB uint8 (height, width, 3), already scaled to `short_side`. Images
         before `first` are forgotten, later ones kept for the next call. Raises VideoError for too few frames.
         """
-        self._make(frames, first + self.starts(count), first)
-
-        def read(images: Mapping[int, np.ndarray], chosen: Sequence[int]) -> list[np.ndarray]:
-            return [images[first + step * self.rate] for step in chosen]
-
-        source = Source(Video(self.name, -1, self.name), self.images, self._steps(count), self.name)
-        return ClipDataset([source], read, self.preparation, self.sampling).clips(source, np.random.default_rng())
-
-    def _make(self, frames: Mapping[int, np.ndarray], starts: np.ndarray, first: int) -> None:
-        """Make the images of clips that begin at these frames, as far as they aren't there; forget those before."""
-        for number in [number for number in self.images if number < first]:
-            del self.images[number]
-        steps = np.arange(self.preparation.clip_length) * self.rate
-        missing = [n for n in np.unique(starts[:, None] + steps).tolist() if n not in self.images]
-        if self.preparation.modality == "flow":
+        self.images = {number: image for number, image in self.images.items() if number >= first}
+        steps = first + self.starts(count)[:, None] + np.arange(self.preparation.clip_length) * self.rate
+        missing = [number for number in np.unique(steps).tolist() if number not in self.images]
+        if self.is_flow:
             self.images.update(self._flows(frames, missing))
         else:
             for number in missing:
                 data = encode_jpeg(frames[number], self.quality)
-                self.images[number] = decode_rgb(data, self.name).transpose(2, 0, 1)
+                self.images[number] = decode_rgb(data, self.video).transpose(2, 0, 1)
 
-    def _steps(self, count: int) -> int:
+        def read(images: Mapping[int, np.ndarray], chosen: Sequence[int]) -> list[np.ndarray]:
+            return [images[first + step * self.rate] for step in chosen]
+
+        source = Source(Video(self.video, -1, self.video), self.images, self._on_disk(count), self.video)
+        return ClipDataset([source], read, self.preparation, self.sampling).clips(source, np.random.default_rng())
+
+    def _on_disk(self, count: int) -> int:
         """Images on disk of so many frames."""
-        return count - 1 if self.preparation.modality == "flow" else -(-count // self.rate)
+        return count - 1 if self.is_flow else -(-count // self.rate)
 
     def _flows(self, frames: Mapping[int, np.ndarray], pairs: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """(number of a pair's first frame, its flow as read from disk) for all `pairs`, which are sorted."""
-        assert self.flow is not None
-        method = self.flow.method
+        """Yield (number of a pair's first frame, its flow as read from disk) for all `pairs`, which are sorted."""
+        flow = self.maker.flow
+        assert flow is not None
 
         def compute(run: list[int]) -> list[np.ndarray]:
-            flows = method(frames[number] for number in range(run[0], run[-1] + 2))
-            return [self._coded(flow) for flow in flows]
+            return [self._coded(one) for one in flow.method(frames[n] for n in range(run[0], run[-1] + 2))]
 
         runs = list(consecutive_runs(pairs, PAIRS_AT_ONCE))
-        with ThreadPoolExecutor(self.flow.threads) as pool:
+        with ThreadPoolExecutor(flow.threads) as pool:
             done: Iterable = zip(runs, pool.map(compute, runs), strict=True)
             if multiprocessing.parent_process() is None:  # among several videos there is a bar of videos
-                done = tqdm(done, f"flow of {self.name}", len(runs), leave=False, delay=1, disable=None)
+                done = tqdm(done, f"flow of {self.video}", len(runs), leave=False, delay=1, disable=None)
             for run, flows in done:
                 yield from zip(run, flows, strict=True)
 
     def _coded(self, flow: np.ndarray) -> np.ndarray:
-        images = quantise(flow, self.bound)
-        return np.stack([decode_gray(encode_jpeg(images[:, :, axis], self.quality), self.name) for axis in (0, 1)])
+        images = quantise(flow, self.preparation.flow_bound or 20.0)
+        return np.stack([decode_gray(encode_jpeg(images[:, :, axis], self.quality), self.video) for axis in (0, 1)])

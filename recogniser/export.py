@@ -6,14 +6,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import io
 import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from saved.foreign import FLOW_ORDERS
 from saved.head_file import HeadFile, read_head
 from utils import InputError, atomic_path, plural, run_main
 
+Run = Callable[[Sequence[Tensor]], np.ndarray]
 TOLERANCE = 1e-4  # of the largest logit; other orders of summing in float32 make differences of about 1e-6
 
 
@@ -64,7 +64,6 @@ class Exported:
     build: Callable[[bool], nn.Module]  # whether batch norms are folded -> the network
     inputs: dict[str, list[int]]  # name -> shape of one of N
     about: dict[str, Any]  # what `describe` returns
-    classes: int
 
 
 def export(target: Path, checkpoint: Path, flow_order: str = "original") -> None:
@@ -79,28 +78,37 @@ def export(target: Path, checkpoint: Path, flow_order: str = "original") -> None
     kind = target.suffix.lower()
     if kind not in (".onnx", ".pt2", ".safetensors"):
         raise InputError(f"{target}: give the name of a .onnx, a .pt2 or a .safetensors file")
-    for package in ("onnx", "onnxscript") if kind == ".onnx" else ():
+    for package in ("onnx", "onnxscript", "onnxruntime") if kind == ".onnx" else ():
         if importlib.util.find_spec(package) is None:
             raise InputError(f"{target} needs {package}; pip install onnx onnxscript onnxruntime, or export a .pt2")
     head = read_head(checkpoint)
     if kind == ".safetensors":
         if head is not None:
             raise InputError(f"{checkpoint} is a head with its networks: export a .onnx or a .pt2, or use it as it is")
-        return _safetensors(target, read_checkpoint(checkpoint, flow_order=flow_order))
-    made = of_checkpoint(read_checkpoint(checkpoint, flow_order=flow_order)) if head is None else of_head(head)
+        read = read_checkpoint(checkpoint, flow_order=flow_order)
+        write_safetensors(target, read.tested_state, {name: getattr(read, name) for name in HELD})
+        print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, {read.arch} for {plural(read.num_classes, 'class')}")
+        return
+    made = of_head(head) if head else of_checkpoint(read_checkpoint(checkpoint, flow_order=flow_order))
     about = {name: json.dumps(part) for name, part in made.about.items()}
-    examples = tuple(torch.zeros(2, *shape) for shape in made.inputs.values())
-    write, open_file = (_onnx, _run_onnx) if kind == ".onnx" else (_pt2, _run_pt2)
-    with _quiet():
-        data = write(made.build(True), list(made.inputs), examples, about)
-    shapes = ", ".join(f"{name} (N, {', '.join(map(str, shape))})" for name, shape in made.inputs.items())
-    if kind == ".onnx" and importlib.util.find_spec("onnxruntime") is None:
-        verdict = "not checked: that needs onnxruntime; pip install onnxruntime"
-    else:
-        verdict = f"checked: {_check(open_file(data), made, target)}"
+    with warnings.catch_warnings():  # the exporters' remarks to their own developers
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        data, run = (to_onnx if kind == ".onnx" else to_pt2)(made, about)
+        logging.disable(logging.NOTSET)
+    generator = torch.Generator().manual_seed(0)
+    clips = [torch.randn(3, *shape, generator=generator) for shape in made.inputs.values()]  # it was traced with 2
+    with torch.inference_mode():
+        expected = made.build(False)(*clips).numpy()
+    difference, largest = float(np.abs(run(clips) - expected).max()), float(np.abs(expected).max())
+    verdict = f"on 3 random inputs, logits differ by at most {difference:.1e}, the largest being {largest:.3g}"
+    if not difference <= TOLERANCE * largest:
+        raise InputError(f"{target} was not written: it computes something else; {verdict}")
     with atomic_path(target) as temporary:
         temporary.write_bytes(data)
-    print(f"{target}: {len(data) / 1e6:.1f} MB, {shapes} -> logits (N, {made.classes})\n{verdict}")
+    shapes = ", ".join(f"{name} (N, {', '.join(map(str, shape))})" for name, shape in made.inputs.items())
+    size = len(data) / 1e6
+    print(f"{target}: {size:.1f} MB, {shapes} -> logits (N, {expected.shape[1]})\nchecked: {verdict}")
 
 
 def network_of(read: Checkpoint, folded: bool) -> Network:
@@ -111,14 +119,13 @@ def network_of(read: Checkpoint, folded: bool) -> Network:
 
 
 def of_checkpoint(read: Checkpoint) -> Exported:
-    """A stream's network, of clips one by one."""
-
-    shape = [read.in_channels, *[read.preparation["size"]] * 2]
-    return Exported(lambda folded: network_of(read, folded), {"clips": shape}, describe(read), read.num_classes)
+    """Describe a stream's network, of clips one by one."""
+    about = describe(read)
+    return Exported(lambda folded: network_of(read, folded), {"clips": about["input"]["shape"][1:]}, about)
 
 
 def of_head(file: HeadFile) -> Exported:
-    """A head with the networks of its features, of whole videos."""
+    """Describe a head with the networks of its features, of whole videos."""
 
     def build(folded: bool) -> nn.Module:
         trunks = []
@@ -128,19 +135,16 @@ def of_head(file: HeadFile) -> Exported:
             trunks.append(PooledTrunk(model, file.pooling[name]) if model.stages else last)
         return HeadNetwork(trunks, load_head(file).head).eval()
 
-    names = {name: f"clips_{name.rpartition(' ')[2]}" for name in file.inputs} if len(file.inputs) > 1 else {}
     inputs, parts = {}, {}
     for name, read in file.inputs.items():
-        about = describe(read, names.get(name, "clips"))
-        per_video = [about["protocol"]["views"], about["protocol"]["samples"]]
-        inputs[about["input"]["name"]] = [*per_video, *about["input"]["shape"][1:]]
-        about["input"]["shape"] = ["N", *inputs[about["input"]["name"]]]
+        about = parts[name] = describe(read, f"clips_{name.rpartition(' ')[2]}" if len(file.inputs) > 1 else "clips")
+        shape = [about["protocol"]["views"], about["protocol"]["samples"], *about["input"]["shape"][1:]]
+        about["input"]["shape"], inputs[about["input"]["name"]] = ["N", *shape], shape
         about["protocol"]["score"] = "softmax of the logits of a video: views and samples are within the network"
-        parts[name] = about
     if len(parts) == 1:
-        return Exported(build, inputs, next(iter(parts.values())), len(file.class_names))
+        return Exported(build, inputs, about)
     joined = {key: {name: about[key] for name, about in parts.items()} for key in ("preparation", "input", "protocol")}
-    return Exported(build, inputs, {"class_names": file.class_names, **joined}, len(file.class_names))
+    return Exported(build, inputs, {"class_names": file.class_names, **joined})
 
 
 def describe(read: Checkpoint, name: str = "clips") -> dict[str, Any]:
@@ -176,80 +180,42 @@ def describe(read: Checkpoint, name: str = "clips") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _safetensors(target: Path, read: Checkpoint) -> None:
-    write_safetensors(target, read.tested_state, {name: getattr(read, name) for name in HELD})
-    back = read_checkpoint(target).tested_state
-    if not all(torch.equal(value, back[name]) for name, value in read.tested_state.items()):
-        target.unlink()
-        raise InputError(f"{target} was not kept: its weights came back as others; is the disk sound?")
-    size = target.stat().st_size / 1e6
-    print(f"{target}: {size:.1f} MB, {read.arch} for {plural(read.num_classes, 'class')}\nchecked: the same weights")
+def examples(made: Exported) -> tuple[tuple[Tensor, ...], tuple]:
+    """Return inputs to trace the network with, and that the first dimension of each may be any N."""
+    clips = tuple(torch.zeros(2, *shape) for shape in made.inputs.values())
+    each = tuple({0: Dim("N")} for _ in clips)
+    return clips, (each,) if len(next(iter(made.inputs.values()))) == 5 else each  # HeadNetwork takes *clips
 
 
-def _check(run: Callable[[Sequence[Tensor]], np.ndarray], made: Exported, target: Path) -> str:
-    """Compare the file's logits with the network's, on a number of clips that it wasn't traced with."""
-    generator = torch.Generator().manual_seed(0)
-    clips = [torch.randn(3, *shape, generator=generator) for shape in made.inputs.values()]
-    with torch.inference_mode():
-        expected = made.build(False)(*clips).numpy()
-    difference, largest = float(np.abs(run(clips) - expected).max()), float(np.abs(expected).max())
-    what = "videos" if len(next(iter(made.inputs.values()))) == 5 else "clips"
-    text = f"on 3 random {what}, logits differ by at most {difference:.1e}, the largest being {largest:.3g}"
-    if not difference <= TOLERANCE * largest:
-        raise InputError(f"{target} was not written: it computes something else; {text}")
-    return text
-
-
-def _onnx(model: nn.Module, names: list[str], clips: tuple[Tensor, ...], about: dict[str, str]) -> bytes:
+def to_onnx(made: Exported, about: Mapping[str, str]) -> tuple[bytes, Run]:
+    """Return the content of an ONNX file, and a function that computes with it."""
     import onnx
+    import onnxruntime
 
+    clips, shapes = examples(made)
+    names = list(made.inputs)
     program = torch.onnx.export(
-        model, clips, dynamo=True, input_names=names, output_names=["logits"], dynamic_shapes=_any_number(model, clips),
+        made.build(True), clips, dynamo=True, input_names=names, output_names=["logits"], dynamic_shapes=shapes,
         verbose=False,
     )  # fmt: skip
     assert program is not None
     file = program.model_proto
-    onnx.helper.set_model_props(file, about)
-    return file.SerializeToString()
-
-
-def _run_onnx(data: bytes) -> Callable[[Sequence[Tensor]], np.ndarray]:
-    import onnxruntime
-
+    onnx.helper.set_model_props(file, dict(about))
+    data = file.SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_inputs()]
-    return lambda clips: session.run(["logits"], {n: one.numpy() for n, one in zip(names, clips, strict=True)})[0]
+    return data, lambda clips: session.run(None, {n: one.numpy() for n, one in zip(names, clips, strict=True)})[0]
 
 
-def _pt2(model: nn.Module, _: list[str], clips: tuple[Tensor, ...], about: dict[str, str]) -> bytes:
-    program = torch.export.export(model, clips, dynamic_shapes=_any_number(model, clips))
+def to_pt2(made: Exported, about: Mapping[str, str]) -> tuple[bytes, Run]:
+    """Return the content of a torch.export file, and a function that computes with it."""
+    clips, shapes = examples(made)
+    program = torch.export.export(made.build(True), clips, dynamic_shapes=shapes)
     program.example_inputs = None  # not worth their megabytes
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={f"{name}.json": text for name, text in about.items()})
-    return file.getvalue()
-
-
-def _any_number(model: nn.Module, clips: tuple[Tensor, ...]) -> tuple:
-    """The first dimension of each input is N."""
-    each = tuple({0: Dim("N")} for _ in clips)
-    return (each,) if isinstance(model, HeadNetwork) else each  # which takes *clips
-
-
-def _run_pt2(data: bytes) -> Callable[[Sequence[Tensor]], np.ndarray]:
-    module = torch.export.load(io.BytesIO(data)).module()
-    return lambda clips: module(*clips).detach().numpy()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' remarks to their own developers."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
+    file.seek(0)
+    module = torch.export.load(file).module()
+    return file.getvalue(), lambda clips: module(*clips).detach().numpy()
 
 
 def main() -> None:

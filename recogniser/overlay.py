@@ -1,83 +1,54 @@
-"""An answer drawn over its video: the labels on the picture, below it a strip of the classes' scores over time.
+"""An answer drawn over its video: what the streams say on the picture, below it the classes' scores over time.
 
 Pillow draws, and PyAV writes films.
 """
 
 from __future__ import annotations
 
-import bisect
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from data.videos import count_frames, decode, frame_rate, import_av
+from data.videos import decode, frame_rate, import_av
 from recogniser.answers import Answer, best, softmax
 from utils import atomic_path, check_writable, printable
 
-# Okabe and Ito's palette, its dark colours lightened for the dark panel: told apart with any colour vision.
+# Okabe and Ito's palette, its dark colours lightened for the dark panel: distinct with any colour vision.
 COLOURS = ("#f0a020", "#56b4e9", "#2fc79a", "#f0e442", "#d98bb9")
 PANEL, RULE, FAINT, INK = "#15191e", "#353c45", "#98a2ad", "#f2f4f6"
 SHADE = (10, 13, 16, 185)  # behind text on a picture
-NARROWEST, WIDEST = 640, 1280  # of a picture, in pixels: small videos are enlarged, so that the text can be read
-
-
-@dataclass(frozen=True)
-class Caption:
-    """What stands over the picture."""
-
-    headline: str
-    details: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The strip: one row per class over the time `span`."""
-
-    names: Sequence[str]  # (rows,), the first on top
-    times: np.ndarray  # (T,) seconds, rising
-    probabilities: np.ndarray  # (T, rows), 0 to 1
-    overall: Sequence[float]  # (rows,)
-    span: tuple[float, float]  # seconds
+NARROWEST, WIDEST = 640, 1280  # pixels: small videos are enlarged, so that the text can be read
 
 
 def save(target: Path, video: Path, answers: Sequence[Answer]) -> None:
-    """Draw a video with its answer, or its windows' answers: as a film (.mp4), or six frames as a picture (.png)."""
-    scores = scores_of(answers, (0.0, answers[-1].end))
-    whole = "whole video" if len(answers) == 1 else ""
-    if target.suffix.lower() == ".mp4":
-        middles = [(answer.start + answer.end) / 2 for answer in answers]
-        changes = [(one + two) / 2 for one, two in itertools.pairwise(middles)]
-        captions = [caption_of(answer, of=whole) for answer in answers]
-        rate = frame_rate(video)
-        with open_film(target, rate) as write:
-            picture, written = None, 0
-            for frame in decode(video):
-                while picture is not None and written < frame.seconds * rate - 0.5:  # where the rate varies
-                    write(picture)
-                    written += 1
-                caption = captions[bisect.bisect(changes, frame.seconds)]
-                picture, written = draw(frame.picture(), caption, scores, frame.seconds), written + 1
-                write(picture)
-        return
-    chosen = np.linspace(0, max(0, count_frames(video) - 1), 6).round().astype(int).tolist()
-    frames = {n: (frame.picture(), frame.seconds) for n, frame in enumerate(decode(video)) if n in chosen}
-    shown = [frames.get(number, frames[max(frames)]) for number in chosen]
-    caption = caption_of(answers[0], of=whole)
-    if len(answers) > 1:
-        mean = np.mean([answer.probabilities()["fused"] for answer in answers], axis=0)
-        caption = Caption(answers[0].first_guess(mean), [f"mean of {len(answers)} windows"])
-    room = caption_height(caption, unit=1.25)
-    sheet = contact_sheet([picture for picture, _ in shown], [second for _, second in shown], room)
-    with atomic_path(target) as temporary:
-        Image.fromarray(draw(sheet, caption, scores, unit=1.25)).save(temporary, "PNG")
+    """Draw the answer to a video, or those to its windows, over all its frames, and write a film to `target`."""
+    rate, written = frame_rate(video), 0
+    middles = np.array([(answer.start + answer.end) / 2 for answer in answers])
+    strip, drawn = None, None
+    with open_film(target, rate) as write:
+        for frame in decode(video):
+            while drawn is not None and written < frame.seconds * rate - 0.5:  # where the rate varies
+                write(drawn)
+                written += 1
+            picture = Image.fromarray(frame.picture())
+            if strip is None:
+                width = min(max(picture.width, NARROWEST), WIDEST) // 2 * 2
+                height = max(2, round(picture.height * width / picture.width / 2) * 2)  # even, as codecs want them
+                strip = Strip(answers, width)
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+            answer = answers[int(np.abs(middles - frame.seconds).argmin())]
+            label = "whole video" if len(answers) == 1 else f"{answer.start:.1f} to {answer.end:.1f} s"
+            drawn = draw(picture, answer, label, strip, frame.seconds)
+            write(drawn)
+            written += 1
 
 
 @contextlib.contextmanager
@@ -108,146 +79,87 @@ def open_film(target: Path, rate: float) -> Iterator[Callable[[np.ndarray], None
         container.mux(stream.encode(None))
 
 
-def caption_of(answer: Answer, of: str = "") -> Caption:
-    """The answer, what it is of (its seconds, unless said) and what each stream says."""
-    details = [f"{name}: {guess}" for name, guess in answer.alone().items()]
-    return Caption(answer.verdict(), [of or f"{answer.start:.1f} to {answer.end:.1f} s", *details])
+def draw(picture: Image.Image, answer: Answer, label: str, strip: Strip, now: float) -> np.ndarray:
+    """Return the picture with the answer on it and the strip at second `now` below: RGB uint8 (height, width, 3).
 
-
-def scores_of(answers: Sequence[Answer], span: tuple[float, float]) -> Scores:
-    """The best five classes over time: of one answer's samples, or of many windows, each at its middle."""
-    fused = np.stack([answer.probabilities()["fused"] for answer in answers])
-    if len(answers) == 1:
-        times, logits = answers[0].over_time()
-        probabilities = softmax(logits)
-    else:
-        times, probabilities = np.array([(answer.start + answer.end) / 2 for answer in answers]), fused
-    classes = best(fused.mean(0))
-    values = fused.mean(0)[classes].tolist()
-    return Scores([answers[0].names[k] for k in classes], times, probabilities[:, classes], values, span)
-
-
-def draw(
-    picture: np.ndarray, caption: Caption, scores: Scores, now: float | None = None, unit: float | None = None
-) -> np.ndarray:
-    """`picture`, RGB uint8 (height, width, 3), with its caption, and the strip below it; the same type.
-
-    `now` puts a playhead at this second and its values at the right, in place of the overall ones. Sides are even,
-    as video codecs want them. `unit` scales the text, 1 being right for a width of NARROWEST; None fits the width.
+    `label` says what the answer is of.
     """
-    width = min(max(picture.shape[1], NARROWEST), WIDEST) // 2 * 2
-    height = max(2, round(picture.shape[0] * width / picture.shape[1] / 2) * 2)
-    unit = unit or width / NARROWEST
-    strip = _draw_strip(scores, 2 * width, 2 * unit, now).reduce(2)  # drawn at twice the size: smooth lines
-    canvas = Image.new("RGB", (width, height + strip.height), PANEL)
-    canvas.paste(strip, (0, height))
-    image = Image.fromarray(picture)
-    canvas.paste(image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC))
-    _draw_caption(canvas, caption, unit)
+    below = strip.at(now)
+    canvas = Image.new("RGB", (picture.width, picture.height + below.height), PANEL)
+    canvas.paste(picture)
+    canvas.paste(below, (0, picture.height))
+    unit = strip.unit
+    streams = [f"{name}: {guess}" for name, guess in answer.alone().items()]
+    lines = [(answer.guess(), 26, INK), *((text, 14, "#d5dae0") for text in (*streams, label))]
+    pen, pad, base = ImageDraw.Draw(canvas, "RGBA"), round(10 * unit), 20 * unit
+    drawn = []
+    for text, size, colour in lines:
+        base += size * unit
+        drawn.append(((2 * pad, round(base - size * unit / 6)), printable(text), colour, font_of(round(size * unit))))
+        base += 6 * unit
+    width = max(pen.textlength(text, font) for _, text, _, font in drawn) + 3 * pad
+    pen.rounded_rectangle((pad, pad, width, round(base + 4 * unit)), round(6 * unit), fill=SHADE)
+    for at, text, colour, font in drawn:
+        pen.text(at, text, colour, font, anchor="ls")
     return np.asarray(canvas)
 
 
-def contact_sheet(frames: Sequence[np.ndarray], times: Sequence[float], room: int) -> np.ndarray:
-    """Six pictures of one video in two rows of three, each with its second; RGB uint8 (height, WIDEST, 3).
+class Strip:
+    """The probabilities of the best five classes over time, one row each, `width` pixels wide.
 
-    Above them is `room` for a caption, in pixels.
+    They are those of one answer's clips, or of many windows, each at its middle.
     """
-    gap = 4
-    width = (WIDEST - 2 * gap) // 3
-    height = max(1, round(frames[0].shape[0] * width / frames[0].shape[1]))
-    joined = Image.new("RGB", (WIDEST, room + 2 * height + gap), PANEL)
-    pen = ImageDraw.Draw(joined, "RGBA")
-    for place, (frame, time) in enumerate(zip(frames, times, strict=True)):
-        left, top = place % 3 * (width + gap), room + place // 3 * (height + gap)
-        joined.paste(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC), (left, top))
-        corner, text, font = (left + width - 10, top + height - 10), f"{time:.1f} s", font_of(18)
-        x0, y0, x1, y1 = pen.textbbox(corner, text, font, anchor="rs")
-        pen.rectangle((x0 - 5, y0 - 5, x1 + 5, y1 + 5), fill=SHADE)
-        pen.text(corner, text, INK, font, anchor="rs")
-    return np.asarray(joined)
 
+    def __init__(self, answers: Sequence[Answer], width: int) -> None:
+        self.unit, self.end = width / NARROWEST, answers[-1].end
+        fused = np.stack([answer.probabilities()["fused"] for answer in answers])
+        if len(answers) == 1:
+            times, logits = answers[0].over_time()
+            shares = softmax(logits)
+        else:
+            times, shares = np.array([(answer.start + answer.end) / 2 for answer in answers]), fused
+        classes = best(fused.mean(0))
+        names = [printable(answers[0].names[label]) for label in classes]
+        self.seconds = np.linspace(0, self.end, width)
+        self.shares = [np.interp(self.seconds, times, shares[:, label]) for label in classes]
 
-HEADLINE, DETAIL, PAD, GAP = 26, 15, 10, 6  # of a caption, in pixels at a unit of 1
+        rows, dots = len(classes), 100 * self.unit  # per inch
+        figure = Figure((width / dots, 0.4 + 0.32 * rows), dots, facecolor=PANEL)
+        axes = figure.subplots(rows, sharex=True, squeeze=False)[:, 0]
+        left, low = min(0.3, 0.04 + 0.0125 * max(map(len, names))), 0.28 / (0.4 + 0.32 * rows)
+        figure.subplots_adjust(left, low, 0.92, 1 - low / 3, hspace=0.2)
+        for axis, name, values, colour in zip(axes, names, self.shares, COLOURS, strict=False):
+            axis.fill_between(self.seconds, values, color=colour, alpha=0.45, linewidth=0)
+            axis.plot(self.seconds, values, color=colour, linewidth=1)
+            axis.set(xlim=(0, self.end), ylim=(0, 1.05), facecolor=PANEL, yticks=())
+            axis.spines[["top", "left", "right"]].set_visible(False)
+            axis.spines["bottom"].set_color(RULE)
+            axis.tick_params(colors=FAINT, labelsize=8, length=0)
+            name = name if len(name) < 21 else f"{name[:19]}…"
+            axis.annotate(name, (-0.015, 0.5), xycoords="axes fraction", color=INK, size=10, ha="right", va="center")
+        axes[-1].tick_params(length=3)
+        axes[-1].xaxis.set_major_formatter("{x:g} s")
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        drawn = np.asarray(canvas.buffer_rgba())[:, :, :3]
+        self.image = Image.fromarray(drawn[: len(drawn) // 2 * 2])
+        boxes = [axis.get_window_extent() for axis in axes]
+        self.left, self.right = boxes[0].x0, boxes[0].x1
+        self.middles = [len(drawn) - (box.y0 + box.y1) / 2 for box in boxes]
 
-
-def caption_height(caption: Caption, unit: float) -> int:
-    """How far down from the picture's top a caption reaches, in pixels."""
-    lines = HEADLINE + len(caption.details) * (DETAIL + GAP)
-    return round((lines + 4 * PAD) * unit / 2) * 2
-
-
-def _draw_caption(canvas: Image.Image, caption: Caption, unit: float) -> None:
-    pen = ImageDraw.Draw(canvas, "RGBA")
-    lines = [(caption.headline, HEADLINE, INK), *((detail, DETAIL, "#d5dae0") for detail in caption.details)]
-    drawn = [(printable(text), font_of(round(size * unit)), size * unit, colour) for text, size, colour in lines]
-    pad, gap = round(PAD * unit), GAP * unit
-    width = max(pen.textlength(text, font) for text, font, *_ in drawn) + 2 * pad
-    height = caption_height(caption, unit) - 2 * pad
-    pen.rounded_rectangle((pad, pad, pad + width, pad + height), round(6 * unit), fill=SHADE)
-    base = 2.0 * pad
-    for text, font, size, colour in drawn:
-        base += size
-        pen.text((2 * pad, round(base - size / 6)), text, colour, font, anchor="ls")
-        base += gap
-
-
-def _draw_strip(scores: Scores, width: int, unit: float, now: float | None) -> Image.Image:
-    row, pad, head = 32 * unit, 10 * unit, 18 * unit
-    floor = round(head + len(scores.names) * row)
-    canvas = Image.new("RGB", (width, round((floor + 26 * unit) / 4) * 4), PANEL)
-    pen = ImageDraw.Draw(canvas, "RGBA")
-    font, small = (font_of(round(size * unit)) for size in (14, 12))
-    names = [printable(name) for name in scores.names]
-    names_end = min(max(pen.textlength(name, font) for name in names), width * 0.3)
-    left, right = round(2 * pad + names_end), round(width - 2 * pad - pen.textlength("100 %", font))
-    begin, end = scores.span
-    columns = np.arange(left, right + 1)
-    seconds = begin + (columns - left) / (right - left) * (end - begin)
-    pen.text((width - pad, 3 * unit), "whole video" if now is None else "this moment", FAINT, small, anchor="ra")
-    for place, name in enumerate(names):
-        colour = COLOURS[place % len(COLOURS)]
-        base = round(head + (place + 1) * row)
-        values = np.interp(seconds, scores.times, scores.probabilities[:, place])
-        heights = base - values * (row - 5 * unit)
-        outline = list(zip(columns.tolist(), heights.tolist(), strict=True))
-        pen.polygon([(left, base), *outline, (right, base)], fill=f"{colour}73")  # 45 % over the panel
-        pen.line(outline, fill=colour, width=max(1, round(1.5 * unit)))
-        pen.line((left, base, right, base), fill=RULE)
-        value = scores.overall[place]
-        if now is not None:
-            value = float(np.interp(now, scores.times, scores.probabilities[:, place]))
-        middle = base - row / 2 + 2 * unit
-        pen.text((pad, middle), _shortened(name, font, names_end), INK, font, anchor="lm")
-        pen.text((width - pad, middle), f"{100 * value:.0f} %", colour, font, anchor="rm")
-    for second in _ticks(begin, end):
-        x = left + (second - begin) / (end - begin) * (right - left)
-        pen.line((x, floor, x, floor + 4 * unit), fill=FAINT)
-        pen.text((x, floor + 6 * unit), f"{second:g} s", FAINT, small, anchor="ma")
-    if now is not None:
-        x = left + (min(max(now, begin), end) - begin) / (end - begin) * (right - left)
-        pen.line((x, 4 * unit, x, floor + 4 * unit), fill=INK, width=max(1, round(1.5 * unit)))
-    return canvas
-
-
-def _ticks(begin: float, end: float) -> list[float]:
-    """About six round seconds from `begin` to `end`."""
-    power = 10.0 ** np.floor(np.log10((end - begin) / 6))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * 6 >= (end - begin))
-    return [float(round(k * step, 6)) for k in range(int(np.ceil(begin / step)), int(end / step + 1e-9) + 1)]
+    def at(self, now: float) -> Image.Image:
+        """Return the strip with a playhead at this second, and the values there."""
+        image, now = self.image.copy(), min(max(now, 0.0), self.end)
+        pen, font = ImageDraw.Draw(image), font_of(round(14 * self.unit))
+        x, half = self.left + now / self.end * (self.right - self.left), self.middles[0]
+        pen.line((x, half / 3, x, self.middles[-1] + half), fill=INK, width=max(1, round(1.5 * self.unit)))
+        for middle, values, colour in zip(self.middles, self.shares, COLOURS, strict=False):
+            share = f"{100 * np.interp(now, self.seconds, values):.0f} %"
+            pen.text((image.width - 6 * self.unit, middle), share, colour, font, anchor="rm")
+        return image
 
 
 @cache
-def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu Sans as matplotlib ships it, `size` pixels high; a box stands where it has no sign."""
-    found = find_spec("matplotlib")
-    if found is None or found.origin is None:
-        return ImageFont.load_default(size)
-    return ImageFont.truetype(str(Path(found.origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf"), size)
-
-
-def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+def font_of(size: int) -> ImageFont.FreeTypeFont:
+    """Return DejaVu Sans as matplotlib ships it, `size` pixels high; it has a box for a sign that it lacks."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
