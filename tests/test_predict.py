@@ -273,7 +273,7 @@ def test_as_a_library_it_answers_files_arrays_and_iterators_alike(prepared, monk
         np.testing.assert_array_equal(again.fused(), answer.fused())
         np.testing.assert_array_equal(again.times["motion"], answer.times["motion"])
     for wrong in (np.zeros((9, 8, 8, 3), np.float32), np.zeros((9, 8, 8), np.uint8), []):
-        with pytest.raises(VideoError, match="not RGB uint8|no video"):
+        with pytest.raises(VideoError, match="not RGB uint8|has 0 frames"):
             model(wrong)
 
 
