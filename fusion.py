@@ -6,9 +6,9 @@
     python fusion.py --learn VAL_SPATIAL VAL_MOTION          # the best of several, on held-out videos
     python fusion.py --splits 1 2 3                          # record/spatial_split1 ...: mean over splits
 
-The result is the plain average of the streams' logits, unless --learn, --normalize, --weights or --scores say
-otherwise. --learn chooses on other videos, best those that --val-groups held out of both trainings: one stream alone,
-the average, learnt weights, or the joined head that heads.py wrote beside the streams' linear heads.
+The result is the plain average of the streams' logits, unless --learn, --normalize or --weights say otherwise.
+--learn chooses on other videos, best those that --val-groups held out of both trainings: one stream alone, the average,
+learnt weights, or the joined head that heads.py wrote beside the streams' linear heads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scipy.special import log_softmax
 
 from common.accuracy import accuracy
 from common.commandline import ArgumentParser
-from report.metrics import METRICS, bootstrap, group_numbers, interval, mcnemar, softmax
+from report.metrics import METRICS, bootstrap, group_numbers, interval, mcnemar
 from report.outcome import Learnt, LearntOn, Outcome, describe, text
 from saved.predictions import TestSet, align, check_same_classes, load_predictions
 from utils import InputError, check_writable, plural, run_main, write_json
@@ -43,20 +43,13 @@ def scale(logits: np.ndarray, normalize: str) -> float:
 
 
 def fuse(
-    streams: Sequence[np.ndarray],
-    weights: Sequence[float] | np.ndarray | None = None,
-    normalize: str = "none",
-    scores: str = "logits",
+    streams: Sequence[np.ndarray], weights: Sequence[float] | np.ndarray | None = None, normalize: str = "none"
 ) -> np.ndarray:
-    """The weighted mean of several streams' scores, (videos, classes).
+    """The weighted mean of several streams' logits (videos, classes), rows aligned.
 
-    streams: logits of shape (videos, classes), rows aligned. normalize "none" or "std" divides each stream by one
-    number of its own; scores "softmax" averages probabilities instead of logits.
+    normalize "none" or "std" divides each stream by one number of its own.
     """
-    scaled = [logits / scale(logits, normalize) for logits in streams]
-    if scores == "softmax":
-        scaled = [softmax(logits) for logits in scaled]
-    return np.average(scaled, axis=0, weights=weights)
+    return np.average([logits / scale(logits, normalize) for logits in streams], axis=0, weights=weights)
 
 
 def learn_weights(streams: Sequence[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, float]:
@@ -134,7 +127,6 @@ def evaluate(
     test_set: TestSet,
     weights: list[float] | None = None,
     normalize: str = "none",
-    scores: str = "logits",
     seed: int = 0,
     learnt: Learnt | None = None,
     joined: np.ndarray | None = None,
@@ -148,7 +140,7 @@ def evaluate(
     streams, labels, videos = test_set.streams, test_set.labels, test_set.videos
     logits = list(streams.values())
     weights = weights or [1.0] * len(logits)
-    rows = {**streams, "fusion": fuse(logits, weights, normalize, scores)}
+    rows = {**streams, "fusion": fuse(logits, weights, normalize)}
     if len(streams) > 1:
         rows |= {"average": fuse(logits), "std": fuse(logits, normalize="std")}
     if learnt:
@@ -168,10 +160,9 @@ def evaluate(
         "resampled": {"unit": unit, "count": int(groups.max()) + 1},
         "classes": len(test_set.class_names),
         "settings": {
-            "fusion": "chosen" if learnt else describe(normalize, weights, scores),
+            "fusion": "chosen" if learnt else describe(normalize, weights),
             "normalize": normalize,
             "weights": weights,
-            "scores": scores,
         },
         "streams": {
             name: {**source.about(), "divided_by": scale(streams[name], normalize)}
@@ -259,7 +250,6 @@ def parse_args() -> argparse.Namespace:
     add("--weights", nargs="+", type=float, metavar="W", help="one per stream (default: 1 for each)")
     add("--normalize", choices=("none", "std"), default="none",
         help="divide each stream's logits by nothing, or by their standard deviation over the whole test set")
-    add("--scores", choices=("logits", "softmax"), default="logits", help="what is averaged")
     add = parser.add_argument_group("output").add_argument
     add("--output", type=Path, default=Path("record/fusion"), metavar="DIR", help="for results and report")
     add("--no-report", action="store_true", help="write results.json only")
@@ -371,8 +361,8 @@ def check(args: argparse.Namespace) -> None:
         raise InputError("--weights takes numbers from 0 up to 1e6, not all of them 0")
     if args.learn is not None and streams == 1:
         raise InputError("--learn chooses between streams; name two or more")
-    if args.learn is not None and (args.weights or args.normalize != "none" or args.scores != "logits"):
-        raise InputError("--learn finds the weights itself; leave out --weights, --normalize and --scores")
+    if args.learn is not None and (args.weights or args.normalize != "none"):
+        raise InputError("--learn finds the weights itself; leave out --weights and --normalize")
     if args.learn and len(args.learn) != streams:
         raise InputError(
             f"--learn names {plural(len(args.learn), 'path')} for {streams} streams; give one for each"
@@ -392,7 +382,7 @@ def fuse_test_set(args: argparse.Namespace, output: Path, split: str | None) -> 
         print(warning, file=sys.stderr)
     seed = args.splits.index(split) if split else 0
     joined = load_predictions(learnt.joined).matrix(test_set.videos) if learnt and learnt.joined else None
-    outcome = evaluate(test_set, args.weights, args.normalize, args.scores, seed, learnt, joined)
+    outcome = evaluate(test_set, args.weights, args.normalize, seed, learnt, joined)
     write_json(output / "results.json", outcome.results)
     print(text(outcome.results, title))
     if not args.no_report:

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.accuracy import accuracy
 from common.commandline import ArgumentParser
 from fusion import choose, fuse, learn_weights
-from report.metrics import group_numbers, softmax
+from report.metrics import group_numbers
 from saved.predictions import TestSet, align, load_predictions
 from utils import run_main
 
@@ -92,7 +93,7 @@ def main() -> None:
             for videos, way in itertools.product((200, 60), ("learnt", "chosen")):
                 found[f"{way} on {videos}"] = top1(learnt(test, odd, videos, way == "chosen"), labels)
             rows.append(found)
-            errors.append([calibration_error(softmax(z), labels) for z in (average, fused)])
+            errors.append([calibration_error(softmax(z, axis=1), labels) for z in (average, fused)])
             print(split.name, *(f"{key} {value}" for key, value in found.items()), flush=True)
     table = pd.DataFrame(rows)
     print("\nmean of the splits", table.groupby("streams", sort=False).mean().round(2).to_string(), sep="\n")

@@ -6,17 +6,14 @@ written. Accuracies are in per cent, probabilities in 0..1. Accuracies are commo
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import special
 
 from common.accuracy import ranks
 from dataloader.names import find_groups
 
 METRICS = ("top1", "top5", "mean_class")
-softmax = functools.partial(special.softmax, axis=-1)  # probabilities of logits (..., classes)
 
 
 def group_numbers(

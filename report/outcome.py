@@ -100,13 +100,11 @@ def capital(line: str) -> str:
     return line[:1].upper() + line[1:]
 
 
-def describe(normalize: str, weights: Sequence[float], scores: str) -> str:
+def describe(normalize: str, weights: Sequence[float]) -> str:
     """Name the fusion asked for: "average" unless a flag changed it."""
     parts = [normalize] if normalize != "none" else []
     if len(set(weights)) > 1:
         parts.append(" : ".join(f"{weight:g}" for weight in weights))
-    if scores != "logits":
-        parts.append(scores)
     return ", ".join(parts) or "average"
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
+from scipy.special import softmax
 
-from report import gallery, metrics, page, plots
+from report import gallery, page, plots
 from report import outcome as words
 from report.outcome import Outcome
 from report.page import Cards, Link, Plot, Report, Section, Table, Text, Tile
@@ -18,7 +19,6 @@ from saved.records import find_records, in_words, provenance
 from utils import plural
 
 PAIRS = 20  # kinds of mistake that are listed; the CSV has all
-LISTED = 10  # rows of which streams are right
 WIDE = 25  # classes from which a confusion matrix needs more than the page's width
 CHOSEN = {  # what an accuracy is worth where predictions.json says of its network's epoch that it was chosen by ...
     "test": "The epoch of {} was chosen by the accuracy on these same test videos, as in the original work: its "
@@ -32,10 +32,7 @@ CHOSEN = {  # what an accuracy is worth where predictions.json says of its netwo
 
 def write_report(outcome: Outcome, output: Path, title: str) -> Path:
     """Write report.html with the files that it shows into `output`; returns the page's path."""
-    results, averaged = outcome.results, outcome.results["settings"]["scores"] == "softmax"
-    chances = {name: metrics.softmax(logits) for name, logits in outcome.rows.items()}
-    if averaged:  # the fused scores are probabilities
-        chances[outcome.main] = outcome.fused
+    results, chances = outcome.results, {name: softmax(logits, axis=1) for name, logits in outcome.rows.items()}
     settings = ", ".join(f"{key} {value}" for key, value in results["settings"].items())
     with rc_context(plots.STYLE):
         report = Report(
@@ -49,7 +46,6 @@ def write_report(outcome: Outcome, output: Path, title: str) -> Path:
                 *look_alikes(outcome),
                 per_class(outcome),
                 confusion(outcome),
-                *agreement(outcome),
                 mistakes(outcome, chances),
                 *training_curves(outcome),
             ],
@@ -227,77 +223,31 @@ def confusion(outcome: Outcome) -> Section:
     return Section("What is confused", blocks, csvs)
 
 
-def agreement(outcome: Outcome) -> list[Section]:
-    """Which streams are right, for how many videos, and how many of those fusion gets right."""
-    test_set = outcome.test_set
-    if len(test_set.streams) == 1:
-        return []
-    right = pd.DataFrame(
-        {name: logits.argmax(1) == test_set.labels for name, logits in test_set.streams.items()}
-    )
-    names = np.array(right.columns)
-    who = right.apply(lambda row: " and ".join(names[row.to_numpy()]) or "none", axis=1)
-    fused = outcome.fused.argmax(axis=1) == test_set.labels
-    table = (
-        pd.DataFrame({"right": who, "fused": fused})
-        .groupby("right", sort=False)["fused"]
-        .agg(["size", "sum"])
-    )
-    table = (
-        table.sort_values("size", ascending=False)
-        .reset_index()
-        .set_axis(["right", "videos", "fusion right"], axis=1)
-    )
-    some = right.any(axis=1).to_numpy()
-    said = (
-        f"An oracle that always picked a right stream would reach {100 * some.mean():.2f} % top-1. Where some streams "
-        f"are right and others wrong, fusion is right on {(fused & some & ~right.all(axis=1)).sum():,} of "
-        f"{(some & ~right.all(axis=1)).sum():,} videos."
-    )
-    shown = Table(["right", "videos", "fusion right"], table.head(LISTED).to_numpy().tolist())
-    return [Section("Where the streams disagree", [Text(said), shown], {"agreement": table})]
-
-
-def video_table(outcome: Outcome, chances: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """A row per video: video, class, for each stream and fusion its guess, and the guess's and the class's p.
-
-    The last column, streams_right, counts the streams that are right.
-    """
-    test_set, rows = outcome.test_set, np.arange(len(outcome.test_set.videos))
-    classes = np.array(test_set.class_names, dtype=object)
-    columns: dict[str, object] = {"video": test_set.videos, "class": classes[test_set.labels]}
-    for name, values in chances.items():
-        guess = values.argmax(axis=1)
-        columns[f"{name} guess"] = classes[guess]
-        columns[f"{name} p(guess)"] = values[rows, guess]
-        columns[f"{name} p(class)"] = values[rows, test_set.labels]
-    right = sum(
-        (logits.argmax(axis=1) == test_set.labels).astype(int) for logits in test_set.streams.values()
-    )
-    return pd.DataFrame({**columns, "streams_right": right})
-
-
 def mistakes(outcome: Outcome, chances: Mapping[str, np.ndarray]) -> Section:
-    found = video_table(outcome, chances)
-    wrong = found[outcome.fused.argmax(axis=1) != outcome.test_set.labels]
-    main = words.capital(outcome.main)
-    if wrong.empty:
-        return Section("Every mistake", [Text(f"{main} gets every video right.")], {"videos": found})
-    none_right = (
-        f"; no stream is right on {(wrong['streams_right'] == 0).sum():,} of them" * (len(outcome.rows) > 1)
-    )
+    main, labels = words.capital(outcome.main), outcome.test_set.labels
+    wrong = outcome.fused.argmax(axis=1) != labels
+    if not wrong.any():
+        return Section("Every mistake", [Text(f"{main} gets every video right.")])
+    said = f"{main} gets {plural(wrong.sum(), 'video')} wrong"
+    if len(outcome.rows) > 1:
+        right = [logits.argmax(axis=1) == labels for logits in outcome.test_set.streams.values()]
+        some, all_ = np.any(right, axis=0), np.all(right, axis=0)
+        said += (
+            f"; no stream is right on {(~some).sum():,} of them. Where some streams are right and others wrong, fusion "
+            f"is right on {(some & ~all_ & ~wrong).sum():,} of {plural((some & ~all_).sum(), 'video')}; an oracle that "
+            f"always picked a right stream would reach {100 * some.mean():.2f} %"
+        )
     kinds, without = gallery.mistakes(outcome, chances)
     blocks: list = [
         Text(
-            f"{main} gets {plural(len(wrong), 'video')} wrong{none_right}. The most frequent kind stands first. "
-            "Each video has its frames and its flow, where they are on disk, and the best guesses with their "
-            "probabilities; bold is the true class. White in a picture of flow is no motion, and each direction "
-            "has its colour."
+            f"{said}. The most frequent kind stands first. Each video has its frames and its flow, where they are on "
+            "disk, and the best guesses with their probabilities; bold is the true class. White in a picture of flow "
+            "is no motion, and each direction has its colour."
         ),
     ]
     if without:
         blocks.append(Text(f"Without frames here: {plural(without, 'video')}.", soft=True))
-    return Section("Every mistake", [*blocks, *kinds], {"videos": found})
+    return Section("Every mistake", [*blocks, *kinds])
 
 
 def training_curves(outcome: Outcome) -> list[Section]:

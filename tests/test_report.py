@@ -177,18 +177,11 @@ def test_the_tables_are_what_a_recount_gives(small) -> None:
     assert sum(counts) == int((guess["fusion"] != labels).sum())
     assert all(row["true"] != row["guessed"] for row in pairs)
 
-    agreement = {row["right"]: row for row in read_csv(root / "out/agreement.csv")}
-    only_motion = (guess["motion"] == labels) & (guess["spatial"] != labels)
-    assert int(agreement["motion"]["videos"]) == only_motion.sum()
-    assert int(agreement["motion"]["fusion right"]) == (guess["fusion"] == labels)[only_motion].sum()
-    assert sum(int(row["videos"]) for row in agreement.values()) == 60
-
-    videos = read_csv(root / "out/videos.csv")
-    wrong = (guess["spatial"] != labels) & (guess["motion"] != labels)
-    assert sum(row["streams_right"] == "0" for row in videos) == wrong.sum()
-    row, scores = videos[7], np.exp(fused[7] - fused[7].max())
-    assert row["video"] == "Class000/v07"
-    assert float(row["fusion p(class)"]) == pytest.approx(scores[0] / scores.sum(), abs=1e-4)
+    right = {name: guesses == labels for name, guesses in guess.items()}
+    one = right["spatial"] != right["motion"]
+    shown = Reader((root / "out/report.html").read_text(encoding="utf-8")).text
+    assert f"fusion is right on {(one & right['fusion']).sum()} of {one.sum()} videos" in shown
+    assert f"would reach {100 * (right['spatial'] | right['motion']).mean():.2f} %" in shown
 
 
 # --- pictures and mistakes -----------------------------------------------------------------------------
