@@ -29,7 +29,6 @@ from saved.predictions import TestSet, align, check_same_classes, load_predictio
 from utils import InputError, check_writable, plural, run_main, write_json
 
 SPATIAL, MOTION = "record/spatial", "record/motion"
-EXAMPLE = {"spatial": "record/example/spatial", "motion": "record/example/motion"}  # what a fresh clone holds
 FOLDS = 5  # of held-out videos, to compare fusions by
 CHANCE = 1.5  # standard errors of the likelihood's gain: what a fusion has to gain over a single stream
 
@@ -262,18 +261,6 @@ def paths_of(args: argparse.Namespace) -> dict[str, str]:
         return {str(place): path for place, path in enumerate(args.pickles)}
     default = "_split{}" if args.splits else ""
     defaults = {"spatial": SPATIAL + default, "motion": MOTION + default}
-    asked = args.spatial or args.motion or args.splits
-    if (
-        not asked
-        and not any(Path(path).exists() for path in defaults.values())
-        and Path(EXAMPLE["spatial"]).exists()
-    ):
-        print(
-            f"neither {SPATIAL} nor {MOTION} is there yet: these are the demo's own predictions, of "
-            f"{EXAMPLE['spatial']} and {EXAMPLE['motion']}",
-            file=sys.stderr,
-        )
-        return EXAMPLE
     return {"spatial": args.spatial or defaults["spatial"], "motion": args.motion or defaults["motion"]}
 
 

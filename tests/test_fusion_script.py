@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -196,17 +195,6 @@ def test_splits_are_averaged(tmp_path: Path, run) -> None:
     low, high = results["interval_95"]["fusion"]["top1"]
     widths = [np.diff(results["splits"][split]["interval_95"]["fusion"]["top1"])[0] for split in ("1", "2")]
     assert high - low < min(widths)  # a mean of two independent splits is surer than either
-
-
-def test_a_fresh_clone_shows_the_demos_predictions_until_there_are_others(records: Path, run) -> None:
-    """Without flags and without a training; what lies in record/example is in the repository."""
-    shutil.copytree(ROOT / "record/example", records / "record/example")
-    before = {path: path.read_bytes() for path in (records / "record").rglob("*") if path.is_file()}
-    process = run("fusion.py", "--no-report", cwd=records)
-    assert "demo" in process.stderr and process.stderr.count("\n") == 1 and "demo" in process.stdout
-    results = json.loads((records / "record/fusion/results.json").read_text())
-    assert results["videos"] == 189 and results["fusion"]["top1"] > 90 > 50 > results["spatial"]["top1"]
-    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 # --- bad input -----------------------------------------------------------------------------------------
