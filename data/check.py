@@ -12,8 +12,8 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,12 +30,12 @@ from dataloader.names import Video, first_few, ucf_parts
 from dataloader.packed import Frames
 from utils import InputError, cpu_count, plural, printable, run_main
 
-FRAMES = {None: 1, "flow": 11, "rgbdiff": 6, "greydiff": 4}  # of one clip: 10 flow pairs, 5 or 3 differences
+FRAMES = {None: 1, "flow": 1, "rgbdiff": 6, "greydiff": 4}  # RGB frames of one clip: of 5 or 3 differences
+PAIRS = 10  # of flow, of one clip
 # The kinds of problems, and what to do about each, in the order in which to do it.
 ADVICE = {
     "missing": "extract what is missing: the same data/extract_*.py command goes on from where it stopped",
-    "sequence": "remove the folders with gaps, and extract them again",
-    "u/v": "remove the folders that differ, and extract them again",
+    "sequence": "remove these folders, and extract them again",
     "length": "extract these videos again, RGB and flow from the same files",
     "images": "remove the folders of broken images, and extract them again",
     "content": "look at these videos: what they show is nothing to learn from",
@@ -47,8 +47,7 @@ SAME, BLACK, STILL = 8, 24, 1  # grey levels that coding may add to equal images
 Job = tuple[Video, Path, list[Frames]]  # the root and the sequences to decode: one, or x and y
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """What is wrong with one video; kind is one of ADVICE's. The text names the video."""
 
     video: Video
@@ -60,9 +59,7 @@ def main() -> int:
     args = parse_arguments()
     indexes = open_indexes(args)
     split = open_split(args, indexes)
-    problems, jobs = check_names(
-        indexes, split.train + split.test, args.input or ("flow" if "flow" in indexes else None)
-    )
+    problems, jobs = check_names(indexes, split.train + split.test, FRAMES[args.input])
     if not args.quick:
         problems += check_images(jobs, args.workers)
     for line in summary(split, indexes, problems):
@@ -113,73 +110,63 @@ def open_indexes(args: argparse.Namespace) -> dict[str, Index]:
 
 def open_split(args: argparse.Namespace, indexes: dict[str, Index]) -> Split:
     """The split to check against; own videos without lists are one unsplit set, by their folders."""
-    lists = args.ucf_list
-    if lists is None and Path("data/ucfTrainTestlist").is_dir():
-        lists = "data/ucfTrainTestlist"
+    official = Path("data/ucfTrainTestlist")
+    lists = args.ucf_list or (str(official) if official.is_dir() else "none")
+    if lists != "none":
+        return load_split(lists, args.split)
     names = sorted({name for index in indexes.values() for name in index.names})
-    if lists in (None, "none"):
-        if all(ucf_parts(name) for name in names):
-            return load_split(None, args.split, names)
-        classes = sorted({name.rpartition("/")[0] for name in names})
-        videos = [Video(name, classes.index(name.rpartition("/")[0]), name) for name in names]
-        print("no split lists given (--ucf-list): the videos found are checked, none can be known to be missing")
-        return Split("own", args.split, classes, videos, [])
-    return load_split(lists, args.split)
+    if all(ucf_parts(name) for name in names):
+        return load_split(None, args.split, names)
+    classes = sorted({name.rpartition("/")[0] for name in names})
+    videos = [Video(name, classes.index(name.rpartition("/")[0]), name) for name in names]
+    print("no split lists given (--ucf-list): the videos found are checked, none can be known to be missing")
+    return Split("own", args.split, classes, videos, [])
 
 
 def check_names(
-    indexes: dict[str, Index], videos: list[Video], motion: str | None
+    indexes: dict[str, Index], videos: list[Video], frames_needed: int
 ) -> tuple[list[Problem], list[Job]]:
     """What the folders' and images' names tell, and the (video, root, sequences) left to decode."""
     problems: list[Problem] = []
     jobs: list[Job] = []
     counts: dict[str, dict[Video, int]] = {"rgb": {}, "flow": {}}
     for video in videos:
-        absent = []
         for kind, index in indexes.items():
             name = locate_video(index, video) or video.name
+            noun, needed = ("RGB frame", frames_needed) if kind == "rgb" else ("flow pair", PAIRS)
             if name in index.problems:
-                column = "u/v" if "u (x)" in index.problems[name] else "sequence"
-                problems.append(Problem(video, column, f"{index.root}: {index.problems[name]}"))
+                problems.append(Problem(video, "sequence", f"{index.root}: {index.problems[name]}"))
                 continue
             try:
                 frames = find(index, name)
             except InputError:
-                absent.append(f"{'RGB frames' if kind == 'rgb' else 'flow'} under {index.root}")
+                problems.append(Problem(video, "missing", f"{video.listed}: no {noun}s under {index.root}"))
                 continue
             sequences = list(frames) if isinstance(frames, tuple) else [frames]
-            counts[kind][video] = sequences[0].count
+            counts[kind][video] = count = sequences[0].count
             jobs.append((video, index.root, sequences))
-        if absent:
-            problems.append(Problem(video, "missing", f"{video.listed}: no {' and no '.join(absent)}"))
-    return problems + check_lengths(indexes, motion, **counts), jobs
-
-
-def check_lengths(
-    indexes: dict[str, Index], motion: str | None, rgb: dict[Video, int], flow: dict[Video, int]
-) -> list[Problem]:
-    """Videos too short for a clip, and those whose flow isn't one less than their frames."""
-    problems = []
-    rate = extraction_settings(indexes["rgb"].root).get("sampling_rate") if "rgb" in indexes else None
-    pairs_needed, frames_needed = FRAMES["flow"] - 1, FRAMES[motion if motion != "flow" else None]
-    for noun, counts, needed in (("flow pair", flow, pairs_needed), ("RGB frame", rgb, frames_needed)):
-        for video, count in counts.items():
             if count < needed:
                 text = f"{video.listed}: {plural(count, noun)}, a clip needs {needed}"
                 problems.append(Problem(video, "short", text))
+    rate = extraction_settings(indexes["rgb"].root).get("sampling_rate") if "rgb" in indexes else None
+    return problems + check_lengths(counts["rgb"], counts["flow"], rate), jobs
+
+
+def check_lengths(rgb: dict[Video, int], flow: dict[Video, int], rate: int | None) -> list[Problem]:
+    """Videos whose flow isn't one less than their frames, of which every `rate`-th was kept."""
     both = [video for video in rgb if video in flow]
+    surplus = 1
     if rate is None and both:
         # other tools write N frames and N - 1 or N flow images; whichever most videos have is how it was done
         surplus, videos = Counter(rgb[video] - flow[video] for video in both).most_common(1)[0]
         if surplus not in (0, 1) or 2 * videos <= len(both):
-            return problems  # sampled at a rate that nothing tells
-        expected = {video: flow[video] + surplus for video in both}
-    else:
-        expected = {video: -(-(flow[video] + 1) // (rate or 1)) for video in both}
+            return []  # sampled at a rate that nothing tells
+    problems = []
     for video in both:
-        if rgb[video] != expected[video]:
+        expected = -(-(flow[video] + surplus) // (rate or 1))
+        if rgb[video] != expected:
             frames, pairs = plural(rgb[video], "RGB frame"), plural(flow[video], "flow pair")
-            text = f"{video.listed}: {frames} for {pairs}, not {expected[video]}; extract it again"
+            text = f"{video.listed}: {frames} for {pairs}, not {expected}; extract it again"
             problems.append(Problem(video, "length", text))
     return problems
 
@@ -200,10 +187,9 @@ def check_images(jobs: list[Job], workers: int) -> list[Problem]:
 def decode_video(task: tuple[Path, list[Frames]], report: Report) -> list[tuple[str, str]]:
     """Decode one video's images. Returns (kind of problem, text): broken images, other sizes, nothing to see."""
     root, sequences = task
-    is_rgb = len(sequences) == 1
+    is_rgb, folder = len(sequences) == 1, sequences[0].folder
     broken: list[str] = []
-    sizes: Counter[tuple[int, ...]] = Counter()
-    example: dict[tuple[int, ...], str] = {}
+    sizes: dict[tuple[int, ...], list[str]] = {}  # the images of each
     still = black = equal = True
     for sequence in sequences:
         first = None
@@ -214,23 +200,21 @@ def decode_video(task: tuple[Path, list[Frames]], report: Report) -> list[tuple[
             except InputError as error:
                 broken.append(str(error))
                 continue
-            sizes[image.shape[:2]] += 1
-            example.setdefault(image.shape[:2], path)
+            sizes.setdefault(image.shape[:2], []).append(path)
             first = image if first is None else first
             black = black and int(image.max()) <= BLACK
             still = still and not is_rgb and _differ(image, np.full_like(image, 128)) <= STILL
             equal = equal and is_rgb and image.shape == first.shape and _differ(image, first) <= SAME
-    problems, folder = [], sequences[0].folder
-    if broken:
-        problems.append((f"{len(broken)} broken images, the first: " if broken[1:] else "") + broken[0])
+    problems = [(f"{len(broken)} broken images, the first: " if broken[1:] else "") + broken[0]] if broken else []
     if len(sizes) > 1:
-        (usual, _), *others = sizes.most_common()
-        odd, number = others[0][0], sum(count for _, count in others)
-        problems.append(f"{example[odd]} is {odd[1]}x{odd[0]} ({number} in all), the others {usual[1]}x{usual[0]}")
+        (usual, _), *others = sorted(sizes.items(), key=lambda size: -len(size[1]))
+        odd, paths = others[0]
+        number = sum(len(some) for _, some in others)
+        problems.append(f"{paths[0]} is {odd[1]}x{odd[0]} ({number} in all), the others {usual[1]}x{usual[0]}")
     found = [("images", "; ".join(problems))] if problems else []
     if sizes and not is_rgb and still:
         found.append(("content", f"{folder}: no flow at all, every image is 128"))
-    elif sizes and is_rgb and (black or (equal and sizes.total() > 1)):
+    elif sizes and is_rgb and (black or (equal and sum(map(len, sizes.values())) > 1)):
         found.append(("content", f"{folder}: all images are {'black' if black else 'the same'}"))
     return found
 
@@ -247,7 +231,7 @@ def is_complete(split: Split) -> bool:
 
 def summary(split: Split, indexes: dict[str, Index], problems: Iterable[Problem]) -> list[str]:
     """How many videos and images are there, whether that is the whole official split, and what is in no list."""
-    absent = {problem.video for problem in problems if problem.kind in ("missing", "sequence", "u/v")}
+    absent = {problem.video for problem in problems if problem.kind in ("missing", "sequence")}
     train, test = (f"{sum(v not in absent for v in part)} of {len(part)}" for part in (split.train, split.test))
     line = f"split {split.number}: {train} training and {test} test videos are there"
     if official := split.official_counts:
