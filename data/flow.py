@@ -181,7 +181,7 @@ def raft_weights(name: str) -> Path:
     weights = (Raft_Large_Weights if name == "large" else Raft_Small_Weights).DEFAULT
     try:
         weights.get_state_dict(check_hash=True)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # torch has many kinds, also for a broken file in its cache
         raise InputError(f"cannot download RAFT weights from {weights.url} ({error}); fetch them elsewhere and give "
                          "--weights PATH") from error  # fmt: skip
     return Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[1])
