@@ -2,7 +2,11 @@
 
 import json
 import os
+import random
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -124,3 +128,39 @@ def test_plateau_and_best_survive(untouched):
     assert best == int(np.argmax(record["Prec@1"]))
     of = json.loads((untouched / "predictions.json").read_text())["checkpoint"]
     assert of["name"] == "model_best.pth.tar" and of["epoch"] == best
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chain", range(int(os.environ.get("CHAINS", 3))))
+def test_sigkill_at_random_moments_again_and_again(flags, untouched, run, tmp_path, chain):
+    """One training, its whole group killed by SIGKILL again and again until it comes to its end between two kills."""
+    command = (ROOT / flags[0], *flags[1:], "--save-every-minutes", 1e-6, "--output", tmp_path, "--resume", "auto")
+    draw, kills = random.Random(chain), 0
+    for attempt in range(20):
+        process = subprocess.Popen(
+            [sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        if attempt % 3 == 2:  # at any moment of a start: 6 s are one on a machine of its own
+            time.sleep(6 * draw.random())
+        else:  # at any moment after one to three saves
+            for _ in range(draw.randint(1, 3)):
+                wait_for_a_save(process, tmp_path / "checkpoint.pth.tar")
+            time.sleep(draw.random())
+        ended = process.poll() is not None
+        if not ended:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+        _, err = process.communicate()
+        assert "Traceback" not in err, err
+        if ended:
+            break
+    run(*flags, "--output", tmp_path, "--resume", "auto")
+    assert kills > 1
+    assert_same_runs(untouched, tmp_path)
+
+
+def wait_for_a_save(process, path):
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    while process.poll() is None and not (path.exists() and path.stat().st_mtime_ns > before):
+        time.sleep(0.01)
