@@ -345,6 +345,8 @@ def test_errors_are_plain(prepared, monkeypatch, tmp_path):
         (good, prepared / "videos/run/b.avi", *flags, "--save", "out.mp4"): "2 videos would be drawn to",
         (good, prepared / "videos/run/b.avi", *flags, "--save", tmp_path): "2 videos would be drawn to",
         (tmp_path / "film.mp4", *flags, "--save", tmp_path): "would write over",
+        (good, *flags, "--save", tmp_path / "bad.avi/x.mp4"): "cannot write to a folder",
+        (prepared / "videos", *flags, "--report", tmp_path / "bad.avi"): "cannot write to a folder",
         (good, *flags, "--weights", 0, 0): "two numbers",
         (good, *flags, "--flow-method", "raft", "--raft-weights", short): "holds no RAFT weights",
     }.items():
