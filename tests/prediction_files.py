@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import pickle
+import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -34,3 +38,13 @@ def make_streams(seed: int = 0, videos: int = 40) -> tuple[dict, dict, dict]:
 
 def top1(scores: np.ndarray, labels: np.ndarray) -> float:
     return 100 * float(np.mean([int(np.argmax(row)) == label for row, label in zip(scores, labels, strict=True)]))
+
+
+def fuse(*arguments: object) -> str:
+    """Run fusion.py in this very process; returns what it prints."""
+    import fusion
+
+    out = io.StringIO()
+    with mock.patch.object(sys, "argv", ["fusion.py", *map(str, arguments)]), contextlib.redirect_stdout(out):
+        fusion.main()
+    return out.getvalue()

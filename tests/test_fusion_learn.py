@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prediction_files import CLASSES, write
+from prediction_files import CLASSES, fuse, write
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
 from dataloader.names import ucf_parts
 from fusion import choose, learn_weights
-from report.outcome import Learnt, LearntOn, read_learnt
+from report.outcome import read_learnt
 from saved.predictions import align, load_predictions
 from utils import InputError
 
@@ -121,16 +121,16 @@ def make_record(root: Path, split: str = "1", seed: int = 5) -> None:
 
 def flags(root: Path, *more: object) -> list[object]:
     paths = ("--spatial", root / "spatial", "--motion", root / "motion", "--output", root / "out", "--no-report")
-    return ["fusion.py", *paths, *more]
+    return [*paths, *more]
 
 
 def results_of(root: Path) -> dict:
     return json.loads((root / "out/results.json").read_text())
 
 
-def test_the_fusion_is_chosen_on_the_predictions_in_the_folders_val(tmp_path: Path, run) -> None:
+def test_the_fusion_is_chosen_on_the_predictions_in_the_folders_val(tmp_path: Path) -> None:
     make_record(tmp_path)
-    said = run(*flags(tmp_path, "--learn")).stdout
+    said = fuse(*flags(tmp_path, "--learn"))
     results = results_of(tmp_path)
     streams = [load_predictions(tmp_path / name / "val") for name in ("spatial", "motion")]
     videos = sorted(streams[0].logits)
@@ -154,25 +154,25 @@ def test_the_fusion_is_chosen_on_the_predictions_in_the_folders_val(tmp_path: Pa
     assert found.weights == learnt["weights"] and found.chosen == "learnt"
 
 
-def test_the_joined_head_beside_the_linear_ones_may_be_chosen(tmp_path: Path, run) -> None:
+def test_the_joined_head_beside_the_linear_ones_may_be_chosen(tmp_path: Path) -> None:
     linear = tmp_path / "linear"
     make_record(linear)
     for subset in (".", "val"):
         spatial, _motion = (load_predictions(linear / name / subset) for name in ("spatial", "motion"))
         sure = {v: (9 * np.eye(3)[label] + spatial.logits[v]).astype("f4") for v, label in spatial.labels.items()}
         write(tmp_path / "joined" / subset, "joined", sure, spatial.labels, split="1")
-    run(*flags(linear, "--learn"))
+    fuse(*flags(linear, "--learn"))
     results = results_of(linear)
     assert results["learnt"]["chosen"] == "joined" and results["fusion"]["top1"] == 100
     assert results["learnt"]["joined"] == (tmp_path / "joined").as_posix()
     assert results["learnt"]["weights"] == {"spatial": 0.5, "motion": 0.5}  # of its two parts, in predict.py
     (tmp_path / "joined/val/joined_video_preds.pickle").unlink()
     write(tmp_path / "joined/val", "joined", dict(list(sure.items())[:3]), spatial.labels, split="1")
-    run(*flags(linear, "--learn"))  # of another run's videos: left out
+    fuse(*flags(linear, "--learn"))  # of another run's videos: left out
     assert results_of(linear)["learnt"]["chosen"] != "joined"
 
 
-def test_what_is_wrong_with_the_figures_stands_above_them(tmp_path: Path, run) -> None:
+def test_what_is_wrong_with_the_figures_stands_above_them(tmp_path: Path) -> None:
     make_record(tmp_path)
     alike = {"accuracy": 97.9, "apart": 45.1, "warns": True, "pairs": [], "p": 0.0, "shared": 1.0, "clusters": 30}
     about = json.loads((tmp_path / "spatial/predictions.json").read_text())
@@ -180,25 +180,24 @@ def test_what_is_wrong_with_the_figures_stands_above_them(tmp_path: Path, run) -
     rng = np.random.default_rng(1)  # test scores that say nothing
     write(tmp_path / "spatial", "spatial", {v: rng.normal(0, 1, 3).astype("f4") for v in about["labels"]},
           about["labels"], split="1", look_alikes=alike)  # fmt: skip
-    said = run(*flags(tmp_path, "--learn")).stdout.splitlines()
+    said = fuse(*flags(tmp_path, "--learn")).splitlines()
     assert said[1].startswith("!! Clips that look alike are on both sides of the split. Kept apart, accuracy is 45 %")
     assert said[2].startswith("!! held out ")
     assert results_of(tmp_path)["look_alikes"] == alike
 
 
-def test_what_can_not_be_learnt_from_is_one_line(tmp_path: Path, run) -> None:
+def test_what_can_not_be_learnt_from_is_one_line(tmp_path: Path) -> None:
     make_record(tmp_path)
     spatial, motion = tmp_path / "spatial", tmp_path / "motion"
     for paths, words in (
         ((spatial, motion), "60 of the 60 videos to learn from are tested, too"),
         ((motion / "val", spatial / "val"), "holds the motion stream"),
-        ((spatial / "val",), "1 path for 2 streams"),
         ((spatial / "val", tmp_path / "nothing"), "no predictions at"),
     ):
-        error = run(*flags(tmp_path, "--learn", *paths), code=2).stderr
-        assert words in error and error.count("\n") == 1
-    error = run("fusion.py", spatial, motion, "--learn", motion / "val", spatial / "val", code=2).stderr
-    assert "order them alike" in error and error.count("\n") == 1
+        with pytest.raises(InputError, match=words):
+            fuse(*flags(tmp_path, "--learn", *paths))
+    with pytest.raises(InputError, match="order them alike"):
+        fuse(spatial, motion, "--learn", motion / "val", spatial / "val")
 
 
 NEGATIVE = {"weights": {"a": -1}, "temperature": 1, "learnt_on": {"videos": 1, "groups": 1, "paths": []}}
@@ -212,30 +211,3 @@ def test_a_results_json_without_learnt_weights_is_one_line(tmp_path: Path, text:
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(InputError, match="cannot be read .*holds weights"):
         read_learnt(tmp_path / "results.json")
-
-
-def test_predict_takes_the_weights_and_the_temperature(tmp_path: Path) -> None:
-    predict = pytest.importorskip("predict")
-    from recogniser.answers import Answer
-
-    on = LearntOn(videos=9, groups=9, paths=[])  # fused in another order than predict's:
-    about = Learnt(weights={"motion": 0.2, "spatial": 0.8}, temperature=0.25, learnt_on=on).model_dump()
-    (tmp_path / "results.json").write_text(json.dumps({"learnt": about}))
-    learnt = predict.learnt_fusion(str(tmp_path / "results.json"))
-    weights, temperature = learnt.weights, learnt.temperature
-    spatial, motion = np.random.default_rng(0).normal(0, 1, (2, 4, 3))
-    times = {"spatial": np.arange(4.0), "motion": np.arange(4.0)}
-    own = [weights["spatial"], weights["motion"]]
-    samples = {"spatial": 4, "motion": 4}
-    answer = Answer(list("abc"), 0, 4, 9, {"spatial": spatial, "motion": motion}, times, samples, own, temperature)
-    fused = softmax((0.8 * spatial.mean(0) + 0.2 * motion.mean(0)) / 0.25)
-    np.testing.assert_allclose(answer.probabilities()["fused"], fused)
-    np.testing.assert_allclose(answer.over_time()[1], (0.8 * spatial + 0.2 * motion) / 0.25)
-
-    about["weights"] = {"iframe": 0.2, "mv": 0.8}
-    (tmp_path / "results.json").write_text(json.dumps({"learnt": about}))
-    with pytest.raises(InputError, match="weights of iframe and mv"):
-        predict.learnt_fusion(str(tmp_path / "results.json"))
-    for given in ({"spatial": "a"}, {"spatial": "a", "motion": "b", "weights": [1, 2]}):
-        with pytest.raises(InputError, match="--fusion brings"):
-            predict.load(**given, fusion="results.json")

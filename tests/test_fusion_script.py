@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
-from prediction_files import CLASSES, make_streams, write
+from prediction_files import CLASSES, fuse, make_streams, write
 
 import fusion
 from dataloader.names import UCF101_CLASSES
@@ -173,7 +173,7 @@ def test_paths_of_streams_and_splits(records: Path, monkeypatch) -> None:
         load("7", "--motion", "motion{}")
 
 
-def test_splits_are_averaged(tmp_path: Path, run) -> None:
+def test_splits_are_averaged(tmp_path: Path) -> None:
     expected = []
     for split in (1, 2):
         spatial, motion, labels = make_streams(seed=split, videos=30 + 9 * split)
@@ -183,7 +183,7 @@ def test_splits_are_averaged(tmp_path: Path, run) -> None:
         expected.append(100 * np.mean(hits))
     paths = ["--spatial", tmp_path / "spatial_split{}", "--motion", tmp_path / "motion_split{}"]
     output = tmp_path / "out"
-    said = run("fusion.py", *paths, "--splits", 1, 2, "--output", output, "--no-report").stdout.splitlines()
+    said = fuse(*paths, "--splits", 1, 2, "--output", output, "--no-report").splitlines()
     assert [line.split(" videos")[0] for line in said if " videos, " in line] == [
         "split 1: 39", "split 2: 48", "mean over splits 1, 2: 87"
     ]  # fmt: skip
@@ -207,17 +207,14 @@ def line_of(error: pytest.ExceptionInfo, *words: str) -> None:
         assert word in message
 
 
-def test_videos_of_one_stream_only_are_named(records: Path, run) -> None:
+def test_videos_of_one_stream_only_are_named(records: Path) -> None:
     spatial, motion, labels = make_streams()
     for name in sorted(motion)[:5]:
         del motion[name]
     write(records / "motion", "motion", motion, labels)
-    error = run("fusion.py", *flags(records), code=2).stderr
-    assert error.count("\n") == 1
-    for name in sorted(spatial)[:3]:
-        assert name in error
-    assert "5 of its 40" in error
-    assert "and 2 more" in error
+    with pytest.raises(InputError) as error:
+        fuse(*flags(records))
+    line_of(error, *sorted(spatial)[:3], "5 of its 40", "and 2 more")
     assert not (records / "out").exists()
 
 
