@@ -12,8 +12,9 @@ A stack's ten x images lie side by side, and so do its ten y images: a clip take
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +23,6 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from common.formats import Natural, read_json
-from dataloader.sampling import consecutive_runs
 from utils import InputError
 
 FORMAT = "two-stream pack"
@@ -160,6 +160,14 @@ class PackedFrames(Frames):
         for run in consecutive_runs(list(steps), READ_AT_ONCE):
             for step, data in zip(run, self.shard.read(self.first + run[0], len(run)), strict=True):
                 yield f"{stem}{self.start + step:0{self.digits}d}{self.suffix}", data
+
+
+def consecutive_runs(numbers: Sequence[int], longest: int) -> Iterator[list[int]]:
+    """Rising numbers in runs of consecutive ones, none longer than `longest`."""
+    for _, group in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in group]
+        for start in range(0, len(run), longest):
+            yield run[start : start + longest]
 
 
 def open_pack(root: Path, kind: str) -> dict[str, list[PackedFrames]]:

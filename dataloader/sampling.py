@@ -22,14 +22,6 @@ def rng_for(*key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(key))
 
 
-def consecutive_runs(numbers: Sequence[int], longest: int) -> Iterator[list[int]]:
-    """Rising numbers in runs of consecutive ones, none longer than `longest`."""
-    for _, group in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
-        run = [number for _, number in group]
-        for start in range(0, len(run), longest):
-            yield run[start : start + longest]
-
-
 def train_starts(valid: int, segments: int, rng: np.random.Generator) -> np.ndarray:
     """One random start in each of `segments` equal parts of the `valid` starts 0..valid-1. Shape (segments,).
 

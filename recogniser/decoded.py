@@ -15,8 +15,9 @@ from data.videos import VideoError, encode_jpeg
 from dataloader.clips import Batch, ClipDataset
 from dataloader.images import Source, decode_gray, decode_rgb
 from dataloader.names import Video
+from dataloader.packed import consecutive_runs
 from dataloader.preparation import Preparation
-from dataloader.sampling import TestSampling, consecutive_runs
+from dataloader.sampling import TestSampling
 from utils import plural
 
 PAIRS_AT_ONCE = 8  # of a flow method: some for RAFT's batches, few enough to spread over cores

@@ -22,9 +22,9 @@ from dataloader.clips import ClipDataset
 from dataloader.frames import index_frames
 from dataloader.images import ReadFlow, ReadFrame, find_sources
 from dataloader.lists import Video
+from dataloader.packed import consecutive_runs
 from dataloader.preparation import default_preparation
 from dataloader.sampling import TestSampling as Sampling  # pytest takes what is called Test for a test
-from dataloader.sampling import consecutive_runs
 from recogniser import windows
 from recogniser.decoded import ClipMaker, DecodedFrames, Flow
 from utils import InputError

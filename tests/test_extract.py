@@ -157,6 +157,12 @@ def test_frames_are_streamed(tmp_path):
         list(frames)
 
 
+def test_its_processes_do_without_torch():
+    """A worker that imports torch costs two seconds and 400 MB more, on each core."""
+    code = "import sys, data.extract_rgb, data.extract_flow, data.check; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 # --- killed, started again, shared -----------------------------------------------------------------------
 
 
