@@ -208,36 +208,42 @@ def test_hmdb51_with_a_class_that_lacks_the_split(tmp_path):
 # one's own
 
 
-def test_own_classes_may_share_a_name_with_ucf101s(tmp_path):
-    lists = {"train.txt": "Biking/1.avi\ndance/2.avi\n", "test.txt": "Biking/3.avi\n"}
-    assert load_split(write(tmp_path, lists), 1).class_names == ["Biking", "dance"]
-    assert error(tmp_path, 2).endswith("has no lists of split 2, only of split 1")
-
-
-def test_names_tell_ucf101s_classes_and_a_folder_all_others(tmp_path):
-    split = load_split(write(tmp_path, {"train.txt": "v_Biking_g08_c01.avi\n", "test.txt": "v_YoYo_g01_c01.avi\n"}), 1)
-    assert [video.label for video in split.train + split.test] == [0, 1] and split.class_names == ["Biking", "YoYo"]
-    write(tmp_path, {"train.txt": "1.avi\n"})
-    assert "train.txt line 1: no folder tells the class of 1.avi" in error(tmp_path)
-
-
-def test_own_lists_without_labels_take_the_folders(tmp_path):
-    write(tmp_path, {"train.txt": "b/two words 1.avi\na/x.y.mp4\n", "test.txt": "/data/videos/b/3.avi\n"})
+@pytest.mark.parametrize(
+    ("train", "test", "classes", "videos"),
+    [  # without labels: the folders, or UCF101's names, in UCF101's order or sorted
+        ("Biking/1.avi\ndance/2.avi", "Biking/3.avi", "Biking dance", "Biking/1 dance/2 Biking/3"),
+        ("v_YoYo_g08_c01.avi", "v_Biking_g01_c01.avi", "Biking YoYo", "YoYo_g08_c01 Biking_g01_c01"),
+        ("Hammering/x.avi\nHammerThrow/y.avi", "Hammering/z", "Hammering HammerThrow",
+         "Hammering/x HammerThrow/y Hammering/z"),
+        ("diving/x.avi\nbiking/y.avi", "diving/z.avi", "Biking Diving", "Diving/x Biking/y Diving/z"),
+        ("b/two%words%1.avi\na/x.y.mp4", "/data/videos/b/3.avi", "a b", "b/two%words%1 a/x.y b/3"),
+        # labels of one's own count from 0 or 1, or as they like; TSN's `path frames label`, UCF101's from 0 or 1
+        ("z/1.avi 0\na/1.avi 1", "z/2.avi 0", "z a", "z/1 a/1 z/2"),
+        ("z/1.avi 1\na/1.avi 2", "z/2.avi 1", "z a", "z/1 a/1 z/2"),
+        ("Biking/x.avi 1\nDiving/y.avi 0", "Diving/z.avi 0", "Diving Biking", "Biking/x Diving/y Diving/z"),
+        ("Biking/x.avi 11\nDiving/y.avi 26", "Diving/z 26", "Biking Diving", "Biking/x Diving/y Diving/z"),
+        ("Biking/x.avi 9 10\nDiving/y.avi 9 25", "Diving/z 9 25", "Biking Diving", "Biking/x Diving/y Diving/z"),
+        ("b/1.avi 5\na/2.avi 7", "a/9.avi 7", "b a", "b/1 a/2 a/9"),  # a class without a video
+        # as people write paths
+        ('"C:\\My%Videos\\run\\a%1.avi" 0\r\nC:\\My%Videos\\sit%down\\b%2.avi 1\r\n/x%y/run/c/ 0', "v/run/d.avi 0",
+         "run sit%down", "run/a%1 sit%down/b%2 run/c run/d"),
+    ],
+)  # fmt: skip
+def test_own_lists(tmp_path, train, test, classes, videos):
+    """% stands for a space."""
+    write(tmp_path, {"train.txt": train.replace("%", " "), "test.txt": test.replace("%", " ")})
     split = load_split(tmp_path, 1)
-    assert (split.dataset, split.class_names, split.official_counts) == ("own", ["a", "b"], None)
-    assert split.train == [Video("b/two words 1", 1, "b/two words 1.avi"), Video("a/x.y", 0, "a/x.y.mp4")]
-    assert split.test == [Video("b/3", 1, "/data/videos/b/3.avi")]
+    assert (split.dataset, split.official_counts) == ("own", None)
+    assert split.class_names == [name.replace("%", " ") for name in classes.split()]
+    assert [video.name for video in split.train + split.test] == [name.replace("%", " ") for name in videos.split()]
+    assert all(video.name.startswith(split.class_names[video.label]) for video in split.train + split.test)
+    assert len(split.test) == 1 and split.test[0].listed == test.replace("%", " ").split(" ")[0]
+    if "Diving" in classes and " 0" not in train:
+        write(tmp_path, {"classes.txt": "\n".join(UCF101_CLASSES)})  # which says that there are all
+        assert len(load_split(tmp_path, 1).class_names) == 101
 
 
-@pytest.mark.parametrize("base", [0, 1])
-def test_own_labels_count_from_0_or_1(tmp_path, base):
-    write(tmp_path, {"train.txt": f"z/1.avi {base}\na/1.avi {1 + base}\n", "test.txt": f"z/2.avi {base}\n"})
-    split = load_split(tmp_path, 1)
-    assert split.class_names == ["z", "a"]  # the labels' order
-    assert [video.label for video in split.train + split.test] == [0, 1, 0]
-
-
-def test_tsn_lists_of_ucf101_count_labels_from_0(tmp_path):
+def test_tsn_lists_of_rgb_and_flow(tmp_path):
     """TSN's data/ucf101_rgb_train_split_1.txt: `path num_frames label`, Hammering 34, HammerThrow 35."""
     rgb = "/data/ucf101/v_Hammering_g08_c01 98 34\n/data/ucf101/v_HammerThrow_g08_c01 99 35\n"
     write(tmp_path, {
@@ -245,64 +251,31 @@ def test_tsn_lists_of_ucf101_count_labels_from_0(tmp_path):
         "ucf101_rgb_val_split_2.txt": "/data/ucf101/v_HandStandPushups_g01_c01 80 36\n",
     })  # fmt: skip
     split = load_split(tmp_path, 2)
-    assert split.class_names == ["Hammering", "HammerThrow", "HandstandPushups"]  # those that have videos
     assert [(video.name, video.label) for video in split.train + split.test] == [
         ("Hammering_g08_c01", 0), ("HammerThrow_g08_c01", 1), ("HandstandPushups_g01_c01", 2)]  # fmt: skip
     write(tmp_path, {"ucf101_flow_train_split_2.txt": rgb.replace("08", "09")})
     assert "differ" in error(tmp_path, 2)
 
 
-@pytest.mark.parametrize(
-    ("train", "names"),
-    [
-        ("Biking/x.avi 0\nDiving/y.avi 1\n", ["Biking", "Diving"]),  # labels of one's own
-        ("Biking/x.avi 1\nDiving/y.avi 0\n", ["Diving", "Biking"]),
-        ("Biking/x.avi 11\nDiving/y.avi 26\n", ["Biking", "Diving"]),  # UCF101's, from 1
-        ("Biking/x.avi 10\nDiving/y.avi 25\n", ["Biking", "Diving"]),
-        ("Hammering/x.avi\nHammerThrow/y.avi\n", ["Hammering", "HammerThrow"]),  # UCF101's order
-        ("diving/x.avi\nbiking/y.avi\n", ["Biking", "Diving"]),
-    ],
-)
-def test_some_classes_of_ucf101(tmp_path, train, names):
-    split = load_split(write(tmp_path, {"train.txt": train, "test.txt": train.replace(".avi", "2.avi")}), 1)
-    assert (split.dataset, split.class_names) == ("own", names)
-    assert all(v.name.split("/")[0] == names[v.label] for v in split.train + split.test)
-    write(tmp_path, {"classes.txt": "\n".join(UCF101_CLASSES)})  # which says so
-    if " 0" not in train:
-        assert len(load_split(tmp_path, 1).class_names) == 101
-
-
-def test_paths_as_people_write_them(tmp_path):
-    lines = ['"C:\\My Videos\\run\\a 1.avi" 0', "C:\\My Videos\\sit down\\b 2.avi 1", "/x y/run/c/ 0", "v/run/d.avi 0"]
-    write(tmp_path, {"train.txt": "\r\n".join(lines), "test.txt": b"run/latin-\xe4.avi 0\n"})
-    split = load_split(tmp_path, 1)
-    assert [v.name for v in split.train] == ["run/a 1", "sit down/b 2", "run/c", "run/d"]
-    assert split.test[0].listed == os.fsdecode(b"run/latin-\xe4.avi") or os.name == "nt"  # as on disk
-
-
-def test_two_videos_of_one_name_keep_their_folders(tmp_path):
-    lists = {"train.txt": "run/mon/1.avi\nrun/tue/1.avi\nsit/1.avi\n", "test.txt": "test/sit/1.avi\nx/run/2.avi\n"}
-    split = load_split(write(tmp_path, {"classes.txt": "run\nsit\n", **lists}), 1)
-    assert [v.name for v in split.train] == ["run/mon/1", "run/tue/1", "sit/1"]
-    assert [v.name for v in split.test] == ["test/sit/1", "run/2"]
-
-
-def test_class_file_tells_the_classes_of_flat_paths(tmp_path):
-    write(tmp_path, {"train.txt": "clips/1 40 0\nclips/2 41 1\n", "test.txt": "clips/3 42 1\n"})
-    assert "classes.txt" in error(tmp_path)
+def test_own_lists_that_do_not_tell_their_classes(tmp_path):
+    for train, told in (
+        ("1.avi\n", "train.txt line 1: no folder tells the class of 1.avi"),
+        ("a/1.avi 0\na/2.avi 1\n", "don't match one to one"), ("clips/1 40 0\nclips/2 41 1\n", "classes.txt"),
+    ):  # fmt: skip
+        write(tmp_path, {"train.txt": train, "test.txt": "clips/3 42 1\n" if "clips" in train else "a/9.avi 0\n"})
+        assert told in error(tmp_path)
     write(tmp_path, {"classes.txt": "run\nsit down\n"})
     split = load_split(tmp_path, 1)
-    assert split.class_names == ["run", "sit down"]
     assert [video.name for video in split.train + split.test] == ["run/1", "sit down/2", "sit down/3"]
     write(tmp_path, {"test.txt": "clips/3 42 2\n"})
     assert "label 2 is none of the 2 classes" in error(tmp_path)
-
-
-def test_labels_that_contradict_the_folders(tmp_path):
-    write(tmp_path, {"train.txt": "a/1.avi 0\na/2.avi 1\n", "test.txt": "a/9.avi 0\n"})
-    assert "don't match one to one" in error(tmp_path)
-    write(tmp_path, {"train.txt": "b/1.avi 5\na/2.avi 7\n", "test.txt": "a/9.avi 7\n"})  # classes without a video
-    assert load_split(tmp_path, 1).class_names == ["b", "a"]
+    several = "run/mon/1.avi\nrun/tue/1.avi\nsit down/1.avi\n"  # of one name, which keep their folders
+    write(tmp_path, {"train.txt": several, "test.txt": "test/sit down/1.avi\nx/run/2.avi\n"})
+    split = load_split(tmp_path, 1)
+    assert [v.name for v in split.train] == ["run/mon/1", "run/tue/1", "sit down/1"]
+    assert [v.name for v in split.test] == ["test/sit down/1", "run/2"]
+    write(tmp_path, {"train.txt": "run/1.avi\nsit down/1.avi\n", "test.txt": b"run/latin-\xe4.avi\n"})
+    assert load_split(tmp_path, 1).test[0].listed == os.fsdecode(b"run/latin-\xe4.avi") or os.name == "nt"  # as on disk
 
 
 def test_keys():
