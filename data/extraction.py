@@ -32,7 +32,7 @@ from common.formats import read_json
 from common.progress import Progress
 from data.jobs import Report, run_jobs
 from data.videos import VideoError, VideoFile
-from dataloader.extracted import FILE, Extraction, claim, read_marker
+from dataloader.extracted import FILE, claim, read_marker
 from utils import InputError, atomic_path, csv_text, plural, printable
 
 LONGEST_NAME = 255  # bytes of a file's name, on every file system in use
@@ -197,7 +197,7 @@ def open_output(root: Path, kind: str, parts: tuple[str, ...], settings: dict, o
                 empty = not any(run.parent.glob("*.lock")) and not any(_folders(root / part) for part in (*parts, "."))
                 run.mkdir(parents=True)
                 alive.acquire()
-                claim(root, run, Extraction(kind, settings), overwrite, empty)
+                claim(root, kind, settings, overwrite, empty)
         except OSError as error:
             raise InputError(f"cannot write to {root}: {error.strerror or error}") from error
         digest = hashlib.sha256(_json(settings).encode()).hexdigest()[:16]

@@ -8,9 +8,7 @@ Settings are what changes the images' bytes; images of other projects have no su
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,10 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from common.formats import Count, Natural, Positive, read_json
 from dataloader.packed import Frames
-from utils import InputError
+from utils import InputError, write_json
 
 FILE = "extraction.json"
-VERSION = 1
 
 
 class Settings(BaseModel):
@@ -37,24 +34,15 @@ class Settings(BaseModel):
     quality: Annotated[Natural, Field(le=100)] | None = None
 
 
-class ExtractionFile(BaseModel):
-    """extraction.json."""
+class Extraction(BaseModel):
+    """extraction.json: how images were made."""
 
     kind: Literal["rgb", "flow"]
-    version: Literal[1]
+    version: Literal[1] = 1
     settings: Settings
 
-
-@dataclass(frozen=True)
-class Extraction:
-    """How images were made."""
-
-    kind: str  # rgb or flow
-    settings: dict[str, Any]
-
-    def as_text(self) -> str:
-        content = {"kind": self.kind, "version": VERSION, "settings": self.settings}
-        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    def made_with(self) -> dict[str, Any]:
+        return self.settings.model_dump(exclude_unset=True)
 
 
 class Marker(BaseModel):
@@ -82,16 +70,13 @@ def read_extraction(root: Path) -> Extraction | None:
     A broken file isn't passed over: images would be taken for something that they aren't.
     """
     path = root / FILE
-    if not path.exists():
-        return None
-    found = read_json(path, ExtractionFile, "remove it or extract again")
-    return Extraction(found.kind, found.settings.model_dump(exclude_unset=True))
+    return read_json(path, Extraction, "remove it or extract again") if path.exists() else None
 
 
 def extraction_settings(root: Path) -> dict[str, Any]:
     """What the images under `root` were extracted with; empty where nothing says so. Raises InputError."""
     made = read_extraction(root)
-    return made.settings if made else {}
+    return made.made_with() if made else {}
 
 
 def fingerprint(root: Path, frames: Frames) -> str:
@@ -121,8 +106,8 @@ def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
 
-def claim(root: Path, scratch: Path, wanted: Extraction, overwrite: bool, empty: bool = False) -> None:
-    """Make `root` a folder of images made as `wanted`, by way of the folder `scratch` on the same disk.
+def claim(root: Path, kind: str, settings: dict[str, Any], overwrite: bool, empty: bool) -> None:
+    """Make `root` a folder of images of this kind that are made with these settings.
 
     The caller holds the folder's lock. Raises InputError where it holds images made otherwise, unless `overwrite`, or
     of the other kind. An `empty` one may become anything: no video of it is done, and no other run is at work.
@@ -133,17 +118,16 @@ def claim(root: Path, scratch: Path, wanted: Extraction, overwrite: bool, empty:
         if not (overwrite or empty):
             raise
         found = None
-    if found == wanted:
+    was = found.made_with() if found else {}
+    if found and (found.kind, was) == (kind, settings):
         return
-    if found and found.kind != wanted.kind and not empty:
-        raise InputError(f"{root} holds {found.kind}, not {wanted.kind}; choose another folder")
+    if found and found.kind != kind and not empty:
+        raise InputError(f"{root} holds {found.kind}, not {kind}; choose another folder")
     if found and not (overwrite or empty):
-        was, now = found.settings, wanted.settings
-        differences = [f"{key} {was.get(key, 'not set')} there, {now.get(key, 'none')} asked"
-                       for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]  # fmt: skip
+        differences = [f"{key} {was.get(key, 'not set')} there, {settings.get(key, 'none')} asked"
+                       for key in sorted({*was, *settings}) if was.get(key) != settings.get(key)]  # fmt: skip
         raise InputError(
             f"{root} was extracted with other settings ({'; '.join(differences)}); "
             "choose another folder or the same settings, or --overwrite to redo it"
         )
-    (scratch / FILE).write_text(wanted.as_text(), encoding="utf-8")
-    os.replace(scratch / FILE, root / FILE)
+    write_json(root / FILE, {"kind": kind, "version": 1, "settings": settings})
