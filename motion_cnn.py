@@ -39,12 +39,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "test_samples": 25, "test_views": 10, "test_resize": "center", "test_starts": "tsn",
         "flow_mean": 0.5, "flow_std": 0.226,
     },  # TSN's released code (Caffe), with the epochs that tsn-pytorch and mmaction share
-    "small": {
-        "arch": "resnet50", "size": 160, "crop": "multiscale", "flip": True, "train_from": "layer4",
-        "linear_start": True, "epochs": 10, "eval_every": 10000, "batch_size": 16, "lr": 5e-3, "schedule": "cosine",
-        "label_smoothing": 0.1, "weight_decay": 5e-4, "clip_grad": 5.0, "flow_picture": 12.0,
-        "test_samples": 16, "test_views": 2,
-    },  # a linear head, then the last stage (Kumar et al. 2022): docs/small_data.md
+    "small": {**options.SMALL, "flow_picture": 12.0, "test_samples": 16},
 }  # fmt: skip
 # of --input rgbdiff: tsn-pytorch's README, which alone has one
 RECIPES["tsn rgbdiff"] = RECIPES["tsn"] | {

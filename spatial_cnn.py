@@ -34,11 +34,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "crop": "multiscale", "crop_positions": 13,
         "test_samples": 25, "test_views": 10, "test_resize": "center", "test_starts": "tsn",
     },  # TSN's released code (Caffe), with the epochs that tsn-pytorch and mmaction share
-    "small": {
-        "arch": "resnet50", "size": 160, "crop": "multiscale", "flip": True, "train_from": "layer4",
-        "linear_start": True, "epochs": 10, "eval_every": 10000, "batch_size": 16, "lr": 5e-3, "schedule": "cosine",
-        "label_smoothing": 0.1, "weight_decay": 5e-4, "clip_grad": 5.0, "test_samples": 10, "test_views": 2,
-    },  # a linear head, then the last stage (Kumar et al. 2022): docs/small_data.md
+    "small": {**options.SMALL, "test_samples": 10},
 }  # fmt: skip
 
 

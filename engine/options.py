@@ -25,6 +25,11 @@ NOT_RESTORED = {
 }  # fmt: skip
 
 RECIPES = ("baseline", "tsn", "small")
+SMALL = {  # of both streams: a linear head, then the last stage (Kumar et al. 2022), docs/small_data.md
+    "arch": "resnet50", "size": 160, "crop": "multiscale", "flip": True, "train_from": "layer4", "linear_start": True,
+    "epochs": 10, "eval_every": 10000, "batch_size": 16, "lr": 5e-3, "schedule": "cosine", "label_smoothing": 0.1,
+    "weight_decay": 5e-4, "clip_grad": 5.0, "test_views": 2,
+}  # fmt: skip
 
 
 def stream_parser(stream: str, description: str) -> ArgumentParser:
