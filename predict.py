@@ -26,6 +26,7 @@ from typing import Any
 from common.commandline import ArgumentParser, bounded
 from data.flow import PLAIN_METHODS
 from data.videos import VideoError, find_videos, frame_rate, import_cv2
+from engine.owner import owned
 from engine.training import amp_dtype
 from recogniser.answers import Answer, as_json, as_line, as_table
 from recogniser.loading import load_streams
@@ -214,8 +215,17 @@ def show(video: str, answer: Answer, args: argparse.Namespace) -> None:
 # --- scores --------------------------------------------------------------------------------------------
 
 
-def score(answers: Mapping[Path, Answer], model: Recogniser, args: argparse.Namespace) -> None:
-    """Print and report the accuracy on the videos whose folders are named as classes, as fusion.py does.
+def labels_of(videos: Iterable[Path], names: Sequence[str]) -> dict[Path, int]:
+    """Return the labels of those videos whose folders are named as classes."""
+    labels = {name.casefold(): label for label, name in enumerate(names)}
+    folders = {video: video.absolute().parent.name.casefold() for video in videos}
+    return {video: labels[folder] for video, folder in folders.items() if folder in labels}
+
+
+def score(
+    answers: Mapping[Path, Answer], labels: Mapping[Path, int], model: Recogniser, args: argparse.Namespace
+) -> None:
+    """Print and report the accuracy on the videos that have labels, as fusion.py does.
 
     Each stream's predictions are written, too. A stream that a video is too short for gets the others' scores of it,
     so that the fused ones are those of the answer.
@@ -229,10 +239,8 @@ def score(answers: Mapping[Path, Answer], model: Recogniser, args: argparse.Name
     from saved.predictions import align, load_predictions, write_predictions
 
     names = model.names
-    labels = {name.casefold(): label for label, name in enumerate(names)}
-    folders = {video: video.absolute().parent.name.casefold() for video in answers}
-    known = {video: labels[folder] for video, folder in folders.items() if folder in labels}
-    if len(known) < 2:
+    known = {video: label for video, label in labels.items() if video in answers}
+    if not known:
         return
     streams = max((list(answers[video].logits) for video in known), key=len)
     keys = {video: f"{names[label]}/{printable(video.stem)}" for video, label in known.items()}
@@ -273,15 +281,27 @@ def main() -> int:
         found = [(one.path, one.name) for one in find_videos(path)] if path.is_dir() else [(path, path.name)]
         videos |= {video: Path(name).with_suffix(".mp4") for video, name in found}
     targets = choose_targets(args.save, videos) if args.save else {}
-    is_scored = any(Path(named).is_dir() for named in args.videos) and not args.sliding
-    if is_scored:
-        check_writable(args.report)
     here = ("videos", "camera", "json", "save", "report")
     model = load(**{name: value for name, value in vars(args).items() if name not in here})
     if args.camera is not None:
         with contextlib.suppress(KeyboardInterrupt):
             for seen in rolling(Camera(args.camera), model, args.sliding):
                 show(f"camera {args.camera}", seen, args)
+    labels = labels_of(videos, model.names)
+    if args.sliding or len(labels) < 2 or not any(Path(named).is_dir() for named in args.videos):
+        return answer_videos(args, model, videos, targets, {})
+    with owned(args.report, flag="--report"):
+        return answer_videos(args, model, videos, targets, labels)
+
+
+def answer_videos(
+    args: argparse.Namespace,
+    model: Recogniser,
+    videos: Mapping[Path, Path],
+    targets: Mapping[Path, Path],
+    labels: Mapping[Path, int],
+) -> int:
+    """Answer all videos, draw their films, and score those that have labels. Returns the exit code."""
     failed = 0
     scored: dict[Path, Answer] = {}
     for video, answers in answers_to(list(videos), model, args.sliding):
@@ -310,8 +330,8 @@ def main() -> int:
                 raise
             print(printable(f"error: {video}: {reason(error)}"), file=sys.stderr)
             failed += 1
-    if is_scored and scored:
-        score(scored, model, args)
+    if labels:
+        score(scored, labels, model, args)
     if failed:
         print(f"{failed} of {len(videos)} videos failed", file=sys.stderr)
     return 1 if failed else 0

@@ -22,6 +22,7 @@ from video_files import FRAMES, make_video
 import predict
 from data.videos import VideoError, read_frames
 from dataloader.names import UCF101_CLASSES
+from engine.owner import owned
 from engine.temporal_heads import LinearHead
 from recogniser import loading
 from recogniser.answers import Answer, softmax
@@ -353,3 +354,5 @@ def test_errors_are_plain(prepared, monkeypatch, tmp_path):
         with pytest.raises((InputError, VideoError), match=message.replace(".", r"\.")) as found:
             call(monkeypatch, *words)
         assert "\n" not in str(found.value)
+    with owned(tmp_path / "out"), pytest.raises(InputError, match="belongs to a run that still writes there"):
+        call(monkeypatch, prepared / "videos", *flags, "--report", tmp_path / "out")
