@@ -162,7 +162,8 @@ def find_classes(
     A class is the first folder under root, or under root's folders train and test. Videos whose names no list can hold
     are left out, with a warning. Raises InputError where the folders are no classes.
     """
-    paths = sorted(video.name for video in find_videos(root, skip=out) if csv_text(video.name) not in without)
+    found = sorted(video.name for video in find_videos(root, skip=out))
+    paths = [path for path in found if csv_text(path) not in without]
     sides = given_sides(paths)
     depth = 1 if sides else 0
     if left_out := {path.split("/")[0] for path in paths} - sides.keys() if sides else set():
@@ -178,6 +179,8 @@ def find_classes(
               f"rename what has {what}", file=sys.stderr)  # fmt: skip
         classes = {path: name for path, name in classes.items() if path not in set(bad)}
         names = set(classes.values())
+    if lost := {path.split("/")[depth] for path in found if path.count("/") > depth} - names:
+        print(f"warning: no video of {first_few(sorted(lost))} can be used: there is no such class", file=sys.stderr)
     if len(names) < 2:
         raise InputError(f"{root} has one class folder ({first_few(names)}), or none: give the folder above them")
     if len(set(map(str.casefold, names))) < len(names):

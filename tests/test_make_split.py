@@ -227,7 +227,10 @@ def test_names_that_no_list_can_hold_are_left_out_and_the_rest_goes_on(tmp_path,
     videos = make_videos(tmp_path / "videos", *good, *bad)
     with open(os.fsencode(videos) + b"/run/latin-\xe4.avi", "wb"):
         pass
-    said = split(videos, tmp_path / "lists")
+    make_videos(videos, "jog/gone.avi")
+    (tmp_path / "failed.csv").write_text("video,reason\njog/gone.avi,damaged\n")
+    said = split(videos, tmp_path / "lists", "--without", tmp_path / "failed.csv")
+    assert "no video of  run, , x, jog and 3 more can be used" in said
     assert "warning: 11 videos left out" in said and "\n  nb\u00a0sp, 3: 3 videos" in "\n" + said
     assert sides(tmp_path / "lists").keys() == set(good)
     make_videos(videos, "Run/x.avi")
