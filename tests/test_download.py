@@ -329,7 +329,7 @@ def test_an_entry_larger_than_it_declares_never_reaches_the_disk(unpack, tmp_pat
     assert contents(tmp_path / "out") == {}
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_BZIP2])
 def test_damage_in_an_entry_is_one_line(unpack, tmp_path, method):
     good = make_zip({"a/b.jpg": b"some text that repeats, " * 40}, tmp_path, method)
     size = zipfile.ZipFile(tmp_path / "made.zip").infolist()[0].compress_size
