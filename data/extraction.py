@@ -97,12 +97,9 @@ class Output:
         made = read_marker(self.root, video.folder)
         if not made or (made.settings, made.bytes) != (self.settings, video.size):
             return False
-        if not all(folder.is_dir() for folder in self.folders(video)):
-            return False
-        if made.mtime_ns in (None, video.mtime_ns):
-            return True
         with contextlib.suppress(OSError):
-            return made.sha256 == content_digest(video)
+            same = made.mtime_ns in (None, video.mtime_ns) or made.sha256 == content_digest(video)
+            return same and all(folder.is_dir() for folder in self.folders(video))
         return False
 
     def discard(self, video: VideoFile) -> None:
@@ -136,26 +133,22 @@ class Output:
 
         Shards may end at the same moment: each looks again after writing, so the last to write has seen all.
         """
-        known = {self._state(".failed", video) for video in videos}
         written = None
-        while (rows := self._failures(known)) != written:
+        while (rows := self._failures(videos)) != written:
             if rows:
-                with (
-                    atomic_path(self.root / "failed.csv") as path,
-                    open(path, "w", newline="", encoding="utf-8") as file,
-                ):
+                place = atomic_path(self.root / "failed.csv")
+                with place as path, open(path, "w", newline="", encoding="utf-8") as file:
                     csv.writer(file).writerows(map(csv_text, row) for row in [("video", "reason"), *rows])
             else:
                 (self.root / "failed.csv").unlink(missing_ok=True)
             written = rows
 
-    def _failures(self, known: set[Path]) -> list[tuple[str, str]]:
+    def _failures(self, videos: Sequence[VideoFile]) -> list[tuple[str, str]]:
         rows = []
-        for path in (self.root / ".failed").rglob("*.json"):
-            with contextlib.suppress(InputError):
-                if path in known:
-                    failure = read_json(path, Failure, "")
-                    rows.append((failure.video, failure.reason))
+        for path in (self._state(".failed", video) for video in videos):
+            with contextlib.suppress(InputError):  # most have none
+                failure = read_json(path, Failure, "")
+                rows.append((failure.video, failure.reason))
         return sorted(rows)
 
     def _write_state(self, kind: str, video: VideoFile, content: dict) -> None:
