@@ -342,7 +342,7 @@ def check(args: argparse.Namespace) -> None:
     streams, weights = len(args.pickles) or 2, args.weights or [1.0]
     if args.weights and len(weights) != streams:
         raise InputError(
-            f"--weights gives {plural(len(weights), 'number')} for {streams} streams; give one for each"
+            f"--weights gives {plural(len(weights), 'number')} for {plural(streams, 'stream')}; give one for each"
         )
     if not all(0 <= weight <= 1e6 for weight in weights) or not any(weights):
         raise InputError("--weights takes numbers from 0 up to 1e6, not all of them 0")
@@ -352,7 +352,7 @@ def check(args: argparse.Namespace) -> None:
         raise InputError("--learn finds the weights itself; leave out --weights and --normalize")
     if args.learn and len(args.learn) != streams:
         raise InputError(
-            f"--learn names {plural(len(args.learn), 'path')} for {streams} streams; give one for each"
+            f"--learn names {plural(len(args.learn), 'path')} for {plural(streams, 'stream')}; give one for each"
         )
     if args.splits and len(set(args.splits)) < len(args.splits):
         raise InputError("--splits names a split twice; name each once")
