@@ -121,6 +121,7 @@ def main() -> int:
     with run.training(training):  # which Ctrl-C and SIGTERM end in order
         if args.linear_start and training.epoch == training.batch == 0:
             run.say(start_from_linear_head(training, train, len(classes), run.stop_if_asked))
+            run.test_start(training)
         while training.epoch < args.epochs:
             training.set_lr()
             row = train_one_epoch(training, train, run.after_batch)

@@ -110,6 +110,16 @@ class Run:
         self.save(training, False)
         return test(training, self.data.select, lambda: self.stop_if_asked(training))
 
+    def test_start(self, training: Training) -> None:
+        """Test the linear head before it is fine-tuned: it stays model_best where no epoch is better than it.
+
+        This needs videos held out of training (--val-groups), as nothing is chosen by the test set.
+        """
+        if self.args.val_groups:
+            result = self.test(training)
+            self.save(training, training.take_test(result.accuracy["top1"], result.loss))
+            self.say(f"before the first epoch | val: {result}")
+
     def write_results(
         self, training: Training, row: dict[str, float], result: TestResult | None, is_best: bool
     ) -> None:
@@ -151,7 +161,8 @@ class Run:
             return
         training.tested_model.load_state_dict(best.tested_state)
         result = self._final_test(training, best.epoch, path.name)
-        self.say(f"model_best, of epoch {best.epoch} | test: {result}")
+        which = f"of epoch {best.epoch}" if best.epoch >= 0 else "the linear head, which no epoch made better"
+        self.say(f"model_best, {which} | test: {result}")
 
     def evaluate(self, training: Training) -> int:
         """Test on the test videos, write both prediction files, and say the result. Returns the exit code."""

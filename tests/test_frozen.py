@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, write_images
 
 from dataloader.clips import DataSettings, make_data
 from dataloader.frames import index_frames
@@ -172,3 +172,15 @@ def test_held_out_groups_and_the_motion_stream(tiny, run, tmp_path):
     assert said.count("| val:") == 2
     state = torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["state_dict"]
     assert state["conv1.weight"].shape[1] == 3  # a flow picture
+
+
+def test_the_linear_head_stays_where_fine_tuning_makes_it_no_better(run, tmp_path):
+    for name in ("Archery", "Hammering"):
+        for group in (1, 8, 9, 22, 23):
+            folder = tmp_path / "rgb" / f"v_{name}_g{group:02d}_c01"
+            write_images(folder, "frame", 5, (72, 64), "RGB", group + 50 * (name == "Archery"))
+    flags = ("spatial_cnn.py", "--rgb-dir", tmp_path / "rgb", *SMALL, "--recipe", "small", "--output", tmp_path / "out")
+    # steps of length zero leave the head what it is, and no epoch can be better
+    said = run(*flags, "--val-groups", 1, "--epochs", 1, "--lr", 1e-20, "--weight-decay", 0).stdout
+    assert said.count("| val:") == 2 and "model_best, the linear head, which no epoch made better | test:" in said
+    assert json.loads((tmp_path / "out/predictions.json").read_text())["checkpoint"]["epoch"] == -1
