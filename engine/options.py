@@ -195,6 +195,8 @@ def open_checkpoint(args: argparse.Namespace, *modalities: str) -> Checkpoint | 
     if "arch" in args.given and args.arch != checkpoint.arch:
         raise InputError(f"--arch {args.arch}: {args.resume} is a {checkpoint.arch}; leave --arch out")
     saved = dict(checkpoint.args)
+    if checkpoint.source != "two-stream" and args.schedule != "plateau":
+        saved.pop("lr", None)  # another project's, as its schedule left it: ours counts from the start
     if "recipe" in args.given and args.recipe != saved.get("recipe"):
         _scale_lr(args)
         args.given |= set(args.of_recipe)

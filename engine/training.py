@@ -97,6 +97,7 @@ class Training:
 
         A run that only tests, and not `trains`, takes the weights and the number of their epoch.
         """
+        checkpoint = checkpoint.in_order_of(class_names)
         problem = explain_mismatch(self.model, checkpoint.state_dict)
         if problem is None and checkpoint.class_names not in (None, class_names):
             its, ours = next((a, b) for a, b in zip(checkpoint.class_names, class_names, strict=True) if a != b)

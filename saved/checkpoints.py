@@ -6,8 +6,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from common.formats import Finite, Names, check
 from dataloader.preparation import Preparation, SavedPreparation
 from saved import foreign
 from saved.safe import SAFETENSORS_KEY, check_weights, load_checkpoint, safetensors_library
-from utils import InputError, atomic_path
+from utils import InputError, atomic_path, rank
 
 FORMAT, HEAD_FORMAT = "two-stream", "two-stream-head"  # what our own files say that they are
 
@@ -60,6 +60,24 @@ class Checkpoint:
     def tested_state(self) -> dict[str, Tensor]:
         """The weights that a test uses: the moving average, where the training kept one."""
         return (_average(self.raw, self.path) if self.source == FORMAT else None) or self.state_dict
+
+    def in_order_of(self, class_names: Sequence[str]) -> Checkpoint:
+        """Return the network with its classes in the order of `class_names`.
+
+        Only tsn-pytorch's networks of HMDB51 need that, with the official lists; TSN's own lists have its order.
+        """
+        names = list(class_names)
+        swapped = [name for pair in foreign.HMDB51_SWAPPED for name in pair]
+        if self.source != "tsn-pytorch" or len(names) != 51 or names != sorted(names) or not {*swapped} <= {*names}:
+            return self
+        rows = list(range(len(names)))
+        for pair in foreign.HMDB51_SWAPPED:
+            first, second = map(names.index, pair)
+            rows[first], rows[second] = second, first
+        if rank() == 0:
+            print(f"{self.path}: its classes are taken to be in TSN's order of HMDB51 ({', '.join(swapped)} swapped)")
+        fc = {name: self.state_dict[name][rows] for name in ("fc.weight", "fc.bias")}
+        return replace(self, state_dict=self.state_dict | fc)
 
 
 def write_checkpoint(state: Mapping[str, Any], *paths: str | os.PathLike, **header: Any) -> None:

@@ -272,3 +272,22 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path):
     assert "is (64, 3, 7, 7), not (64, 20, 7, 7)" in explain_mismatch(build_model("resnet18", 20, 7), state)
     deeper = explain_mismatch(build_model("resnet34", 3, CLASSES), state)
     assert "tensors missing, such as layer" in deeper and len(deeper) < 300
+
+
+def test_hmdb51s_classes_in_tsns_order(tmp_path, capsys):
+    """TSN's class_list has kick_ball, kick and sword_exercise, sword; the official lists' names are sorted."""
+    official = sorted([*(f"class_{i:02d}" for i in range(47)), "kick", "kick_ball", "sword", "sword_exercise"])
+    tsns = [f"class_{i:02d}" for i in range(47)] + ["kick_ball", "kick", "sword_exercise", "sword"]
+    net = TSN(3)
+    net.new_fc = nn.Linear(512, 51)
+    torch.save({"state_dict": net.state_dict(), "epoch": 1}, tmp_path / "hmdb51")
+    checkpoint = read_checkpoint(tmp_path / "hmdb51")
+    ours = checkpoint.in_order_of(official).tested_state
+    assert "TSN's order of HMDB51" in capsys.readouterr().out
+    for row, name in enumerate(official):
+        for part in ("weight", "bias"):
+            torch.testing.assert_close(ours[f"fc.{part}"][row], net.state_dict()[f"new_fc.{part}"][tsns.index(name)])
+    assert checkpoint.in_order_of(tsns) is checkpoint  # TSN's own lists
+    other = read_checkpoint(tmp_path / "hmdb51")
+    other.source = "two-stream-pytorch"
+    assert other.in_order_of(official) is other and not capsys.readouterr().out

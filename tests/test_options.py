@@ -216,6 +216,19 @@ def test_flow_is_normalised_as_given_and_keeps_its_stack():
         options.choose_preparation(flags("--stack-length", 5, stream="motion"), checkpoint, old)
 
 
+def test_another_projects_rate_is_what_its_plateau_had_come_to_and_no_schedules(tmp_path):
+    model = build_model("resnet18", 3, 4)
+    group = {"lr": 1e-5, "momentum": 0.9, "weight_decay": 5e-4, "params": []}
+    names = [f"module.base_model.{name}".replace("base_model.fc", "new_fc") for name in model.state_dict()]
+    state = dict(zip(names, model.state_dict().values(), strict=True))
+    content = {"epoch": 45, "arch": "resnet18", "state_dict": state, "best_prec1": 50.0,
+               "optimizer": {"state": {}, "param_groups": [group]}}  # fmt: skip
+    torch.save(content, tmp_path / "tsn.pth.tar")
+    assert go_on(tmp_path / "tsn.pth.tar")[1].optimizer.param_groups[1]["lr"] == pytest.approx(1e-5)
+    training = go_on(tmp_path / "tsn.pth.tar", "--recipe", "tsn")[1]
+    assert training.epoch == 45 and training.optimizer.param_groups[1]["lr"] == pytest.approx(1e-4)  # 30 <= 45 < 60
+
+
 def test_the_small_recipes_rate_follows_the_batch_and_says_so(capsys):
     def rate(*words):
         args = flags("--recipe", "small", *words)
