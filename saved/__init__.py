@@ -1,1 +1,1 @@
-"""What is kept on disk: checkpoints, predictions, records, and the reader that runs nothing it reads."""
+"""Files kept on disk: checkpoints, predictions, records, and a reader that never executes their content."""

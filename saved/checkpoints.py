@@ -1,4 +1,4 @@
-"""Checkpoints: ours are written and read here; those of other projects are told apart in saved/foreign.py."""
+"""Write and read this project's checkpoints; saved/foreign.py recognises those of other projects."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from saved import foreign
 from saved.safe import SAFETENSORS_KEY, check_weights, load_checkpoint, safetensors_library
 from utils import InputError, atomic_path, rank
 
-FORMAT, HEAD_FORMAT = "two-stream", "two-stream-head"  # what our own files say that they are
+FORMAT, HEAD_FORMAT = "two-stream", "two-stream-head"  # the "format" field of our own files
 
 
 class Header(BaseModel):
-    """What a checkpoint of ours holds at least; that of a training holds Training.state_dict, too."""
+    """The fields that every checkpoint of ours has; one saved in training also holds Training.state_dict."""
 
     arch: str
     class_names: Names
@@ -41,7 +41,7 @@ HELD = tuple(Header.model_fields)
 
 @dataclass
 class Checkpoint:
-    """A network, and what its file says of its training and its input."""
+    """A network, with what its file records about its training and its input."""
 
     path: Path
     source: str  # "two-stream" (ours), "original", "two-stream-pytorch", "tsn-pytorch" or "torchvision"
@@ -49,22 +49,22 @@ class Checkpoint:
     arch: str
     num_classes: int
     in_channels: int
-    preparation: dict[str, Any]  # of dataloader.preparation.Preparation
-    args: dict[str, Any]  # flags that it was trained or, by its authors, tested with
-    epoch: int  # the last one finished, counted from 0; -1 for none or unknown
+    preparation: dict[str, Any]  # the fields of dataloader.preparation.Preparation
+    args: dict[str, Any]  # the flags used in training or, for other projects, in the authors' evaluation
+    epoch: int  # the last finished epoch, counted from 0; -1 for none or unknown
     best_prec1: float  # top-1 in per cent; 0 for none or unknown
-    class_names: list[str] | None  # in label order; only ours says
+    class_names: list[str] | None  # in label order; None for other projects' files, which don't store them
     raw: dict[str, Any]  # everything in the file
 
     @property
     def tested_state(self) -> dict[str, Tensor]:
-        """The weights that a test uses: the moving average, where the training kept one."""
+        """The weights used in evaluation: the moving average if training kept one, else the model's weights."""
         return (_average(self.raw, self.path) if self.source == FORMAT else None) or self.state_dict
 
     def in_order_of(self, class_names: Sequence[str]) -> Checkpoint:
         """Return the network with its classes in the order of `class_names`.
 
-        Only tsn-pytorch's networks of HMDB51 need that, with the official lists; TSN's own lists have its order.
+        Only tsn-pytorch's HMDB51 networks need this, with the official lists; TSN's own lists match them.
         """
         names = list(class_names)
         swapped = [name for pair in foreign.HMDB51_SWAPPED for name in pair]
@@ -81,17 +81,17 @@ class Checkpoint:
 
 
 def write_checkpoint(state: Mapping[str, Any], *paths: str | os.PathLike, **header: Any) -> None:
-    """Write a network to each path: `state`, engine.training.Training.state_dict with its weights, and what it is.
+    """Write a checkpoint to each path: `header` and `state` (engine.training.Training.state_dict, with weights).
 
-    `header` is arch, class_names, dataset, split, preparation (Preparation.as_dict's) and args, the flags that it was
-    trained with, as plain values.
+    `header` is arch, class_names, dataset, split, preparation (from Preparation.as_dict) and args, the training
+    flags as plain values.
     """
     save_tensors({"format": FORMAT, **header, "class_names": list(header["class_names"]), **state}, *paths)
 
 
 def save_tensors(content: Mapping[str, Any], *paths: str | os.PathLike) -> None:
-    """Write tensors and plain containers to each path in turn, as torch's weights-only loader reads them."""
-    buffer = io.BytesIO()  # a full disk then fails in one plain write, not inside torch's zip writer
+    """Write tensors and plain containers to each path in turn; torch's weights-only loader can read them."""
+    buffer = io.BytesIO()  # so that a full disk fails in one plain write, not inside torch's zip writer
     torch.save(dict(content), buffer)
     for path in paths:
         with atomic_path(path) as temporary:
@@ -101,8 +101,8 @@ def save_tensors(content: Mapping[str, Any], *paths: str | os.PathLike) -> None:
 def write_safetensors(path: str | os.PathLike, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Write a state_dict as .safetensors, with `about` (HELD) as JSON in the file's own metadata.
 
-    One file, which nothing can part from its description. Pass `checkpoint.tested_state` for the weights that a test
-    uses.
+    A single file keeps the weights and their description together. Pass `checkpoint.tested_state` for the
+    weights that evaluation uses.
     """
     save = safetensors_library().torch.save
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
@@ -112,7 +112,7 @@ def write_safetensors(path: str | os.PathLike, state: Mapping[str, Any], about: 
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the names and bytes of a state_dict's tensors: which weights made a prediction."""
+    """SHA-256 of the names and bytes of a state_dict's tensors, to identify the weights behind a prediction."""
     digest = hashlib.sha256()
     for name, tensor in state.items():
         digest.update(name.encode())
@@ -123,9 +123,9 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
 def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str = "original") -> Checkpoint:
     """Read the checkpoint of any project that saved/foreign.py knows, or a bare state_dict.
 
-    `modalities` ("rgb", "flow", "rgbdiff", "greydiff") are what the network may take; none given: any. `flow_order`
-    names the revision of the original that stacked the flow (foreign.FLOW_ORDERS); other files do not need it.
-    Raises InputError, one line, if the file can't be read, holds no ResNet or one for another modality.
+    `modalities` ("rgb", "flow", "rgbdiff", "greydiff") are the accepted inputs; by default, all are accepted.
+    `flow_order` names the revision of the original that stacked the flow (foreign.FLOW_ORDERS); other files do not
+    need it. Raises a one-line InputError if the file is unreadable, holds no ResNet or one for another modality.
     """
     content = load_checkpoint(path)
     if content.get("format") == HEAD_FORMAT:
@@ -151,9 +151,9 @@ def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str =
 
 
 def read_state_dict(path: str | os.PathLike, flow_order: str = "original") -> dict[str, Tensor]:
-    """The weights of any project's checkpoint, in torchvision's names and float32, to start a training from.
+    """Return the weights of any project's checkpoint in torchvision's names and float32, to start training from.
 
-    Of a training of ours that kept a moving average it is the average, which its tests used. `flow_order`: as in
+    If a checkpoint of ours holds a moving average, return that: its evaluation used it. `flow_order` is as in
     `read_checkpoint`.
     """
     content = load_checkpoint(path)
@@ -164,7 +164,7 @@ def read_state_dict(path: str | os.PathLike, flow_order: str = "original") -> di
 
 
 def _average(content: dict, path: str | os.PathLike) -> dict[str, Tensor] | None:
-    """The moving average in a checkpoint of ours, in torchvision's names; None where the training kept none."""
+    """The moving average in a checkpoint of ours, in torchvision's names; None if training kept none."""
     average = content.get("ema")
     if average is None:
         return None

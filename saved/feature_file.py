@@ -1,13 +1,13 @@
-"""Pooled features of a split's videos: one .npz for each stream, which heads.py reads.
+"""Pooled features of a split's videos: one .npz per stream, read by heads.py.
 
   videos    (V,) str, the videos' keys; training videos first, each subset in the order of its list
   labels    (V,) int64, indices into class_names
   subset    (V,) str, "train" or "test"
-  groups    (V,) str, the recording or person that a video is of, Video.group; its own name where none is known
+  groups    (V,) str, the recording or person that a video shows (Video.group); its own name if unknown
   features  (V, samples, F) float16, averaged over views; samples in time order
   about     () str, JSON: format, stream, dataset, split, class_names, preparation, samples, views, frames; pooling,
-            such as layer4.mean, which is what the last layer sees (pre-logits of timm's networks); network: arch, where
-            its weights are, and their SHA-256 without fc
+            such as layer4.mean, the input of the last layer (pre-logits for timm's networks); network: arch,
+            where its weights are, and their SHA-256 without fc
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ARRAYS = ("videos", "labels", "subset", "groups", "features")
 
 @dataclass(frozen=True)
 class Features:
-    """What one such file holds."""
+    """The content of a features file."""
 
     path: Path
     videos: list[str]
@@ -45,12 +45,12 @@ class Features:
     about: dict[str, Any]
 
     def rows(self, subset: str) -> np.ndarray:
-        """Where the videos of a subset stand: (n,) indices."""
+        """Row indices of a subset's videos, (n,)."""
         return np.flatnonzero(self.subset == subset)
 
 
 def check_target(path: Path) -> None:
-    """Raise InputError where no features can be written: before the hour that they take."""
+    """Raise InputError if features can't be written to `path`, before an hour is spent on computing them."""
     if path.is_dir():
         raise InputError(f"--features {path} is a folder; name a file in it, such as out.npz")
     check_writable(path.parent)
@@ -65,9 +65,9 @@ def write_features(
     about: dict[str, Any],
     groups: Sequence[str] = (),
 ) -> None:
-    """Write the file, atomically. `values` may be a memory map: it is copied through in parts.
+    """Write the file atomically. `values` may be a memory map; it is copied in parts.
 
-    Without `groups`, each video is by itself.
+    Without `groups`, each video is a group of its own.
     """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(
@@ -78,7 +78,7 @@ def write_features(
 
 
 class Network(BaseModel):
-    """The network that gave the features; its weights are those of `checkpoint`, or the name `weights`."""
+    """The network that computed the features, with weights from the file `checkpoint` or those named `weights`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -91,7 +91,7 @@ class Network(BaseModel):
 
 
 class FeaturesAbout(BaseModel):
-    """`about` of a features file."""
+    """The `about` entry of a features file."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -109,7 +109,7 @@ class FeaturesAbout(BaseModel):
 
 
 def read_about(path: str | Path) -> dict[str, Any] | None:
-    """What a features file says of itself, without reading its features; None where there is none that can be read."""
+    """Read the `about` entry of a features file without its features; None if it can't be read."""
     try:
         content = load_arrays(path, only="about")
         return _about(path, content["about"]) if isinstance(content, dict) and "about" in content else None
@@ -124,7 +124,7 @@ def _about(path: str | Path, text: Any) -> dict[str, Any]:
 
 
 def read_features(path: str | Path) -> Features:
-    """Read a features file. Raises InputError for one that is missing, damaged, or not of this kind."""
+    """Read a features file. Raises InputError if it is missing, damaged or another kind of file."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no features at {path}; extract them: spatial_cnn.py or motion_cnn.py --features {path}")

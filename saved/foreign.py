@@ -1,7 +1,7 @@
-"""Other projects' checkpoints: who wrote one, its weights in torchvision's names, its preparation and test protocol.
+"""Other projects' checkpoints: source, weights in torchvision's names, preparation and evaluation protocol.
 
-Projects are told apart by the names of their layers, never by the file's name. Preparations, test protocols and
-the counting of epochs are those of the projects' own code:
+Layer names identify the project; the file's name is never used. Preparations, evaluation protocols and epoch
+numbering follow the projects' own code:
 - the original: github.com/jeffreyyihuang/two-stream-action-recognition, spatial_cnn.py and motion_cnn.py
 - two-stream-pytorch: github.com/bryanyzhu/two-stream-pytorch, main_single_gpu.py, scripts/eval_ucf101_pytorch
 - tsn-pytorch: github.com/yjxiong/tsn-pytorch, main.py, models.py, test_models.py
@@ -21,18 +21,18 @@ from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from saved.safe import check_weights, show
 from utils import InputError, plural
 
-# What a project called parts of torchvision's ResNet, by source; the first name found in a file tells the source.
+# Each project's names for parts of torchvision's ResNet. The first one found in a file identifies the source.
 NAMES = {
     "original": {"conv1_custom.": "conv1.", "fc_custom.": "fc."},
     "two-stream-pytorch": {"fc_action.": "fc."},
     "tsn-pytorch": {"base_model.": "", "new_fc.": "fc."},
 }
-# The clips per video, views and their starts with which the authors tested.
+# The authors' evaluation protocols: clips per video, views, and where the clips start.
 PROTOCOLS = {"original": (19, 1, "original"), "two-stream-pytorch": (25, 10, "spread"), "tsn-pytorch": (25, 10, "tsn")}
-# By how many channels conv1 of the original's motion network is rolled into our order [f0..f9]. Its loader put
-# frame j in place j - 1, in older revisions in place j - 5, in the oldest in place j.
+# The number of channels by which conv1 of the original's motion network is rolled to get our order [f0..f9].
+# The original's loader put frame j at position j - 1, older revisions at j - 5, and the oldest at j.
 FLOW_ORDERS = {"original": 2, "older": 10, "oldest": 0}
-# TSN's class_list of HMDB51 has these pairs of classes the other way round; the official lists are sorted.
+# TSN's class_list for HMDB51 swaps the classes of each of these pairs; the official lists are sorted.
 HMDB51_SWAPPED = (("kick", "kick_ball"), ("sword", "sword_exercise"))
 # (blocks per layer, width and width per group of the first 3x3 convolution, bottleneck) -> torchvision's name
 ARCHITECTURES = {
@@ -50,11 +50,11 @@ ARCHITECTURES = {
 
 
 def find_weights(content: dict, path: str | os.PathLike) -> dict[str, Tensor]:
-    """The state_dict in a file's content, ours or another's: finite, float32, under the names that it has there."""
+    """Return the state_dict in a file, ours or another project's: finite, float32, with the file's own names."""
     state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
     if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise InputError(f"{path} holds no weights: instead of a state_dict it has {_list(state)}")
-    while all(name.startswith("module.") for name in state):  # torch.nn.DataParallel's
+    while all(name.startswith("module.") for name in state):  # added by torch.nn.DataParallel
         state = {name.removeprefix("module."): value for name, value in state.items()}
     weights = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     check_weights(weights, path)
@@ -62,7 +62,7 @@ def find_weights(content: dict, path: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def rename(state: Mapping[str, Tensor], flow_order: str) -> tuple[str, dict[str, Tensor]]:
-    """Who wrote these weights, and they in torchvision's names and our channel order."""
+    """Return the project that wrote `state`, and its weights in torchvision's names and our channel order."""
     known = (source for source, names in NAMES.items() if any(name.startswith(tuple(names)) for name in state))
     source = next(known, "torchvision")
     weights: dict[str, Tensor] = {}
@@ -83,7 +83,7 @@ def rename(state: Mapping[str, Tensor], flow_order: str) -> tuple[str, dict[str,
 def describe(
     content: dict, state: Mapping[str, Tensor], path: str | os.PathLike, flow_order: str
 ) -> dict[str, Any]:
-    """The fields of a saved.checkpoints.Checkpoint that another project's file gives."""
+    """Return the fields of a saved.checkpoints.Checkpoint that can be read from another project's file."""
     source, weights = rename(state, flow_order)
     arch = guess_arch(weights)
     if arch is None:
@@ -95,7 +95,7 @@ def describe(
             f"{path} is a network for {plural(channels, 'input channel')}: neither RGB nor pairs of flow"
         )
     protocol = zip(("test_samples", "test_views", "test_starts"), PROTOCOLS.get(source, ()), strict=False)
-    finished = _number(content, "epoch")  # only the original saved its number, the others the next one's
+    finished = _number(content, "epoch")  # the original saved this epoch's number, the others the next one's
     return {
         "source": source, "state_dict": weights, "arch": arch, "num_classes": weights["fc.weight"].shape[0],
         "in_channels": channels, "preparation": preparation.as_dict(), "args": dict(protocol) | _learning_rate(content),
@@ -105,7 +105,7 @@ def describe(
 
 
 def guess_arch(state: Mapping[str, Tensor]) -> str | None:
-    """torchvision's name of the ResNet that has these weights; None if it is none of ARCHITECTURES."""
+    """torchvision's name for the ResNet with these weights; None if it is not in ARCHITECTURES."""
     needed = {"conv1.weight": 4, "fc.weight": 2, "layer1.0.conv1.weight": 4, "layer1.0.conv2.weight": 4}
     if any(name not in state or state[name].ndim != ndim for name, ndim in needed.items()):
         return None
@@ -116,11 +116,11 @@ def guess_arch(state: Mapping[str, Tensor]) -> str | None:
 
 
 def _preparation(source: str, in_channels: int) -> Preparation:
-    """How `source` prepared the input of a network with this many input channels."""
+    """The preparation that `source` used for a network with this many input channels."""
     if in_channels == 3:
         resize = "squash" if source == "original" else "center"
         return Preparation("rgb", 224, resize, IMAGENET_MEAN, IMAGENET_STD)
-    if in_channels == 15 and source == "tsn-pytorch":  # differences of six frames, which main.py doesn't normalise
+    if in_channels == 15 and source == "tsn-pytorch":  # differences of six frames, not normalised by main.py
         return Preparation("rgbdiff", 224, "center", (0.0,) * 3, (1.0,) * 3, 5)
     if source in ("two-stream-pytorch", "tsn-pytorch"):
         return Preparation("flow", 224, "center", (0.5,), (0.226,), in_channels // 2, "tvl1", 20.0)
@@ -128,7 +128,7 @@ def _preparation(source: str, in_channels: int) -> Preparation:
 
 
 def _learning_rate(content: dict) -> dict[str, float]:
-    """The flags that its optimizer's state tells: the rate that the training had come down to, and its like."""
+    """The flags found in the optimizer's state: the last learning rate (after decay) and the weight decay."""
     optimizer = content.get("optimizer")
     groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
     group = groups[0] if isinstance(groups, list) and groups and isinstance(groups[0], dict) else {}
@@ -137,7 +137,7 @@ def _learning_rate(content: dict) -> dict[str, float]:
 
 
 def _number(content: dict, name: str) -> float | None:
-    """A number, or a tensor or array of one; None for anything else and for NaN."""
+    """A number, or the only element of a tensor or array; None for anything else and for NaN or infinity."""
     try:
         value = float(content[name])
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):

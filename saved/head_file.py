@@ -1,4 +1,4 @@
-"""Heads on features, with the networks that make them: one file, written by heads.py and read by predict.py."""
+"""A head and the networks that compute its features in one file: heads.py writes it, predict.py reads it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from saved.safe import check_weights, load_checkpoint
 
 
 class HeadInput(BaseModel):
-    """A network whose features a head takes."""
+    """A network whose features are a head's input."""
 
     arch: str
     preparation: SavedPreparation
@@ -32,14 +32,14 @@ class HeadInput(BaseModel):
 
 
 class HeadAbout(BaseModel):
-    """Which head it is."""
+    """The head's kind and stream."""
 
     kind: str
     stream: Literal["spatial", "motion", "both"]
 
 
 class HeadContent(BaseModel):
-    """The file of a head."""
+    """The content of a head file, as stored."""
 
     class_names: Names
     inputs: Annotated[dict[str, HeadInput], Field(min_length=1)]
@@ -49,16 +49,16 @@ class HeadContent(BaseModel):
 
 @dataclass(frozen=True)
 class HeadFile:
-    """What the file of a head holds."""
+    """A head file, read and checked."""
 
     path: Path
     kind: str
-    stream: str  # spatial | motion | both: which it answers for
-    state_dict: dict[str, Tensor]  # of the head
+    stream: str  # spatial | motion | both: the streams that it uses
+    state_dict: dict[str, Tensor]  # the head's own weights
     class_names: list[str]
-    inputs: dict[str, Checkpoint]  # the networks of its features, in the order in which these are joined
+    inputs: dict[str, Checkpoint]  # the networks that compute its features, in the order of concatenation
     pooling: dict[str, Sequence[str]]
-    features: int  # that it takes: those of all inputs joined
+    features: int  # the head's input width: the features of all inputs, concatenated
 
 
 def write_head(
@@ -68,10 +68,10 @@ def write_head(
     inputs: Mapping[str, Features],
     trunks: Mapping[str, Mapping[str, Tensor]],
 ) -> str:
-    """Write a head, its `state` and what `head` says of it (kind, stream, choice), and its networks.
+    """Write a head: its weights `state`, its description `head` (kind, stream, choice), and its networks.
 
-    `inputs` are its features, and `trunks` the state_dicts of the networks that gave them, by the same names; their
-    last layers are left out. Returns the hash of `state`.
+    `inputs` are its features. `trunks` are the state_dicts of the networks that computed them, under the same
+    names; their last layers are left out. Returns the hash of `state`.
     """
     first = next(iter(inputs.values())).about
     parts = {
@@ -91,7 +91,7 @@ def write_head(
 
 
 def read_head(path: str | os.PathLike) -> HeadFile | None:
-    """The head in a file; None where it is a checkpoint of another kind. Raises InputError where it is unreadable."""
+    """Read the head in a file; None for another kind of checkpoint. Raises InputError for an unreadable file."""
     raw = load_checkpoint(path)
     if raw.get("format") != HEAD_FORMAT:
         return None
@@ -100,9 +100,9 @@ def read_head(path: str | os.PathLike) -> HeadFile | None:
         check_weights(state, path)
     names, inputs = content.class_names, {}
     for name, part in content.inputs.items():
-        norm = part.state_dict.get("layer4.0.downsample.1.weight")  # None of timm's, whose features are pre-logits
+        norm = part.state_dict.get("layer4.0.downsample.1.weight")  # None for timm: pre-logits
         features = part.features if norm is None else norm.shape[0]
-        # a last layer that nothing looks at
+        # The last layer is a placeholder; its output is never used.
         state = {**part.state_dict, "fc.weight": torch.zeros(len(names), features), "fc.bias": torch.zeros(len(names))}
         args = {"test_samples": part.samples, "test_views": part.views}
         preparation = raw["inputs"][name]["preparation"]
