@@ -1,1 +1,1 @@
-"""Training and testing a stream: its flags, its state, an epoch of it, and the run that they make."""
+"""Training and evaluation of one stream: its flags, its state, one epoch of steps, and the whole run."""

@@ -1,4 +1,4 @@
-"""TensorBoard's curves of a training (--tensorboard)."""
+"""TensorBoard curves of a training run (--tensorboard)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from utils import InputError
 
 
 class Board:
-    """What the records hold, epoch by epoch, for TensorBoard.
+    """Write each epoch's record values to TensorBoard.
 
-    The CSVs stay the record: a full disk ends the board, not the training.
+    The CSV files remain the record. If the disk is full, only the board stops, and training goes on.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises InputError where the package tensorboard is missing. Nothing is written before `open`."""
+        """Raise InputError if the package tensorboard is missing. `open` is the first to write anything."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -27,12 +27,12 @@ class Board:
         self.writer: Any = None
 
     def open(self, epoch: int) -> None:
-        """Begin at this epoch; points that are to be done again are hidden."""
+        """Start at this epoch. Points of epochs that will be trained again are hidden."""
         with self._safely():
             self.writer = self._make(str(self.folder), purge_step=epoch)
 
     def add(self, phase: str, row: Mapping[str, float], epoch: int) -> None:
-        """One point in each of a record's curves."""
+        """Add one point to each curve of a record."""
         with self._safely():
             if self.writer is not None:
                 for name, value in row.items():

@@ -1,7 +1,7 @@
-"""Fit a head on training videos alone, and choose what it needs choosing by videos held out of them.
+"""Fit a head on the training videos only, and choose its hyperparameters on held-out folds of them.
 
-Each choice is made by the cross-entropy of out-of-fold logits: those that each training video gets from a head that
-was fitted without its fold. They are also what weights of a fusion may be learned from.
+Each choice minimises the cross-entropy of out-of-fold logits: the logits that each training video gets from a
+head fitted without that video's fold. Fusion weights may be learned from the same logits.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from common.accuracy import cross_entropy
 from engine.temporal_heads import TEMPORAL, predict_temporal, train_temporal
 from utils import InputError
 
-# C of logistic regression, on z-scores of mean square length 1
+# Values of C for logistic regression. They assume z-scores with a mean square length of 1.
 STRENGTHS = tuple((10.0 ** np.arange(-1, 5.01, 0.5)).tolist())
-ABSENT = 20.0  # how far below all others the logit of a class without a training video is
+ABSENT = 20.0  # a class without training videos gets a logit this far below all others
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A head fitted on all training videos, and what its folds said."""
+    """A head fitted on all training videos, with its cross-validation results."""
 
-    logits: np.ndarray  # (V, samples or 1, classes) float32 of all videos, training videos included
+    logits: np.ndarray  # (V, samples or 1, classes) float32; all videos, including training videos
     held_out: np.ndarray  # (training videos, classes) float32, out of fold
-    choice: dict[str, Any]  # what was chosen, and how
-    state: dict[str, torch.Tensor]  # the head's weights; of a linear head fc.weight and fc.bias
+    choice: dict[str, Any]  # the hyperparameters, and how they were chosen
+    state: dict[str, torch.Tensor]  # the head's weights; a linear head has fc.weight and fc.bias
 
 
 def make_folds(labels: np.ndarray, groups: np.ndarray, number: int, seed: int) -> tuple[list[np.ndarray], str]:
-    """Stratified folds that keep groups together: (each fold's held-out indices, how they were made).
+    """Make stratified folds that keep groups together; return (held-out indices of each fold, a description).
 
-    There are fewer than `number` where the classes have fewer groups. A class of one group is held out once, by heads
-    that never saw it, which is honest and no help.
+    There are fewer than `number` folds if most classes have fewer groups. A class with a single group is held
+    out once, and the heads that score it never saw that class. That is honest but uninformative. Raises
+    InputError if there is only one class, or if most classes have a single video or group.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -51,16 +52,16 @@ def make_folds(labels: np.ndarray, groups: np.ndarray, number: int, seed: int) -
     alone = len(np.unique(groups)) == len(groups)
     kind = StratifiedKFold if alone else StratifiedGroupKFold
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer videos than folds
+        warnings.simplefilter("ignore", UserWarning)  # some classes have fewer videos than there are folds
         splits = kind(number, shuffle=True, random_state=seed).split(labels, labels, groups)
         folds = [held for _, held in splits if len(held)]
     return folds, f"{len(folds)} folds by {'video' if alone else 'group'}"
 
 
 def out_of_fold(folds: Sequence[np.ndarray], fit: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-    """Run `fit(rows to train on, rows held out)` for each fold, and put what it says of the held-out rows in order.
+    """Run `fit(training rows, held-out rows)` for each fold; return all predictions in row order, float32.
 
-    What it returns is (..., held out, classes), and in order float32.
+    `fit` returns an array (..., held out, classes).
     """
     order = np.concatenate(folds)
     found = [fit(np.setdiff1d(order, held), held).astype(np.float32) for held in folds]
@@ -73,10 +74,10 @@ def out_of_fold(folds: Sequence[np.ndarray], fit: Callable[[np.ndarray, np.ndarr
 def fit_linear(
     values: np.ndarray, train: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: int, folds: int, seed: int
 ) -> Fit:
-    """Logistic regression on each video's mean feature, its strength C chosen by cross-validation.
+    """Fit logistic regression on each video's mean feature, with the strength C chosen by cross-validation.
 
-    values (V, samples, F); labels and groups (V,); train (n,) indices. Logits are of each sample's own features, so
-    that their mean is the video's; as a network's last layer it takes the features as they are.
+    values (V, samples, F); labels and groups (V,); train (n,) indices. The logits are per sample; their
+    mean is the video's. The weights apply to unscaled features, so they can serve as a network's last layer.
     """
     means = video_means(values)[train]  # (n, F)
     chosen, how = make_folds(labels[train], groups[train], folds, seed)
@@ -100,9 +101,10 @@ def fit_linear(
 
 
 def fit_first_or_all(first: int, values: np.ndarray, *rest: Any) -> Fit:
-    """`fit_linear` on the first so many features or on all, whichever has less cross-entropy on held-out videos.
+    """Run `fit_linear` on the first `first` features and on all; return the fit that does better held-out.
 
-    Few videos are often told apart best by a network's middle stage alone: docs/small_data.md.
+    Better means a lower cross-entropy. Few videos are often told apart best by a middle stage alone:
+    docs/small_data.md.
     """
     part, whole = fit_linear(values[..., :first], *rest), fit_linear(values, *rest)
     if min(whole.choice["tried"].values()) <= min(part.choice["tried"].values()):
@@ -113,28 +115,30 @@ def fit_first_or_all(first: int, values: np.ndarray, *rest: Any) -> Fit:
 
 
 def video_means(values: np.ndarray) -> np.ndarray:
-    """The mean over samples: (n, samples, F) float16 -> (n, F) float64."""
+    """Average over samples: (n, samples, F) float16 -> (n, F) float64."""
     return np.stack([row.mean(0, dtype=np.float64) for row in values])
 
 
 def logistic_path(
     x: np.ndarray, y: np.ndarray, classes: int, strengths: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logistic regression at each C, from weak to strong: weights (C, classes, F) and biases (C, classes) for x itself.
+    """Fit logistic regression at each C, from strong to weak regularisation.
 
-    Each feature of x (n, F) is centred and divided by its standard deviation, and all by one number, so that the mean
-    square length is 1. With fewer videos than features x is rotated to its n principal axes. The optimum stays the
-    same, because the penalty is round, and each step costs n instead of F. All classes have equal weight,
-    however many videos they have: mean-class accuracy gains 1.5 points where they differ (docs/results.md).
+    Returns weights (C, classes, F) and biases (C, classes) that apply to unscaled x. Each feature of x (n, F)
+    is centred and divided by its standard deviation; one common factor then makes the mean square length 1.
+    With fewer videos than features, x is rotated to its n principal axes. The L2 penalty is invariant to
+    rotation, so the optimum stays the same and each step costs n instead of F. All classes get equal weight:
+    where their numbers of videos differ, mean-class accuracy gains 1.5 points (docs/results.md).
     """
     from sklearn.linear_model import LogisticRegression
 
     centre = x.mean(0)
     spread = x.std(0)
-    moving = spread > 1e-6 * spread.max()  # the others say nothing
+    moving = spread > 1e-6 * spread.max()  # constant features carry no information
     scale = np.where(moving, 1 / np.where(moving, spread, 1), 0) / np.sqrt(max(1, moving.sum()))
     moved = (x - centre) * scale
-    if len(x) < x.shape[1]:  # the eigenvectors of the Gram matrix: a tenth of the time that svd(moved) takes
+    # The eigenvectors of the Gram matrix take a tenth of the time of svd(moved).
+    if len(x) < x.shape[1]:
         values, vectors = np.linalg.eigh(moved @ moved.T)
         kept = values > 1e-12 * values[-1]
         roots = np.sqrt(values[kept])
@@ -147,10 +151,11 @@ def logistic_path(
     biases = np.zeros((len(strengths), classes))
     for place, strength in enumerate(strengths):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of no convergence, at strengths that the folds do not choose
+            # Strengths that the folds do not choose may not converge.
+            warnings.simplefilter("ignore")
             model.set_params(C=strength).fit(turned, y)
         coefficients, intercepts = model.coef_ if turn is None else model.coef_ @ turn, model.intercept_
-        if len(present) == 2:  # one row: the log odds
+        if len(present) == 2:  # scikit-learn returns one row: the log odds
             coefficients = np.concatenate((-coefficients, coefficients)) / 2
             intercepts = np.concatenate((-intercepts, intercepts)) / 2
         weights[place, present] = coefficients * scale
@@ -166,9 +171,10 @@ def fit_temporal(
     kind: str, streams: Sequence[np.ndarray], train: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: int,
     folds: int, seed: int, device: torch.device, tick: Callable[[], Any] = lambda: None,
 ) -> Fit:  # fmt: skip
-    """TS-LSTM or Temporal-Inception on the features of one or two streams, joined; its epochs chosen on the folds.
+    """Fit TS-LSTM or Temporal-Inception on the joined features of one or two streams.
 
-    `tick` is called after each epoch of each fold, and of the training on all.
+    The folds choose the number of epochs. `tick` is called after each epoch, both in the folds and in the
+    final training on all videos.
     """
     recipe = TEMPORAL[kind]
     chosen, how = make_folds(labels[train], groups[train], folds, seed)
@@ -193,25 +199,25 @@ def fit_temporal(
 
 # --- look-alikes ---------------------------------------------------------------------------------------
 
-FAR = 8.0  # points that accuracy loses before the look-alike check warns: docs/results.md has the sets
-CHANCE = 0.01  # and the largest p of McNemar's test of that loss
-PAIRS = 12  # of look-alikes, that are named
+FAR = 8.0  # the look-alike check warns above this loss of accuracy, in points (docs/results.md has the sets)
+CHANCE = 0.01  # and only if McNemar's test of that loss gives a smaller p than this
+PAIRS = 12  # number of look-alike pairs in the report
 
 
 def look_alikes(
     values: np.ndarray, labels: np.ndarray, groups: np.ndarray, videos: Sequence[str], test: np.ndarray,
     classes: int, folds: int, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Cluster videos by how they look, and compare cross-validation that keeps clusters together with the usual one.
+    """Cluster videos by appearance, and cross-validate both with clusters kept together and in the usual way.
 
-    values (V, samples, F), best of RGB; test (V,) bool. Clips of one recording look alike and are easy to recognise
-    by their background. Ward's clusters of z-scored mean features by cosine: a fifth as many as videos, and at least
-    three for each class, so that no class is a single cluster.
+    values (V, samples, F), preferably from RGB; test (V,) bool. Clips of one recording look alike, and their
+    background makes them easy to recognise. Clustering is Ward's, on z-scored mean features by cosine, with a
+    fifth as many clusters as videos but at least three per class, so that no class is a single cluster.
 
-    Returns accuracy: top-1 in per cent, cross-validated by video or by `groups`, the lower one; apart: with look-alikes
-    kept together; p of the difference (McNemar's exact test over videos); shared: the share of test videos with a
-    training video in their cluster; pairs: the most similar of these, {"test", "training", "similarity" (cosine)};
-    warns: whether the split has most likely put one recording on both sides.
+    Returns accuracy: top-1 in per cent, cross-validated by video or by `groups`, whichever is lower; apart:
+    with look-alikes kept together; p: of the difference (McNemar's exact test over videos); shared: fraction
+    of test videos with a training video in their cluster; pairs: the most similar of these, {"test",
+    "training", "similarity" (cosine)}; warns: whether one recording is most likely on both sides of the split.
     """
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.stats import binomtest
@@ -229,7 +235,7 @@ def look_alikes(
 
         return out_of_fold(make_folds(labels, together, folds, seed)[0], fit).argmax(1) == labels
 
-    # folds by person may be easier than random ones, where everybody stands in a place of their own: the harder count
+    # Use the lower accuracy: folds by person can be easier than random ones if everyone has an own background.
     known = min((right(together) for together in (np.arange(len(z)), groups)), key=np.sum)
     apart = right(clusters)
     lost, won = int((known & ~apart).sum()), int((apart & ~known).sum())

@@ -1,4 +1,4 @@
-"""Testing a network: the form made for it, and the test of all videos."""
+"""Evaluation of a network: an inference copy of it, and the evaluation of all videos."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from utils import processes, rank
 
 
 class InferenceNet(nn.Module):
-    """A trained network made for testing: batch norms folded, channels last, the trunk in `dtype`.
+    """A copy of a trained network for inference: batch norms folded, channels last, the trunk in `dtype`.
 
     Takes uint8 clips (N, images x planes, H, W) and returns float32 logits (N, classes) and pooled features
-    (N, features). The normalisation is folded into the first convolution: what enters it are whole grey levels,
-    which bfloat16 holds exactly, where the rounding of normalised values was its largest error. They are counted
-    from mid-grey, which is no motion in flow, so that most of them are small and so are errors of the weights.
-    The last layer stays in float32, so that logits are not rounded to bfloat16's three digits.
-    A network of timm's stays as it is, and computes as in training.
+    (N, features). The normalisation is folded into the first convolution, whose input is then whole grey
+    levels. bfloat16 holds these exactly, whereas rounding normalised values was its largest error. Grey
+    levels are counted from mid-grey, which means no motion in flow. Most of them are then small, which keeps
+    the effect of rounded weights small. The last layer stays in float32, so that logits are not rounded to
+    bfloat16's three digits. timm networks are not folded and compute as in training.
     """
 
-    LEVELS = 64.0  # grey levels to a unit of the network's input: a power of two, near what 255 * std is
+    LEVELS = 64.0  # grey levels per unit of network input: a power of two close to 255 * std
     outside: Tensor
 
     def __init__(
@@ -46,9 +46,9 @@ class InferenceNet(nn.Module):
         trunk: Callable[[Any], nn.Module] | None = None,
         head: nn.Module | None = None,
     ) -> None:
-        """`trunk`: what is taken of the network, its pooled features by default; `head`: what follows, by default fc.
+        """`trunk` selects the part of the network to run, by default up to its pooled features.
 
-        Both outputs are then those of these two.
+        `head` replaces fc. The two outputs are then those of the head and of the trunk.
         """
         super().__init__()
         self.preparation, self.dtype = preparation, dtype
@@ -64,7 +64,8 @@ class InferenceNet(nn.Module):
         self.requires_grad_(False)
         self.compiled = compiled
         if compiled:
-            self.trunk.compile(options={"freezing": True})  # its weights laid out once, as the kernels want them
+            # Freezing lets the compiler lay out the weights once, as the kernels need them.
+            self.trunk.compile(options={"freezing": True})
 
     def _fold_normalisation(self, trunk: Any, preparation: Preparation, dtype: torch.dtype) -> None:
         # normalised = scale * grey + offset = LEVELS * scale * ((grey - centre) / LEVELS - outside)
@@ -78,13 +79,14 @@ class InferenceNet(nn.Module):
         with torch.no_grad():
             first.weight *= (self.LEVELS * scale)[:, None, None]
             first.bias -= torch.einsum("ocij,c->o", first.weight, outside)
-        self.border = first.padding[0]  # made by hand: a normalised 0 is no 0 here
+        self.border = first.padding[0]  # padding is done by hand, because a normalised 0 is not 0 here
         first.padding = (0, 0)
         self.register_buffer("outside", outside[:, None, None].to(dtype))
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         x = self._grey_levels(clips) if self.folded else to_input(clips, self.preparation)  # (N, channels, H, W)
-        if self.compiled:  # once for any number of clips: a test's last batch is smaller
+        # Compile once for any number of clips: the last batch is smaller.
+        if self.compiled:
             torch._dynamo.maybe_mark_dynamic(x, 0)
         mixed = not self.folded and self.dtype != torch.float32
         with torch.autocast(clips.device.type, self.dtype, enabled=mixed):
@@ -103,11 +105,11 @@ class InferenceNet(nn.Module):
 
 @dataclass(frozen=True)
 class TestResult:
-    """What a test found. Logits are float32, (samples, classes) per video, averaged over views."""
+    """The result of an evaluation. Logits are float32, (samples, classes) per video, averaged over views."""
 
     frame_logits: dict[str, np.ndarray]
     labels: dict[str, int]
-    loss: float  # cross-entropy of the training's consensus over a video's clips
+    loss: float  # cross-entropy of the consensus over a video's clips that training uses
     accuracy: dict[str, float]  # top1, top5, mean_class in per cent
     batch_time: float
     data_time: float
@@ -122,7 +124,7 @@ class TestResult:
 
 @torch.inference_mode()
 def test(training: Training, loader: Loader, check_stop: Callable[[], None] = lambda: None) -> TestResult:
-    """Logits of every video, in all processes together. The network's training state is left as it is."""
+    """Compute the logits of all videos, shared among all processes. The training state does not change."""
     preparation, device, settings = training.preparation, training.device, training.settings
     net = InferenceNet(training.tested_model, preparation, training.dtype, settings.compile).to(device)
     sampling = loader.dataset.sampling
@@ -153,7 +155,7 @@ def test(training: Training, loader: Loader, check_stop: Callable[[], None] = la
         dist.all_gather_object(everyone, logits)
         logits = {name: value for part in everyone for name, value in part.items()}
     videos = [source.video for source in loader.dataset.sources]
-    logits = {video.name: logits[video.name] for video in videos}  # in list order, however it was shared out
+    logits = {video.name: logits[video.name] for video in videos}  # in list order, whichever process did it
     scores = mean_logits(np.stack(list(logits.values())))  # (videos, classes)
     labels = {video.name: video.label for video in videos}
     truth = np.array(list(labels.values()))

@@ -1,4 +1,4 @@
-"""Pooled features of all videos of a split, training and test, from any network: what heads.py trains on."""
+"""Pooled features of all training and test videos of a split, from any network, for heads.py to train on."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from saved.checkpoints import Checkpoint, weights_hash
 from saved.feature_file import FORMAT, check_target, read_about, read_features, write_features
 from utils import InputError, check_name, plural, processes
 
-MIDDLE = 5  # the frame of a stack of 10 flow pairs that stands for it, counted from the stack's first
-SYNC_SECONDS = 10.0  # at most so much work is lost in a power cut; a killed process loses one batch
+MIDDLE = 5  # the frame in the middle of a stack of 10 flow pairs, counted from the stack's first
+SYNC_SECONDS = 10.0  # work lost in a power cut, at most; a killed process loses one batch
 
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 POOLINGS = tuple(f"{stage}.{pool}" for stage in STAGES for pool in ("mean", "max"))
-# Where ImageNet's classes are far from the task, the last stage's mean says least: docs/results.md.
+# If the task is far from ImageNet, the last stage's mean is the least informative: docs/results.md.
 DEFAULT_POOLING = {"spatial": ("layer3.mean", "layer4.mean"), "motion": ("layer3.mean",)}
 
 
 def last_pooling(model: Network) -> tuple[str, ...]:
-    """What a network's last layer sees; of timm's, which have no stages here, there are no other features."""
+    """Return the pooling that the last layer sees. timm networks, without stages here, have no other."""
     return ("layer4.mean",) if model.stages else ("pre-logits",)
 
 
@@ -52,7 +52,7 @@ def default_pooling(model: Network, stream: str) -> tuple[str, ...]:
 
 
 class PooledTrunk(nn.Module):
-    """A ResNet without its last layer: (N, channels, H, W) -> (N, features), the poolings one behind the other."""
+    """A ResNet without its last layer: (N, channels, H, W) -> (N, features), the poolings concatenated."""
 
     def __init__(self, trunk: ResNet, pooling: Sequence[str]) -> None:
         super().__init__()
@@ -63,9 +63,9 @@ class PooledTrunk(nn.Module):
         x = trunk.stem(x)
         found: dict[str, Tensor] = {}
         for stage in STAGES:
-            if len(found) == len(self.pooling):  # later stages would be for nothing
+            if len(found) == len(self.pooling):  # later stages are not needed
                 break
-            x = getattr(trunk, stage)(x)  # (N, C, H / 4, W / 4) and at each later stage twice the C, half the sides
+            x = getattr(trunk, stage)(x)  # (N, C, H / 4, W / 4); later stages double C and halve the sides
             if f"{stage}.mean" in self.pooling:
                 found[f"{stage}.mean"] = x.mean((2, 3), dtype=torch.float32)  # (N, C)
             if f"{stage}.max" in self.pooling:
@@ -76,7 +76,7 @@ class PooledTrunk(nn.Module):
 def feature_net(
     model: Network, preparation: Preparation, pooling: Sequence[str], dtype: torch.dtype, compiled: bool = False
 ) -> InferenceNet:
-    """A network made for testing whose both outputs are the pooled features."""
+    """Return an InferenceNet whose two outputs are both the pooled features."""
     check_pooling(pooling, model)
     trunk = (lambda own: PooledTrunk(own, pooling)) if model.stages else None
     net = InferenceNet(model, preparation, dtype, trunk=trunk, head=nn.Identity())
@@ -86,7 +86,7 @@ def feature_net(
 
 
 def feature_count(model: Network, pooling: Sequence[str]) -> int:
-    """How many features the poolings make."""
+    """Return the number of features that the poolings produce."""
     if not model.stages:
         return model.fc.in_features
     widths = {}
@@ -111,12 +111,13 @@ def extract_features(
     preparation: Preparation,
     device: torch.device,
 ) -> int:
-    """Write --features OUT.npz (saved.feature_file) of the split's training and test videos. Returns the exit code.
+    """Write --features OUT.npz (saved.feature_file) for all videos of the split; return the exit code.
 
-    `args` are a stream's flags; `checkpoint` is --resume's, else `model` has the weights that --weights names.
-    Clips are sampled and prepared as in a test; RGB frames lie in the middle of the motion stream's stacks. A video's
-    row is kept under what it was made of: the network, these settings and the video's images. Rows that an older
-    OUT.npz has, or OUT.npz.partial of a killed run, are taken from there; only the others are computed.
+    `args` are a stream's flags; `checkpoint` is --resume's, else `model` has the weights that --weights
+    names. Clips are sampled and prepared as in evaluation, but RGB frames are taken at the middle of the
+    motion stream's stacks. Each row is keyed by the network, the settings and the content of the video's
+    images. Rows with the same key are reused from an older OUT.npz or from the OUT.npz.partial of a killed
+    run; only the others are computed.
     """
     path = Path(args.features)
     stream = "spatial" if preparation.modality == "rgb" else "motion"
@@ -126,7 +127,7 @@ def extract_features(
     check_name(data.root)
     if processes() > 1:
         raise InputError("--features works in one process: start it without torchrun")
-    if checkpoint is not None:  # whatever its classes are
+    if checkpoint is not None:  # its classes do not matter here
         model = trained_model(checkpoint, preparation.size)
     preparation = at_stack_middles(preparation)
     sampling = data.test.dataset.sampling
@@ -137,7 +138,7 @@ def extract_features(
     row = {"preparation": preparation.as_dict(), **sampling.about(), "pooling": list(pooling),
            "dtype": str(dtype).removeprefix("torch.")}  # fmt: skip
     weights = str(args.resume or args.weights)
-    weights = str(Path(weights).resolve()) if Path(weights).is_file() else weights  # to be found from any folder
+    weights = str(Path(weights).resolve()) if Path(weights).is_file() else weights  # valid in any folder
     trunk = {"arch": args.arch, "sha256": trunk_hash(model)}
     about = {
         "stream": stream, **data.about(), **row,
@@ -146,7 +147,7 @@ def extract_features(
         "videos_sha256": list_hash(sources, subset),
         "frames": {**data.frames(sources), "made_of": keys},
     }  # fmt: skip
-    about, wanted = (json.loads(json.dumps(one)) for one in (about, {**row, **trunk}))  # as a file gives them back
+    about, wanted = (json.loads(json.dumps(one)) for one in (about, {**row, **trunk}))  # as JSON reads them
     with owned(path.parent, path.name, "--features"):
         if read_about(path) == {"format": FORMAT, **about}:
             print(f"{path} is there already, of this network, these videos and these settings")
@@ -173,7 +174,7 @@ def extract_features(
             path, [s.video.name for s in sources], [s.video.label for s in sources], subset, values, about,
             [s.video.group for s in sources],
         )  # fmt: skip
-        rows.clear()  # Windows removes no file that is open
+        rows.clear()  # Windows cannot remove a file that is still mapped
         partial.unlink()
     print(f"written: {path}, {len(sources):,} x {shape[0]} x {shape[1]}")
     return 0
@@ -188,7 +189,7 @@ def say_todo(path: Path, videos: int, todo: int, how: str) -> None:
 def _compute(
     net, loader, sampling: TestSampling, preparation: Preparation, device, file: BinaryIO, keys: list[str]
 ) -> None:
-    """Append the key and the features of each of the loader's videos to `file`."""
+    """Compute the features of the loader's videos and append each video's key and features to `file`."""
     synced, left = time.monotonic(), iter(keys)
     with progress_bar(len(keys), "features", "video") as bar:
         for batch in sent_ahead(loader.epoch(0), device):
@@ -205,13 +206,13 @@ def _compute(
 
 
 def made_of(root: Path, source: Source) -> str:
-    """What a video's images were made of, as 32 hexadecimal digits; of flow both components'."""
+    """Return a fingerprint of a video's images, 32 hexadecimal digits; for flow, of both components."""
     parts = source.frames if isinstance(source.frames, tuple) else (source.frames,)
     return hashlib.sha256("".join(fingerprint(root, part) for part in parts).encode()).hexdigest()[:32]
 
 
 def sources_of(data: Data) -> tuple[list[Source], list[str]]:
-    """All videos of a split, each with "train" or "test"; validation videos are training videos here."""
+    """Return all videos of a split, each with "train" or "test"; validation videos count as "train" here."""
     assert data.train is not None
     train = list(data.train.dataset.sources)
     if data.select is not data.test:
@@ -221,9 +222,10 @@ def sources_of(data: Data) -> tuple[list[Source], list[str]]:
 
 
 def at_stack_middles(preparation: Preparation) -> Preparation:
-    """RGB frames and flow pictures sampled where stacks of flow have their middle (Ma et al. 2017); stacks as they are.
+    """Move the sampling of RGB frames and flow pictures to the middles of flow stacks (Ma et al. 2017).
 
-    A video of N frames has N - 10 stacks of 10 pairs: spread evenly, their middles are frames 5 to N - 6, from 0.
+    A video of N frames has N - 10 stacks of 10 pairs; their middles are frames 5 to N - 6, counted from 0.
+    The preparation of flow stacks is returned unchanged.
     """
     if preparation.margin or not (preparation.modality == "rgb" or preparation.picture):
         return preparation
@@ -231,12 +233,12 @@ def at_stack_middles(preparation: Preparation) -> Preparation:
 
 
 def trunk_hash(model: Network) -> str:
-    """SHA-256 of a network's weights, but for the last layer, which has no part in features."""
+    """SHA-256 of a network's weights without the last layer, which does not affect features."""
     return weights_hash({name: value for name, value in model.state_dict().items() if not name.startswith("fc.")})
 
 
 def list_hash(sources: list[Source], subset: list[str]) -> str:
-    """SHA-256 of which videos, with which labels and groups, on which side of the split."""
+    """SHA-256 of the list of videos: their names, labels, groups and side of the split."""
     rows = [(s.video.name, s.video.label, s.video.group, part) for s, part in zip(sources, subset, strict=True)]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
@@ -245,24 +247,28 @@ def list_hash(sources: list[Source], subset: list[str]) -> str:
 
 
 def read_rows(path: Path, settings: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The rows, (samples, features) float16 by what they were made of, of a features file of these settings."""
+    """Return the rows of a features file with these settings, keyed by fingerprint.
+
+    Each row is (samples, features) float16. Returns no rows if the settings differ, or if the file is absent,
+    damaged or from another version.
+    """
     about = read_about(path) or {}
     try:
         if any({**about, **about["network"]}[name] != value for name, value in settings.items()):
             return {}
         return dict(zip(about["frames"]["made_of"], read_features(path).values, strict=True))
-    except (InputError, KeyError, TypeError, ValueError):  # another version's, or damaged: it is written anew
+    except (InputError, KeyError, TypeError, ValueError):  # from another version, or damaged: it is rewritten
         return {}
 
 
 @contextmanager
 def append_to(path: Path, head: bytes, record: np.dtype) -> Iterator[tuple[BinaryIO, set[str]]]:
-    """Open a partial file for appending records (key, values): (file, keys of those that are in it).
+    """Open a partial file for appending records (key, values); yield (file, keys of its records).
 
-    It begins with `head`, a line of JSON that says what it is of. One of other settings is begun again.
+    The file begins with `head`, a line of JSON with the settings. A file with other settings is started anew.
     """
     try:
-        with open(path, "a+b") as file:  # what is written goes to its end
+        with open(path, "a+b") as file:  # in append mode all writes go to the end
             file.seek(0)
             if file.read(len(head)) != head:
                 if file.tell():
@@ -280,9 +286,9 @@ def append_to(path: Path, head: bytes, record: np.dtype) -> Iterator[tuple[Binar
 
 
 def logged(path: Path, head: bytes, record: np.dtype) -> dict[str, np.ndarray]:
-    """The rows of a partial file by their keys, as memory maps."""
+    """Return the rows of a partial file by key, as memory maps."""
     count = (path.stat().st_size - len(head)) // record.itemsize
-    if not count:  # which no memory map can have
+    if not count:  # an empty file cannot be mapped
         return {}
     rows = np.memmap(path, record, "r", len(head), count)
     return dict(zip(rows["key"].astype(str).tolist(), rows["values"], strict=True))

@@ -1,7 +1,8 @@
-"""Training from a stage on (--train-from): what is frozen below it is computed once per clip, and kept in memory.
+"""Training from a stage upwards (--train-from): the frozen part below runs once per clip.
 
-A small data set is learnt best by the end of a network alone, and from a linear head on (Kumar et al. 2022,
-"Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", arXiv 2202.10054).
+Its output is kept in memory. A small dataset is learned best by training only the end of a network, from a
+linear head (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform
+Out-of-Distribution", arXiv 2202.10054).
 """
 
 from __future__ import annotations
@@ -21,32 +22,32 @@ from engine.evaluation import InferenceNet
 from engine.training import Training
 from utils import InputError, plural
 
-FOLDS = 5  # that choose the linear head's strength
-VERSIONS = 4  # of each video, with clips, crop and flip of their own
+FOLDS = 5  # for choosing the linear head's strength
+VERSIONS = 4  # of each video, each with its own clips, crop and flip
 MEMORY = 4e9  # bytes of activations
 
 
 class Kept(NamedTuple):
-    """One version of a video: what the frozen part makes of its clips."""
+    """One version of a video: the frozen part's output for its clips."""
 
     name: str
     label: int
-    activations: Tensor  # (clips, C, h, w) or (clips, C), as the network computes them: float32, bfloat16 or float16
+    activations: Tensor  # (clips, C, h, w) or (clips, C), in the network's float32, bfloat16 or float16
 
 
 class FrozenLoader:
-    """A training loader's epochs, their clips as activations of the frozen part.
+    """A training loader whose batches hold the frozen part's activations instead of clips.
 
-    A video has `versions`, each with clips, crop and flip of its own: epoch e shows those of the loader's epoch
-    e mod `versions`. As many as `memory` bytes hold are kept; the rest are computed anew each time. Each video is
-    computed by itself, so that a version has the same bits whenever and beside whatever it is computed.
+    Each video has `versions`, each with its own clips, crop and flip: epoch e uses those of the loader's
+    epoch e mod `versions`. Activations are kept in memory up to `memory` bytes; the rest are recomputed each
+    time. Each video is computed alone, so its activations have the same bits every time.
     """
 
     def __init__(
         self, loader: Loader, training: Training, versions: int = VERSIONS, memory: float = MEMORY
     ) -> None:
         self.loader, self.training, self.versions, self.memory = loader, training, versions, memory
-        self.frozen = InferenceNet(  # its second output are the activations
+        self.frozen = InferenceNet(  # its second output is the activations
             training.model, training.preparation, training.dtype, head=nn.Identity(),
             trunk=lambda model: model.split(training.settings.train_from)[0],
         ).to(training.device)  # fmt: skip
@@ -61,7 +62,7 @@ class FrozenLoader:
         return len(self.loader)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from `first_batch` on, as dataloader.clips.Loader.epoch has them."""
+        """Yield the batches of one epoch from `first_batch` on, as dataloader.clips.Loader.epoch does."""
         batches = self.loader.batches
         batches.epoch, batches.first_batch = epoch, first_batch
         orders = [[index for _, index in batch] for batch in batches]
@@ -79,7 +80,7 @@ class FrozenLoader:
             )
 
     def videos(self, items: Sequence[tuple[int, int]]) -> Iterator[Kept]:
-        """These (version, index), in this order, from memory or from disk."""
+        """Yield these (version, index) items in this order, from memory or computed from disk."""
         computed = self.loader.one_by_one([item for item in items if item not in self.kept])
         for item in items:
             found = self.kept.get(item)
@@ -112,9 +113,10 @@ def training_loader(loader: Loader, training: Training) -> Loader | FrozenLoader
 def start_from_linear_head(
     training: Training, loader: Loader | FrozenLoader, classes: int, after_video: Callable[[Training], None]
 ) -> str:
-    """Make the last layer logistic regression on the features of all versions. Returns a line that says how.
+    """Set the last layer to logistic regression on the features of all versions; return a report line.
 
-    Its strength is chosen by cross-validation of the training videos, by group. `after_video` may stop the training.
+    Cross-validation on the training videos, by group, chooses its strength. `after_video` may stop the run.
+    Raises InputError if the videos cannot be divided into folds.
     """
     assert isinstance(loader, FrozenLoader)
     count = len(loader.dataset)
@@ -136,8 +138,8 @@ def start_from_linear_head(
         fit = fit_linear(samples, np.arange(count), labels, groups, classes, FOLDS, training.settings.seed)
     except InputError as error:
         raise InputError(f"no linear head to start from: {error} (or --no-linear-start)") from None
-    for model in (training.model, training.tested_model):  # the same one, or its moving average
-        model.load_state_dict(fit.state, strict=False)  # fc.weight and fc.bias alone
+    for model in (training.model, training.tested_model):  # the same network, or its moving average
+        model.load_state_dict(fit.state, strict=False)  # the state has only fc.weight and fc.bias
     return (
         f"starts from a linear head on {plural(count, 'video')} x {samples.shape[1]} clips: top-1 "
         f"{100 * np.mean(fit.held_out.argmax(1) == labels):.2f} % of videos held out of it, C {fit.choice['C']:.3g} by "
