@@ -58,7 +58,7 @@ class Checkpoint:
 
     @property
     def tested_state(self) -> dict[str, Tensor]:
-        """The weights used in evaluation: the moving average if training kept one, else the model's weights."""
+        """The weights that evaluation uses: the moving average if training kept one, else `state_dict`."""
         return (_average(self.raw, self.path) if self.source == FORMAT else None) or self.state_dict
 
     def in_order_of(self, class_names: Sequence[str]) -> Checkpoint:
@@ -81,10 +81,10 @@ class Checkpoint:
 
 
 def write_checkpoint(state: Mapping[str, Any], *paths: str | os.PathLike, **header: Any) -> None:
-    """Write a checkpoint to each path: `header` and `state` (engine.training.Training.state_dict, with weights).
+    """Write a checkpoint, `header` and `state`, to each path.
 
-    `header` is arch, class_names, dataset, split, preparation (from Preparation.as_dict) and args, the training
-    flags as plain values.
+    `state` is engine.training.Training.state_dict with its weights. `header` is arch, class_names, dataset,
+    split, preparation (from Preparation.as_dict) and args, the training flags as plain values.
     """
     save_tensors({"format": FORMAT, **header, "class_names": list(header["class_names"]), **state}, *paths)
 
@@ -112,7 +112,7 @@ def write_safetensors(path: str | os.PathLike, state: Mapping[str, Any], about: 
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the names and bytes of a state_dict's tensors, to identify the weights behind a prediction."""
+    """SHA-256 of the names and bytes of a state_dict's tensors; it identifies a prediction's weights."""
     digest = hashlib.sha256()
     for name, tensor in state.items():
         digest.update(name.encode())
@@ -124,8 +124,9 @@ def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str =
     """Read the checkpoint of any project that saved/foreign.py knows, or a bare state_dict.
 
     `modalities` ("rgb", "flow", "rgbdiff", "greydiff") are the accepted inputs; by default, all are accepted.
-    `flow_order` names the revision of the original that stacked the flow (foreign.FLOW_ORDERS); other files do not
-    need it. Raises a one-line InputError if the file is unreadable, holds no ResNet or one for another modality.
+    `flow_order` names the revision of the original that stacked the flow (foreign.FLOW_ORDERS); other files
+    don't need it. Raises a one-line InputError if the file is unreadable or holds no ResNet for these
+    modalities.
     """
     content = load_checkpoint(path)
     if content.get("format") == HEAD_FORMAT:
@@ -151,7 +152,7 @@ def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str =
 
 
 def read_state_dict(path: str | os.PathLike, flow_order: str = "original") -> dict[str, Tensor]:
-    """Return the weights of any project's checkpoint in torchvision's names and float32, to start training from.
+    """Return the weights of any project's checkpoint, in torchvision's names and float32, for training.
 
     If a checkpoint of ours holds a moving average, return that: its evaluation used it. `flow_order` is as in
     `read_checkpoint`.

@@ -78,7 +78,7 @@ def write_features(
 
 
 class Network(BaseModel):
-    """The network that computed the features, with weights from the file `checkpoint` or those named `weights`."""
+    """The network that computed the features; its weights are the file `checkpoint` or named by `weights`."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -50,7 +50,7 @@ ARCHITECTURES = {
 
 
 def find_weights(content: dict, path: str | os.PathLike) -> dict[str, Tensor]:
-    """Return the state_dict in a file, ours or another project's: finite, float32, with the file's own names."""
+    """Return the state_dict in any project's file: finite, float32, with the names used in the file."""
     state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
     if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise InputError(f"{path} holds no weights: instead of a state_dict it has {_list(state)}")

@@ -91,7 +91,7 @@ def write_head(
 
 
 def read_head(path: str | os.PathLike) -> HeadFile | None:
-    """Read the head in a file; None for another kind of checkpoint. Raises InputError for an unreadable file."""
+    """Read the head in a file; None for another kind of checkpoint. Raises InputError if unreadable."""
     raw = load_checkpoint(path)
     if raw.get("format") != HEAD_FORMAT:
         return None

@@ -1,4 +1,4 @@
-"""Saved predictions: write and read one stream's with its labels, and line several streams up video by video."""
+"""Saved predictions: write and read one stream's with its labels, and align several streams by video."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from saved.scores import SUFFIXES, read_scores
 from utils import InputError, atomic_path, printable, write_json
 
 KINDS = {"spatial": "spatial", "rgb": "spatial", "motion": "motion", "flow": "motion", "opf": "motion"}
-TAKEN = {  # what results.json calls something else; a stream's accuracies stand beside these
+TAKEN = {  # other keys of results.json; a stream's name must differ, as it is the key of its accuracies
     "videos", "fusion", "average", "std", "learnt", "interval_95", "resampled", "mcnemar", "classes",
     "settings", "streams", "splits",
 }  # fmt: skip
@@ -29,7 +29,7 @@ DATASETS = {"ucf101": "UCF101", "hmdb51": "HMDB51", "own": "own dataset", "demo"
 
 
 class FramesAbout(BaseModel):
-    """Where the images of videos lie: a folder, and each video's below it; `more`: those of further inputs."""
+    """Where the videos' images are: a root, each video's folder below it, and `more` roots of further inputs."""
 
     root: str
     folders: dict[str, str]
@@ -37,7 +37,7 @@ class FramesAbout(BaseModel):
 
 
 class PredictionsFile(BaseModel):
-    """predictions.json, which `write_predictions` writes."""
+    """The content of predictions.json, which `write_predictions` writes."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -62,14 +62,14 @@ class PredictionsFile(BaseModel):
 
 @dataclass(frozen=True)
 class Predictions:
-    """One stream's scores for a test set, as one file holds them."""
+    """One stream's scores for a test set, read from one file."""
 
     path: Path
-    stream: str  # its name: what predictions.json says, else what the file's name does
+    stream: str  # its name, from predictions.json or else from the file's name
     logits: dict[str, np.ndarray]  # video -> (classes,) or (samples, classes)
     labels: dict[str, int]
-    class_names: list[str]  # in label order, empty where nothing names them
-    meta: dict = field(default_factory=dict)  # predictions.json, empty where there is none
+    class_names: list[str]  # in label order; empty if unknown
+    meta: dict = field(default_factory=dict)  # predictions.json; empty if there is none
 
     @property
     def classes(self) -> int:
@@ -77,17 +77,17 @@ class Predictions:
 
     @property
     def level(self) -> str:
-        """What the pickle holds: "frame" with every sample's logits, or "video"."""
+        """The level of the scores: "frame" if the file holds every sample's logits, else "video"."""
         return "frame" if next(iter(self.logits.values())).ndim == 2 else "video"
 
     def about(self) -> dict:
-        """Where the predictions come from, as results.json keeps it."""
+        """The predictions' origin, as stored in results.json."""
         kept = ("dataset", "split", "protocol", "checkpoint", "chosen_by")
         known = {key: self.meta[key] for key in kept if key in self.meta}
         return {"path": str(self.path), "level": self.level, **known}
 
     def as_stream(self, kind: str) -> Predictions:
-        """The same under the name `kind`; an InputError where predictions.json says it is the other stream."""
+        """Return a copy named `kind`. Raises InputError if predictions.json says it is the other stream."""
         if self.meta and KINDS.get(self.stream.lower(), kind) != kind:
             raise InputError(f"--{kind} {self.path} holds the {self.stream} stream; look at the path")
         return replace(self, stream=kind)
@@ -95,8 +95,8 @@ class Predictions:
     def matrix(self, videos: Sequence[str]) -> np.ndarray:
         """Video-level logits in the order of `videos`, (videos, classes) float64.
 
-        A frame-level pickle is averaged over its samples first, in logits: the segmental consensus of TSN
-        (section 3.1). So both kinds of pickle of one test give the same answer, whatever happens next.
+        Frame-level logits are averaged over the samples first: the segmental consensus of TSN (section 3.1).
+        Both levels of one evaluation therefore give the same result in all later steps.
         """
         rows = [self.logits[video] for video in videos]
         if self.level == "frame":
@@ -106,19 +106,19 @@ class Predictions:
 
 @dataclass(frozen=True)
 class TestSet:
-    """Several streams' scores of the same videos."""
+    """Several streams' scores for the same videos."""
 
-    __test__ = False  # not a test, whatever pytest makes of the name
+    __test__ = False  # pytest would collect the class because of its name
 
     videos: list[str]  # sorted
     labels: np.ndarray  # (videos,) int
     class_names: list[str]
-    streams: dict[str, np.ndarray]  # stream's name -> (videos, classes) float64 logits
+    streams: dict[str, np.ndarray]  # stream name -> (videos, classes) float64 logits
     sources: dict[str, Predictions]
 
     @property
     def title(self) -> str:
-        """Dataset, split and subset, as far as a predictions.json says them; without one UCF101's classes tell."""
+        """Dataset, split and subset from predictions.json; without one, "UCF101" or the number of classes."""
         for source in self.sources.values():
             if source.meta:
                 dataset = str(source.meta.get("dataset", "own"))
@@ -128,14 +128,15 @@ class TestSet:
 
 
 def load_predictions(path: str | Path) -> Predictions:
-    """Read a prediction pickle, or the one in a record folder, with its videos' labels; or .npz, .npy or .csv.
+    """Read predictions and labels from a pickle, a record folder that holds one, or a .npz, .npy or .csv.
 
-    Labels and class names come from predictions.json beside the file. Without it (other people's) they come from the
-    file itself (scores.read_scores), or names must be UCF101's, and the classes are UCF101's in classInd's order.
-    Videos are keyed in the class list's spelling: v_HandStandPushups_g01_c01.avi becomes HandstandPushups_g01_c01.
+    Labels and class names come from predictions.json beside the file. Without it (other projects' files) they
+    come from the file itself (scores.read_scores), or the videos must have UCF101's names and the classes are
+    in classInd's order. Videos are keyed in the class list's spelling: v_HandStandPushups_g01_c01.avi becomes
+    HandstandPushups_g01_c01.
 
-    Raises InputError for a file that is missing, unsafe, empty or not a dict of score arrays, for scores
-    that aren't finite or have another length than the class list, and for videos without a label.
+    Raises InputError if the file is missing, unsafe, empty or not a dict of score arrays, if scores aren't
+    finite or don't match the length of the class list, and if a video has no label.
     """
     path = _find(Path(path))
     if path.suffix.lower() in SUFFIXES:
@@ -151,7 +152,7 @@ def load_predictions(path: str | Path) -> Predictions:
     meta = read_json(about, PredictionsFile, remedy).model_dump(exclude_unset=True) if read_meta else {}
     class_names = list(map(printable, meta.get("class_names") or named or UCF101_CLASSES))
     spelling = {name.casefold(): name for name in class_names}
-    own_classes = labels is not None and named is None  # as many as there are scores, without names
+    own_classes = labels is not None and named is None  # labels without class names: the scores tell how many
     logits: dict[str, np.ndarray] = {}
     for name, scores in content.items():
         _check_scores(scores, path, name, None if own_classes else len(class_names), bool(meta or named))
@@ -182,7 +183,7 @@ def write_predictions(
     """Write <stream>_frame_preds.pickle, <stream>_video_preds.pickle and predictions.json.
 
     `frame_logits` maps a video to (samples, classes) float32 in time order; the video's prediction is their
-    mean. `about` is what fusion.py needs to know without a dataset: class_names, labels, protocol, ...
+    mean. `about` holds what fusion.py needs when it has no dataset: class_names, labels, protocol, ...
     """
     folder = Path(folder)
     video_logits = {name: mean_logits(logits) for name, logits in frame_logits.items()}
@@ -193,10 +194,10 @@ def write_predictions(
 
 
 def align(predictions: Sequence[Predictions]) -> TestSet:
-    """Line several streams up: the same videos, labels and classes, in one order.
+    """Align several streams: the same videos, labels and classes, in one order.
 
-    Streams of one name are numbered ("spatial 1", "spatial 2"). Raises InputError where two streams differ in
-    classes, split, a label or their videos, which it names (the first few and the count).
+    Streams with the same name are numbered ("spatial 1", "spatial 2"). Raises InputError if two streams
+    differ in classes, split, labels or videos; for videos it gives the first few and the count.
     """
     first = next((one for one in predictions if one.class_names), predictions[0])
     for other in predictions:
@@ -218,9 +219,9 @@ def align(predictions: Sequence[Predictions]) -> TestSet:
 
 
 def canonical(name: str, spelling: dict[str, str]) -> str:
-    """A UCF101 video's key `<Class>_gXX_cYY` in the class list's spelling; any other name as it is.
+    """Return a UCF101 video's key `<Class>_gXX_cYY` in the class list's spelling; any other name unchanged.
 
-    `spelling` maps each class name without case to the class list's own.
+    `spelling` maps each casefolded class name to the class list's own.
     """
     parts = ucf_parts(name)
     if parts is None or parts[0].casefold() not in spelling:
@@ -229,7 +230,7 @@ def canonical(name: str, spelling: dict[str, str]) -> str:
 
 
 def _find(path: Path) -> Path:
-    """The pickle that `path` is, or the one in the folder that `path` is (the video level's first)."""
+    """Return `path` if it is a file, or the pickle in the folder `path` (video level preferred)."""
     if path.is_dir():
         for level in ("video", "frame"):
             found = sorted(path.glob(f"*_{level}_preds.pickle"))
@@ -243,14 +244,14 @@ def _find(path: Path) -> Path:
 
 
 def _ucf101_labels(videos: Sequence[str] | dict[str, np.ndarray]) -> dict[str, int]:
-    """Labels of the videos whose keys are UCF101's, in classInd's order."""
+    """Labels, in classInd's order, of the videos whose keys are UCF101's."""
     order = {name: label for label, name in enumerate(UCF101_CLASSES)}
     classes = {video: parts[0] for video in videos if (parts := ucf_parts(video))}
     return {video: order[name] for video, name in classes.items() if name in order}
 
 
 def _check_scores(scores: object, path: Path, video: object, classes: int | None, listed: bool) -> None:
-    """One video's entry: a name with a finite array of one or two dimensions, as long as the class list if one is."""
+    """Check one entry: a name, and a finite array of 1 or 2 dimensions with `classes` columns unless None."""
     if not isinstance(video, str):
         raise InputError(f"{path} is not a prediction file: a key is {_name(video)}, not a video's name")
     if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiu" or scores.ndim not in (1, 2):
@@ -277,7 +278,7 @@ def _check_whole(logits: dict[str, np.ndarray], path: Path) -> None:
     high = max(float(scores.max()) for scores in logits.values())
     if low == high:
         raise InputError(f"{path}: every score is {low:g}, which predicts nothing; test that stream again")
-    if high - low < LEAST or max(-low, high) > MOST:  # whose squares, in a standard deviation, leave float64's range
+    if high - low < LEAST or max(-low, high) > MOST:  # their squares, in a std, leave float64's range
         video = max(logits, key=lambda name: float(np.abs(logits[name]).max()))
         raise InputError(
             f"{path}: scores from {low:g} to {high:g}, the largest of {video}, are no network's; logits lie between "
@@ -286,7 +287,7 @@ def _check_whole(logits: dict[str, np.ndarray], path: Path) -> None:
 
 
 def _check_own_labels(found: Predictions) -> Predictions:
-    """The predictions of a file that brings its labels: they are classes', and UCF101's where the names are."""
+    """Check the labels that a file brings itself: within range, and UCF101's if the videos' names are."""
     wrong = next((video for video, label in found.labels.items() if not 0 <= label < found.classes), None)
     if wrong is not None:
         raise InputError(
@@ -306,7 +307,7 @@ def _check_own_labels(found: Predictions) -> Predictions:
 
 
 def check_same_classes(first: Predictions, other: Predictions) -> None:
-    """Raise InputError for two streams' predictions of other classes, or of other splits."""
+    """Raise InputError if two streams' predictions differ in their classes or splits."""
     here, there = first.class_names, other.class_names
     both = f"{first.path} and {other.path} differ in their classes"
     if first.classes != other.classes:
@@ -334,7 +335,7 @@ def _check_same_videos(first: Predictions, other: Predictions) -> None:
 
 
 def _stream(path: Path, meta: dict) -> str:
-    """The stream's name: what predictions.json says, else the file's, where rgb and flow mean spatial and motion."""
+    """The stream's name from predictions.json, else from the file's name (rgb: spatial, flow: motion)."""
     said = meta.get("stream")
     if not isinstance(said, str) or not said.isprintable() or not 0 < len(said) <= 40:
         stem = path.stem.removesuffix("_preds").removesuffix("_video").removesuffix("_frame")
@@ -343,7 +344,7 @@ def _stream(path: Path, meta: dict) -> str:
 
 
 def _name(thing: object) -> str:
-    """What something is, for a message."""
+    """Describe an object's type and size, for a message."""
     if isinstance(thing, np.ndarray):
         return f"an array of {thing.dtype} and shape {thing.shape}"
     size = f" of {len(thing)}" if isinstance(thing, (dict, list, tuple, str)) else ""

@@ -1,7 +1,7 @@
-"""Training records: one CSV of a stream's training and one of its tests, a row per epoch.
+"""Training records: one CSV for a stream's training and one for its evaluations, with a row per epoch.
 
-A run's folder holds rgb_train.csv and rgb_test.csv (spatial) or opf_train.csv and opf_test.csv (motion). The original's
-records, which have the same names and columns, are read as well.
+A run's folder holds rgb_train.csv and rgb_test.csv (spatial) or opf_train.csv and opf_test.csv (motion). The
+original's records have the same names and columns and can be read, too.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def record_path(folder: Path, prefix: str, phase: str) -> Path:
 
 
 def write_record(path: str | os.PathLike, row: Mapping[str, float]) -> None:
-    """Put one epoch's row into a record, in place of that epoch's and all later rows.
+    """Write one epoch's row to a record; it replaces the rows of that epoch and all later ones.
 
-    An epoch that is done again after a kill therefore stands in the file once.
+    An epoch that is repeated after a kill is therefore listed once.
     """
     rows = [dict(row)]
     if os.path.exists(path):
@@ -47,7 +47,7 @@ def write_record(path: str | os.PathLike, row: Mapping[str, float]) -> None:
 
 
 def read_record(path: str | os.PathLike) -> pd.DataFrame:
-    """One record, numeric, a row per epoch (the last, where a resumed run of the original wrote an epoch again)."""
+    """Read a record: numeric, one row per epoch. Of epochs that the original wrote twice, the last row counts."""
     try:
         table = pd.read_csv(path)
         epochs = pd.to_numeric(table["Epoch"])
@@ -58,7 +58,7 @@ def read_record(path: str | os.PathLike) -> pd.DataFrame:
 
 
 def find_records(folders: Iterable[Path]) -> dict[str, Phases]:
-    """The records in `folders`: stream's name -> phases, empty ones left out."""
+    """Read the records in `folders`: stream name -> phases. Empty records are left out."""
     found: dict[str, Phases] = {}
     for folder in dict.fromkeys(folders):
         for prefix, stream in PREFIXES.items():
@@ -73,7 +73,7 @@ def find_records(folders: Iterable[Path]) -> dict[str, Phases]:
 
 
 def provenance(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """command, settings, finished (local time, ISO 8601), seconds since this process began, versions."""
+    """Return command, settings, finished (local time, ISO 8601), seconds since the start, versions, system."""
     return {
         "command": shlex.join(["python", *sys.argv]),
         "settings": dict(settings),
@@ -85,7 +85,7 @@ def provenance(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def in_words(made: Any) -> str:
-    """What `provenance` gave, in a line or two; "" for anything else: it may come from a file of another version."""
+    """Format the result of `provenance` in a line or two; "" for anything else, as older files may hold."""
     try:
         finished = f"finished {made['finished'][:16].replace('T', ' ')} after {duration(made['seconds'])}"
         versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())

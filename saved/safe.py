@@ -1,8 +1,8 @@
-"""The one place that reads pickles, arrays and checkpoints: bytes in, plain data out, and nothing in a file is run.
+"""The only reader of pickles, arrays and checkpoints: it returns plain data and executes nothing in a file.
 
-A pickle is a program that calls what it names. torch's weights-only loader reads the zip files of torch.save. Other
-pickles go through Python's pickle.Unpickler, whose find_class gives the functions in `names` and nothing else.
-docs/safe_loading.md says what is promised.
+A pickle is a program that calls the functions it names. torch's weights-only loader reads the zip files of
+torch.save. Other pickles go through Python's pickle.Unpickler, with a find_class that allows only the
+functions in `names`. docs/safe_loading.md states the guarantees.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from common.formats import parse_json
 from utils import InputError
 
 MAX_PICKLE_BYTES = 1 << 30  # 25 samples x 10 views of UCF101's test set take 382 MB
-SAFETENSORS_KEY = "two-stream"  # of the metadata of our .safetensors files
-MAX_DEPTH = 64  # of lists within lists
-_NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")  # codes of dtypes
+SAFETENSORS_KEY = "two-stream"  # our key in the metadata of .safetensors files
+MAX_DEPTH = 64  # of nested containers
+_NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")  # dtypes
 
 
 class Refused(Exception):
-    """Why a file is not read: half a sentence about it."""
+    """A file is rejected. The message is a clause that completes "PATH is not ...: "."""
 
 
 def show(value: object) -> str:
-    """What a file says, fit for one line of a terminal. Nested things can be huge: of these only the type."""
+    """Format a value from a file for a terminal line. Containers can be huge, so only their type is shown."""
     if not isinstance(value, (str, bytes)):
         return f"a {type(value).__name__}"
     text = ascii(value[:60])
@@ -50,11 +50,11 @@ def show(value: object) -> str:
 
 
 def load_pickle(path: str | os.PathLike) -> Any:
-    """Read a pickle of any protocol, of Python 2 or 3, that holds data only.
+    """Read a data-only pickle of any protocol, from Python 2 or 3.
 
     Returns containers, strings, numbers and numpy arrays (of booleans and numbers, native byte order).
-    What Python 2 called str is read as Latin-1 text.
-    Raises InputError for a file that is missing, damaged, too large or wants anything else.
+    Python 2's str is read as Latin-1 text.
+    Raises InputError if the file is missing, damaged, too large or asks for anything but data.
     """
     with _reading(path, "a pickle of plain data") as file:
         _check_size(_size(file), MAX_PICKLE_BYTES)
@@ -68,13 +68,14 @@ def load_pickle(path: str | os.PathLike) -> Any:
 
 
 def load_arrays(path: str | os.PathLike, only: str | None = None) -> Any:
-    """Read a .npy file, or a .npz file as a dict of its arrays (or of one): of numbers, strings or fields of these.
+    """Read a .npy file, or a .npz file as a dict of its arrays (or of `only` one).
 
-    An array of objects is read as `load_pickle` reads a pickle, and returned as the list that it holds; of two
-    dimensions, as a list of lists. Raises InputError for a file that is missing, damaged, too large or wants more.
+    Arrays hold numbers, strings or fields of these. An object array is read as `load_pickle` reads a pickle,
+    and returned as a list, or as a list of lists if it has two dimensions. Raises InputError if the file is
+    missing, damaged, too large or asks for anything but data.
     """
     with _reading(path, "a file of numpy arrays") as file:
-        limit = max(MAX_PICKLE_BYTES, _size(file))  # the features of a large dataset are more, uncompressed
+        limit = max(MAX_PICKLE_BYTES, _size(file))  # a large dataset's features exceed MAX_PICKLE_BYTES
         if not zipfile.is_zipfile(file):
             file.seek(0)
             return _load_array(file, _size(file))
@@ -106,10 +107,10 @@ def _load_array(file: IO[bytes], size: int) -> Any:
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict:
-    """Read what torch.save wrote, or a .safetensors file: a dict of plain data and tensors on the CPU.
+    """Read a file of torch.save or a .safetensors file: a dict of plain data and tensors on the CPU.
 
-    Files of PyTorch before 1.6 are read, Python 2's included. The tensors own their memory.
-    Raises InputError for a file that is missing, damaged or wants anything else.
+    Files from PyTorch before 1.6 can be read, including those written by Python 2. The tensors own their
+    memory. Raises InputError if the file is missing, damaged or asks for anything but data.
     """
     with _reading(path, "a checkpoint of weights and plain data") as file:
         head = file.read(512)
@@ -137,7 +138,7 @@ def check_weights(state: Mapping[str, Any], path: str | os.PathLike) -> None:
 
 @contextmanager
 def _reading(path: str | os.PathLike, wanted: str) -> Iterator[IO[bytes]]:
-    """Open `path`; turn whatever its content makes go wrong in the block into one line."""
+    """Open `path`. Turn any error that its content causes in the block into a one-line InputError."""
     damage = (
         ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, EOFError, RuntimeError,
         pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
@@ -180,7 +181,7 @@ def _what_else(head: bytes, writer: str) -> str:
 
 
 def _load_zip(path: str | os.PathLike, file: IO[bytes]) -> tuple[Any, int]:
-    """The content, and the bytes of its numbers. torch.load looks neither at checksums nor at what is compressed."""
+    """Return the content and its tensors' size in bytes. torch.load checks neither checksums nor compression."""
     import torch
 
     with zipfile.ZipFile(file) as archive:
@@ -191,7 +192,7 @@ def _load_zip(path: str | os.PathLike, file: IO[bytes]) -> tuple[Any, int]:
             raise Refused("its checksums do not match, so it was damaged on the way")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles in another protocol than torch.save's
+            warnings.simplefilter("ignore")  # torch warns about other pickle protocols than torch.save's
             content = torch.load(path, "cpu", weights_only=True, mmap=True)
         return content, sum(record.file_size for record in records if "/data/" in record.filename)
     except pickle.UnpicklingError as error:
@@ -200,7 +201,7 @@ def _load_zip(path: str | os.PathLike, file: IO[bytes]) -> tuple[Any, int]:
 
 
 def _load_safetensors(path: str | os.PathLike) -> dict[str, Any]:
-    """A file as the content of a checkpoint: ours with what it says of itself, any other its tensors by name."""
+    """Return a checkpoint's content: the tensors with their description in our files, else tensors by name."""
     library = safetensors_library()
     try:
         with library.safe_open(path, "pt") as file:
@@ -211,12 +212,12 @@ def _load_safetensors(path: str | os.PathLike) -> dict[str, Any]:
     if text is None:
         return state
     about = parse_json(text, dict[str, Any], path, "get it again")
-    # Weights alone: engine.training tells a resumed training so, which needs the optimizer's state.
+    # The file has no optimizer state; when training resumes from it, engine.training reports that.
     return {**about, "format": SAFETENSORS_KEY, "state_dict": state, "batch": 0, "ema": None}
 
 
 def safetensors_library() -> Any:
-    """The package safetensors, which is optional."""
+    """Import the optional package safetensors."""
     try:
         import safetensors.torch
     except ImportError:
@@ -225,9 +226,9 @@ def safetensors_library() -> Any:
 
 
 def _load_legacy(file: IO[bytes]) -> Any:
-    """A file of PyTorch before 1.6, with our unpickler in the place of pickle's.
+    """Read a file from PyTorch before 1.6, with our unpickler in place of pickle's.
 
-    torch's weights-only loader has no instruction for Python 2's 64-bit integers, which an optimizer's ids are.
+    torch's weights-only loader lacks the opcode for Python 2's 64-bit integers, which optimizers use as ids.
     """
     import torch
 
@@ -242,12 +243,13 @@ def _load_legacy(file: IO[bytes]) -> Any:
         }
 
     module = SimpleNamespace(__name__="pickle", Unpickler=Unpickler, load=lambda file, **_: Unpickler(file).load())
-    with mmap(file.fileno(), 0, access=ACCESS_READ) as data:  # has no fileno, for which torch would look for a tar
+    # torch would look for a tar archive in an object with a fileno; an mmap has none.
+    with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
         return torch.load(data, "cpu", pickle_module=module, weights_only=False)  # type: ignore[arg-type]
 
 
 def _own(size: int) -> Callable[[Any], Any]:
-    """What makes ours of the tensors in a file of `size` bytes: with memory that doesn't change with the file."""
+    """Return a function that copies a file's tensors out of its memory map. `size`: bytes of its numbers."""
     import torch
 
     owned: dict[int, Any] = {}  # a storage's address -> its copy, which its tensors share
@@ -274,12 +276,12 @@ def _own(size: int) -> Callable[[Any], Any]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Runs the next pickle of a file; `names` is all that it may name."""
+    """Load the next pickle of a file; it may refer only to the functions in `names`."""
 
     names: ClassVar[dict[tuple[str, str], Any]] = {}
 
     def __init__(self, file: Any, **_: object) -> None:
-        super().__init__(file, encoding="latin1")  # Python 2's strings, so that arrays' bytes survive
+        super().__init__(file, encoding="latin1")  # keeps array bytes in Python 2's strings intact
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.names:
@@ -288,7 +290,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Function:
-    """A function that a pickle may call. The instruction BUILD would give a bare one other code or defaults."""
+    """A function that a pickle may call. Unwrapped, the BUILD opcode could replace its code or defaults."""
 
     __slots__ = ("_call",)
 
@@ -303,7 +305,7 @@ class _Function:
 
 
 class _Made:
-    """What a pickle had made, which it can't reach into; an array is begun by a call and completed by BUILD."""
+    """A value made for a pickle, and opaque to it. An array is created by a call and completed by BUILD."""
 
     __slots__ = ("value",)
 
@@ -321,12 +323,12 @@ class _Made:
 
 
 class _Dtype:
-    """A numpy dtype: the pickle names its code, then sets the byte order. Its state is not numpy's to believe."""
+    """A numpy dtype: a pickle gives its code, then its byte order. The rest of the pickled state is ignored."""
 
     __slots__ = ("code", "order")
 
     def __init__(self, code: str, *_: object) -> None:
-        objects = code in ("O", "O4", "O8")  # whose arrays are read as the lists they are
+        objects = code in ("O", "O4", "O8")  # object arrays are stored as lists and read as such
         if not objects and code not in _NUMBERS:
             raise Refused(f"it has a numpy array of type {show(code)}, which holds no plain numbers")
         self.code, self.order = "O" if objects else code, "="
@@ -336,7 +338,7 @@ class _Dtype:
 
 
 def _array(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> _Made:
-    """An array of `shape` that owns its memory, if the bytes of `content` are exactly those it takes."""
+    """Return an array of `shape` that owns its memory. `content` must have exactly the bytes it needs."""
     if isinstance(content, str):  # Python 2's bytes
         content = content.encode("latin-1")
     if type(content) not in (bytes, bytearray) or not isinstance(dtype, _Dtype) or type(shape) is not tuple:
@@ -351,7 +353,7 @@ def _array(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -
 
 
 def _objects(content: Any, shape: Any, fortran: Any) -> list:
-    """The list that an array of objects was pickled as; one of two dimensions as a list of rows."""
+    """Return the list that an object array was pickled as, or a list of rows if it has two dimensions."""
     if type(content) is not list or math.prod(shape) != len(content) or len(shape) > 2 or (len(shape) == 2 and fortran):
         raise Refused("it has a numpy array of objects of an impossible shape")
     if len(shape) < 2:
@@ -360,13 +362,13 @@ def _objects(content: Any, shape: Any, fortran: Any) -> list:
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """_codecs.encode(text, 'latin1'): how Python 3 writes bytes for protocol 2."""
+    """Stand in for _codecs.encode(text, 'latin1'), with which Python 3 writes bytes in protocol 2."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise Refused("it asks for text in another encoding than Latin-1")
     return text.encode("latin-1")
 
 
-# Functions of this project under the names of those that they stand for: before numpy 2 and since, of Python 2 and 3.
+# This project's functions under the names that they replace, for numpy before and since 2 and Python 2 and 3.
 _Unpickler.names = {
     ("collections", "OrderedDict"): _Function(OrderedDict),
     ("collections", "Counter"): _Function(lambda counts: Counter(dict(counts))),  # a MultiStepLR's milestones
@@ -387,9 +389,9 @@ _Unpickler.names = {
 
 
 def _plain(content: Any, tensor: Callable[[Any], Any] | None = None) -> Any:
-    """What a pickle has left, rebuilt: containers without attributes, of strings, numbers, arrays and tensors.
+    """Rebuild a pickle's result as containers without attributes of strings, numbers, arrays and tensors.
 
-    `tensor` makes ours of each of its tensors. What is found in several places stays one thing.
+    `tensor` copies each tensor. An object that occurs in several places stays one object.
     """
     done: dict[int, Any] = {}
 
@@ -406,7 +408,7 @@ def _plain(content: Any, tensor: Callable[[Any], Any] | None = None) -> Any:
             if not all(type(key) in (str, bytes, int, float, bool, type(None)) for key in value):
                 raise Refused("it has a key that is neither a string nor a number")
             made = kind()
-            for key in dict.keys(value):  # whatever attributes the pickle gave it
+            for key in dict.keys(value):  # ignores attributes that the pickle set
                 made[key] = rebuild(value[key], depth + 1)
         elif kind in (list, tuple, set):
             made = kind(rebuild(item, depth + 1) for item in value)

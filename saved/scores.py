@@ -1,8 +1,8 @@
-"""Scores that other people's programs saved: .npz, .npy and .csv, with the videos' names and labels in them.
+"""Scores saved by other projects: .npz, .npy and .csv files that include the videos' names and labels.
 
-The arrays, columns or keys of a file are known by the names that are usual (ROLES). `.npz` is what
-numpy.savez(scores=..., labels=..., names=...) writes, CoViAR's and dmc-net's tests among others; `.npy` holds a
-structured array, or a dict of either kind; `.csv` has a first line with the columns' names, the classes' among them.
+Arrays, columns and keys are recognised by their usual names (ROLES). A `.npz` is the output of
+numpy.savez(scores=..., labels=..., names=...), as in the evaluation scripts of CoViAR and dmc-net. A `.npy`
+holds a structured array, or a dict of either kind. A `.csv` has a header line that includes the class names.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NUMBERED = re.compile(r"(?:class|score|logit|prob|c|s|p)?[ _]?(\d+)", re.IGNORE
 
 @dataclass(frozen=True)
 class Scores:
-    """What a file says of itself; what it doesn't say is None."""
+    """The content of a score file; None for whatever the file lacks."""
 
     scores: dict[str, np.ndarray]  # video -> (classes,) or (samples, classes)
     labels: dict[str, int] | None
@@ -41,7 +41,7 @@ class Scores:
 
 
 def read_scores(path: Path) -> Scores:
-    """Read a .npz, .npy or .csv file, running nothing in it. Raises InputError for one without names or scores."""
+    """Read a .npz, .npy or .csv file safely. Raises InputError if it lacks names or scores."""
     content = _read_csv(path) if path.suffix.lower() == ".csv" else load_arrays(path)
     if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
         content = content[0]  # numpy.save of a dict
@@ -77,7 +77,7 @@ def read_scores(path: Path) -> Scores:
 
 
 def _columns(content: dict) -> dict[str, Any]:
-    """The values by their role, the first usual name of each."""
+    """Map each role to the value under the first of its usual names that the file has."""
     lower = {key.lower(): value for key, value in content.items() if isinstance(key, str)}
     return {
         role: lower[next(name for name in usual if name in lower)]
@@ -87,7 +87,7 @@ def _columns(content: dict) -> dict[str, Any]:
 
 
 def _rows(scores: Any, path: Path) -> tuple[list[np.ndarray], list | None]:
-    """Each video's scores, and the second of each where they come as pairs (scores, label), as TSN saves them."""
+    """Return each video's scores, and the labels if the scores come as TSN's pairs (scores, label)."""
     pairs = isinstance(scores, list) and all(isinstance(row, (list, tuple)) and len(row) == 2 for row in scores)
     pairs = pairs and all(isinstance(row[0], np.ndarray) and np.ndim(row[1]) == 0 for row in scores)
     seconds = [row[1] for row in scores] if pairs else None
@@ -112,12 +112,12 @@ def _texts(values: Any, path: Path, what: str) -> list[str]:
 
 
 def _tidy(name: str) -> str:
-    """A path as a video's key: the class's folder and the name, without suffix and what lies before."""
+    """Turn a path into a video's key: the class folder and the name without suffix."""
     return "/".join(without_suffix(name).split("/")[-2:])
 
 
 def _label_numbers(labels: Sequence[Any], class_names: Sequence[str] | None, path: Path) -> list[int]:
-    """Labels as numbers from 0, given as such or as classes' names."""
+    """Return the labels as numbers from 0; the file may give numbers or class names."""
     values = [value.item() if isinstance(value, np.generic) else value for value in labels]
     if all(isinstance(value, (str, bytes)) for value in values):
         order = {name.casefold(): place for place, name in enumerate(class_names or UCF101_CLASSES)}
@@ -132,14 +132,14 @@ def _label_numbers(labels: Sequence[Any], class_names: Sequence[str] | None, pat
 
 
 def _read_csv(path: Path) -> dict[str, Any]:
-    """The columns of a table: names, labels, and all others, which are the classes' scores."""
+    """Read a table's columns: names, labels, and the class scores (all other columns)."""
     try:
         table = pd.read_csv(path, encoding="utf-8-sig", dtype=str, keep_default_na=False, index_col=False)
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
         raise InputError(f"{path} is no table with a first line of columns' names ({error})".strip()) from None
     if table.empty:
         raise InputError(f"{path} has a first line and no other; write a line per video")
-    columns: dict[str, str] = {}  # role -> column; a second one of a role is a class, which may be called "file"
+    columns: dict[str, str] = {}  # role -> its first column; a later one is a class, such as "file"
     for column in table:
         role = next((role for role in ("names", "labels") if column.strip().lower() in ROLES[role]), "")
         columns.setdefault(role, column)
@@ -157,7 +157,7 @@ def _read_csv(path: Path) -> dict[str, Any]:
     numbers = [int(match[1][:9]) for name in classes if (match := _NUMBERED.fullmatch(name))]
     if len(numbers) < len(classes):
         return {**found, "class_names": classes}
-    # A table may have its columns as text sorts them, 0, 1, 10, 2.
+    # A table's columns may be sorted as text: 0, 1, 10, 2.
     if sorted(numbers) not in (list(range(len(numbers))), list(range(1, len(numbers) + 1))):
         print(f"note: {path}: its columns' numbers have gaps or repeat; they are taken as they stand", file=sys.stderr)
         return found
