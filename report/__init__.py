@@ -1,1 +1,1 @@
-"""What fusion.py reads and shows: predictions, intervals and tests, tables, plots, the HTML page."""
+"""The results of fusion.py: intervals and significance tests, tables, plots, and the HTML report."""

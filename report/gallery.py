@@ -1,4 +1,4 @@
-"""Pictures of videos for the report: its mistakes, and pairs that look alike."""
+"""Pictures of videos for the report: of the mistakes, and of look-alike pairs."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ from report.page import Card, Cards, Picture
 from saved.predictions import Predictions
 from utils import InputError, plural
 
-BEST = 3  # guesses shown of each stream, beside the true class
-HEIGHT, FRAMES = 80, 4  # of a strip: about 8 kB
-MOST = 600  # videos with pictures on one page, which they make some 10 MB large
+BEST = 3  # guesses shown per stream, besides the true class
+HEIGHT, FRAMES = 80, 4  # pixels and frames of a strip, which takes about 8 kB
+MOST = 600  # at most this many videos have pictures; the page is then about 10 MB
 DARK = 40  # mean grey level below which frames are brightened
 
 
 def anchor(label: int, guess: int) -> str:
-    """The anchor of a class's videos that are taken for the class `guess`."""
+    """Return the HTML anchor of the videos of class `label` that were classified as `guess`."""
     return f"c{label}-{guess}"
 
 
 def mistakes(outcome: Outcome, chances: Mapping[str, np.ndarray]) -> tuple[list[Cards], int]:
-    """The mistakes by kind, the most frequent first, the surest first in each; and how many lack frames.
+    """Return the mistakes by kind, and how many of them lack frames.
 
-    chances: stream and fusion -> (videos, classes) probabilities.
+    The most frequent kind comes first; within a kind, the most confident mistake.
+    chances: probabilities (videos, classes) of each stream and of fusion.
     """
     test_set = outcome.test_set
     names, labels, videos = test_set.class_names, test_set.labels, test_set.videos
@@ -46,7 +47,7 @@ def mistakes(outcome: Outcome, chances: Mapping[str, np.ndarray]) -> tuple[list[
     shown = pictures(test_set.sources, [videos[row] for row in wrong[:MOST]])
 
     def best(values: np.ndarray, own: int) -> list[tuple[str, float, bool]]:
-        """The best guesses, without those of less than half a per cent, and the true class, however small."""
+        """Return the first guess, other guesses of at least half a per cent, and always the true class."""
         first, *others = np.argsort(-values, kind="stable")[:BEST].tolist()
         taken = [first, *(guess for guess in others if values[guess] >= 0.005), own]
         return [(names[guess], values[guess], guess == own) for guess in dict.fromkeys(taken)]
@@ -65,7 +66,7 @@ def mistakes(outcome: Outcome, chances: Mapping[str, np.ndarray]) -> tuple[list[
 
 
 def pairs(outcome: Outcome, alike: Sequence[Mapping[str, Any]]) -> list[Card]:
-    """The pairs of look_alikes in results.json, with pictures of the test video and of the training video."""
+    """Return a card for each pair of look_alikes in results.json, with pictures of both videos."""
     shown = pictures(
         outcome.test_set.sources, [pair[part] for pair in alike for part in ("test", "training")]
     )
@@ -90,7 +91,7 @@ def pairs(outcome: Outcome, alike: Sequence[Mapping[str, Any]]) -> list[Card]:
 
 @dataclass(frozen=True)
 class Seen:
-    """What can be shown of a video: pictures, the first of frames if `frames`, and the path of its file."""
+    """What can be shown of a video: pictures (the first shows frames if `frames`) and its file's path."""
 
     pictures: Sequence[Picture] = ()
     frames: bool = False
@@ -98,9 +99,9 @@ class Seen:
 
 
 def pictures(sources: Mapping[str, Predictions], videos: Sequence[str]) -> dict[str, Seen]:
-    """What can be shown of `videos`. predictions.json says where images lie.
+    """Return what can be shown of each video. predictions.json says where the images are.
 
-    What is missing or damaged costs its picture, not the report.
+    A missing or damaged image loses its picture only; the report is still written.
     """
     rgb, flow = find_index(sources, "rgb"), find_index(sources, "flow")
     files = {video: path for one in sources.values() for video, path in (one.meta.get("files") or {}).items()}
@@ -110,7 +111,7 @@ def pictures(sources: Mapping[str, Predictions], videos: Sequence[str]) -> dict[
 
 
 def find_index(sources: Mapping[str, Predictions], kind: Literal["rgb", "flow"]) -> Index | None:
-    """The images of a kind that one of the streams was tested on."""
+    """Return the index of the images of one kind that a stream was evaluated on, None if there are none."""
     for source in sources.values():
         frames = source.meta.get("frames") or {}
         for root in filter(None, [frames.get("root"), *frames.get("more", [])]):
@@ -122,7 +123,7 @@ def find_index(sources: Mapping[str, Predictions], kind: Literal["rgb", "flow"])
 
 
 def see(video: str, rgb: Index | None, flow: Index | None, path: str | None) -> Seen:
-    """Pictures of one video; `path` is that of its file where it is known (predict.py's, which extracts nothing)."""
+    """Return pictures of one video. `path` is its file, if known (from predict.py, which extracts nothing)."""
     shown: list[Picture] = []
     frames = False
     lost = contextlib.suppress(InputError, OSError, ValueError, Image.DecompressionBombError)
@@ -146,14 +147,14 @@ def see(video: str, rgb: Index | None, flow: Index | None, path: str | None) -> 
 
 
 def small(pixels: np.ndarray) -> Image.Image:
-    """A picture HEIGHT pixels high of (height, width, 3) uint8."""
+    """Return (height, width, 3) uint8 pixels as a picture that is HEIGHT pixels high."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     width = min(max(round(image.width * HEIGHT / image.height), 1), 4 * HEIGHT)
     return image.resize((width, HEIGHT), Image.Resampling.BILINEAR)
 
 
 def flow_colours(xy: np.ndarray) -> np.ndarray:
-    """Flow images (2, height, width) uint8 as colours (height, width, 3): hue is direction, white is no motion."""
+    """Colour flow (2, height, width) uint8 as (height, width, 3): hue is direction, white is no motion."""
     x, y = xy.astype(np.float32) - 127.5
     speed = np.hypot(x, y)
     hue = np.arctan2(y, x) / (2 * np.pi) % 1
@@ -162,7 +163,7 @@ def flow_colours(xy: np.ndarray) -> np.ndarray:
 
 
 def data_uri(images: list[Image.Image]) -> str:
-    """Images of one height side by side, as a JPEG in a data URI."""
+    """Join images of one height side by side, and return them as a JPEG data URI."""
     joined = Image.new(
         "RGB", (sum(image.width for image in images) + 2 * (len(images) - 1), HEIGHT), "#808890"
     )

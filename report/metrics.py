@@ -1,7 +1,7 @@
-"""How far to trust an accuracy: intervals and a paired test.
+"""How far to trust an accuracy: bootstrap intervals and a paired significance test.
 
-Everything here works on scores of shape (videos, classes) and labels of shape (videos,); no file is read or
-written. Accuracies are in per cent, probabilities in 0..1. Accuracies are common/accuracy.py's.
+All functions take scores (videos, classes) and labels (videos,). No file is read or written. Accuracies are
+in per cent and computed by common/accuracy.py; probabilities are in 0..1.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ METRICS = ("top1", "top5", "mean_class")
 def group_numbers(
     videos: Sequence[str], labels: np.ndarray, groups: Sequence[str] | None = None
 ) -> np.ndarray:
-    """(videos,) int: which recording of its class each video was cut from: by `groups`, else by all their names.
+    """Return (videos,) int: the recording of its class that each video was cut from.
 
-    Clips of one recording are alike, so they are right or wrong together: intervals and tests resample recordings.
-    Videos that are of none are each by themselves, and then these are the numbers 0 to videos - 1.
+    `groups` names the recordings; otherwise they come from the videos' names. Clips of one recording are alike,
+    so they are right or wrong together: intervals and tests resample recordings. A video without a recording is
+    a group of its own. If this holds for all videos, the result is 0 to videos - 1.
     """
     if groups is None:
         groups = find_groups(
@@ -36,11 +37,11 @@ def group_numbers(
 def bootstrap(
     scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int, draws: int = 10_000
 ) -> dict[str, np.ndarray]:
-    """The three accuracies (common.accuracy.accuracy's) of `draws` resamples of groups: {metric: (draws,)}, per cent.
+    """Resample the three accuracies of common.accuracy.accuracy: {metric: (draws,)}, in per cent.
 
-    groups (videos,) int: those of `group_numbers`, each of one class; resampled whole, with replacement (the cluster
-    bootstrap: Davison and Hinkley 1997, section 3.8). A resample's accuracies depend on its groups through their
-    class and their counts only, so groups alike in these are counted, and the counts drawn: they are multinomial.
+    groups (videos,) int: from `group_numbers`, each of one class. Whole groups are resampled with replacement
+    (the cluster bootstrap: Davison and Hinkley 1997, section 3.8). Accuracies depend only on the classes and
+    counts of the groups, so identical groups are counted together, and their multinomial counts are drawn.
     """
     place = ranks(scores, labels)
     count = np.bincount(groups)
@@ -49,7 +50,7 @@ def bootstrap(
     of_group[:, 1] = np.bincount(groups, weights=place < 1)
     of_group[:, 2] = np.bincount(groups, weights=place < 5)
     of_group[:, 3] = count
-    kinds, repeats = np.unique(of_group, axis=0, return_counts=True)  # in the order of their class
+    kinds, repeats = np.unique(of_group, axis=0, return_counts=True)  # sorted by class
     drawn = np.random.default_rng(seed).multinomial(
         len(count), repeats / len(count), size=draws
     )  # (draws, kinds)
@@ -67,21 +68,21 @@ def bootstrap(
 
 
 def interval(draws: np.ndarray) -> list[float]:
-    """The middle 95 % of bootstrap draws, [low, high]."""
+    """Return the middle 95 % of bootstrap draws as [low, high]."""
     return [float(bound) for bound in np.percentile(draws, [2.5, 97.5])]
 
 
 def mcnemar(fusion_right: np.ndarray, stream_right: np.ndarray, groups: np.ndarray) -> dict[str, float]:
-    """Do fusion and a stream differ beyond chance? (videos,) bool each; the exact permutation test over groups.
+    """Test whether fusion and a stream, (videos,) bool each, differ: the exact permutation test over groups.
 
-    Under the null hypothesis the two could be exchanged in any group, so a group's difference in right videos has
-    either sign with probability one half. p is the share of all 2**groups signs for which the sum is at least as
-    far from 0 as it is (Good 2005, section 3.2), got by convolution. Where each video is a group of its own, this is
-    McNemar's exact test (Dietterich 1998, section 2.1); over groups it is that test's form for clustered pairs.
+    Under the null hypothesis the two can be exchanged in any group, so a group's difference in right videos
+    has either sign with probability one half. p is the share of all 2**groups sign patterns whose sum is at
+    least as far from 0 as the observed one (Good 2005, section 3.2), computed by convolution. If each video is
+    a group, this is McNemar's exact test (Dietterich 1998, section 2.1); else it is its form for clustered pairs.
     """
     difference = fusion_right.astype(int) - stream_right.astype(int)
     per_group = np.bincount(groups, weights=difference).astype(int)
-    chance = np.ones(1)  # of each sum, from -total to total in steps of 2
+    chance = np.ones(1)  # probability of each sum, from -total to total in steps of 2
     for size in np.abs(per_group[per_group != 0]):
         padding = np.zeros(size)
         chance = (np.concatenate([chance, padding]) + np.concatenate([padding, chance])) / 2

@@ -1,4 +1,4 @@
-"""What fusion found out about one test set: as data, as results.json keeps it, and in the terminal's words."""
+"""The results of fusion on one test set: as data, as stored in results.json, and as text for the terminal."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from common.formats import Natural, read_json
 from saved.predictions import TestSet
 from utils import plural
 
-LARGEST = 1e12  # of weights, temperatures and their inverses: what is fused stays finite
-FUSIONS = ("average", "std")  # stand in every table of several streams, whatever was asked for
-FEW_CLASSES = 10  # up to these, the top 5 are half of what there is or more
+LARGEST = 1e12  # limit of weights, temperatures and their inverses, so that fused logits stay finite
+FUSIONS = ("average", "std")  # rows of every table of several streams, whatever fusion is requested
+FEW_CLASSES = 10  # with up to this many classes, the top 5 are at least half of them
 STD_NOTE = "std: each stream's logits divided by their standard deviation over the test set, then averaged"
 
 
@@ -27,15 +27,15 @@ class LearntOn(BaseModel):
     """The videos on which a fusion was chosen."""
 
     videos: Natural
-    groups: Natural  # their recordings; as many as videos where nothing tells one
+    groups: Natural  # number of recordings; equal to videos if none are known
     paths: list[str]  # of their predictions
 
 
 class Learnt(BaseModel):
-    """The fusion that was chosen on videos that are not tested: `learnt` in results.json.
+    """The fusion chosen on held-out videos: `learnt` in results.json.
 
-    `chosen` is a stream's name (the others' weights are 0), "average", "learnt" (weights), or "joined": one head on
-    both streams' features, as two checkpoints in the folder `joined`, which predict.py takes in place of the streams'.
+    `chosen` is a stream's name (the others' weights are 0), "average", "learnt" (weights), or "joined": one
+    head on both streams' features. It is two checkpoints in the folder `joined`; predict.py loads them instead.
     """
 
     weights: dict[str, Annotated[float, Field(ge=0, le=LARGEST, strict=True)]]  # of each stream's logits
@@ -45,8 +45,8 @@ class Learnt(BaseModel):
     learnt_on: LearntOn
     chosen: str = "learnt"
     log_loss: dict[str, float] = {}  # of each candidate on the held-out videos, cross-validated, nats
-    held_out_top1: float | None = None  # of the chosen one on these videos, per cent
-    joined: str | None = None  # the folder of the joined head, where that was chosen
+    held_out_top1: float | None = None  # of the chosen fusion on these videos, per cent
+    joined: str | None = None  # the folder of the joined head, if it was chosen
 
     @model_validator(mode="after")
     def _some_weight(self) -> Learnt:
@@ -55,12 +55,12 @@ class Learnt(BaseModel):
         return self
 
     def fuse(self, logits: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the streams' logits (videos, classes), in order, as one: softmax gives calibrated probabilities."""
+        """Fuse the streams' logits (videos, classes), given in order. Softmax of the result is calibrated."""
         return np.average(logits, axis=0, weights=list(self.weights.values())) / self.temperature
 
 
 class ResultsFile(BaseModel):
-    """What predict.py takes from a results.json."""
+    """The part of results.json that predict.py reads."""
 
     learnt: Learnt
 
@@ -74,22 +74,22 @@ def read_learnt(path: str | Path) -> Learnt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything found out about one test set."""
+    """All results of one test set."""
 
     test_set: TestSet
-    fused: np.ndarray  # (videos, classes), the fusion asked for; of one stream its logits
-    results: dict  # what results.json says
+    fused: np.ndarray  # (videos, classes): logits of the requested fusion, or of a single stream
+    results: dict  # the content of results.json
     draws: dict[str, dict[str, np.ndarray]]  # row of the table -> metric -> bootstrap draws
 
     @property
     def rows(self) -> dict[str, np.ndarray]:
-        """Logits of each stream, and of fusion where there are several streams."""
+        """Return the logits of each stream, and of fusion if there are several streams."""
         streams = self.test_set.streams
         return {**streams, "fusion": self.fused} if len(streams) > 1 else dict(streams)
 
     @property
     def main(self) -> str:
-        """The row that the report is about."""
+        """Return the row that the report is about: fusion, or the only stream."""
         return list(self.rows)[-1]
 
 
@@ -101,7 +101,7 @@ def capital(line: str) -> str:
 
 
 def describe(normalize: str, weights: Sequence[float]) -> str:
-    """Name the fusion asked for: "average" unless a flag changed it."""
+    """Name the requested fusion: "average" unless a flag changed it."""
     parts = [normalize] if normalize != "none" else []
     if len(set(weights)) > 1:
         parts.append(" : ".join(f"{weight:g}" for weight in weights))
@@ -121,7 +121,7 @@ def choice_label(learnt: dict) -> str:
 
 
 def choice_note(results: dict) -> str:
-    """Say what was chosen and why; "" where there was nothing to choose by."""
+    """Say which fusion was chosen and why; return "" if none was chosen."""
     learnt = results.get("learnt")
     if learnt is None:
         return ""
@@ -137,7 +137,7 @@ def choice_note(results: dict) -> str:
 
 
 def gap_note(held_out: float, held_out_videos: int, test: float, test_videos: int) -> str:
-    """Say so where the accuracies on held-out and on test videos, per cent, differ by far; else ""."""
+    """Warn if the accuracies (per cent) on held-out and test videos are far apart; otherwise return ""."""
     mean = (held_out * held_out_videos + test * test_videos) / (held_out_videos + test_videos) / 100
     error = 100 * (mean * (1 - mean) * (1 / held_out_videos + 1 / test_videos)) ** 0.5
     if abs(held_out - test) < max(10, 3 * error):
@@ -151,7 +151,7 @@ def gap_note(held_out: float, held_out_videos: int, test: float, test_videos: in
 
 
 def look_alike_note(alike: dict) -> str:
-    """Say in a line what the look-alike check of heads.py found."""
+    """Say in one line what the look-alike check of heads.py found."""
     if alike["warns"]:
         return (
             "Clips that look alike are on both sides of the split. Kept apart, accuracy is "
@@ -165,7 +165,7 @@ def look_alike_note(alike: dict) -> str:
 
 
 def warnings(results: dict) -> list[str]:
-    """What a reader must know before the figures: look-alikes on both sides, held-out and test far apart."""
+    """Return the warnings above the figures: look-alikes across the split, held-out and test far apart."""
     found = []
     if results.get("look_alikes", {}).get("warns"):
         found.append(look_alike_note(results["look_alikes"]))
@@ -177,10 +177,10 @@ def warnings(results: dict) -> list[str]:
 
 
 def notes(results: dict) -> list[str]:
-    """What stands below the figures: the choice, the test against the better stream, intervals, look-alikes."""
+    """Return the lines below the figures: choice, test against the better stream, intervals, look-alikes."""
     test, resampled, alike = results.get("mcnemar"), results["resampled"], results.get("look_alikes")
     found = [choice_note(results)]
-    if test and test["against"] != results.get("learnt", {}).get("chosen"):  # else the answers are the same
+    if test and test["against"] != results.get("learnt", {}).get("chosen"):  # otherwise both give the same answers
         name = "McNemar's exact test" if test["over"] == "videos" else "permutation test over groups"
         found.append(
             f"fusion against {test['against']} alone: {plural(test['only_fusion_right'], 'video')} right only by "
@@ -197,7 +197,7 @@ def notes(results: dict) -> list[str]:
 
 
 def rows(results: dict) -> list[tuple[str, str]]:
-    """(label, key in results) of each row: the streams, the fusion asked for, what it is compared with."""
+    """Return (label, key in results) of each row: streams, the requested fusion, and its comparisons."""
     streams = [(name, name) for name in results["streams"]]
     if len(streams) == 1:
         return streams
@@ -207,7 +207,7 @@ def rows(results: dict) -> list[tuple[str, str]]:
 
 
 def text(results: dict, title: str) -> str:
-    """The table with warnings above it, and below how it was tested."""
+    """Return the table as text, with the warnings above it and the notes below."""
     lines = [f"{title}: {plural(results['videos'], 'video')}, {results['classes']} classes, accuracy in %"]
     lines += [f"!! {line}" for line in warnings(results)]
     if len(results["streams"]) != 2:

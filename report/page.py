@@ -1,6 +1,6 @@
-"""A report as plain data, and as one HTML page that needs nothing but itself.
+"""A report as plain data, and as one self-contained HTML page.
 
-sections.py fills the data; `write` makes the page of it, with figures (.svg) and tables (.csv) beside it.
+sections.py fills the data; `write` renders the page and saves figures (.svg) and tables (.csv) beside it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from utils import atomic_path, csv_text
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; `soft` for what is said in passing."""
+    """A paragraph; `soft` marks a side remark."""
 
     text: str
     soft: bool = False
@@ -34,7 +34,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Link:
-    """A table's cell that leads to an anchor of the page ("c3-5")."""
+    """A table cell that links to an anchor of the page ("c3-5")."""
 
     text: str
     anchor: str
@@ -42,9 +42,9 @@ class Link:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells, words in the first `words` columns and numbers in the others.
+    """Rows of cells: text in the first `words` columns, numbers in the others.
 
-    `main` is the row to stress; rows from `aside` on are only for comparison.
+    `main` is the row to highlight; rows from `aside` on are only for comparison.
     """
 
     columns: Sequence[str]
@@ -57,7 +57,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure, also written as <name>.svg. Narrower than `least` pixels it scrolls sideways."""
+    """A figure, also written as <name>.svg. If less than `least` pixels wide, it scrolls sideways."""
 
     name: str
     figure: Figure
@@ -67,7 +67,7 @@ class Plot:
 
     @property
     def most(self) -> int:
-        """The width in pixels at which the figure's text is as large as the page's."""
+        """Return the width in pixels at which the figure's text is as large as the page's."""
         return round(142 * self.figure.get_figwidth())
 
 
@@ -80,20 +80,20 @@ class Picture:
 
 @dataclass(frozen=True)
 class Card:
-    """One video, or a pair of them: pictures, paths of the files, the best guesses of each stream."""
+    """One video, or a pair: pictures, paths of the files, and the best guesses of each stream."""
 
     anchor: str
     title: str
     pictures: Sequence[Picture]
-    paths: Sequence[str] = ()  # of the video files, where the extraction noted them
+    paths: Sequence[str] = ()  # of the video files, if the extraction recorded them
     guesses: Mapping[str, Sequence[tuple[str, float, bool]]] = field(
         default_factory=dict
-    )  # class, probability, true?
+    )  # stream -> (class, probability, whether it is the true class)
 
 
 @dataclass(frozen=True)
 class Cards:
-    """Cards; with a title they wait behind it to be opened."""
+    """A group of cards; with a title, it starts collapsed."""
 
     cards: Sequence[Card]
     title: str = ""
@@ -113,14 +113,14 @@ class Section:
 
     @property
     def files(self) -> list[str]:
-        """The names of the files beside the page that hold what the section shows."""
+        """Return the names of the files beside the page that hold the section's figures and tables."""
         figures = [f"{block.name}.svg" for block in self.blocks if isinstance(block, Plot)]
         return figures + [f"{name}.csv" for name in self.tables]
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A figure in large type, with the colour of its stream and a word below."""
+    """A number in large type, with the colour of its stream and a line below."""
 
     name: str
     value: str
@@ -134,15 +134,15 @@ class Report:
     summary: str
     sections: Sequence[Section]
     tiles: Sequence[Tile] = ()
-    notes: Sequence[str] = ()  # what one has to know to read the tiles
-    made: Sequence[tuple[str, str]] = ()  # how it came about: (what, words)
+    notes: Sequence[str] = ()  # needed to read the tiles correctly
+    made: Sequence[tuple[str, str]] = ()  # how the report was made: (item, text)
 
 
 # --- the page ------------------------------------------------------------------------------------------
 
 
 def write(report: Report, path: Path) -> Path:
-    """Write the page at `path`, and every section's figures (.svg) and tables (.csv) into its folder."""
+    """Write the page to `path`, and every section's figures (.svg) and tables (.csv) into its folder."""
     drawings = {}
     for section in report.sections:
         for plot in (block for block in section.blocks if isinstance(block, Plot)):
@@ -164,17 +164,17 @@ def write(report: Report, path: Path) -> Path:
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a CSV that a spreadsheet opens and doesn't run."""
+    """Write a CSV whose cells a spreadsheet does not run as formulas."""
     table = table.rename(columns=csv_text).map(csv_text)
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.4f", lineterminator="\n")
 
 
 def svg(plot: Plot) -> bytes:
-    """A figure as an SVG document. Its text stays text: a browser finds a font for any script."""
+    """Return a figure as an SVG document. Text stays text: a browser finds a font for any script."""
     file = io.BytesIO()
     with rc_context({**STYLE, "svg.hashsalt": plot.name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser's fonts will have it
-        unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # it is made again to the same bytes
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser has a font for it
+        unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # so a rerun gives the same bytes
         plot.figure.savefig(file, format="svg", bbox_inches="tight", metadata=unsaid)
     return file.getvalue()

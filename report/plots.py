@@ -1,6 +1,6 @@
-"""The report's figures. Every function returns a matplotlib Figure; page.py makes SVG of them.
+"""The report's figures. Every drawing function returns a matplotlib Figure, which page.py writes as SVG.
 
-Call them within matplotlib.rc_context(STYLE): colours, sizes and grid.
+Call them within matplotlib.rc_context(STYLE), which sets colours, sizes and grid.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from saved.records import Phases
 
-# The page's colours, too. Of Okabe and Ito's palette: told apart with any colour vision.
+# The page uses these colours, too. They follow Okabe and Ito's palette: distinct with any colour vision.
 LIGHT = {
     "ink": "#22282f", "soft": "#5b6570", "grey": "#8a929b", "line": "#dfe4e8", "tint": "#f6f8f9", "paper": "#ffffff",
     "link": "#0b5c94", "warn": "#b07d00", "heat": "#08508a", "wrong": "#c9ced4",
@@ -37,7 +37,7 @@ WIDTH = 7.0  # inches: as wide as the page; on a phone a figure scrolls sideways
 
 
 def hue(name: str, place: int) -> str:
-    """The name of a stream's or run's colour in LIGHT."""
+    """Return the name in LIGHT of a stream's or run's colour."""
     return name if name in ("spatial", "motion", "fusion") else f"other{place % 4 + 1}"
 
 
@@ -46,12 +46,12 @@ def colour(name: str, place: int) -> str:
 
 
 def short(name: str) -> str:
-    """A class name that leaves room for the figure beside it: of a long one, how it begins and ends."""
+    """Shorten a long class name to its beginning and end, to leave room for the figure."""
     return name if len(name) <= 30 else f"{name[:15]}\N{HORIZONTAL ELLIPSIS}{name[-14:]}"
 
 
 def accuracy(rows: Sequence[tuple[str, str, float, float, float]]) -> Figure:
-    """Top-1 with its 95 % interval. rows: (label, colour, top-1, low, high), all in per cent."""
+    """Plot top-1 with its 95 % interval. rows: (label, colour, top-1, low, high), in per cent."""
     drawn = Figure(figsize=(WIDTH, 0.32 * len(rows) + 0.6))
     axes = drawn.subplots()
     for place, (_, tone, top1, low, high) in enumerate(rows):
@@ -62,7 +62,7 @@ def accuracy(rows: Sequence[tuple[str, str, float, float, float]]) -> Figure:
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     low, high = min(row[3] for row in rows), max(row[4] for row in rows)
-    margin = max(10 - (high - low), 0.1 * (high - low)) / 2  # ten points at least: few videos make no cliff
+    margin = max(10 - (high - low), 0.1 * (high - low)) / 2  # show at least ten points, so that small differences look small
     axes.set(xlim=(low - margin, high + margin), xlabel="top-1, %")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.grid(False, axis="y")
@@ -70,9 +70,9 @@ def accuracy(rows: Sequence[tuple[str, str, float, float, float]]) -> Figure:
 
 
 def per_class(found: pd.DataFrame, columns: Sequence[str]) -> Figure:
-    """One line per class, in the table's order: a dot for each stream, a ring for fusion, and what fusion gains.
+    """Plot one line per class, in the table's order: a dot for each stream, a ring for fusion, fusion's gain.
 
-    found: sections.class_table; columns: those of accuracies, "fusion" last where there are several streams.
+    found: sections.class_table; columns: its accuracy columns, "fusion" last if there are several streams.
     """
     drawn = Figure(figsize=(WIDTH, 0.185 * len(found) + 1.1))
     axes = drawn.subplots()
@@ -100,17 +100,17 @@ def per_class(found: pd.DataFrame, columns: Sequence[str]) -> Figure:
 
 
 def confusion(matrix: np.ndarray, names: Sequence[str], wide: bool) -> Figure:
-    """The row-normalised confusion matrix as a heat map: true classes in rows, guesses across.
+    """Plot the row-normalised confusion matrix as a heat map: true classes in rows, guesses in columns.
 
-    matrix (classes, classes) of counts. Shades grow with the share, and a single mistake still shows. `wide`: many
-    classes; small cells without numbers, on a large figure.
+    matrix: counts (classes, classes). Shades grow with the share, and a single mistake is still visible.
+    `wide`: draw many classes as small cells without numbers, on a large figure.
     """
     count = len(names)
     share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = min(max(0.3 * count + 1.8, 3.4), 7) if not wide else 0.115 * count + 2
     drawn = Figure(figsize=(side, side))
     axes = drawn.subplots()
-    # limits so that one mistake of a hundred differs from white, and the darkest blue is no black
+    # with these limits, one mistake in a hundred differs from white, and the darkest blue from black
     shades = axes.imshow(
         np.where(matrix, share, np.nan), "Blues", vmin=-5, vmax=115, interpolation="none"
     )
@@ -134,7 +134,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str], wide: bool) -> Figure:
 
 
 def curves(stream: str, phases: Phases) -> Figure:
-    """Loss, top-1 and learning rate over epochs, one below the other; training dashed, test in full."""
+    """Plot loss, top-1 and learning rate over epochs, one below the other; training dashed, test solid."""
     drawn = Figure(figsize=(WIDTH, 5.2))
     shown = {"Loss": "loss", "Prec@1": "top-1, %", "lr": "learning rate"}
     panels = drawn.subplots(len(shown), sharex=True)
@@ -144,7 +144,7 @@ def curves(stream: str, phases: Phases) -> Figure:
             style = "--" if training and column != "lr" else "-"
             marker = "o" if len(values) < 30 else None
             width, name = 1.1 if training else 1.8, phase if column == "Prec@1" else None
-            if column != "lr" or training or "train" not in phases:  # the test's is the same once more
+            if column != "lr" or training or "train" not in phases:  # lr is the same in both
                 tone = colour(stream, 0)
                 axes.plot(values.index, values, style, color=tone, linewidth=width, marker=marker, ms=3, label=name)
         axes.set_ylabel(label)

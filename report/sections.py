@@ -1,4 +1,4 @@
-"""The report's sections: what a fusion found, told in the order in which one asks, as the data of page.py."""
+"""The report's sections: a fusion's results as data for page.py, in the order in which readers ask."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from saved.predictions import Predictions
 from saved.records import find_records, in_words, provenance
 from utils import plural
 
-PAIRS = 20  # kinds of mistake that are listed; the CSV has all
-WIDE = 25  # classes from which a confusion matrix needs more than the page's width
-CHOSEN = {  # what an accuracy is worth where predictions.json says of its network's epoch that it was chosen by ...
+PAIRS = 20  # kinds of mistake listed; the CSV has all
+WIDE = 25  # with more classes, the confusion matrix is wider than the page
+CHOSEN = {  # how far to trust an accuracy, by predictions.json's chosen_by: how the network's epoch was chosen
     "test": "The epoch of {} was chosen by the accuracy on these same test videos, as in the original work: its "
     "figures here are somewhat too high. --val-groups chooses without the test set.",
     "val": "The epoch of {} was chosen on videos held out of training, not on these.",
@@ -31,7 +31,7 @@ CHOSEN = {  # what an accuracy is worth where predictions.json says of its netwo
 
 
 def write_report(outcome: Outcome, output: Path, title: str) -> Path:
-    """Write report.html with the files that it shows into `output`; returns the page's path."""
+    """Write report.html and the files that it shows into `output`. Return the page's path."""
     results, chances = outcome.results, {name: softmax(logits, axis=1) for name, logits in outcome.rows.items()}
     settings = ", ".join(f"{key} {value}" for key, value in results["settings"].items())
     with rc_context(plots.STYLE):
@@ -55,7 +55,7 @@ def write_report(outcome: Outcome, output: Path, title: str) -> Path:
 
 
 def tiles(outcome: Outcome) -> list[Tile]:
-    """The main figures in large type: each stream's top-1 and fusion's, with their intervals."""
+    """Return the main figures in large type: top-1 of each stream and of fusion, with intervals."""
     made = []
     for place, name in enumerate(outcome.rows):
         low, high = outcome.results["interval_95"][name]["top1"]
@@ -65,7 +65,7 @@ def tiles(outcome: Outcome) -> list[Tile]:
 
 
 def selection(outcome: Outcome) -> list[str]:
-    """How the networks' epochs were chosen; nothing of heads, which have no epochs, and of predict.py's videos."""
+    """Say how the networks' epochs were chosen; skip heads, which have no epochs, and predict.py's videos."""
     streams: dict[str, list[str]] = {}
     for name, source in outcome.test_set.sources.items():
         if epoch_of(source) != -1 and "files" not in source.meta:
@@ -75,12 +75,12 @@ def selection(outcome: Outcome) -> list[str]:
 
 
 def epoch_of(source: Predictions) -> int | None:
-    """The epoch of the network: -1 of a head."""
+    """Return the epoch of the network, -1 for a head."""
     return (source.meta.get("checkpoint") or {}).get("epoch")
 
 
 def sources(outcome: Outcome) -> list[tuple[str, str]]:
-    """Where each stream's predictions came from."""
+    """Return where each stream's predictions came from, as (item, text)."""
     lines = []
     for name, source in outcome.test_set.sources.items():
         line = f"{source.path}, {source.level}-level logits"
@@ -127,7 +127,7 @@ def accuracy(outcome: Outcome) -> Section:
 
 
 def look_alikes(outcome: Outcome) -> list[Section]:
-    """Pairs of a test and a training video that look alike, where the check of heads.py warns of them."""
+    """Return a section of pairs of a test and a training video that look alike, if heads.py's check warns."""
     alike = outcome.results.get("look_alikes", {})
     if not alike.get("warns") or not alike.get("pairs"):
         return []
@@ -139,10 +139,10 @@ def look_alikes(outcome: Outcome) -> list[Section]:
 
 
 def class_table(outcome: Outcome) -> pd.DataFrame:
-    """A row per class that has videos: label, class, videos, top-1 in % of each stream and fusion, gain.
+    """Return a row per class with videos: label, class, videos, top-1 in % of each stream and fusion, gain.
 
-    gain is fusion minus the stream that is better over all videos, so that its mean is the gain in mean-class
-    accuracy. The best gain comes first; of one stream the best class.
+    gain is fusion minus the stream that is better over all videos, so its mean is the gain in mean-class
+    accuracy. The best gain comes first; with one stream, the best class.
     """
     labels = outcome.test_set.labels
     label, videos = np.unique(labels, return_counts=True)
@@ -174,7 +174,10 @@ def per_class(outcome: Outcome) -> Section:
 
 
 def confused_pairs(matrix: np.ndarray, class_names: list[str]) -> pd.DataFrame:
-    """Every kind of mistake, most frequent first: true, guessed, videos, share (% of the true class), label, guess."""
+    """Count each kind of mistake, most frequent first: true, guessed, videos, share (% of true class), ...
+
+    The last two columns, label and guess, are the true and the guessed class as numbers.
+    """
     true, guessed = np.nonzero(matrix * (1 - np.eye(len(matrix), dtype=int)))
     videos = matrix[true, guessed]
     names = np.array(class_names, dtype=object)
@@ -251,7 +254,7 @@ def mistakes(outcome: Outcome, chances: Mapping[str, np.ndarray]) -> Section:
 
 
 def training_curves(outcome: Outcome) -> list[Section]:
-    """The section, where there are records beside the predictions."""
+    """Return the section of training curves, if there are records beside the predictions."""
     streams = find_records(source.path.parent for source in outcome.test_set.sources.values())
     drawn = [
         Plot(f"curves_{place}", plots.curves(stream, phases), f"Training curves of the {stream} stream")
