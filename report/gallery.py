@@ -123,7 +123,7 @@ def find_index(sources: Mapping[str, Predictions], kind: Literal["rgb", "flow"])
 
 
 def see(video: str, rgb: Index | None, flow: Index | None, path: str | None) -> Seen:
-    """Return pictures of one video. `path` is its file, if known (from predict.py, which extracts nothing)."""
+    """Return pictures of one video. `path` is its file, if known (predict.py's videos are not extracted)."""
     shown: list[Picture] = []
     frames = False
     lost = contextlib.suppress(InputError, OSError, ValueError, Image.DecompressionBombError)

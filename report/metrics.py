@@ -21,9 +21,9 @@ def group_numbers(
 ) -> np.ndarray:
     """Return (videos,) int: the recording of its class that each video was cut from.
 
-    `groups` names the recordings; otherwise they come from the videos' names. Clips of one recording are alike,
-    so they are right or wrong together: intervals and tests resample recordings. A video without a recording is
-    a group of its own. If this holds for all videos, the result is 0 to videos - 1.
+    `groups` names the recordings; otherwise they come from the videos' names. Clips of one recording are
+    alike, so they are right or wrong together: intervals and tests resample recordings. A video without a
+    recording is a group of its own. If this holds for all videos, the result is 0 to videos - 1.
     """
     if groups is None:
         groups = find_groups(
@@ -77,8 +77,9 @@ def mcnemar(fusion_right: np.ndarray, stream_right: np.ndarray, groups: np.ndarr
 
     Under the null hypothesis the two can be exchanged in any group, so a group's difference in right videos
     has either sign with probability one half. p is the share of all 2**groups sign patterns whose sum is at
-    least as far from 0 as the observed one (Good 2005, section 3.2), computed by convolution. If each video is
-    a group, this is McNemar's exact test (Dietterich 1998, section 2.1); else it is its form for clustered pairs.
+    least as far from 0 as the observed one (Good 2005, section 3.2), computed by convolution. If each video
+    is a group, this is McNemar's exact test (Dietterich 1998, section 2.1); else it is its form for clustered
+    pairs.
     """
     difference = fusion_right.astype(int) - stream_right.astype(int)
     per_group = np.bincount(groups, weights=difference).astype(int)

@@ -35,7 +35,8 @@ class Learnt(BaseModel):
     """The fusion chosen on held-out videos: `learnt` in results.json.
 
     `chosen` is a stream's name (the others' weights are 0), "average", "learnt" (weights), or "joined": one
-    head on both streams' features. It is two checkpoints in the folder `joined`; predict.py loads them instead.
+    head on both streams' features. It is two checkpoints in the folder `joined`; predict.py loads them
+    instead.
     """
 
     weights: dict[str, Annotated[float, Field(ge=0, le=LARGEST, strict=True)]]  # of each stream's logits

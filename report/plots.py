@@ -62,7 +62,8 @@ def accuracy(rows: Sequence[tuple[str, str, float, float, float]]) -> Figure:
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     low, high = min(row[3] for row in rows), max(row[4] for row in rows)
-    margin = max(10 - (high - low), 0.1 * (high - low)) / 2  # show at least ten points, so that small differences look small
+    # the axis spans at least ten points, so that small differences look small
+    margin = max(10 - (high - low), 0.1 * (high - low)) / 2
     axes.set(xlim=(low - margin, high + margin), xlabel="top-1, %")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.grid(False, axis="y")
