@@ -1,1 +1,1 @@
-"""What predict.py is made of: frames of a video or camera, windows of them, answers, and the film that shows them."""
+"""The parts of predict.py: frames of a video or camera, windows of them, answers, and films of the answers."""

@@ -1,4 +1,4 @@
-"""What streams say of a video or a part of it: as a table, as a line, as JSON."""
+"""The streams' answer to a video or a part of it, as a table, a line or JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils import plural
 
 @dataclass(frozen=True)
 class Answer:
-    """What each stream says of the `frames` frames of a video from `start` to `end` seconds."""
+    """The streams' scores for one window of a video: `frames` frames from `start` to `end` seconds."""
 
     names: list[str]  # of the classes, in label order
     start: float
@@ -23,37 +23,37 @@ class Answer:
     frames: int
     logits: dict[str, np.ndarray]  # stream -> (moments, classes), in time order; their mean is the video's
     times: dict[str, np.ndarray]  # stream -> (moments,) seconds: the middle of each clip
-    samples: dict[str, int]  # stream -> how many clips it saw
+    samples: dict[str, int]  # stream -> number of clips it saw
     weights: Sequence[float]  # of the streams in `logits`
-    temperature: float = 1.0  # of the weighted mean: fusion.py's learnt one calibrates it
-    notes: Sequence[str] = ()  # what was left out, in words
-    behind: float | None = None  # of a camera: seconds from the window's end to its answer
+    temperature: float = 1.0  # of the weighted mean; the one that fusion.py learns calibrates it
+    notes: Sequence[str] = ()  # what was left out, as text
+    behind: float | None = None  # for a camera: seconds from the window's end to its answer
 
     def fused(self) -> np.ndarray:
-        """Logits (classes,): the weighted mean of the streams' mean logits, as in fusion.py."""
+        """Return logits (classes,): the weighted mean of the streams' mean logits, as in fusion.py."""
         means = [logits.mean(0, dtype=np.float64) for logits in self.logits.values()]
-        with np.errstate(all="ignore"):  # what is not finite is refused where answers are made
+        with np.errstate(all="ignore"):  # Recogniser.answer refuses what is not finite
             return np.average(means, axis=0, weights=self.weights) / self.temperature
 
     def probabilities(self) -> dict[str, np.ndarray]:
-        """Probabilities (classes,): "fused", then each stream's own."""
+        """Return probabilities (classes,) by name: "fused", then each stream's own."""
         own = {stream: softmax(logits.mean(0, dtype=np.float64)) for stream, logits in self.logits.items()}
         return {"fused": softmax(self.fused())} | own
 
     @property
     def class_name(self) -> str:
-        """The fused first class."""
+        """Return the likeliest class after fusion."""
         return self.top(1)[0][0]
 
     def top(self, k: int = 5, stream: str = "fused") -> list[tuple[str, float]]:
-        """The k likeliest classes with their probabilities, the likeliest first."""
+        """Return the k likeliest classes with their probabilities, the likeliest first."""
         shares = self.probabilities()[stream]
         return [(self.names[label], float(shares[label])) for label in best(shares, k)]
 
     def moments(self, k: int = 3) -> list[tuple[float, float]]:
-        """The moments that decide: (second, the first class's probability then), the strongest first.
+        """Return the k moments that decide, strongest first: (second, the first class's probability then).
 
-        They are those at which the fused first class leads the second one most.
+        At these moments the fused first class leads the second one most.
         """
         first, *others = best(self.fused(), 2)
         times, logits = self.over_time()
@@ -62,7 +62,7 @@ class Answer:
         return [(float(times[place]), float(shares[place])) for place in best(lead, k)]
 
     def over_time(self) -> tuple[np.ndarray, np.ndarray]:
-        """Times (T,) in seconds and the fused logits (T, classes), at the middles of the last stream's clips."""
+        """Return fused logits over time: seconds (T,), the last stream's clip middles, and (T, classes)."""
         times = np.unique(list(self.times.values())[-1])
         logits = []
         for stream, samples in self.logits.items():
@@ -71,22 +71,22 @@ class Answer:
         return times, np.average(logits, axis=0, weights=self.weights) / self.temperature
 
     def guess(self, stream: str = "fused") -> str:
-        """The first class and its probability in words."""
+        """Return the first class and its probability as text."""
         name, share = self.top(1, stream)[0]
         return f"{name} {100 * share:.1f} %"
 
     def alone(self) -> dict[str, str]:
-        """Each stream's own first guess; empty where there is one stream only."""
+        """Return each stream's own first guess; empty if there is only one stream."""
         return {name: self.guess(name) for name in self.logits} if len(self.logits) > 1 else {}
 
 
 def best(scores: np.ndarray, k: int = 5) -> list[int]:
-    """The k highest of (classes,) scores, the highest first; among equal ones the lower label, as argmax has it."""
+    """Return the labels of the k highest of (classes,) scores, highest first. The lower label wins ties."""
     return np.argsort(-scores, kind="stable")[:k].tolist()
 
 
 def as_table(video: str, answer: Answer) -> str:
-    """The fused top 5 with each stream's probabilities of them, and the streams' own first guesses."""
+    """Return the fused top 5 with each stream's probabilities, and the streams' own first guesses."""
     shares = answer.probabilities()
     columns = list(shares) if len(shares) > 2 else list(shares)[1:]
     lines = [
@@ -103,7 +103,7 @@ def as_table(video: str, answer: Answer) -> str:
 
 
 def as_line(answer: Answer) -> str:
-    """A rolling answer: seconds, the fused first guess, the streams' own, and how late a camera's is."""
+    """Return a rolling answer: seconds, the fused first guess, the streams' own, and a camera's delay."""
     beside = [f"{name} {guess}" for name, guess in answer.alone().items()] + list(answer.notes)
     line = f"{answer.start:7.1f} - {answer.end:5.1f} s   {answer.guess()}"
     late = "" if answer.behind is None else f"   {answer.behind:.1f} s behind"
@@ -111,7 +111,7 @@ def as_line(answer: Answer) -> str:
 
 
 def as_json(video: str, answer: Answer) -> str:
-    """One line: the class, each top 5 with probabilities, the streams' mean logits by class."""
+    """Return a line of JSON: the class, each top 5 with probabilities, the streams' mean logits by class."""
     result: dict[str, Any] = {
         "video": video,
         "start": round(answer.start, 3),

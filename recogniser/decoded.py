@@ -1,4 +1,4 @@
-"""Clips straight from a video's decoded frames: what extraction would write and a loader read, without the disk."""
+"""Make clips from a video's decoded frames in memory, as extraction would write and a loader read them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from dataloader.preparation import Preparation
 from dataloader.sampling import TestSampling
 from utils import plural
 
-PAIRS_AT_ONCE = 8  # of a flow method: some for RAFT's batches, few enough to spread over cores
+PAIRS_AT_ONCE = 8  # frame pairs per flow call: enough for RAFT's batches, few enough to spread over cores
 
 
 @dataclass(frozen=True)
 class Flow:
-    """A method of data.flow, from frames to the flow between them, and how many threads may run it at once."""
+    """A method of data.flow that maps frames to the flow between them, and how many threads may run it."""
 
     method: Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]]
     threads: int = 1
@@ -45,9 +45,10 @@ class ClipMaker:
 class DecodedFrames:
     """One stream's images of one video, made from decoded frames when a clip first needs them.
 
-    They are made as data/extract_rgb.py and data/extract_flow.py do it and read as the loaders do it: for flow
-    computed and quantised, JPEG-coded and decoded. What the preparation doesn't know of the extraction is taken
-    as extraction's own default, but for the sampling rate: every frame, as in others' frame sets.
+    They are made as by data/extract_rgb.py and data/extract_flow.py and read as by the loaders: flow is
+    computed and quantised, and all images are JPEG-coded and decoded. If the preparation lacks a setting of
+    the extraction, its default holds, except for the sampling rate: then every frame, as in others' frame
+    sets.
     """
 
     def __init__(self, maker: ClipMaker, video: str) -> None:
@@ -57,12 +58,12 @@ class DecodedFrames:
         self.sampling = replace(maker.sampling, every=self.rate)
         self.short_side = 256 if self.preparation.short_side is None else self.preparation.short_side
         self.quality = self.preparation.quality or 90
-        # number of a frame -> uint8 (planes, height, width): the frame, or the flow from it to the next
+        # frame number -> uint8 (planes, height, width): the frame, or the flow from it to the next
         self.images: dict[int, np.ndarray] = {}
 
     @property
     def fewest(self) -> int:
-        """Frames that one clip needs."""
+        """Return the number of frames that one clip needs."""
         length = self.preparation.clip_length
         return length + 1 if self.is_flow else (length - 1) * self.rate + 1
 
@@ -77,14 +78,14 @@ class DecodedFrames:
         return self.rate * self.sampling.starts_in(self._on_disk(count), self.preparation)
 
     def needed(self, count: int) -> list[int]:
-        """Return which of `count` frames `clips` needs. Raises VideoError for too few."""
+        """Return the numbers of the frames, of `count`, that `clips` needs. Raises VideoError for too few."""
         return np.unique(self.starts(count)[:, None] + np.arange(0, self.fewest, self.rate)).tolist()
 
     def clips(self, frames: Mapping[int, np.ndarray], count: int, first: int = 0) -> Batch:
-        """Return the clips that stand for `count` frames from frame `first` on, as from a loader.
+        """Return the clips of `count` frames from frame `first` on, as a loader would.
 
         `frames` maps a frame's number to RGB uint8 (height, width, 3), already scaled to `short_side`. Images
-        before `first` are forgotten, later ones kept for the next call. Raises VideoError for too few frames.
+        before `first` are dropped, later ones kept for the next call. Raises VideoError for too few frames.
         """
         self.images = {number: image for number, image in self.images.items() if number >= first}
         steps = first + self.starts(count)[:, None] + np.arange(self.preparation.clip_length) * self.rate
@@ -103,7 +104,7 @@ class DecodedFrames:
         return ClipDataset([source], read, self.preparation, self.sampling).clips(source, np.random.default_rng())
 
     def _on_disk(self, count: int) -> int:
-        """Images on disk of so many frames."""
+        """Return how many images extraction would write for `count` frames."""
         return count - 1 if self.is_flow else -(-count // self.rate)
 
     def _flows(self, frames: Mapping[int, np.ndarray], pairs: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -117,7 +118,7 @@ class DecodedFrames:
         runs = list(consecutive_runs(pairs, PAIRS_AT_ONCE))
         with ThreadPoolExecutor(flow.threads) as pool:
             done: Iterable = zip(runs, pool.map(compute, runs), strict=True)
-            if multiprocessing.parent_process() is None:  # among several videos there is a bar of videos
+            if multiprocessing.parent_process() is None:  # workers leave the bar to the main process
                 done = tqdm(done, f"flow of {self.video}", len(runs), leave=False, delay=1, disable=None)
             for run, flows in done:
                 yield from zip(run, flows, strict=True)

@@ -1,6 +1,6 @@
-"""A trained network as one file for other programs: ONNX, torch.export or safetensors, checked against the network.
+"""Export a trained network as one file for other programs: ONNX or torch.export (checked), or safetensors.
 
-  python recogniser/export.py CHECKPOINT OUT.onnx           or OUT.pt2: what it takes stands in it (docs/export.md)
+  python recogniser/export.py CHECKPOINT OUT.onnx           or OUT.pt2; it describes its input (docs/export.md)
   python recogniser/export.py CHECKPOINT OUT.safetensors    weights and their description, for predict.py and --resume
 """
 
@@ -35,14 +35,15 @@ from saved.head_file import HeadFile, read_head
 from utils import InputError, atomic_path, plural, run_main
 
 Run = Callable[[Sequence[Tensor]], np.ndarray]
-TOLERANCE = 1e-4  # of the largest logit; other orders of summing in float32 make differences of about 1e-6
+TOLERANCE = 1e-4  # relative to the largest logit; float32 sums in another order differ by about 1e-6
 
 
 class HeadNetwork(nn.Module):
-    """A head of heads.py with the networks that make its features, as one network of whole videos.
+    """A head of heads.py and the networks that make its features, as one network for whole videos.
 
-    Takes for each network normalised clips (N, views, samples, channels, size, size), and returns logits (N, classes).
-    Features are not rounded to float16 here, which predict.py does as in training: logits differ by about 1e-4.
+    Takes normalised clips (N, views, samples, channels, size, size) for each network. Returns logits (N,
+    classes). Features are not rounded to float16 here; predict.py and training round them. Logits differ by
+    about 1e-4.
     """
 
     def __init__(self, trunks: Sequence[nn.Module], head: nn.Module) -> None:
@@ -59,21 +60,21 @@ class HeadNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Exported:
-    """A network to write, and what its file says of it."""
+    """A network to write, and the description stored in its file."""
 
-    build: Callable[[bool], nn.Module]  # whether batch norms are folded -> the network
-    inputs: dict[str, list[int]]  # name -> shape of one of N
+    build: Callable[[bool], nn.Module]  # whether to fold batch norms -> the network
+    inputs: dict[str, list[int]]  # name -> shape without the leading N
     about: dict[str, Any]  # what `describe` returns
 
 
 def export(target: Path, checkpoint: Path, flow_order: str = "original") -> None:
-    """Write a checkpoint's network, or a head with its networks, to `target`, .onnx, .pt2 or .safetensors.
+    """Write a checkpoint's network, or a head with its networks, to `target`: .onnx, .pt2 or .safetensors.
 
-    .onnx and .pt2 take "clips", float32 (N, channels, size, size), normalised as the checkpoint's preparation says,
-    for any N, and give "logits", float32 (N, classes); how far these are off is printed. A head's are as in
-    HeadNetwork. What `describe` returns stands in them, each part as JSON: in ONNX as metadata, in .pt2 as extra files
-    class_names.json and so on. Raises InputError where the file's logits are others than the network's; nothing is
-    written then.
+    .onnx and .pt2 take "clips", float32 (N, channels, size, size) for any N, normalised as the checkpoint's
+    preparation says. They return "logits", float32 (N, classes); their error is printed. A head's inputs are
+    those of HeadNetwork. The files also hold each part of `describe` as JSON: ONNX as metadata, .pt2 as extra
+    files (class_names.json and so on). Raises InputError if the file's logits differ from the network's;
+    nothing is written then.
     """
     kind = target.suffix.lower()
     if kind not in (".onnx", ".pt2", ".safetensors"):
@@ -91,13 +92,13 @@ def export(target: Path, checkpoint: Path, flow_order: str = "original") -> None
         return
     made = of_head(head) if head else of_checkpoint(read_checkpoint(checkpoint, flow_order=flow_order))
     about = {name: json.dumps(part) for name, part in made.about.items()}
-    with warnings.catch_warnings():  # the exporters' remarks to their own developers
+    with warnings.catch_warnings():  # the exporters warn about their own internals
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         data, run = (to_onnx if kind == ".onnx" else to_pt2)(made, about)
         logging.disable(logging.NOTSET)
     generator = torch.Generator().manual_seed(0)
-    clips = [torch.randn(3, *shape, generator=generator) for shape in made.inputs.values()]  # it was traced with 2
+    clips = [torch.randn(3, *shape, generator=generator) for shape in made.inputs.values()]  # N = 3; traced with 2
     with torch.inference_mode():
         expected = made.build(False)(*clips).numpy()
     difference, largest = float(np.abs(run(clips) - expected).max()), float(np.abs(expected).max())
@@ -119,19 +120,19 @@ def network_of(read: Checkpoint, folded: bool) -> Network:
 
 
 def of_checkpoint(read: Checkpoint) -> Exported:
-    """Describe a stream's network, of clips one by one."""
+    """Describe a stream's network, which takes single clips."""
     about = describe(read)
     return Exported(lambda folded: network_of(read, folded), {"clips": about["input"]["shape"][1:]}, about)
 
 
 def of_head(file: HeadFile) -> Exported:
-    """Describe a head with the networks of its features, of whole videos."""
+    """Describe a head with the networks of its features, which takes whole videos."""
 
     def build(folded: bool) -> nn.Module:
         trunks = []
         for name, read in file.inputs.items():
             model = network_of(read, folded)
-            last = nn.Sequential(model.split("fc")[0], nn.Flatten())  # what the last layer sees
+            last = nn.Sequential(model.split("fc")[0], nn.Flatten())  # the input of the last layer
             trunks.append(PooledTrunk(model, file.pooling[name]) if model.stages else last)
         return HeadNetwork(trunks, load_head(file).head).eval()
 
@@ -148,11 +149,11 @@ def of_head(file: HeadFile) -> Exported:
 
 
 def describe(read: Checkpoint, name: str = "clips") -> dict[str, Any]:
-    """What another program has to know: class_names (null where unknown), preparation, input and protocol.
+    """Return what other programs have to know: class_names (null if unknown), preparation, input, protocol.
 
-    `input` is the preparation in plain terms: the order of the channels, and the scale and offset of each that make
-    the network's input of pixels from 0 to 255. `protocol` is how the network was tested. A head of several networks
-    has one preparation, input and protocol for each.
+    `input` is the preparation in plain terms: the order of the channels, and for each the scale and offset
+    that turn pixels from 0 to 255 into the network's input. `protocol` is how the network was evaluated. A
+    head of several networks has one preparation, input and protocol for each.
     """
     preparation = Preparation.from_dict(read.preparation)
     scale, offset = preparation.affine
@@ -181,14 +182,14 @@ def describe(read: Checkpoint, name: str = "clips") -> dict[str, Any]:
 
 
 def examples(made: Exported) -> tuple[tuple[Tensor, ...], tuple]:
-    """Return inputs to trace the network with, and that the first dimension of each may be any N."""
+    """Return inputs to trace the network with, and dynamic shapes: each first dimension may be any N."""
     clips = tuple(torch.zeros(2, *shape) for shape in made.inputs.values())
     each = tuple({0: Dim("N")} for _ in clips)
     return clips, (each,) if len(next(iter(made.inputs.values()))) == 5 else each  # HeadNetwork takes *clips
 
 
 def to_onnx(made: Exported, about: Mapping[str, str]) -> tuple[bytes, Run]:
-    """Return the content of an ONNX file, and a function that computes with it."""
+    """Return the content of an ONNX file, and a function that runs it."""
     import onnx
     import onnxruntime
 
@@ -207,7 +208,7 @@ def to_onnx(made: Exported, about: Mapping[str, str]) -> tuple[bytes, Run]:
 
 
 def to_pt2(made: Exported, about: Mapping[str, str]) -> tuple[bytes, Run]:
-    """Return the content of a torch.export file, and a function that computes with it."""
+    """Return the content of a torch.export file, and a function that runs it."""
     clips, shapes = examples(made)
     program = torch.export.export(made.build(True), clips, dynamic_shapes=shapes)
     program.example_inputs = None  # not worth their megabytes

@@ -1,4 +1,4 @@
-"""From checkpoints to streams: the networks, the names of their classes and the flow that they were trained on."""
+"""Load streams from checkpoints: networks, class names, and the flow method that they were trained on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from saved.checkpoints import Checkpoint, read_checkpoint
 from saved.head_file import HeadFile, read_head
 from utils import InputError, cpu_count
 
-PER_SECOND = 2.5  # clips of a rolling window: more of them overlap in most of their frames
+PER_SECOND = 2.5  # most clips per second of a rolling window; more would share most of their frames
 
 
 def load_streams(
@@ -38,10 +38,10 @@ def load_streams(
     raft_weights: str | None = None,
     ucf_list: str | None = None,
 ) -> tuple[list[Stream], list[str], list[TrainedHead]]:
-    """Load {"spatial": path, "motion": path, "head": path}: the streams, the names of their classes, and the heads.
+    """Load {"spatial": path, "motion": path, "head": path}. Return the streams, class names, and heads.
 
-    None: as the checkpoints say. `samples` are per video or window, `sliding` a rolling window's seconds, and
-    `ucf_list` is a folder of split lists that name the classes of foreign checkpoints.
+    None: as the checkpoints say. `samples` is the number of clips per video or window, `sliding` a rolling
+    window's seconds, and `ucf_list` a folder of split lists that name the classes of foreign checkpoints.
     """
     checkpoints: dict[str, Checkpoint] = {}
     heads: list[TrainedHead] = []
@@ -81,7 +81,7 @@ def load_streams(
 
 
 def load_head(file: HeadFile) -> TrainedHead:
-    """Build the head of a file. Raises InputError where this version does not know its kind, or it is damaged."""
+    """Build the head of a file. Raises InputError if this version does not know its kind or it is damaged."""
     if file.kind not in ("linear", *TEMPORAL):
         raise InputError(f"{file.path} is a head of a kind {file.kind}, which this version does not know; update it")
     head = build_head(file.kind, file.features, len(file.class_names))
@@ -95,7 +95,7 @@ def load_head(file: HeadFile) -> TrainedHead:
 def choose_class_names(checkpoints: Sequence[Checkpoint], lists: str | None) -> list[str]:
     """Return the classes in label order: the checkpoints' own, --ucf-list's, UCF101's if there are 101, or numbers.
 
-    Raises InputError where the sources contradict each other.
+    Raises InputError if the sources contradict each other.
     """
     given = {str(one.path): one.class_names for one in checkpoints if one.class_names is not None}
     if not given and lists:
@@ -137,7 +137,7 @@ def choose_flow(
     on_gpu = method == "tvl1" and device.type == "cuda"
     tvl1 = functools.partial(tvl1_flow, device=str(device) if on_gpu else "cpu")
     methods: dict[str, Callable] = {"tvl1": tvl1, **PLAIN_METHODS}
-    if method not in methods:  # .flo files, or a later version's
+    if method not in methods:  # from .flo files, or by a later version
         raise InputError(f"the motion stream was trained on {method} flow of unknown origin: pass --flow-method")
     return Flow(methods[method], 1 if on_gpu else cpu_count(), on_gpu)
 

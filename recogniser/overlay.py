@@ -1,4 +1,4 @@
-"""An answer drawn over its video: what the streams say on the picture, below it the classes' scores over time.
+"""Draw an answer over its video: the streams' guesses on the picture, the class scores over time below it.
 
 Pillow draws, and PyAV writes films.
 """
@@ -29,13 +29,13 @@ NARROWEST, WIDEST = 640, 1280  # pixels: small videos are enlarged, so that the 
 
 
 def save(target: Path, video: Path, answers: Sequence[Answer]) -> None:
-    """Draw the answer to a video, or those to its windows, over all its frames, and write a film to `target`."""
+    """Draw a video's answer, or its windows' answers, over all its frames, and write the film to `target`."""
     rate, written = frame_rate(video), 0
     middles = np.array([(answer.start + answer.end) / 2 for answer in answers])
     strip, drawn = None, None
     with open_film(target, rate) as write:
         for frame in decode(video):
-            while drawn is not None and written < frame.seconds * rate - 0.5:  # where the rate varies
+            while drawn is not None and written < frame.seconds * rate - 0.5:  # if the rate varies
                 write(drawn)
                 written += 1
             picture = Image.fromarray(frame.picture())
@@ -53,15 +53,15 @@ def save(target: Path, video: Path, answers: Sequence[Answer]) -> None:
 
 @contextlib.contextmanager
 def open_film(target: Path, rate: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """Give a function that adds a picture to a film of `rate` pictures a second at `target`.
+    """Yield a function that adds a picture to a film at `target` with `rate` pictures per second.
 
     Pictures are RGB uint8 (height, width, 3), all of one size with even sides. The film is H.264, which browsers
-    play, where PyAV's FFmpeg has it, else MPEG-4. It appears when the block ends well.
+    play, if PyAV's FFmpeg has it, otherwise MPEG-4. It appears only if the block ends without an error.
     """
     av = import_av()
     check_writable(target.parent)
     with contextlib.ExitStack() as stack:
-        temporary = stack.enter_context(atomic_path(target)).absolute()  # relative, `a:b` would name a protocol
+        temporary = stack.enter_context(atomic_path(target)).absolute()  # a relative `a:b` would be a protocol
         container = stack.enter_context(av.open(str(temporary), "w", "mp4", options={"movflags": "faststart"}))
         pace = Fraction(rate).limit_denominator(1001)
         if "libx264" in av.codecs_available:
@@ -82,7 +82,7 @@ def open_film(target: Path, rate: float) -> Iterator[Callable[[np.ndarray], None
 def draw(picture: Image.Image, answer: Answer, label: str, strip: Strip, now: float) -> np.ndarray:
     """Return the picture with the answer on it and the strip at second `now` below: RGB uint8 (height, width, 3).
 
-    `label` says what the answer is of.
+    `label` names the part of the video that the answer is about.
     """
     below = strip.at(now)
     canvas = Image.new("RGB", (picture.width, picture.height + below.height), PANEL)
@@ -107,7 +107,7 @@ def draw(picture: Image.Image, answer: Answer, label: str, strip: Strip, now: fl
 class Strip:
     """The probabilities of the best five classes over time, one row each, `width` pixels wide.
 
-    They are those of one answer's clips, or of many windows, each at its middle.
+    They come from one answer's clips, or from many windows, each at its middle.
     """
 
     def __init__(self, answers: Sequence[Answer], width: int) -> None:
@@ -161,5 +161,5 @@ class Strip:
 
 @cache
 def font_of(size: int) -> ImageFont.FreeTypeFont:
-    """Return DejaVu Sans as matplotlib ships it, `size` pixels high; it has a box for a sign that it lacks."""
+    """Return matplotlib's DejaVu Sans, `size` pixels high. Characters that it lacks are drawn as boxes."""
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)

@@ -1,4 +1,4 @@
-"""The streams that answer: trained networks and heads, how their clips are made, and what they say together."""
+"""The streams: trained networks and heads, how their clips are made, and their answer together."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from recogniser.decoded import ClipMaker, DecodedFrames
 from recogniser.windows import Window, frames_in_memory, whole_video
 from utils import InputError, cpu_count
 
-FEW = 4  # videos that are decoded in this process: starting others takes seconds
+FEW = 4  # fewer videos are decoded in this process, since starting workers takes seconds
 
 
 # --- from frames to clips, in any process --------------------------------------------------------------
@@ -32,18 +32,18 @@ FEW = 4  # videos that are decoded in this process: starting others takes second
 
 @dataclass(frozen=True)
 class Clips:
-    """What the networks see of one window, which lies from `start` to `end` seconds."""
+    """The networks' input for one window, from `start` to `end` seconds."""
 
     start: float
     end: float
     frames: int  # of the window
-    batches: dict[str, Batch]  # by stream, of those that the window is long enough for
+    batches: dict[str, Batch]  # by stream, for those that the window is long enough for
     times: dict[str, np.ndarray]  # stream -> (samples,) seconds: the middle of each clip
-    too_short: Sequence[str]  # what is wrong for each of the other streams, in words
+    too_short: Sequence[str]  # an explanation for each of the other streams
 
 
 def make_clips(window: Window, decoded: Sequence[DecodedFrames]) -> Clips:
-    """Make each stream's clips of a window. Raises VideoError where it is too short for every stream."""
+    """Make each stream's clips of a window. Raises VideoError if it is too short for every stream."""
     able = [one for one in decoded if window.count >= one.fewest]
     too_short = [f"the video {one.too_few(window.count)}" for one in decoded if one not in able]
     if not able:
@@ -63,18 +63,18 @@ def clips_of_video(path: Path, makers: Sequence[ClipMaker]) -> Clips:
 
 
 def _work(makers: Sequence[ClipMaker], path: Path, report: Report) -> bytes | str:
-    """The job of a worker process: pickle the clips of one video, or say why there are none.
+    """Pickle the clips of one video, or say why there are none. This is the job of a worker process.
 
-    Pickled here, tensors are bytes; a pipe would put each into shared memory, of which containers have little.
+    Pickled here, tensors travel as bytes. A pipe would use shared memory for each; containers have little.
     """
     try:
         return pickle.dumps(clips_of_video(path, makers))
-    except Exception as error:  # whatever it is, it costs this video only
+    except Exception as error:  # any error costs this video only
         return reason(error)
 
 
 def reason(error: BaseException) -> str:
-    """Say in a line why a video failed."""
+    """Say in one line why a video failed."""
     known = isinstance(error, (VideoError, InputError))
     return str(error) if known else f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
@@ -103,20 +103,21 @@ class Stream:
 
 @dataclass(frozen=True)
 class TrainedHead:
-    """A head of heads.py on the features of some streams, whose last layer is no part of them."""
+    """A head of heads.py on the features of some streams, which it uses in place of their last layers."""
 
-    name: str  # of what it answers: a stream's, or the head's own where it sees both
+    name: str  # the stream that it answers for, or the head's own name if it uses both streams
     head: nn.Module  # in evaluation mode, on the CPU
     inputs: Sequence[str]  # the streams, in the order in which their features are joined
 
     @torch.inference_mode()
     def answer(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
-        """One video's features (samples, F) by input -> its logits, float32: the mean over the rows.
+        """Return the float32 logits of one video's features (samples, F) by input; their mean is the video's.
 
-        A linear head's are (samples, classes), what each sample adds; those of a head over time are (1, classes).
+        A linear head returns (samples, classes), one row per sample; a head over time returns (1, classes).
         """
+        # half() rounds the features as in training
         joined = torch.from_numpy(np.concatenate([features[name] for name in self.inputs], 1)).half()
-        if not isinstance(self.head, LinearHead):  # rounded as those it was trained on
+        if not isinstance(self.head, LinearHead):
             return self.head(joined[None].float()).numpy()
         weight, bias = self.head.fc.weight.double(), self.head.fc.bias.double()
         return nn.functional.linear(joined.double(), weight, bias).float().numpy()
@@ -129,20 +130,20 @@ Frames: TypeAlias = str | Path | np.ndarray | Iterable[np.ndarray]
 
 @dataclass(frozen=True)
 class Recogniser:
-    """All streams together. Call it with a video, or with frames."""
+    """All streams together. Call it with a video or with frames."""
 
     streams: list[Stream]
     names: list[str]  # of the classes, in label order
     weights: Mapping[str, float]  # of the streams
     temperature: float = 1.0  # of the weighted mean of the streams' logits
-    heads: Sequence[TrainedHead] = ()  # which make logits of some streams' features
+    heads: Sequence[TrainedHead] = ()  # they turn some streams' features into logits
 
     @property
     def makers(self) -> list[ClipMaker]:
         return [stream.maker for stream in self.streams]
 
     def decoded(self, video: str) -> list[DecodedFrames]:
-        """Return what makes each stream's clips of one video of this name."""
+        """Return the DecodedFrames of each stream for a video of this name."""
         return [DecodedFrames(maker, video) for maker in self.makers]
 
     def __call__(self, video: Frames, rate: float = 25.0) -> Answer:
@@ -157,8 +158,8 @@ class Recogniser:
         return self.answer(make_clips(window, decoded))
 
     def answer_all(self, videos: Sequence[Path]) -> Iterator[Answer | str]:
-        """Answer each of many videos, in their order, or say why it failed. Worker processes decode."""
-        found: dict[int, Answer | str] = {}  # what is known before its turn
+        """Yield the answer to each video in order, or why it failed. Worker processes decode."""
+        found: dict[int, Answer | str] = {}  # results that arrived before their turn
         shown = 0
         with progress_bar(len(videos), "videos", "video", disable=len(videos) == 1) as bar:
             for place, clips in self._clips(videos):
@@ -173,7 +174,7 @@ class Recogniser:
                     bar.update()
 
     def _clips(self, videos: Sequence[Path]) -> Iterator[tuple[int, Clips | str]]:
-        """Yield (place, its clips or why there are none) of each video, as they get ready."""
+        """Yield (index, clips or the reason why there are none) of each video, as they become ready."""
         if len(videos) < FEW or any(maker.flow and maker.flow.on_gpu for maker in self.makers):
             for place, path in enumerate(videos):
                 try:
@@ -189,7 +190,7 @@ class Recogniser:
             yield place, pickle.loads(value) if isinstance(value, bytes) else value
 
     def answer(self, clips: Clips) -> Answer:
-        """Return what the streams say of a window. Raises InputError where their scores are not finite."""
+        """Return the streams' answer to a window. Raises InputError if their scores are not finite."""
         streams = {stream.maker.name: stream for stream in self.streams}
         logits = {name: streams[name].logits(batch) for name, batch in clips.batches.items()}
         times, samples = dict(clips.times), {name: len(own) for name, own in logits.items()}
@@ -215,6 +216,6 @@ class Recogniser:
 
 
 def weighted(weights: Mapping[str, float], streams: Sequence[str]) -> list[float]:
-    """Return the weights of the streams that see a video, 1 for one without; equal ones where all would be 0."""
+    """Return the weights of these streams: 1 for a stream without one, and 1 for each if all would be 0."""
     chosen = [weights.get(name, 1.0) for name in streams]
     return chosen if sum(chosen) else [1.0] * len(chosen)

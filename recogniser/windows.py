@@ -17,16 +17,16 @@ from recogniser.decoded import DecodedFrames
 from utils import InputError
 
 Pictures = dict[int, np.ndarray]  # short side -> RGB uint8 (height, width, 3)
-Frame = tuple[float, float, Pictures]  # the second at which it begins, how long it lasts, and how it looks
+Frame = tuple[float, float, Pictures]  # start and duration in seconds, and the picture at each size
 
 
 @dataclass(frozen=True)
 class Window:
-    """Frames from frame `first` on."""
+    """Consecutive frames of a video, from frame `first` on."""
 
     first: int
     times: np.ndarray  # (count + 1,) seconds at which the frames begin, and at which the last one ends
-    frames: Mapping[int, Mapping[int, np.ndarray]]  # short side -> frame's number -> picture; those that clips need
+    frames: Mapping[int, Mapping[int, np.ndarray]]  # short side -> frame number -> picture; if a clip needs it
 
     @classmethod
     def of(cls, held: Sequence[Frame], first: int, end: float) -> Window:
@@ -48,15 +48,15 @@ class Window:
         return float(self.times[-1])
 
     def seconds(self, places: np.ndarray) -> np.ndarray:
-        """Return the second of each place, which counts frames of the window and may lie within one."""
+        """Convert places, counted in frames of the window and possibly fractional, to seconds."""
         return np.interp(places, np.arange(len(self.times)), self.times)
 
 
 def whole_video(path: Path, streams: Sequence[DecodedFrames]) -> Window:
-    """Return all of a video, with only those frames that the streams' clips need. Raises VideoError.
+    """Return a whole video, with only those frames that the streams' clips need. Raises VideoError.
 
-    Which they are follows from the number of frames. The number of packets is believed first; where that proves wrong,
-    the video is decoded again.
+    Which frames they need depends on the number of frames. The number of packets is the first guess. If it is
+    wrong, the video is decoded again.
     """
     count = count_frames(path)
     while True:
@@ -74,15 +74,15 @@ def whole_video(path: Path, streams: Sequence[DecodedFrames]) -> Window:
 
 
 def rolling_windows(frames: Iterable[Frame], rate: float, seconds: float, fewest: int = 1) -> Iterator[Window]:
-    """Yield windows of `seconds`, each of which begins half of that after the one before, by the frames' times.
+    """Yield windows of `seconds` by the frames' times. Each begins half a window after the one before.
 
-    The last window reaches to the end of the video, unless that is less than a quarter of a window away. A shorter
-    video is one window. Windows of less than `fewest` frames are left out unless all are: frame rates may vary. No more
-    than one window of frames is in memory. `rate`: frames per second.
+    The last window reaches to the end of the video, unless that is less than a quarter of a window away. A
+    shorter video is one window. Since frame rates may vary, windows of fewer than `fewest` frames are left
+    out unless all are. At most one window of frames is in memory. `rate`: frames per second.
     """
     near = 0.5 / rate  # a window begins and ends with the frame nearest to its time
     seconds, step = (max(1, round(length * rate)) / rate for length in (seconds, seconds / 2))
-    held: list[Frame] = []  # the last ones
+    held: list[Frame] = []  # the latest frames
     total = done = 0  # frames seen, windows that have ended
     end, given = 0.0, False
 
@@ -112,12 +112,12 @@ def rolling_windows(frames: Iterable[Frame], rate: float, seconds: float, fewest
 
 
 def frames_in_file(path: Path, sides: Sequence[int]) -> Iterator[Frame]:
-    """Decode a video. Raises VideoError."""
+    """Yield the frames of a video file. Raises VideoError."""
     return ((frame.seconds, frame.lasts, shrunk(frame.picture(), sides)) for frame in decode(path))
 
 
 def frames_in_memory(pictures: Iterable[np.ndarray], sides: Sequence[int], rate: float) -> Window:
-    """Return all frames, RGB uint8 (height, width, 3), of an array, a list or an iterator. Raises VideoError."""
+    """Return a window of all frames, RGB uint8 (height, width, 3), of an iterable. Raises VideoError."""
     if not 0 < rate < float("inf"):
         raise VideoError(f"no video has {rate} frames per second")
     held: list[Frame] = []
@@ -130,7 +130,7 @@ def frames_in_memory(pictures: Iterable[np.ndarray], sides: Sequence[int], rate:
 
 
 class Camera:
-    """A camera, by its number, or what else OpenCV opens, such as a URL."""
+    """A camera, by its number, or another source that OpenCV opens, such as a URL."""
 
     def __init__(self, source: str) -> None:
         self.cv2 = import_cv2()
@@ -139,15 +139,15 @@ class Camera:
         if not self.capture.isOpened():
             raise InputError(f"--camera {source}: no such camera, or it is in use; try another number or a URL")
         rate = self.capture.get(self.cv2.CAP_PROP_FPS)
-        self.rate = rate if 1 <= rate <= 1000 else 25.0  # frames per second, if it keeps pace
+        self.rate = rate if 1 <= rate <= 1000 else 25.0  # nominal frames per second
         self.begun = time.monotonic()
 
     def now(self) -> float:
-        """Return the seconds since the camera was opened, in which its frames' times are counted."""
+        """Return the seconds since the camera was opened; its frames' times use this clock."""
         return time.monotonic() - self.begun
 
     def frames(self, sides: Sequence[int]) -> Iterator[Frame]:
-        """Yield its frames until it ends. A thread reads it without pause, however slowly they are taken."""
+        """Yield frames until the camera ends. A thread reads without pause, however slowly they are taken."""
         ready: SimpleQueue[Frame | None] = SimpleQueue()
         left = threading.Event()
 
@@ -165,12 +165,12 @@ class Camera:
             reading.add_done_callback(lambda _: ready.put(None))
             try:
                 yield from iter(ready.get, None)
-                reading.result()  # which raises what went wrong
+                reading.result()  # raises the reader's exception, if any
             finally:
                 left.set()
 
 
 def shrunk(picture: np.ndarray, sides: Iterable[int]) -> Pictures:
-    """Scale RGB uint8 (height, width, 3) so that its shorter side has each of these lengths; 0 keeps its size."""
+    """Scale RGB uint8 (height, width, 3) to each of these lengths of the shorter side; 0 keeps the size."""
     height, width = picture.shape[:2]
     return {side: resize(picture, *resized(height, width, side)) for side in sides}
