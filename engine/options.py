@@ -1,4 +1,4 @@
-"""The flags of spatial_cnn.py and motion_cnn.py: one list, their recipes, and what a checkpoint brings back."""
+"""Command-line flags of spatial_cnn.py and motion_cnn.py: parser, recipes, and values from a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from network import TRAINED_FROM
 from saved.checkpoints import Checkpoint, read_checkpoint
 from utils import InputError, rank
 
-# What a flag given on a resume does not have to repeat: everything that shapes the training, from the checkpoint.
+# A resumed run takes all flags from the checkpoint except these, which do not shape the training.
 NOT_RESTORED = {
     "resume", "evaluate", "output", "features", "pooling", "rgb_dir", "flow_dir", "ucf_list", "workers", "device",
     "compile", "save_every_minutes", "allow_missing", "on_error", "weights", "flow_order", "tensorboard",
 }  # fmt: skip
 
 RECIPES = ("baseline", "tsn", "small")
-SMALL = {  # of both streams: a linear head, then the last stage (Kumar et al. 2022), docs/small_data.md
+SMALL = {  # for both streams: a linear head, then the last stage (Kumar et al. 2022), docs/small_data.md
     "arch": "resnet50", "size": 160, "crop": "multiscale", "flip": True, "train_from": "layer4", "linear_start": True,
     "epochs": 10, "eval_every": 10000, "batch_size": 16, "lr": 5e-3, "schedule": "cosine", "label_smoothing": 0.1,
     "weight_decay": 5e-4, "clip_grad": 5.0, "test_views": 2,
@@ -33,11 +33,11 @@ SMALL = {  # of both streams: a linear head, then the last stage (Kumar et al. 2
 
 
 def stream_parser(stream: str, description: str) -> ArgumentParser:
-    """The flags that both streams have. A script adds its own and hands the parser to `parse`.
+    """Make the parser with the flags that both streams share. A script adds its own and passes it to `parse`.
 
-    Settings that a recipe alone settles (momentum, patience, fc_std, crop_positions) have no flag.
+    Settings that only a recipe sets (momentum, patience, fc_std, crop_positions) have no flag.
     """
-    # all flags in a usage line would fill a screen
+    # A usage line with all flags would fill a screen.
     parser = ArgumentParser(description, usage="%(prog)s [--resume [PATH]] [--evaluate] [--recipe tsn] [flags]")
     parser.set_defaults(**_settings())
     parser.add_argument("--recipe", choices=RECIPES, default="baseline",
@@ -153,7 +153,7 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
 
 
 def _settings() -> dict[str, Any]:
-    """The defaults that stand in a dataclass, flags or not; lr and batch size are each recipe's."""
+    """Return the defaults defined in dataclasses, flags or not. Each recipe sets lr and batch size."""
     fields = (*dataclasses.fields(TrainingSettings), *dataclasses.fields(TrainSampling))
     found = {one.name: one.default for one in fields if one.name not in ("lr", "batch_size", "scales")}
     found |= {f"test_{name}": getattr(TestSampling, name) for name in ("samples", "views", "starts")}
@@ -163,9 +163,10 @@ def _settings() -> dict[str, Any]:
 def parse(
     parser: ArgumentParser, recipes: Mapping[str, Mapping[str, Any]], argv: Sequence[str] | None = None
 ) -> argparse.Namespace:
-    """Read the command line. The recipe sets defaults, flags win; `args.given` names the flags that were given.
+    """Parse the command line. Explicit flags override the recipe; `args.given` is the set of their names.
 
-    A recipe "NAME INPUT" is taken in place of NAME for that --input.
+    If there is a recipe "NAME INPUT" for the given --input, it replaces recipe NAME. Raises InputError for
+    flags that contradict each other.
     """
     given, defaults = parser.parse_given(argv, recipes["baseline"])
     name = given.get("recipe", "baseline")
@@ -183,10 +184,11 @@ def parse(
 
 
 def open_checkpoint(args: argparse.Namespace, *modalities: str) -> Checkpoint | None:
-    """Read --resume's checkpoint, ours or another project's, for one of `modalities`; None on a fresh start.
+    """Read --resume's checkpoint, ours or another project's, for one of `modalities`; None for a fresh start.
 
-    What shaped its training takes the place of the flags that were not given. Of a recipe other than its own that is
-    given, all values count as given.
+    The checkpoint's training flags replace those not given explicitly. If another recipe than the
+    checkpoint's is given, all values of that recipe count as given. Raises InputError if --arch differs from
+    the checkpoint's.
     """
     if args.resume is None:
         _scale_lr(args)
@@ -196,7 +198,8 @@ def open_checkpoint(args: argparse.Namespace, *modalities: str) -> Checkpoint | 
         raise InputError(f"--arch {args.arch}: {args.resume} is a {checkpoint.arch}; leave --arch out")
     saved = dict(checkpoint.args)
     if checkpoint.source != "two-stream" and args.schedule != "plateau":
-        saved.pop("lr", None)  # another project's, as its schedule left it: ours counts from the start
+        # Another project saves lr as its schedule left it; our schedule starts from the initial lr.
+        saved.pop("lr", None)
     if "recipe" in args.given and args.recipe != saved.get("recipe"):
         _scale_lr(args)
         args.given |= set(args.of_recipe)
@@ -215,7 +218,7 @@ def open_checkpoint(args: argparse.Namespace, *modalities: str) -> Checkpoint | 
 
 
 def _scale_lr(args: argparse.Namespace) -> None:
-    """The small recipe's lr follows a --batch-size that is given without --lr (Goyal et al. 2017, section 2.1)."""
+    """Scale the small recipe's lr with --batch-size if --lr is not given (Goyal et al. 2017, section 2.1)."""
     if args.recipe == "small" and "batch_size" in args.given and "lr" not in args.given:
         lr, usual = args.of_recipe["lr"], args.of_recipe["batch_size"]
         args.lr *= args.batch_size / usual
@@ -224,7 +227,7 @@ def _scale_lr(args: argparse.Namespace) -> None:
 
 
 def data_settings(args: argparse.Namespace) -> DataSettings:
-    """The flags that say which videos are loaded, and how."""
+    """Collect the flags that say which videos are loaded, and how."""
     rule = args.ucf_list == "none" or ("ucf_list" not in args.given and not Path(args.ucf_list).is_dir())
     training = TrainSampling(args.segments, args.crop, args.crop_positions, flip=args.flip)
     return DataSettings(
@@ -236,7 +239,7 @@ def data_settings(args: argparse.Namespace) -> DataSettings:
 
 
 def choose_preparation(args: argparse.Namespace, checkpoint: Checkpoint | None, fresh: Preparation) -> Preparation:
-    """The checkpoint's preparation, changed by the flags that were given; `fresh` where training starts here."""
+    """Return the checkpoint's preparation with explicit flags applied, or `fresh` without a checkpoint."""
     if checkpoint is None:
         return fresh
     given = {name: getattr(args, name) for name in ("size", "test_resize", "stack_length") if name in args.given}
@@ -252,7 +255,7 @@ def choose_preparation(args: argparse.Namespace, checkpoint: Checkpoint | None, 
 
 
 def training_settings(args: argparse.Namespace) -> TrainingSettings:
-    """The flags that say how a network is trained, as values with types."""
+    """Collect the flags that say how a network is trained, with their types."""
     names = {field.name for field in dataclasses.fields(TrainingSettings)}
     values = {name: value for name, value in vars(args).items() if name in names}
     return TrainingSettings(**values | {"milestones": tuple(args.milestones)})

@@ -1,4 +1,4 @@
-"""One run at a time writes to a folder or file: two would mix their checkpoints, records, predictions or features."""
+"""A lock on a folder or file: two runs would mix their checkpoints, records, predictions or features."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from common.formats import Count, read_json
 from utils import InputError, check_writable, is_alive, rank, write_json
 
-PATIENCE = 15.0  # seconds that the loader workers of a killed run may take to notice; until then they hold its lock
+PATIENCE = 15.0  # seconds until the loader workers of a killed run notice; until then they hold its lock
 
 
 class Owner(BaseModel):
@@ -70,7 +70,7 @@ def owned(folder: str | os.PathLike, file: str = "", flag: str = "--output") -> 
 def _read(note: Path) -> Owner | None:
     try:
         return read_json(note, Owner, "")
-    except InputError:  # it starts or ends at this moment
+    except InputError:  # the other run is just starting or ending
         return None
 
 

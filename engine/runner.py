@@ -1,4 +1,4 @@
-"""One stream's run: what it writes and says, how it stops and goes on. The loop itself stands in the scripts."""
+"""One stream's run: what it writes and prints, how it stops and resumes. The scripts have the epoch loop."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
 
 
 class Run:
-    """One stream's training or test: where it writes, and how it stops.
+    """Training or evaluation of one stream: where it writes, and how it stops.
 
-    Each epoch ends by writing, in this order: records, predictions, model_best, checkpoint. The checkpoint
-    is the commit: a run killed before it does the epoch again, to the same bits, and replaces what it wrote.
+    Each epoch ends by writing, in this order: records, predictions, model_best, checkpoint. The checkpoint is
+    the commit: a run killed before it repeats the epoch, to the same bits, and overwrites what it wrote.
     """
 
     def __init__(self, stream: str, prefix: str, args: argparse.Namespace, data: Data) -> None:
-        """`stream` and `prefix` name the prediction and the record files; `args` are the flags, read and resumed."""
+        """`stream` and `prefix` name prediction and record files; `args` are the flags, after resuming."""
         self.stream, self.prefix, self.args, self.data = stream, prefix, args, data
         self.output = Path(args.output)
-        self.leads = rank() == 0  # only rank 0 writes and speaks
-        # as checkpoints keep them: plain values
+        self.leads = rank() == 0  # only rank 0 writes and prints
+        # Plain values, as checkpoints store them.
         self.flags = {name: str(value) if isinstance(value, Path) else value
                       for name, value in vars(args).items() if name not in ("given", "of_recipe")}  # fmt: skip
         wanted = args.tensorboard and data.train is not None and self.leads
         self.board = Board(self.output / "tensorboard") if wanted else None
-        self.signal = 0  # of the one that asked to stop
-        self.best_written = False  # are the predictions on disk those of model_best, on the test videos?
+        self.signal = 0  # number of the signal that asked to stop; 0: none
+        self.best_written = False  # whether the predictions on disk are model_best's for the test videos
         self.saved_at = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -60,9 +60,9 @@ class Run:
 
     @contextlib.contextmanager
     def training(self, training: Training) -> Iterator[None]:
-        """Around the loop over epochs: one owner of the folder, which keeps what another training left in it.
+        """Context for the epoch loop: lock the output folder, and keep files of an earlier training in it.
 
-        Ctrl-C or SIGTERM ends the block after the batch, saved; `exit_code` then says so.
+        Ctrl-C or SIGTERM saves the training and ends the block after the batch; `exit_code` then says so.
         """
         assert self.data.train is not None
         with owned(self.output):
@@ -75,7 +75,7 @@ class Run:
                 try:
                     yield
                 except _Stopped:
-                    # not its path: without --output, data and lists given again, that would go on elsewhere
+                    # Not --resume PATH: without the same --output, data and lists, it would continue elsewhere.
                     self.say(
                         f"stopped by {signal.Signals(self.signal).name}; nothing is lost, all is in "
                         f"{self.output / CHECKPOINT}. Go on with the same command and --resume"
@@ -98,22 +98,23 @@ class Run:
             self.save(training, False)
 
     def tests_after(self, training: Training) -> bool:
-        """Is the epoch in progress one after which the network is tested?"""
+        """Return whether an evaluation follows the epoch in progress."""
         done = training.epoch + 1
         return done % self.args.eval_every == 0 or done == training.settings.epochs
 
     def test(self, training: Training) -> TestResult:
-        """Test on the videos that choose the model. The training is saved before: no failure of a test costs it."""
-        if processes() > 1:  # all test with rank 0's batch-norm statistics, as DistributedDataParallel trains
+        """Evaluate on the videos that select the model. The training is saved first, in case this fails."""
+        # All processes use rank 0's batch-norm statistics, as DistributedDataParallel does in training.
+        if processes() > 1:
             for buffer in training.tested_model.buffers():
                 dist.broadcast(buffer, 0)
         self.save(training, False)
         return test(training, self.data.select, lambda: self.stop_if_asked(training))
 
     def test_start(self, training: Training) -> None:
-        """Test the linear head before it is fine-tuned: it stays model_best where no epoch is better than it.
+        """Evaluate the linear head before fine-tuning. It remains model_best unless an epoch beats it.
 
-        This needs videos held out of training (--val-groups), as nothing is chosen by the test set.
+        Nothing is done without held-out videos (--val-groups), because the test set must not select anything.
         """
         if self.args.val_groups:
             result = self.test(training)
@@ -123,13 +124,13 @@ class Run:
     def write_results(
         self, training: Training, row: dict[str, float], result: TestResult | None, is_best: bool
     ) -> None:
-        """Write an epoch's records and predictions. They count when its checkpoint is saved."""
+        """Write an epoch's records and predictions. They become valid when its checkpoint is saved."""
         line = f"epoch {training.epoch}: loss {row['Loss']:.4f}, top-1 {row['Prec@1']:.2f} %, lr {row['lr']:.3g}"
         self._record("train", row, training.epoch)
         if result is not None:
             subset = "val" if self.args.val_groups else "test"
-            if is_best or subset == "test":  # those of validation videos stay model_best's
-                # of the best epoch, model_best is the file that keeps the network when the next epoch has ended
+            if is_best or subset == "test":  # predictions on validation videos remain model_best's
+                # After the next epoch, only model_best still holds the best epoch's network.
                 self._write(result, training, subset, training.epoch, BEST if is_best else CHECKPOINT)
             scores = {"Loss": result.loss, "Prec@1": result.accuracy["top1"], "Prec@5": result.accuracy["top5"]}
             times = {"Batch Time": result.batch_time, "Data Time": result.data_time}
@@ -139,8 +140,8 @@ class Run:
         self.say(line)
 
     def save(self, training: Training, is_best: bool) -> None:
-        """Write the checkpoint, of the best epoch under two names."""
-        state = training.state_dict()  # which all processes make together
+        """Write the checkpoint, and also model_best if it is the best."""
+        state = training.state_dict()  # all processes must call this
         self.saved_at = time.monotonic()
         if self.leads:
             write_checkpoint(
@@ -149,14 +150,14 @@ class Run:
             )  # fmt: skip
 
     def report_best(self, training: Training) -> None:
-        """Test the best epoch's network, if it isn't the last, so that its predictions are what stays on disk."""
+        """Evaluate the best epoch's network unless it is the last, so that its predictions stay on disk."""
         if self.best_written:
             return
         if processes() > 1:
-            dist.barrier()  # until rank 0 has written it
+            dist.barrier()  # wait until rank 0 has written it
         path = self.output / BEST
         best = read_checkpoint(path) if path.is_file() else None
-        if best is None or best.best_prec1 != training.best_prec1:  # another training's, which lay in this folder
+        if best is None or best.best_prec1 != training.best_prec1:  # left in this folder by another training
             self.say(f"the best epoch was before those in {self.output}: the predictions are the last epoch's")
             return
         training.tested_model.load_state_dict(best.tested_state)
@@ -165,7 +166,7 @@ class Run:
         self.say(f"model_best, {which} | test: {result}")
 
     def evaluate(self, training: Training) -> int:
-        """Test on the test videos, write both prediction files, and say the result. Returns the exit code."""
+        """Evaluate on the test videos, write both prediction files and report; return the exit code."""
         assert self.args.resume is not None
         with owned(self.output), self._signals():
             if self.leads:
@@ -191,16 +192,17 @@ class Run:
         return result
 
     def stop_if_asked(self, training: Training, save: bool = True) -> None:
-        """Stop where any process was asked to; the training is saved first, unless that is no use."""
+        """Stop if any process received a signal. The training is saved first, unless `save` is False."""
         asked = self._agreed(training.device, self.signal)
-        if asked:  # only then is it written to, or a signal that came meanwhile would be forgotten
+        # Set it only then, or a signal that arrived in the meantime would be lost.
+        if asked:
             self.signal = asked
             if save:
                 self.save(training, False)
             raise _Stopped
 
     def _agreed(self, device: torch.device, asked: int) -> int:
-        """What any process asks for, so that all stop or save after the same batch."""
+        """Return the maximum of `asked` over all processes, so that all stop or save after the same batch."""
         if processes() == 1:
             return asked
         flag = torch.tensor(int(asked), device=device)
@@ -209,9 +211,9 @@ class Run:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM asks to stop after the batch; a second Ctrl-C stops at once.
+        """Stop after the current batch on the first Ctrl-C or SIGTERM, and at once on a second Ctrl-C.
 
-        A second SIGTERM does not: a scheduler sends one to all processes, and torchrun passes another on.
+        A second SIGTERM does nothing: a scheduler sends one to all processes, and torchrun forwards another.
         """
 
         def ask(number: int, _: Any) -> None:
@@ -247,7 +249,7 @@ class Run:
         )
 
     def _notes(self, training: Training) -> Iterator[str]:
-        """What a person should know before the days that a training takes."""
+        """Yield what the user should know before training for days."""
         assert self.data.train is not None
         trained = {source.video.label for source in self.data.train.dataset.sources}
         untrained = [name for label, name in enumerate(self.data.split.class_names) if label not in trained]
@@ -263,15 +265,15 @@ class Run:
             yield f"nothing is left of --epochs {training.settings.epochs}; a higher number trains further"
 
     def _chosen_by(self, training: Training) -> str:
-        """What the tested network's epoch is chosen by; "last": by nothing, as there is no other test."""
+        """Return what selects the evaluated epoch: "val", "test", or "last" if nothing does."""
         once = self.args.eval_every >= training.settings.epochs
         return "val" if self.args.val_groups else "last" if once else "test"
 
     def _make_room(self, training: Training) -> None:
-        """Check the disk, and keep what another training left here: a forgotten --resume must not cost its days."""
+        """Check the disk space, and rename another training's files in case --resume was forgotten."""
         if not self.leads:
             return
-        # weights, momentum and average, in two checkpoints and a temporary one
+        # Weights, momentum and moving average, in two checkpoints and a temporary one.
         size = 3 * (3 if training.ema else 2) * sum(tensor.nbytes for tensor in training.model.state_dict().values())
         own = [(self.output / name).resolve() for name in (CHECKPOINT, BEST)]
         goes_on = self.args.resume is not None and self.args.resume.resolve() in own
@@ -293,7 +295,7 @@ class Run:
             self.board.add(phase, row, epoch)
 
     def _write(self, result: TestResult, training: Training, subset: str, epoch: int, name: str) -> None:
-        """Write a test's predictions: of test videos to the output, of validation videos to its folder val/."""
+        """Write predictions: those of test videos to the output folder, of validation videos to its val/."""
         if not self.leads:
             return
         dataset = (self.data.test if subset == "test" else self.data.select).dataset
@@ -311,4 +313,4 @@ class Run:
 
 
 class _Stopped(Exception):
-    """Ctrl-C or SIGTERM, noticed between two batches."""
+    """Raised between two batches after Ctrl-C or SIGTERM."""

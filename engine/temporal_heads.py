@@ -1,7 +1,7 @@
-"""Small networks on pooled features: (videos, samples, features) in, logits (videos, classes) out.
+"""Small networks on pooled features: (videos, samples, features) -> logits (videos, classes).
 
-TS-LSTM and Temporal-Inception are those of Ma, Chen, Kira, AlRegib 2017, arXiv 1703.10667, sections 3.3 and 3.4, in
-the sizes of its authors' code: 9.52 and 4.30 million parameters for 4096 features and 101 classes.
+TS-LSTM and Temporal-Inception follow Ma, Chen, Kira, AlRegib 2017, arXiv 1703.10667, sections 3.3 and 3.4,
+with the sizes of the authors' code: 9.52 and 4.30 million parameters for 4096 features and 101 classes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LinearHead(nn.Module):
 
 
 class TemporalSegmentLSTM(nn.Module):
-    """TS-LSTM: batch norm and the maximum over time in each of three segments, then an LSTM over the segments."""
+    """TS-LSTM: batch norm and max over time in each of three segments, then an LSTM over the segments."""
 
     SEGMENTS = 3
     fewest_samples = 3
@@ -40,7 +40,8 @@ class TemporalSegmentLSTM(nn.Module):
         self.lstm = nn.LSTM(features, hidden, batch_first=True)
         self.norm = nn.BatchNorm1d(hidden)
         self.fc = nn.Linear(hidden, classes)
-        with torch.no_grad():  # Jozefowicz et al. 2015: an LSTM that at first forgets nothing learns sooner
+        # Jozefowicz et al. 2015: an LSTM whose forget gate starts open learns sooner.
+        with torch.no_grad():
             parameters = dict(self.lstm.named_parameters())
             for gate in parameters["weight_hh_l0"].chunk(4):
                 nn.init.orthogonal_(gate)
@@ -48,17 +49,18 @@ class TemporalSegmentLSTM(nn.Module):
             parameters["bias_ih_l0"].zero_()[hidden : 2 * hidden] = 1
 
     def forward(self, x: Tensor) -> Tensor:
-        length = x.shape[1] // self.SEGMENTS  # of 25 samples the last is left over, as in the authors' code
+        length = x.shape[1] // self.SEGMENTS  # with 25 samples the last is dropped, as in the authors' code
         segments = []
         for place, norm in enumerate(self.norms):
-            steps = x[:, place * length : (place + 1) * length].unbind(1)  # length of (videos, features)
-            segments.append(torch.stack([norm(step) for step in steps]).amax(0))  # each step by itself, as the authors
+            steps = x[:, place * length : (place + 1) * length].unbind(1)  # `length` of (videos, features)
+            # Normalise each step by itself, as the authors do.
+            segments.append(torch.stack([norm(step) for step in steps]).amax(0))
         outputs, _ = self.lstm(torch.stack(segments, 1))  # (videos, segments, hidden)
         return self.fc(self.norm(outputs[:, -1]))
 
 
 class TemporalInception(nn.Module):
-    """Temporal convolutions of 5 and 7 samples side by side, shared by all features, in four scales of time."""
+    """Temporal convolutions of 5 and 7 samples in parallel, shared by all features, at four time scales."""
 
     fewest_samples = 8
 
@@ -82,22 +84,23 @@ class TemporalInception(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)  # 1.6 times as fast on a CPU
         for place, (five, seven, norm) in enumerate(zip(self.fives, self.sevens, self.norms, strict=True)):
             x = norm(torch.cat((five(x), seven(x)), 1)).relu()  # (videos, 2 C, features, samples)
-            # 25 samples become 12, 6, 3 and 1
+            # 25 samples become 12, 6, 3 and 1.
             x = nn.functional.max_pool2d(x, (1, 2)) if place < 3 else x.amax(-1, keepdim=True)
-        return self.classify(self.merge(x).flatten(1))  # (videos, 16, features, 1) to (videos, features) to classes
+        # (videos, 16, features, 1) -> (videos, features) -> (videos, classes)
+        return self.classify(self.merge(x).flatten(1))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a temporal head is trained: Adam at a rate that depends on the epoch alone, so that any may be the last."""
+    """How a temporal head is trained: Adam, its rate a function of the epoch alone, so any can be the last."""
 
     build: Callable[[int, int], nn.Module]  # (features, classes)
     lr: float
     batch_size: int
-    epochs: int  # at most; how many is chosen on videos held out
-    clip: float = 0.0  # each gradient to +- this; 0: not
-    decay: float = 0.0  # added to the gradient, times the weight (L2, as Torch's optim has it)
-    drop_every: int = 0  # epochs, after which the rate is divided by 10 each time; 0: never
+    epochs: int  # maximum; the number used is chosen on held-out videos
+    clip: float = 0.0  # clips each gradient value to +- this; 0: off
+    decay: float = 0.0  # weight decay: added to the gradient, times the weight (L2, as in torch.optim)
+    drop_every: int = 0  # divide the learning rate by 10 after every so many epochs; 0: never
 
 
 TEMPORAL = {
@@ -107,7 +110,7 @@ TEMPORAL = {
 
 
 def build_head(kind: str, features: int, classes: int) -> nn.Module:
-    """A head by its name: "linear" or a key of TEMPORAL."""
+    """Return the head named `kind`: "linear" or a key of TEMPORAL."""
     return LinearHead(features, classes) if kind == "linear" else TEMPORAL[kind].build(features, classes)
 
 
@@ -123,11 +126,12 @@ def train_temporal(
     held_out: np.ndarray | None = None,
     tick: Callable[[], Any] = lambda: None,
 ) -> tuple[nn.Module, np.ndarray]:
-    """Train a head on some videos; returns it and the held-out videos' logits after each epoch.
+    """Train a head on some videos; return it and the held-out videos' logits after each epoch.
 
-    streams: one or two arrays (V, samples, features), joined feature by feature, a batch at a time, because two
-    streams of UCF101 in float32 would take 8 GB. rows and held_out: (n,) and (m,) indices. The logits are float32
-    (epochs, m, classes). A function of its arguments alone, on one kind of device.
+    streams: one or two arrays (V, samples, features). Their features are concatenated one batch at a time,
+    because two streams of UCF101 in float32 would take 8 GB. rows and held_out: (n,) and (m,) indices. The
+    logits are float32 (epochs, m, classes). On one kind of device, the result depends only on the arguments.
+    Raises InputError for too few samples.
     """
     samples = streams[0].shape[1]
     torch.manual_seed(seed)
@@ -143,7 +147,7 @@ def train_temporal(
         if recipe.drop_every:
             optimizer.param_groups[0]["lr"] = recipe.lr / 10 ** (epoch // recipe.drop_every)
         head.train()
-        # parts of nearly equal size: batch norm wants no last batch of one
+        # Parts of nearly equal size: batch norm cannot take a last batch of one.
         for batch in np.array_split(rng.permutation(rows), -(-len(rows) // recipe.batch_size)):
             loss = nn.functional.cross_entropy(head(gather(streams, batch, device)), targets[batch].to(device))
             optimizer.zero_grad()
@@ -161,12 +165,12 @@ def train_temporal(
 def predict_temporal(
     head: nn.Module, streams: Sequence[np.ndarray], rows: np.ndarray, device: torch.device
 ) -> np.ndarray:
-    """Logits (n, classes) float32 of the videos at `rows`."""
+    """Return the logits of the videos at `rows`, (n, classes) float32."""
     head.eval()
     parts = [rows[start : start + 256] for start in range(0, len(rows), 256)]
     return torch.cat([head(gather(streams, part, device)) for part in parts]).float().cpu().numpy()
 
 
 def gather(streams: Sequence[np.ndarray], rows: np.ndarray, device: torch.device) -> Tensor:
-    """(n, samples, features of all streams) float32 on the device."""
+    """Return the features of `rows` on the device, (n, samples, features of all streams) float32."""
     return torch.cat([torch.from_numpy(one[rows]).to(device).float() for one in streams], 2)

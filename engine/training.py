@@ -1,4 +1,4 @@
-"""Training a network: its settings, all that changes and a checkpoint holds, and one epoch of steps."""
+"""Training of a network: its settings, its state as a checkpoint saves it, and one epoch of steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from utils import InputError, processes, rank, seed_step
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a network is trained. Every field is the flag of the same name; what has no default is each recipe's own."""
+    """How a network is trained. Each field is the flag of its name; recipes set those without a default."""
 
     lr: float
     batch_size: int
@@ -44,14 +44,14 @@ class TrainingSettings:
     consensus: str = "mean"  # mean | sum
     clip_grad: float = 0.0
     partial_bn: bool = False
-    train_from: str = "all"  # all | layer3 | layer4 | fc: what is below keeps its weights (network.ResNet.split)
+    train_from: str = "all"  # all | layer3 | layer4 | fc: stages below are frozen (network.ResNet.split)
     label_smoothing: float = 0.0
     ema: float = 0.0
     amp: str = "auto"
     compile: bool = False
 
     def lr_factor(self, epoch: int) -> float:
-        """What the schedule multiplies `lr` by in this epoch, from 0; plateau, which follows the loss, leaves it."""
+        """Return the schedule's factor on `lr` in this epoch, from 0; plateau follows the loss, so it is 1."""
         if self.schedule == "plateau":
             return 1.0
         warmup = min(self.warmup_epochs, self.epochs - 1)
@@ -64,38 +64,39 @@ class TrainingSettings:
 
 
 class Training:
-    """A network and everything that changes while it trains: what a checkpoint holds and exact resume needs."""
+    """A network and all state that training changes: what a checkpoint saves and exact resuming needs."""
 
     def __init__(
         self, model: Network, preparation: Preparation, device: torch.device, settings: TrainingSettings
     ) -> None:
-        """Moves `model` to the device."""
+        """Move `model` to the device."""
         self.preparation, self.device, self.settings = preparation, device, settings
         self.dtype = amp_dtype(settings.amp, device)
         self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.stepped: nn.Module = self.model  # what a step calls; see `distribute`
+        self.stepped: nn.Module = self.model  # what a training step calls; see `distribute`
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         groups = parameter_groups(self.model, settings.lr, settings.weight_decay, settings.conv1_lr_factor)
-        # Where float16's first step overflows, fused SGD keeps what memory held as its momentum (torch 2.14).
+        # If float16's first step overflows, fused SGD takes uninitialised memory as momentum (torch 2.14).
         fused = device.type in ("cpu", "cuda") and not self.scaler.is_enabled()
         self.optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=fused)
         self.plateau = ReduceLROnPlateau(self.optimizer, factor=0.1, patience=settings.patience)
-        # The moving average takes in batch norm's statistics, too.
+        # The moving average includes batch norm's statistics.
         average = get_ema_multi_avg_fn(settings.ema)
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if settings.ema else None
         self.epoch = 0  # the epoch in progress, from 0
-        self.batch = 0  # how many of its batches are done
-        self.best_prec1 = -1.0  # of the tests so far; -1: none
-        # Of the epoch in progress: loss, right in top 1, in top 5, videos. In float64 a sum of float32 losses does not
-        # show in which order, and by how many processes, it was made; Metal has none.
+        self.batch = 0  # number of its batches that are done
+        self.best_prec1 = -1.0  # best evaluation so far; -1: none
+        # Sums over the epoch in progress: loss, correct in top 1, correct in top 5, videos. In float64, a sum
+        # of float32 losses does not depend on the order or the number of processes. Metal has no float64.
         exact = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(4, dtype=exact, device=device)
-        self.times = [0.0, 0.0]  # and its seconds in all, and waiting for data
+        self.times = [0.0, 0.0]  # seconds in the epoch so far: in total, and waiting for data
 
     def resume(self, checkpoint: Checkpoint, class_names: list[str], trains: bool = True) -> None:
-        """Go on where `checkpoint`, ours or another project's, left its training; `settings` win over what it did.
+        """Continue from `checkpoint`, ours or another project's; `settings` override its own.
 
-        A run that only tests, and not `trains`, takes the weights and the number of their epoch.
+        With trains=False (evaluation only), just the weights and their epoch number are taken. Raises
+        InputError if the network or the classes do not fit.
         """
         checkpoint = checkpoint.in_order_of(class_names)
         problem = explain_mismatch(self.model, checkpoint.state_dict)
@@ -113,13 +114,13 @@ class Training:
             self.epoch, self.best_prec1 = checkpoint.epoch + 1, checkpoint.best_prec1
 
     def distribute(self) -> None:
-        """Make `stepped` the network as a step calls it: compiled and over all processes, where that is asked for."""
+        """Set `stepped` to the network as a step calls it: compiled or distributed if the settings say so."""
         if self.settings.train_from != "all":
             if processes() > 1:
                 raise InputError("--train-from works in one process: start it without torchrun")
             below, self.stepped = self.model.split(self.settings.train_from)
-            below.requires_grad_(False)  # and computed once: engine.frozen
-        self.set_train_mode()  # DistributedDataParallel asks at its start what needs a gradient
+            below.requires_grad_(False)  # its output is computed once: engine.frozen
+        self.set_train_mode()  # DistributedDataParallel checks at construction what needs a gradient
         if self.settings.compile:
             self.stepped.compile()
         if processes() > 1:
@@ -127,7 +128,7 @@ class Training:
             self.stepped = DistributedDataParallel(self.model, device_ids=ids)
 
     def set_train_mode(self) -> None:
-        """Before each epoch. Where only a part of the network is trained, no batch norm is: few videos mislead it."""
+        """Set training mode before an epoch. If a part is frozen, so are all batch norms: few videos mislead them."""
         self.stepped.train()
         if self.settings.train_from != "all":
             freeze_batchnorm(self.model, but=0)
@@ -136,17 +137,17 @@ class Training:
 
     @property
     def tested_model(self) -> Any:  # a Network
-        """The network that is tested: the moving average where there is one."""
+        """The network to evaluate: the moving average if there is one."""
         return self.ema.module if self.ema is not None else self.model
 
     def set_lr(self) -> None:
-        """Begin an epoch at the schedule's learning rate; plateau's stays where the tests have brought it."""
+        """Set the schedule's learning rate for the epoch. Plateau's stays where evaluations have set it."""
         if self.settings.schedule != "plateau":
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * self.settings.lr_factor(self.epoch)
 
     def take_test(self, top1: float, loss: float) -> bool:
-        """Take in a test's result; True if it is the best so far."""
+        """Record the result of an evaluation; return True if it is the best so far."""
         if self.settings.schedule == "plateau":
             self.plateau.step(loss)
         is_best = top1 > self.best_prec1
@@ -158,16 +159,16 @@ class Training:
         self.sums, self.times = torch.zeros_like(self.sums), [0.0, 0.0]
 
     def sums_of_all(self) -> Tensor:
-        """`sums` over all processes, on the CPU. Each process has to call this."""
+        """Return `sums` over all processes, on the CPU. Every process must call this."""
         sums = self.sums.clone()
         if processes() > 1:
             dist.all_reduce(sums)
         return sums.cpu()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of this; the same in all processes, each of which has to call this."""
+        """Return what a checkpoint saves, the same in all processes. Every process must call this."""
         return {
-            "epoch": self.epoch - 1,  # the last one finished, from 0, as in the original's files
+            "epoch": self.epoch - 1,  # the last finished epoch, from 0, as in the original's files
             "batch": self.batch,
             "best_prec1": self.best_prec1,
             "state_dict": self.model.state_dict(),
@@ -180,7 +181,7 @@ class Training:
         }
 
     def _load_progress(self, checkpoint: Checkpoint, trains: bool) -> None:
-        """The rest of our own checkpoint: what its optimizer, its plateau and its epoch in progress had come to."""
+        """Restore the rest of our own checkpoint: optimizer, plateau schedule and the epoch in progress."""
         state, settings = checkpoint.raw, self.settings
         self.epoch, self.batch = state["epoch"] + 1, state["batch"]
         self.best_prec1 = state["best_prec1"]
@@ -205,8 +206,8 @@ class Training:
                 f"{checkpoint.path}: its optimizer is for other weights; start from them with "
                 f"--weights {checkpoint.path}"
             ) from None
-        # What this run's flags say holds: momentum, decay, rates. Only what plateau took off the rate stays off, unless
-        # another --lr is given, which then holds from here on.
+        # This run's flags override the saved momentum, decay and rates. Only plateau's reductions of the rate
+        # are kept, unless --lr changed; then the new rate applies from here on.
         same_lr = settings.lr == state["args"]["lr"]
         plateau = settings.schedule == state["args"]["schedule"] == "plateau"
         for group, new in zip(self.optimizer.param_groups, fresh, strict=True):
@@ -217,13 +218,13 @@ class Training:
             self.plateau.load_state_dict(state["scheduler"])
             self.plateau.patience = settings.patience
         self.scaler.load_state_dict(state["scaler"])
-        if rank() == 0:  # one process goes on with what all had summed up
+        if rank() == 0:  # one process continues with the sums of all
             self.sums = state["sums"].to(self.sums)
         self.times = list(state["times"])
 
 
 def amp_dtype(choice: str, device: torch.device) -> torch.dtype:
-    """The type that `--amp` means on this device; auto is bfloat16 only where the hardware computes in it."""
+    """Return the dtype for `--amp` on this device. auto is bfloat16 only if the hardware computes in it."""
     if choice != "auto":
         return {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[choice]
     if device.type == "cuda":
@@ -241,14 +242,14 @@ def _cpu_has_bf16() -> bool:
 def consensus(logits: Tensor, clips: int, how: str) -> Tensor:
     """(videos * clips, classes) -> (videos, classes): the mean over a video's clips (TSN, section 3.1), or the sum.
 
-    The original sums: of three clips, a gradient three times the mean's where the scores are still small.
+    The original sums. With three clips, its gradient is three times the mean's while scores are still small.
     """
     of_video = logits.unflatten(0, (-1, clips))  # (videos, clips, classes)
     return of_video.mean(1) if how == "mean" else of_video.sum(1)
 
 
 def ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """Place of the label among a video's scores, (videos,) int64: common.accuracy.ranks, on the device."""
+    """Rank of the label among a video's scores, (videos,) int64: common.accuracy.ranks, on the device."""
     own = scores.gather(1, labels[:, None])
     earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
     return (~(scores < own) & ~((scores == own) & ~earlier)).sum(1)
@@ -257,14 +258,14 @@ def ranks(scores: Tensor, labels: Tensor) -> Tensor:
 def train_one_epoch(
     training: Training, loader: Any, after_batch: Callable[[Training], None]
 ) -> dict[str, float]:
-    """Train the epoch in progress, from its first batch that is not done, and return its record row.
+    """Train the epoch in progress, from its first unfinished batch, and return its record row.
 
     `loader` is a Loader, or an engine.frozen.FrozenLoader with the same methods.
 
-    `after_batch` is called when a batch is complete in every respect: there a run may be saved or stopped.
+    `after_batch` is called when a batch is entirely complete: the run may be saved or stopped there.
     """
     training.set_train_mode()
-    recent: list[tuple[list[str], Tensor]] = []  # losses not yet looked at: looking waits for the device
+    recent: list[tuple[list[str], Tensor]] = []  # losses not yet checked: reading them waits for the device
     shown = 0.0
     start = asked = time.perf_counter()
     first, clips_seen = training.batch, 0
@@ -305,10 +306,10 @@ def train_one_epoch(
 
 
 def train_step(training: Training, batch: Batch) -> Tensor:
-    """Forward, backward and one step of SGD on a batch. Returns the batch's mean loss, still on the device."""
+    """Do forward, backward and one SGD step on a batch. Return the batch's mean loss, still on the device."""
     settings, device = training.settings, training.device
     seed_step(settings.seed, training.epoch, training.batch)
-    if batch.images.is_floating_point():  # what the frozen part of the network makes of the clips (engine.frozen)
+    if batch.images.is_floating_point():  # activations from the frozen part of the network (engine.frozen)
         inputs = batch.images.to(device)
     else:
         images = clips_of(batch, training.preparation.modality, device)  # (videos * clips, images * planes, H, W) uint8
@@ -334,7 +335,7 @@ def train_step(training: Training, batch: Batch) -> Tensor:
             training.scaler.scale(loss * batch.weight).backward()
         with torch.no_grad():
             rank = ranks(scores, target)
-            # A multiple of 2**-30, so that float64 adds it up exactly, whoever adds which part first.
+            # Round to a multiple of 2**-30, so that float64 sums are exact in any order.
             exact = (loss.to(training.sums.dtype) * 2**30).round() / 2**30
             counts = torch.stack((exact, (rank < 1).sum(), (rank < 5).sum(), exact.new_full((), high - low)))
             training.sums += counts * bool(batch.weight)
@@ -350,7 +351,7 @@ def train_step(training: Training, batch: Batch) -> Tensor:
 
 
 def check_losses(recent: list[tuple[list[str], Tensor]]) -> None:
-    """Look at the losses since the last look, and stop at the first that is no number. Empties the list."""
+    """Check the losses since the last call, then clear the list. Raise InputError if one is not finite."""
     losses = torch.stack([loss for _, loss in recent])
     if not bool(losses.isfinite().all()):
         names = next(names for (names, _), loss in zip(recent, losses, strict=True) if not loss.isfinite())
