@@ -1,4 +1,4 @@
-"""What every script needs: errors in plain words, atomic files, seeds, processes and devices."""
+"""Shared by all scripts: plain error messages, atomic files, seeds, processes and devices."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from typing import Any
 
 import numpy as np
 
-FEW = 2000  # videos, up to which training all of a network is not the best that can be done: the fast way is
-BEGAN = time.time()  # nearly when the process did, for what is said of its duration
+FEW = 2000  # videos; up to this number, the fast way beats training the whole network
+BEGAN = time.time()  # approximate start of the process, to report its duration
 
 
 class InputError(Exception):
-    """Something the person at the keyboard can put right: one line with what, which file, what to do."""
+    """An error that the user can fix. One line says what is wrong, in which file, and what to do."""
 
 
 def run_main(main: Callable[[], int | None], if_memory_ends: str = "free some, or do less at a time") -> None:
-    """Run a script's `main` and exit: 0 or what it returns, 1 after a bug, 2 after an InputError, 130 after Ctrl-C,
-    141 where nobody reads on, as `| head` does.
+    """Run a script's `main` and exit with its return value or 0; 1 after a bug, 2 after an InputError, 130 after
+    Ctrl-C, and 141 if the reader of its output has gone (`| head`).
 
-    InputError and what `plain_cause` knows are turned into a line; any other exception is a bug and keeps its
-    traceback. However it ends, so do its child processes.
+    An InputError, or an error that `plain_cause` explains, is printed as one line. Any other exception is a
+    bug and keeps its traceback. All child processes are ended in every case.
     """
     code = 0
     _prepare_process()
-    gc.freeze()  # what imports made is never garbage; a collection in a forked loader worker would copy 90 MB of it
+    gc.freeze()  # else a collection in a forked loader worker would copy 90 MB of imported objects
     try:
         code = main() or 0
-        sys.stdout.flush()  # now, where a reader that has gone, or a full disk, can still be answered
+        sys.stdout.flush()  # now, while a closed pipe or a full disk can still be handled
     except BrokenPipeError:  # `... | head` has read enough
         code = 141
     except Exception as error:
         cause = str(error) if isinstance(error, InputError) else plain_cause(error, if_memory_ends)
         code = 1 if cause is None else 2
-        if cause is None:  # not raised again: while an exception lives, so do the loaders in its frames
+        if cause is None:  # not re-raised: a live exception keeps the loaders in its frames alive
             traceback.print_exc()
         elif first_to_report():
             print(f"error: {printable(cause)}", file=sys.stderr)
@@ -57,26 +57,26 @@ def run_main(main: Callable[[], int | None], if_memory_ends: str = "free some, o
         if first_to_report():
             print("interrupted", file=sys.stderr)
     finally:
-        gc.unfreeze()  # else Python's end leaves it all alone, too, and triton's bindings print what they leaked
+        gc.unfreeze()  # else Python doesn't collect these objects at exit, and triton's bindings report leaks
         _end_children()
         try:
             sys.stdout.flush()
-        except OSError:  # so that Python's end does not fail at it again
+        except OSError:  # keeps Python's own flush at exit from failing again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
 def _prepare_process() -> None:
-    """Output that can be written whatever a terminal encodes, and a home for libraries' caches where there is none."""
+    """Make output safe for any terminal encoding. Create a home folder for library caches if none exists."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed, `>&-`
+        if stream is None:  # closed by `>&-`
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
         Path.home()
-    except RuntimeError:  # a container's user without an entry in passwd: torch, timm and matplotlib would fail
+    except RuntimeError:  # a container's user without a passwd entry: torch, timm and matplotlib would fail
         home = Path(tempfile.gettempdir(), f"two-stream-home-{os.getuid()}")
         home.mkdir(mode=0o700, exist_ok=True)
         if home.stat().st_uid != os.getuid():
@@ -86,12 +86,12 @@ def _prepare_process() -> None:
 
 
 def _end_children() -> None:
-    """Kill what processes are left: loaders' ignore the SIGTERM by which Python's end would stop them, and wait."""
+    """Kill the remaining child processes. Loader workers ignore the SIGTERM that Python sends at exit."""
     multiprocessing = sys.modules.get("multiprocessing")
     children = multiprocessing.active_children() if multiprocessing else []
     if not children:
         return
-    watch = getattr(signal, "SIGCHLD", None)  # torch's handler would raise at a loader's death
+    watch = getattr(signal, "SIGCHLD", None)  # torch's handler would raise when a loader dies
     handler = signal.signal(watch, signal.SIG_DFL) if watch else None
     for child in children:
         child.kill()
@@ -100,7 +100,7 @@ def _end_children() -> None:
         signal.signal(watch, handler)
 
 
-# What torch, numpy, gloo and NCCL say, and what it means. Peers' words count only where there are peers.
+# Phrases in the messages of torch, numpy, gloo and NCCL. PEER_GONE applies only with several processes.
 BATCH_NORM = ("Expected more than 1 value per channel when training",)
 DEAD_LOADER = ("DataLoader worker (pid",)
 NO_SHARED_MEMORY = ("unable to allocate shared memory", "unable to open shared memory", "unable to resize file")
@@ -109,14 +109,14 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate")
 
 
 def plain_cause(error: Exception, if_memory_ends: str = "") -> str | None:
-    """What befell a run from outside, in a line, where an exception tells of that; None for any other.
+    """Explain a known failure (full disk, out of memory, dead loader, lost peer) in one line; else None.
 
-    torch raises the death of a loader process from a signal handler, wherever the main process happens to be.
+    When a loader process dies, torch raises from a signal handler, wherever the main process happens to be.
     """
     text = str(error)
     first = next(iter(text.splitlines()), "")[:200]
     if isinstance(error, OSError):
-        full = error.errno == errno.ENOSPC  # of a file that is written to no name is known
+        full = error.errno == errno.ENOSPC  # a failed write doesn't tell the file's name
         return f"the disk is full ({first}): free some, or write elsewhere" if full else None
     if not isinstance(error, (RuntimeError, MemoryError, ValueError)):
         return None
@@ -135,20 +135,20 @@ def plain_cause(error: Exception, if_memory_ends: str = "") -> str | None:
     return f"{memory} ({first})" if isinstance(error, MemoryError) else None
 
 
-# Control characters (a terminal acts on them), line separators, overrides of the writing direction, and the halves of
-# characters that stand for bytes that are not UTF-8.
+# Control characters (a terminal acts on them), line separators, overrides of the writing direction, and the
+# surrogates that stand for bytes that are not UTF-8.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """One line that is safe to show: a name that holds what a terminal would act on shows its escape, `\\x1b`."""
+    """Return `text` as one line that is safe to print: control characters become escapes, as `\\x1b`."""
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def csv_text(value: Any) -> Any:
-    """A CSV's cell: text that a spreadsheet would take for a formula gets a `'` in front (OWASP, CSV injection).
+    """Return `value` as a CSV cell. Numbers are unchanged.
 
-    Numbers stay as they are.
+    Text that looks like a spreadsheet formula is prefixed with `'` (OWASP, CSV injection).
     """
     if not isinstance(value, str):
         return value
@@ -156,7 +156,7 @@ def csv_text(value: Any) -> Any:
 
 
 def plural(count: int, noun: str) -> str:
-    """A number and its regular noun: `1 video`, `13,320 videos`, `2 classes`."""
+    """Format a count with its regular noun: `1 video`, `13,320 videos`, `2 classes`."""
     ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
     return f"{count:,} {noun}{ending}"
 
@@ -166,13 +166,13 @@ def plural(count: int, noun: str) -> str:
 
 @contextlib.contextmanager
 def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary path beside `target`; rename it over `target` when the block ends well.
+    """Yield a temporary path beside `target`; rename it to `target` if the block succeeds.
 
-    A run killed at any moment leaves the old file or the new one, never half of one. The bytes reach the
-    disk (fsync) before the rename, so this holds for a power cut as well.
+    A run killed at any moment leaves the old file or the new one, never a partial one. The bytes are synced
+    to disk (fsync) before the rename, so this also holds for a power cut.
     """
     target = Path(target)
-    # The token keeps two hosts apart that write into one shared folder.
+    # The token distinguishes two hosts that write into one shared folder.
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,7 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
 
 
 def check_name(path: str | os.PathLike) -> None:
-    """Raise InputError for a path that is not UTF-8: no JSON file and no list could name it."""
+    """Raise InputError if a path is not UTF-8: JSON files and lists could not contain it."""
     try:
         str(Path(path).absolute()).encode()
     except UnicodeEncodeError:
@@ -196,7 +196,7 @@ def check_name(path: str | os.PathLike) -> None:
 
 
 def check_writable(folder: str | os.PathLike) -> None:
-    """Before hours of work: make `folder`, and see that files can be written to it."""
+    """Create `folder` and raise InputError if it is not writable, before hours of work."""
     folder = Path(folder)
     check_name(folder)
     try:
@@ -208,14 +208,15 @@ def check_writable(folder: str | os.PathLike) -> None:
 
 
 def check_output(folder: str | os.PathLike, needed: int, replaced: Iterable[str | os.PathLike] = ()) -> None:
-    """check_writable, and are `needed` bytes free, less what the files to be `replaced` take already?
+    """Run check_writable, and raise InputError unless `needed` bytes, less the size of files `replaced`, are free.
 
-    Sweeps up what killed runs left in `folder`, half-written; call it where `folder` is owned (engine/owner.py).
+    It also deletes partial files that killed runs left in `folder`, so call it while holding the folder's
+    lock (engine/owner.py).
     """
     folder = Path(folder)
     check_writable(folder)
     for leaving in folder.glob(".*.tmp"):
-        writer = re.fullmatch(r"\..+\.(\d+)-[0-9a-f]{8}\.tmp", leaving.name)  # atomic_path's
+        writer = re.fullmatch(r"\..+\.(\d+)-[0-9a-f]{8}\.tmp", leaving.name)  # a name that atomic_path makes
         if writer and (int(writer[1]) == os.getpid() or not is_alive(int(writer[1]))):
             leaving.unlink(missing_ok=True)
     needed -= sum(Path(path).stat().st_size for path in replaced if Path(path).is_file())
@@ -227,8 +228,8 @@ def check_output(folder: str | os.PathLike, needed: int, replaced: Iterable[str 
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this number runs on this machine; True where that can't be asked."""
-    if os.name == "nt":  # there os.kill ends it
+    """Whether a process with this id runs on this machine; True if that can't be determined."""
+    if os.name == "nt":  # on Windows os.kill would end the process
         return True
     try:
         os.kill(pid, 0)
@@ -250,7 +251,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
-    """Seed python, numpy and torch. `deterministic` also picks CUDA's reproducible kernels, at some speed."""
+    """Seed Python, numpy and torch. `deterministic` also selects CUDA's reproducible, slower kernels."""
     import torch
 
     random.seed(seed)
@@ -263,9 +264,9 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
 
 
 def seed_step(seed: int, epoch: int, batch: int) -> None:
-    """Seed torch for one training step: what it draws (dropout) is a function of these numbers and the rank.
+    """Seed torch for one training step, so that its random draws (dropout) depend only on these and the rank.
 
-    No generator's state has to be saved then: a run resumed at this step draws the same.
+    A run resumed at this step draws the same numbers, and no generator state has to be saved.
     """
     import torch
 
@@ -277,24 +278,24 @@ def seed_step(seed: int, epoch: int, batch: int) -> None:
 
 
 def first_to_report() -> bool:
-    """True for one process only: the first that asks. An error that all ranks meet is then shown once."""
-    torch = sys.modules.get("torch")  # an error before torch is imported needs no torch
+    """True only for the first process that calls it, so that an error on all ranks is shown once."""
+    torch = sys.modules.get("torch")  # not imported here: an early error needs no torch
     if torch is None or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return True
     store = torch.distributed.distributed_c10d._get_default_store()
     try:
         return store.add("two-stream/reported", 1) == 1
-    except RuntimeError:  # rank 0, which keeps the store, is gone: it has reported
+    except RuntimeError:  # rank 0, which hosts the store, has ended and has reported
         return False
 
 
 def rank() -> int:
-    """This process' number, from 0, as torchrun set it."""
+    """The rank that torchrun assigned to this process; 0 without torchrun."""
     return _from_torchrun("RANK", 0)
 
 
 def processes() -> int:
-    """How many processes do this run together, as torchrun set it; 1 without it."""
+    """The number of processes in this run, set by torchrun; 1 without it."""
     return _from_torchrun("WORLD_SIZE", 1)
 
 
@@ -306,7 +307,7 @@ def _from_torchrun(name: str, default: int) -> int:
 
 
 def set_up_device(name: str) -> Any:
-    """The torch.device that `--device` names, and the process group when torchrun started this process."""
+    """Return the torch.device for `--device`. Under torchrun, also initialise the process group."""
     import torch
 
     if name == "auto":
@@ -328,6 +329,6 @@ def set_up_device(name: str) -> Any:
 
 
 def cpu_count() -> int:
-    """Cores this process may use, divided among the processes that torchrun started on this machine."""
+    """The cores that this process may use, divided among torchrun's processes on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // _from_torchrun("LOCAL_WORLD_SIZE", 1))

@@ -1,1 +1,1 @@
-"""What every other folder may use: command lines, accuracy, progress, networks of timm."""
+"""Shared by all other packages: command lines, accuracy, file formats, progress, timm's networks."""

@@ -1,4 +1,4 @@
-"""What scores are worth: top-k and mean-class accuracy, cross-entropy, and the mean over a video's clips."""
+"""Measures of scores: top-k and mean-class accuracy, cross-entropy, and the mean over a video's clips."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from utils import InputError
 def check_finite(scores: np.ndarray, videos: Sequence[str] | None = None) -> None:
     """Raise InputError for (videos, classes) scores that hold NaN or infinity, naming the first such video.
 
-    Neither can be ranked: every comparison with NaN is false, so a test of "is any class better?" calls it right.
+    Neither can be ranked: every comparison with NaN is false, so NaN would count as a correct prediction.
     """
     bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if len(bad):
@@ -24,11 +24,11 @@ def check_finite(scores: np.ndarray, videos: Sequence[str] | None = None) -> Non
 
 
 def ranks(scores: np.ndarray, labels: np.ndarray, videos: Sequence[str] | None = None) -> np.ndarray:
-    """Place of the true class among (videos, classes) scores, (videos,) int: 0 is a correct first guess.
+    """Rank of the true class among (videos, classes) scores, (videos,) int; 0 is a correct top-1 prediction.
 
-    Between equal scores the lower class index counts as the higher guess, as in argmax, so that constant scores
-    earn no more than chance. What is not provably behind the true class counts as before it. Raises InputError for
-    scores that aren't finite, with the name that `videos` gives the row.
+    Of equal scores the lower class index ranks first, as in argmax, so constant scores get no more than
+    chance. A class counts as ranked before the true class unless it is provably behind. Raises InputError for
+    scores that aren't finite; `videos` gives the name of the row in the message.
     """
     check_finite(scores, videos)
     own = np.take_along_axis(scores, labels[:, None], 1)
@@ -38,10 +38,10 @@ def ranks(scores: np.ndarray, labels: np.ndarray, videos: Sequence[str] | None =
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray, videos: Sequence[str] | None = None) -> dict[str, float]:
-    """Top-1, top-5 and mean-class accuracy in per cent of (videos, classes) scores against (videos,) labels.
+    """Top-1, top-5 and mean-class accuracy in per cent, for (videos, classes) scores and (videos,) labels.
 
-    Mean-class accuracy averages over the classes that have videos, as THUMOS and TSN report it. Ties, and scores
-    that aren't finite: see `ranks`.
+    Mean-class accuracy averages over the classes that have videos, as THUMOS and TSN report it. `ranks`
+    describes ties and scores that aren't finite.
     """
     rank = ranks(logits, labels, videos)
     per_class = [float((rank[labels == c] < 1).mean()) for c in np.unique(labels)]
@@ -53,13 +53,13 @@ def accuracy(logits: np.ndarray, labels: np.ndarray, videos: Sequence[str] | Non
 
 
 def mean_logits(clips: np.ndarray) -> np.ndarray:
-    """The logits of videos, (..., classes) float32, from those of their clips in time, (..., samples, classes)."""
+    """Average the logits of a video's clips: (..., samples, classes) to (..., classes) float32."""
     return clips.mean(-2, dtype=np.float64).astype(np.float32)
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray, videos: Sequence[str] | None = None) -> float:
     """Mean cross-entropy of (videos, classes) logits, in nats. Raises InputError for logits that aren't finite."""
-    from scipy.special import log_softmax  # here: scipy takes a moment to import
+    from scipy.special import log_softmax  # imported here because scipy is slow to import
 
     check_finite(logits, videos)
     return -float(np.take_along_axis(log_softmax(logits.astype(np.float64), axis=1), labels[:, None], 1).mean())

@@ -1,4 +1,4 @@
-"""Command lines: help that fits the terminal and shows every default, bounded numbers, errors in one line."""
+"""Command lines: help that fits the terminal and shows every default, bounded numbers, one-line errors."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from utils import InputError
 
 
 def bounded(kind: type[int] | type[float], low: float, high: float = math.inf) -> Callable[[str], Any]:
-    """A type for argparse: an int or float from `low` to `high`, both included."""
+    """Return an argparse type: an int or float from `low` to `high`, both included."""
 
     def parse(text: str) -> int | float:
         value = kind(text)
-        if not low <= value <= high:  # NaN is in no range
+        if not low <= value <= high:  # also rejects NaN
             span = f"at least {low}" if high == math.inf else f"from {low} to {high}"
             raise argparse.ArgumentTypeError(f"must be {span}, not {text}")
         return value
@@ -31,12 +31,12 @@ def bounded(kind: type[int] | type[float], low: float, high: float = math.inf) -
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Every default is shown, as it is when the help is printed: a recipe may have changed it."""
+    """Show every default with its current value, which a recipe may have changed."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text, default = action.help or "", action.default
         has_none = action.nargs == 0 and not isinstance(action, Switch)  # store_true, and -h
-        # What None means is for the help itself to say.
+        # If the default is None, the help text itself explains it.
         if has_none or default in (None, [], (), argparse.SUPPRESS) or "default:" in text:
             return text
         if isinstance(default, bool):
@@ -51,7 +51,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 class ArgumentParser(argparse.ArgumentParser):
     """A command line whose help fits the terminal and shows every default, and whose errors are InputErrors.
 
-    Prose of the description is wrapped; indented lines, which are commands, are kept.
+    Prose in the description is wrapped. Indented lines are commands and kept as they are.
     """
 
     def __init__(self, description: str | None = None, epilog: str | None = None, **settings: Any) -> None:
@@ -76,9 +76,9 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_given(
         self, argv: Sequence[str] | None, shown: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(what the command line gives, the defaults of all flags): one reading tells both.
+        """Parse once and return (the flags given on the command line, the defaults of all flags).
 
-        `shown` are defaults that the help shows in place of the flags' own.
+        `shown` are defaults that the help shows instead of the flags' own.
         """
         defaults = {action.dest: action.default for action in self._actions if action.dest != "help"}
         self.set_defaults(**shown)
@@ -95,11 +95,11 @@ class Switch(argparse.BooleanOptionalAction):
 
     def __init__(self, *args: Any, help: str, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.help = help  # to which Python before 3.13 would add its own default
+        self.help = help  # set here, because Python before 3.13 would append the default
 
 
 def _fill(text: str, width: int) -> str:
-    """Wrap paragraphs; a line that begins with a space stays, its comment below it where the width needs it."""
+    """Wrap paragraphs. Keep lines that begin with a space; if one is too long, its comment moves below it."""
     filled = []
     for is_indented, lines in itertools.groupby(text.strip("\n").splitlines(), lambda line: line[:1] in ("", " ")):
         if not is_indented:

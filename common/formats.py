@@ -1,6 +1,7 @@
-"""Read what a file says of itself: JSON and metadata, checked against pydantic's description of the format.
+"""Read JSON files and metadata, validated against a pydantic model of the format.
 
-The description stands where the format is written. Everything that can be wrong with such a file is one line.
+The module that writes a format also defines its model. Every problem with such a file is a one-line
+InputError.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ T = TypeVar("T")
 
 
 def read_json(path: str | os.PathLike, kind: type[T], remedy: str) -> T:
-    """Return the JSON file as a `kind`: a model, a dataclass or a type. Raises InputError, which ends with `remedy`.
+    """Read a JSON file as a `kind`: a model, dataclass or type. Raises InputError that ends with `remedy`.
 
-    Paths in it may hold bytes that are not UTF-8, as `utils.write_json` writes them.
+    Paths in the file may contain bytes that are not UTF-8, as written by `utils.write_json`.
     """
     try:
         data = Path(path).read_bytes()
@@ -36,7 +37,7 @@ def read_json(path: str | os.PathLike, kind: type[T], remedy: str) -> T:
 
 
 def parse_json(text: str, kind: type[T], source: str | os.PathLike, remedy: str) -> T:
-    """`read_json` of text that stands in the file `source`."""
+    """Parse JSON text from the file `source`, as `read_json` does."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -45,7 +46,7 @@ def parse_json(text: str, kind: type[T], source: str | os.PathLike, remedy: str)
 
 
 def check(content: Any, kind: type[T], source: str | os.PathLike, remedy: str) -> T:
-    """Return plain data of the file `source` as a `kind`. Raises InputError, which ends with `remedy`."""
+    """Validate plain data from the file `source` as a `kind`. Raises InputError that ends with `remedy`."""
     try:
         return _adapter(kind).validate_python(content)  # type: ignore[arg-type]
     except (ValueError, RecursionError, OverflowError) as error:  # a ValidationError is a ValueError

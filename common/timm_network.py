@@ -1,4 +1,4 @@
-"""Networks of the package timm (--arch timm:NAME), in the form that the rest of this project knows: a trunk and fc."""
+"""Networks of the package timm (--arch timm:NAME), in this project's form: a trunk and fc."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from torch import Tensor, nn
 
 from utils import InputError
 
-TIMM = "timm:"  # before timm's own name of an architecture, with or without the tag of its weights
+TIMM = "timm:"  # prefix of timm's architecture names, with or without the tag of the weights
 
 
 class TimmNet(nn.Module):
-    """timm's network as `trunk`, and a last layer of our own: (N, in_channels, size, size) -> (N, num_classes).
+    """timm's network as `trunk`, plus our own last layer: (N, in_channels, size, size) -> (N, num_classes).
 
-    The trunk gives the features that timm's own last layer would see, (N, features). Raises InputError for a name that
-    timm has not, and for a number of channels or a size that the network does not take. Its methods are those of
-    network.ResNet.
+    The trunk returns the input of timm's own last layer, (N, features). Raises InputError if timm doesn't
+    have the name, or if the network doesn't support the number of channels or the size. The methods are those
+    of network.ResNet.
     """
 
-    stages = ()  # that all networks of timm have
+    stages = ()  # timm's networks have none in common
 
     def __init__(self, name: str, in_channels: int, num_classes: int, size: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.trunk = _create(name, size, in_chans=in_channels, num_classes=0)
-        with _one_line(name, size), torch.no_grad():  # some take any size until they see an image of it
+        with _one_line(name, size), torch.no_grad():  # some reject a size only when they get an image
             features = self.trunk.eval()(torch.zeros(1, in_channels, size, size)).shape[1]
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(features, num_classes)
         self.train()
-        # more than one where a network begins with branches side by side
+        # A network that begins with parallel branches has more than one first layer.
         self.first_weights = tuple(f"trunk.{first}.weight" for first in _names(_config(name).first_conv))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class TimmNet(nn.Module):
         return nn.Sequential(self.trunk), nn.Sequential(self.dropout, self.fc)
 
     def fold_batchnorm(self) -> bool:
-        """Nothing is folded: its blocks have many forms, and its batch norms may hold activations."""
+        """Fold nothing: timm's blocks have many forms, and their batch norms may include activations."""
         return False
 
 
@@ -58,17 +58,17 @@ def import_timm() -> Any:
 
 
 def normalisation(name: str) -> dict[str, tuple[float, ...]]:
-    """The mean and std of RGB, in units of pixel / 255, that timm's weights of this name were trained with."""
+    """The RGB mean and std, in units of pixel / 255, with which timm's weights of this name were trained."""
     config = _config(name)
     return {"mean": tuple(map(float, config.mean)), "std": tuple(map(float, config.std))}
 
 
 def timm_state(name: str, size: int, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The weights of a TimmNet for RGB, all but fc: `state`, in timm's names, or by default timm's, downloaded once."""
+    """A TimmNet's RGB weights without fc: `state` (timm's names), by default timm's own, downloaded once."""
     classifiers = _names(_config(name).classifier)
     if state is None:
         trunk = _create(name, size, pretrained=True, num_classes=0)
-    else:  # timm adapts them to the size, and loads strictly where it need not drop a last layer
+    else:  # timm adapts them to the size and loads strictly unless it drops a last layer
         classes = next((len(state[f"{last}.weight"]) for last in classifiers if f"{last}.weight" in state), 0)
         trunk = _create(name, size, pretrained=True, num_classes=classes,
                         pretrained_cfg_overlay={"state_dict": dict(state), "num_classes": classes})  # fmt: skip
@@ -80,12 +80,12 @@ def timm_state(name: str, size: int, state: Mapping[str, Tensor] | None = None) 
 
 
 def _config(name: str) -> Any:
-    """What timm says of a network's weights and input. Raises InputError, with names like it, for one that is none."""
+    """timm's config of a network's weights and input. Raises InputError with similar names if unknown."""
     timm = import_timm()
     try:
         return timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError:
-        near = timm.list_pretrained(f"{name.partition('.')[0]}.*")  # the weights of a network that it has
+        near = timm.list_pretrained(f"{name.partition('.')[0]}.*")  # other weights of this network
         near = near or difflib.get_close_matches(name, timm.list_models(), 5, 0.5)
         hint = f"near it are {', '.join(near[:5])}" if near else "timm.list_models() lists them"
         raise InputError(f"--arch {TIMM}{name}: timm has no such network; {hint}") from None
@@ -101,7 +101,7 @@ def _create(name: str, size: int, **options: Any) -> nn.Module:
 
 @contextlib.contextmanager
 def _one_line(name: str, size: int) -> Iterator[None]:
-    """timm's refusals, and the failures of its downloads, as InputError."""
+    """Turn timm's errors, including failed downloads, into a one-line InputError."""
     try:
         yield
     except OSError as error:
@@ -118,5 +118,5 @@ def _short(error: Exception) -> str:
 
 
 def _names(named: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """What timm has as one name, some or none."""
+    """Return a config's entry, a name, several names or None, as a tuple."""
     return (named,) if isinstance(named, str) else tuple(named or ())

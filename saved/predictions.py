@@ -29,7 +29,7 @@ DATASETS = {"ucf101": "UCF101", "hmdb51": "HMDB51", "own": "own dataset", "demo"
 
 
 class FramesAbout(BaseModel):
-    """Where the videos' images are: a root, each video's folder below it, and `more` roots of further inputs."""
+    """Location of the videos' images: a root, each video's folder below it, and `more` inputs' roots."""
 
     root: str
     folders: dict[str, str]

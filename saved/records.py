@@ -47,7 +47,7 @@ def write_record(path: str | os.PathLike, row: Mapping[str, float]) -> None:
 
 
 def read_record(path: str | os.PathLike) -> pd.DataFrame:
-    """Read a record: numeric, one row per epoch. Of epochs that the original wrote twice, the last row counts."""
+    """Read a record: numeric, one row per epoch (the last one if the original wrote an epoch twice)."""
     try:
         table = pd.read_csv(path)
         epochs = pd.to_numeric(table["Epoch"])
@@ -73,7 +73,7 @@ def find_records(folders: Iterable[Path]) -> dict[str, Phases]:
 
 
 def provenance(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return command, settings, finished (local time, ISO 8601), seconds since the start, versions, system."""
+    """Return command, settings, finished (local time, ISO 8601), seconds since start, versions, system."""
     return {
         "command": shlex.join(["python", *sys.argv]),
         "settings": dict(settings),

@@ -181,7 +181,7 @@ def _what_else(head: bytes, writer: str) -> str:
 
 
 def _load_zip(path: str | os.PathLike, file: IO[bytes]) -> tuple[Any, int]:
-    """Return the content and its tensors' size in bytes. torch.load checks neither checksums nor compression."""
+    """Return the content and its tensors' bytes. torch.load checks neither checksums nor compression."""
     import torch
 
     with zipfile.ZipFile(file) as archive:
@@ -201,7 +201,7 @@ def _load_zip(path: str | os.PathLike, file: IO[bytes]) -> tuple[Any, int]:
 
 
 def _load_safetensors(path: str | os.PathLike) -> dict[str, Any]:
-    """Return a checkpoint's content: the tensors with their description in our files, else tensors by name."""
+    """Return a checkpoint's content: tensors and description from our files, else only tensors by name."""
     library = safetensors_library()
     try:
         with library.safe_open(path, "pt") as file:
@@ -323,7 +323,7 @@ class _Made:
 
 
 class _Dtype:
-    """A numpy dtype: a pickle gives its code, then its byte order. The rest of the pickled state is ignored."""
+    """A numpy dtype: a pickle gives its code, then its byte order. The rest of its state is ignored."""
 
     __slots__ = ("code", "order")
 
