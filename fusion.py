@@ -7,8 +7,8 @@
     python fusion.py --splits 1 2 3                          # record/spatial_split1 ...: mean over splits
 
 The result is the plain average of the streams' logits, unless --learn, --normalize or --weights say otherwise.
---learn chooses on other videos, best those that --val-groups held out of both trainings: one stream alone, the average,
-learnt weights, or the joined head that heads.py wrote beside the streams' linear heads.
+--learn chooses a single stream, the average, learnt weights, or the joined head that heads.py wrote beside the
+streams' linear heads. It chooses on other videos, best those that --val-groups held out of both trainings.
 """
 
 from __future__ import annotations
@@ -29,34 +29,35 @@ from saved.predictions import TestSet, align, check_same_classes, load_predictio
 from utils import InputError, check_writable, plural, run_main, write_json
 
 SPATIAL, MOTION = "record/spatial", "record/motion"
-FOLDS = 5  # of held-out videos, to compare fusions by
-CHANCE = 1.5  # standard errors of the likelihood's gain: what a fusion has to gain over a single stream
+FOLDS = 5  # of the held-out videos, to compare fusions
+CHANCE = 1.5  # a fusion must gain this many standard errors in likelihood over a single stream
 
 
 # --- fusing scores -------------------------------------------------------------------------------------
 
 
 def scale(logits: np.ndarray, normalize: str) -> float:
-    """What a stream's logits are divided by before they are averaged; no label is used, but the whole test set."""
+    """Return the divisor of a stream's logits before averaging. It uses the whole test set, but no label."""
     return float(logits.std()) if normalize == "std" else 1.0
 
 
 def fuse(
     streams: Sequence[np.ndarray], weights: Sequence[float] | np.ndarray | None = None, normalize: str = "none"
 ) -> np.ndarray:
-    """The weighted mean of several streams' logits (videos, classes), rows aligned.
+    """Return the weighted mean of several streams' logits (videos, classes), rows aligned.
 
-    normalize "none" or "std" divides each stream by one number of its own.
+    normalize: "none", or "std" to divide each stream by its own standard deviation.
     """
     return np.average([logits / scale(logits, normalize) for logits in streams], axis=0, weights=weights)
 
 
 def learn_weights(streams: Sequence[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, float]:
-    """(weights (streams,) of sum 1, temperature): softmax(sum of weight * logits / temperature) is likeliest.
+    """Fit weights (streams,) of sum 1 and a temperature by maximum likelihood, and return both.
 
-    streams: logits (videos, classes) of videos that took no part in training. Maximum likelihood of a softmax of few
-    parameters, convex: one weight from 0 up for each stream's logits in units of their standard deviation. Labels
-    count 1 - 1 / (videos + 2) (Platt 1999), or videos that are all right would make the temperature 0.
+    The model is softmax(sum of weight * logits / temperature). streams: logits (videos, classes) of videos
+    that took no part in training. The problem is convex: one weight >= 0 per stream, for logits in units of
+    their standard deviation. The label gets 1 - 1 / (videos + 2) (Platt 1999); otherwise the temperature
+    would be 0 if all videos were right.
     """
     from scipy.optimize import minimize  # here: it takes a moment to import
 
@@ -68,13 +69,13 @@ def learn_weights(streams: Sequence[np.ndarray], labels: np.ndarray) -> tuple[np
     targets[np.arange(len(labels)), labels] += 1 - 1 / (len(labels) + 2)
 
     def loss(shares: np.ndarray) -> tuple[float, np.ndarray]:
-        """Cross-entropy summed over the videos, in nats, and its gradient."""
+        """Return the cross-entropy summed over the videos, in nats, and its gradient."""
         log_p = log_softmax(np.tensordot(shares, inputs, 1), axis=1)
         return -float((targets * log_p).sum()), np.tensordot(inputs, np.exp(log_p) - targets, 2)
 
     start, bounds = np.ones(len(streams)), [(0, None)] * len(streams)
     shares = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x
-    if not shares.any():  # the videos speak against every stream: nothing is better than a guess
+    if not shares.any():  # every stream makes the labels less likely: guess instead
         shares = np.full(len(streams), 1e-3)
     weights = shares / scales
     return weights / weights.sum(), 1 / float(weights.sum())
@@ -83,12 +84,12 @@ def learn_weights(streams: Sequence[np.ndarray], labels: np.ndarray) -> tuple[np
 def choose(
     streams: Mapping[str, np.ndarray], joined: np.ndarray | None, labels: np.ndarray, groups: np.ndarray
 ) -> tuple[str, dict[str, np.ndarray]]:
-    """The fusion that held-out videos favour: (its name, log loss (videos,) of each candidate).
+    """Choose a fusion on held-out videos. Return its name and the log loss (videos,) of each candidate.
 
-    Candidates are each stream, their average, weights learnt, and `joined`, the logits of one head on all features.
-    Each has a temperature, and learnt weights, from the other folds; folds keep `groups` (videos,) together. The
-    likeliest wins. But a single stream wins where it is within CHANCE standard errors (over groups) of the likeliest,
-    and the joined head must beat the others by as much.
+    Candidates are each stream, their average, learnt weights, and `joined`, the logits of one head on all
+    features. Temperatures and learnt weights come from the other folds; folds keep `groups` (videos,)
+    together. The likeliest candidate wins, with two exceptions. A single stream wins if it is within CHANCE
+    standard errors (over groups) of the likeliest, and the joined head must beat the others by as much.
     """
     logits = list(streams.values())
     candidates = {name: [one] for name, one in streams.items()}
@@ -106,7 +107,7 @@ def choose(
             losses[name][held] = -np.take_along_axis(log_softmax(fused, axis=1), labels[held, None], 1)[:, 0]
 
     def within_chance(one: str, other: str) -> bool:
-        """Whether `one` is not likelier than `other` beyond chance."""
+        """Return whether `one` is not likelier than `other` beyond chance."""
         gain = losses[other] - losses[one]
         sums = np.bincount(numbers, weights=gain - gain.mean())
         return gain.sum() <= CHANCE * np.sqrt(np.square(sums).sum())
@@ -130,11 +131,11 @@ def evaluate(
     learnt: Learnt | None = None,
     joined: np.ndarray | None = None,
 ) -> Outcome:
-    """Accuracies of each stream, of the fusion asked for, and of the fixed comparisons beside it.
+    """Compute the accuracies of each stream, of the requested fusion, and of the fixed comparisons.
 
-    "average" and "std" are always those of equally weighted logits; `learnt` is the fusion asked for where it is given.
-    Where it chose the joined head, `joined` are that one's logits (videos, classes).
-    `seed` is the bootstrap's. Of one stream, "fusion" is that stream, and nothing is compared.
+    "average" and "std" always weight the streams equally. `learnt`, if given, is the requested fusion. If it
+    chose the joined head, `joined` holds that head's logits (videos, classes). `seed` is for the bootstrap.
+    With one stream, "fusion" is that stream, and nothing is compared.
     """
     streams, labels, videos = test_set.streams, test_set.labels, test_set.videos
     logits = list(streams.values())
@@ -143,7 +144,7 @@ def evaluate(
     if len(streams) > 1:
         rows |= {"average": fuse(logits), "std": fuse(logits, normalize="std")}
     if learnt:
-        # the two parts of a joined head are half of its logits each, in a mean
+        # predict.py averages the two parts of a joined head, which gives half of its logits
         rows["fusion"] = learnt.fuse(logits) if joined is None else joined / 2 / learnt.temperature
         weights = list(learnt.weights.values())
     groups = group_numbers(videos, labels, groups_of(test_set))
@@ -183,13 +184,13 @@ def evaluate(
 
 
 def groups_of(test_set: TestSet) -> list[str] | None:
-    """The recording of each video that its list names, "" for none; None where no predictions.json has them."""
+    """Return each video's recording as its list names it, "" for none; None if no predictions.json has any."""
     known = next((one.meta["groups"] for one in test_set.sources.values() if "groups" in one.meta), None)
     return None if known is None else [str(known.get(video, "")) for video in test_set.videos]
 
 
 def mean_over_splits(outcomes: Mapping[str, Outcome]) -> dict:
-    """results.json of several splits: each figure is the mean over the splits, as papers report it.
+    """Return results.json for several splits: each figure is the mean over the splits, as papers report it.
 
     The intervals come from the mean of the splits' bootstrap draws, which must be independent (own seeds).
     """
@@ -210,9 +211,9 @@ def mean_over_splits(outcomes: Mapping[str, Outcome]) -> dict:
 
 
 def scale_warning(test_set: TestSet) -> str | None:
-    """A line for streams of very different scale, which a sum of 19 logits beside a mean of 19 would be.
+    """Return a warning if streams differ widely in scale, such as a sum of 19 logits beside a mean of 19.
 
-    None where a predictions.json beside each pickle shows that all are this project's means.
+    Return None if a predictions.json beside each pickle shows that all are this project's means.
     """
     streams = test_set.streams
     if all(source.meta for source in test_set.sources.values()):
@@ -220,7 +221,7 @@ def scale_warning(test_set: TestSet) -> str | None:
     spread = {name: float(logits.std()) for name, logits in streams.items()}
     quiet, loud = min(spread, key=spread.__getitem__), max(spread, key=spread.__getitem__)
     factor = spread[loud] / spread[quiet]
-    if factor < 5:  # about 3 is usual (docs/results.md), and 19 / 3 is the least where a sum meets a mean
+    if factor < 5:  # about 3 is usual (docs/results.md); a sum beside a mean differs by 19 / 3 or more
         return None
     return (
         f"warning: the logits of {loud} are {factor:.0f} times as large as those of {quiet} and decide a plain "
@@ -256,7 +257,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def paths_of(args: argparse.Namespace) -> dict[str, str]:
-    """The streams that the flags name, or the defaults; keys are spatial and motion, or just numbers."""
+    """Return the streams' paths from the flags, or the defaults. Keys are spatial and motion, or numbers."""
     if args.pickles:
         return {str(place): path for place, path in enumerate(args.pickles)}
     default = "_split{}" if args.splits else ""
@@ -265,7 +266,7 @@ def paths_of(args: argparse.Namespace) -> dict[str, str]:
 
 
 def load(paths: Mapping[str, str], split: str | None) -> TestSet:
-    """The streams' predictions, lined up; `split` stands in for {} in their paths."""
+    """Load the streams' predictions with aligned videos. `split` replaces {} in their paths."""
     predictions = []
     for kind, path in paths.items():
         if split and "{}" not in path:
@@ -280,7 +281,7 @@ def load(paths: Mapping[str, str], split: str | None) -> TestSet:
 
 
 def learn(args: argparse.Namespace, paths: Mapping[str, str], test_set: TestSet, split: str | None) -> Learnt:
-    """The fusion chosen on --learn's predictions, or on those in the folders val beside the test's."""
+    """Choose a fusion on --learn's predictions, or on those in the folder val beside each test set's."""
     beside = [str(source.path.parent / "val") for source in test_set.sources.values()]
     held_out = load(dict(zip(paths, args.learn or beside, strict=True)), split if args.learn else None)
     check_same_classes(next(iter(test_set.sources.values())), next(iter(held_out.sources.values())))
@@ -305,7 +306,7 @@ def learn(args: argparse.Namespace, paths: Mapping[str, str], test_set: TestSet,
     else:
         weights = np.array([float(chosen in (name, "average", "joined")) for name in streams])
         weights /= weights.sum()
-        # the joined head is the sum of two parts, and predict.py takes their mean
+        # the joined head is the sum of two parts, but predict.py takes their mean
         fused = (
             joined / 2 if joined is not None and chosen == "joined" else fuse(list(streams.values()), weights)
         )
@@ -326,7 +327,10 @@ def learn(args: argparse.Namespace, paths: Mapping[str, str], test_set: TestSet,
 
 
 def joined_head(test_set: TestSet, videos: list[str]) -> Path | None:
-    """The folder of heads.py's joined head of these `videos`, if the streams are its linear heads and it is there."""
+    """Return the folder of heads.py's joined head, or None.
+
+    The streams must be linear heads beside it, and its predictions must be of these `videos`.
+    """
     linear = {source.path.parent.parent for source in test_set.sources.values()}
     folder = next(iter(linear)).parent / "joined"
     if len(linear) > 1 or next(iter(linear)).name != "linear" or not (folder / "val").is_dir():
@@ -336,7 +340,7 @@ def joined_head(test_set: TestSet, videos: list[str]) -> Path | None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """What argparse can't check by itself."""
+    """Check the combinations of arguments that argparse can't. Raises InputError."""
     if args.pickles and (args.spatial or args.motion):
         raise InputError("give either a list of predictions or --spatial and --motion, not both")
     streams, weights = len(args.pickles) or 2, args.weights or [1.0]

@@ -4,13 +4,13 @@
   python motion_cnn.py --features flow.npz
   python heads.py --spatial rgb.npz --motion flow.npz
 
-Features of several inputs of one stream, such as flow and --input greydiff, are joined: --motion flow.npz grey.npz.
-Heads: linear is logistic regression on the mean of each stream's features over time (where they are of two stages, on
-both or on the first alone), and once more on both streams' features together (joined); classes have equal weight,
-however many videos they have. ts-lstm and inception (Ma et al. 2017, arXiv 1703.10667) look at the course over time of
-both streams' features together. The stages, the strength or the epochs are chosen on training videos alone, by folds
-that keep the videos of one recording or person together. A check says what accuracy is left where clips that look
-alike are kept together (look_alikes).
+Features of several inputs of one stream, such as flow and greydiff, are joined: --motion flow.npz grey.npz.
+Heads: linear is logistic regression on the mean of each stream's features over time, and a second one (joined)
+on both streams' features together. If features are of two stages, linear takes both or only the first. Classes
+have equal weight, however many videos they have. ts-lstm and inception (Ma et al. 2017, arXiv 1703.10667) look
+at the sequence over time of both streams' features. Stages, strength or epochs are chosen on training videos
+alone, by folds that keep the videos of one recording or person together. A check (look_alikes) prints the
+accuracy that remains when clips that look alike are kept on one side of the split.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from saved.predictions import write_predictions
 from utils import InputError, run_main, set_up_device, write_json
 
 HEADS = ("linear", *TEMPORAL)
-Inputs = dict[str, Features]  # of one head, by name: a stream's, or "motion flow" and "motion greydiff" of one stream
+Inputs = dict[str, Features]  # of one head, by name: the stream, or "motion flow" and "motion greydiff"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -98,7 +98,7 @@ def main() -> int:
 
 
 def load_streams(args: argparse.Namespace) -> dict[str, Inputs]:
-    """The features that the flags name, by stream: all of the same videos with the same labels in the same order."""
+    """Load the flags' features by stream. All have the same videos with the same labels in the same order."""
     streams: dict[str, Inputs] = {}
     for stream, paths in (("spatial", args.spatial), ("motion", args.motion)):
         for path in paths:
@@ -133,13 +133,13 @@ def load_streams(args: argparse.Namespace) -> dict[str, Inputs]:
 
 
 def load_network(features: Features) -> Network:
-    """The network that gave the features, in evaluation mode, for a checkpoint to hold."""
+    """Load the network that computed the features, in evaluation mode, to store it in a checkpoint."""
     about, preparation = features.about["network"], Preparation.from_dict(features.about["preparation"])
     if "checkpoint" in about:
         model = trained_model(read_checkpoint(about["checkpoint"], flow_order=about["flow_order"]))
     else:
         classes = len(features.about["class_names"])
-        torch.manual_seed(about["seed"])  # of random weights
+        torch.manual_seed(about["seed"])  # for random weights
         model = build_model(about["arch"], preparation.channels, classes, about["weights"], size=preparation.size)
         model.eval()
     if trunk_hash(model) != about["sha256"]:
@@ -153,7 +153,7 @@ def load_network(features: Features) -> Network:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """A head's results: one line of the table."""
 
     head: str
     stream: str
@@ -164,7 +164,7 @@ class Row:
     choice: dict[str, Any]
 
     def scores(self) -> tuple[float, float]:
-        """Top-1 of held-out training videos and of test videos."""
+        """Return top-1 (per cent) on held-out training videos and on test videos."""
         return accuracy(self.held_out, self.truth[0])["top1"], accuracy(self.test, self.truth[1])["top1"]
 
     def about(self) -> dict[str, Any]:
@@ -181,9 +181,9 @@ def fit_and_write(
     device: torch.device,
     alike: dict[str, Any] | None,
 ) -> Row:
-    """Fit a head on the features of one stream, or of both joined, and write what it says and what it is.
+    """Fit a head on the features of one stream, or of both joined, and write its predictions and checkpoint.
 
-    A linear head on both streams is written as two, whose sum it is: predict.py takes joined/spatial and
+    A linear head on both streams is written as two heads that sum to it: predict.py takes joined/spatial and
     joined/motion like any two streams.
     """
     start = time.monotonic()
@@ -196,7 +196,7 @@ def fit_and_write(
     values = [each.values for each in inputs.values()]
     rest = (train, one.labels, one.groups, classes, args.folds, args.seed)
     if head != "linear":
-        total = (args.folds + 1) * TEMPORAL[head].epochs  # at most: the last stops where the folds were best
+        total = (args.folds + 1) * TEMPORAL[head].epochs  # at most: the last stops at the folds' best
         with progress_bar(total, f"{head} {name}", "epoch") as bar:
             fit = fit_temporal(head, values, *rest, device, bar.update)
         sha256 = save(folder, head, name, inputs, networks, fit.state, fit.choice)
@@ -224,7 +224,7 @@ def fit_and_write(
 def write_said(
     folder: Path, stream: str, inputs: Inputs, fit: Fit, sha256: str, alike: dict[str, Any] | None
 ) -> None:
-    """Write a head's predictions: of test videos into `folder`, of held-out training videos into its val/."""
+    """Write a head's predictions: for test videos to `folder`, for held-out training videos to its val/."""
     one = next(iter(inputs.values()))
     protocols = {
         name: {"samples": each.about["samples"], "views": each.about["views"], **each.about["preparation"]}
@@ -252,7 +252,7 @@ def write_said(
 
 
 def check_look_alikes(args: argparse.Namespace, streams: dict[str, Inputs]) -> dict[str, Any] | None:
-    """What the look-alike check of the RGB features found; None without them, or with too few videos."""
+    """Return the result of the look-alike check on RGB features, None without them or with too few videos."""
     if "spatial" not in streams:
         return None
     one = next(iter(streams["spatial"].values()))
@@ -264,7 +264,7 @@ def check_look_alikes(args: argparse.Namespace, streams: dict[str, Inputs]) -> d
 
 
 def average(rows: Sequence[Row]) -> Row:
-    """The average of two streams' logits, as fusion.py takes it."""
+    """Average two streams' logits as fusion.py does, and return the result as a row."""
     held_out, test = (np.mean([getattr(row, part) for row in rows], 0) for part in ("held_out", "test"))
     return Row(rows[0].head, "average", held_out, test, rows[0].truth, sum(row.seconds for row in rows), {})
 
@@ -273,10 +273,10 @@ def save(
     folder: Path, head: str, stream: str, inputs: Inputs, networks: dict[str, Network], state: dict[str, torch.Tensor],
     choice: dict[str, Any],
 ) -> str:  # fmt: skip
-    """Write the checkpoint that predict.py takes, and return its weights' hash.
+    """Write the checkpoint that predict.py loads, and return the hash of its weights.
 
-    A linear head on what a last layer sees is one: a stream's checkpoint like any other. Other heads come with the
-    networks that make their features.
+    A linear head on the input of a network's last layer is stored as that layer, in an ordinary checkpoint of
+    the stream. Other heads are stored with the networks that make their features.
     """
     path, one = folder / "checkpoint.pth.tar", next(iter(inputs.values())).about
     seen_last = tuple(one["pooling"]) == last_pooling(networks[next(iter(inputs))])
@@ -299,7 +299,7 @@ def save(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Top-1 of each head and stream, and how it was chosen."""
+    """Return the table as text: top-1 of each head and stream, and how the head was chosen."""
     counts = [len(labels) for labels in rows[0].truth]
     lines = [
         f"top-1, %: training videos ({counts[0]:,}) held out of their head, and test videos ({counts[1]:,})",
@@ -316,7 +316,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def next_commands(args: argparse.Namespace, rows: Sequence[Row]) -> str:
-    """How to fuse, and how to name the action in a new video with the head that is best on held-out videos."""
+    """Return the commands to fuse, and to predict a new video with the best head on held-out videos."""
     streams = [name for name in ("spatial", "motion") if getattr(args, name)]
     folder = (args.output / "linear").as_posix()
     flags = " ".join(f"--{stream} {folder}/{stream}" for stream in streams)

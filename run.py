@@ -1,12 +1,13 @@
-"""From a folder of videos to the table, the report and the line that names the action in a new one, in one go.
+"""Run all steps from a folder of videos to the table, the report and the command that recognises a new video.
 
   python run.py VIDEOS                    VIDEOS holds a folder for each class
   python run.py VIDEOS --test FOLDER      FOLDER holds other videos of these classes, to test on
   python run.py VIDEOS --way train        trains both networks, whatever the number of videos
 
-Up to 2,000 videos take the fast way: features from ImageNet networks, a linear head for each stream, and weights of
-the two learnt on held-out training videos: minutes without a GPU. More are trained on, for which a GPU is needed. What
-is done is not done again: kill it, start it again. Videos that were added, changed or removed are noticed.
+Up to 2,000 videos take the fast way: features from ImageNet networks, a linear head for each stream, and a
+fusion chosen on held-out training videos. It takes minutes without a GPU. With more videos both networks are
+trained, which needs a GPU. Finished work is never repeated: kill it and start it again. Videos that were
+added, changed or removed are noticed.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ from utils import (
     write_json,
 )
 
-# sizes and samples that two cores pass through in minutes (docs/small_data.md)
+# sizes and samples that take minutes on two cores (docs/small_data.md)
 RGB = {"--size": 160, "--test-samples": 10, "--test-views": 2}
 MOTION = {"--size": 128, "--test-samples": 8, "--test-views": 1}
 SHORTEST = {"heads": 4, "train": 11}  # frames: one clip of grey differences, one stack of flow
-SECONDS = 3.0  # of one core, for a video of some seconds in the fast way with a ResNet-50 in float32 (AMD EPYC)
+SECONDS = 3.0  # of one core per video of some seconds: the fast way, a ResNet-50 in float32 (AMD EPYC)
 
 WAYS = {
     "heads": "the fast way, linear heads on features of ImageNet networks (--way train trains the networks)",
@@ -110,15 +111,15 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def choose_folders(args: argparse.Namespace, usual: bool) -> None:
-    """Fill in --record and --data. Two folders of videos never share one, whatever they are called.
+    """Fill in --record and --data. Two folders of videos never share a record, even if they have one name.
 
-    `usual`: the README's folders of UCF101. What a record is of stands in its run.json.
+    `usual`: use the README's folders for UCF101. A record's run.json names its folder of videos.
     """
     home = args.videos.resolve()
     check_name(home)
     if args.record is None:
         first = Path("record") if usual else Path("record") / (home.name or "videos")
-        if first.resolve().is_relative_to(home):  # `run.py .`: what lies in VIDEOS is taken for a class
+        if first.resolve().is_relative_to(home):  # `run.py .`: folders in VIDEOS are taken for classes
             first = home.parent / "record" / home.name
         numbered = (first.with_name(f"{first.name}_{number}") for number in itertools.count(2))
         args.record = next(path for path in itertools.chain([first], numbered) if recorded(path) in (None, str(home)))
@@ -135,20 +136,20 @@ def choose_folders(args: argparse.Namespace, usual: bool) -> None:
 
 
 class RunFile(BaseModel):
-    """run.json, in a record."""
+    """The content of a record's run.json."""
 
     videos: str
 
 
 def recorded(record: Path) -> str | None:
-    """The folder of videos that a record is of; None for a new one."""
+    """Return the folder of videos that a record belongs to, None for a new record."""
     file = record / "run.json"
     return read_json(file, RunFile, "remove it, or choose another --record").videos if file.exists() else None
 
 
 def check_network(args: argparse.Namespace, way: str) -> None:
-    """See that the network's weights are there and fit."""
-    from network import build_model  # here: torch takes seconds, and what is checked before needs none
+    """Check that the network's weights exist and fit."""
+    from network import build_model  # here: importing torch takes seconds, and earlier checks don't need it
 
     arch = args.arch or ("resnet50" if way == "heads" else "resnet101")
     build_model(arch, 3, 2, args.weights or "imagenet", size=RGB["--size"])
@@ -158,7 +159,7 @@ def check_network(args: argparse.Namespace, way: str) -> None:
 
 
 def heads_way(args: argparse.Namespace, ucf101: bool) -> None:
-    """Extract, split, features, heads, fusion. Motion is seen as differences of grey frames and as optical flow."""
+    """Extract, split, compute features, fit heads, fuse. Motion is grey differences and optical flow."""
     record, data, step = args.record, args.data, Steps(7 if args.lists else 8)
     videos = extract(args, step, "heads", ["--sampling-rate", 1, "--short-side", 160], ["--method", "dis"])
     lists = make_lists(args, step, videos)
@@ -175,7 +176,7 @@ def heads_way(args: argparse.Namespace, ucf101: bool) -> None:
 
 
 def train_way(args: argparse.Namespace, ucf101: bool) -> None:
-    """Extract, split, train both streams, fuse. UCF101's videos are split by its own lists, or by its group rule."""
+    """Extract, split, train both streams, fuse. UCF101 is split by its own lists, or by its group rule."""
     record, data, own = args.record, args.data, not (args.lists or (ucf101 and not args.test))
     step = Steps(6 if own else 5)
     videos = extract(args, step, "train", [], [])
@@ -200,13 +201,13 @@ def as_words(flags: Mapping[str, object]) -> list[str]:
 
 
 def extract(args: argparse.Namespace, step: Steps, way: str, rgb_flags: Sequence, flow_flags: Sequence) -> Path:
-    """Extract frames and flow, and write which videos have to be left out. Returns the folder of the videos."""
+    """Extract frames and flow, and write left_out.csv. Return the folder of the videos."""
     videos, data = args.videos, args.data
     if args.test:
         videos = data / "videos"
         link(videos / "train", args.videos)
         link(videos / "test", args.test)
-    find_classes(videos)  # what is wrong with them is told now
+    find_classes(videos)  # raises for wrong class folders before anything is extracted
     rgb, flow = data / "rgb", data / "flow"
     partly = (0, 1)  # 1: some videos can't be read
     step("RGB frames", "data/extract_rgb.py", videos, rgb, *rgb_flags, passed=partly)
@@ -236,12 +237,12 @@ def link(place: Path, folder: Path) -> None:
 
 
 def read_left_out(path: Path) -> dict[str, str]:
-    """{video: reason} of such a file, or of an extraction's failed.csv; empty where there is none."""
+    """Read {video: reason} from left_out.csv or an extraction's failed.csv; empty if there is no file."""
     return read_column(path, "reason") if path.is_file() else {}
 
 
 def make_lists(args: argparse.Namespace, step: Steps, videos: Path) -> Path:
-    """Make the lists, or bring those made before up to date with the videos that there are."""
+    """Make the split lists, or update earlier ones to the present videos. Return their folder."""
     if args.lists:
         return args.lists
     lists = args.data / ("lists_test" if args.test else "lists")
@@ -251,7 +252,7 @@ def make_lists(args: argparse.Namespace, step: Steps, videos: Path) -> Path:
 
 
 def fuse(args: argparse.Namespace, step: Steps, streams: Path, checkpoint: str, *flags: str) -> None:
-    """Fuse both streams; then say what was left out, and how a new video is recognised."""
+    """Fuse both streams; then print which videos were left out, and the command for a new video."""
     output, networks = args.record / "fusion", {f"--{name}": streams / name for name in ("spatial", "motion")}
     step("fusion and report", "fusion.py", *as_words(networks), "--output", output, *flags)
     if rows := read_left_out(args.data / LEFT_OUT):

@@ -1,1 +1,1 @@
-"""The parts of predict.py: frames of a video or camera, windows of them, answers, and films of the answers."""
+"""The parts of predict.py: frames of a video or camera, windows of them, answers, and films of answers."""

@@ -1,6 +1,6 @@
 """Export a trained network as one file for other programs: ONNX or torch.export (checked), or safetensors.
 
-  python recogniser/export.py CHECKPOINT OUT.onnx           or OUT.pt2; it describes its input (docs/export.md)
+  python recogniser/export.py CHECKPOINT OUT.onnx           or OUT.pt2, described inside (docs/export.md)
   python recogniser/export.py CHECKPOINT OUT.safetensors    weights and their description, for predict.py and --resume
 """
 
@@ -98,7 +98,7 @@ def export(target: Path, checkpoint: Path, flow_order: str = "original") -> None
         data, run = (to_onnx if kind == ".onnx" else to_pt2)(made, about)
         logging.disable(logging.NOTSET)
     generator = torch.Generator().manual_seed(0)
-    clips = [torch.randn(3, *shape, generator=generator) for shape in made.inputs.values()]  # N = 3; traced with 2
+    clips = [torch.randn(3, *shape, generator=generator) for shape in made.inputs.values()]  # traced with 2
     with torch.inference_mode():
         expected = made.build(False)(*clips).numpy()
     difference, largest = float(np.abs(run(clips) - expected).max()), float(np.abs(expected).max())

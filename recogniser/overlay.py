@@ -61,7 +61,7 @@ def open_film(target: Path, rate: float) -> Iterator[Callable[[np.ndarray], None
     av = import_av()
     check_writable(target.parent)
     with contextlib.ExitStack() as stack:
-        temporary = stack.enter_context(atomic_path(target)).absolute()  # a relative `a:b` would be a protocol
+        temporary = stack.enter_context(atomic_path(target)).absolute()  # relative, `a:b` is a protocol
         container = stack.enter_context(av.open(str(temporary), "w", "mp4", options={"movflags": "faststart"}))
         pace = Fraction(rate).limit_denominator(1001)
         if "libx264" in av.codecs_available:

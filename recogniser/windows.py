@@ -26,7 +26,7 @@ class Window:
 
     first: int
     times: np.ndarray  # (count + 1,) seconds at which the frames begin, and at which the last one ends
-    frames: Mapping[int, Mapping[int, np.ndarray]]  # short side -> frame number -> picture; if a clip needs it
+    frames: Mapping[int, Mapping[int, np.ndarray]]  # short side -> frame number -> picture that clips need
 
     @classmethod
     def of(cls, held: Sequence[Frame], first: int, end: float) -> Window:

@@ -181,7 +181,7 @@ def notes(results: dict) -> list[str]:
     """Return the lines below the figures: choice, test against the better stream, intervals, look-alikes."""
     test, resampled, alike = results.get("mcnemar"), results["resampled"], results.get("look_alikes")
     found = [choice_note(results)]
-    if test and test["against"] != results.get("learnt", {}).get("chosen"):  # otherwise both give the same answers
+    if test and test["against"] != results.get("learnt", {}).get("chosen"):  # else they answer the same
         name = "McNemar's exact test" if test["over"] == "videos" else "permutation test over groups"
         found.append(
             f"fusion against {test['against']} alone: {plural(test['only_fusion_right'], 'video')} right only by "

@@ -20,7 +20,7 @@ from utils import plural
 
 PAIRS = 20  # kinds of mistake listed; the CSV has all
 WIDE = 25  # with more classes, the confusion matrix is wider than the page
-CHOSEN = {  # how far to trust an accuracy, by how its network's epoch was chosen (predictions.json: chosen_by)
+CHOSEN = {  # how far to trust an accuracy, by how its network's epoch was chosen (predictions.json chosen_by)
     "test": "The epoch of {} was chosen by the accuracy on these same test videos, as in the original work: its "
     "figures here are somewhat too high. --val-groups chooses without the test set.",
     "val": "The epoch of {} was chosen on videos held out of training, not on these.",
