@@ -1,4 +1,4 @@
-"""Name the action in videos: the top 5 of both streams together, and what each stream says of them.
+"""Name the action in videos: the top 5 of both streams together, and each stream's probabilities of them.
 
   python predict.py VIDEO --spatial PATH --motion PATH    several files, folders, or one stream alone work, too
   python predict.py FOLDER ...                            folders named as classes are scored, with a report
@@ -7,9 +7,10 @@
   python predict.py VIDEO ... --sliding 2                 a rolling answer, for long videos
   python predict.py --camera 0 ...                        the same from a webcam; Ctrl-C ends it
 
-A video is decoded, scaled, JPEG-coded and sampled as the checkpoint's training and test data were, by the same
-code. Its top 5 are softmax(mean of the streams' mean logits), weighted as --weights or --fusion say. If a video is too
-short for a stack of flow, only the spatial stream answers. In Python: `from predict import load` (docs/export.md).
+A video is decoded, scaled, JPEG-coded and sampled by the same code as the checkpoint's training and test
+data. The probabilities are softmax(mean of the streams' mean logits), weighted by --weights or --fusion. If a
+video is too short for a flow stack, only the spatial stream answers. In Python: `from predict import load`
+(docs/export.md).
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ def load(
     amp: str = "auto",
     **wishes: Any,
 ) -> Recogniser:
-    """Load trained streams: a model that names the action in what it is called with.
+    """Load trained streams as a model that names the action in a video or in frames.
 
-    The arguments are the flags of the same names, and so are `wishes`: flow_order, samples, sliding, flow_method,
-    raft_weights and ucf_list. `model("video.mp4")`, or a call with RGB uint8 frames, returns a
+    The arguments are the flags of the same names; `wishes` are more flags: flow_order, samples, sliding,
+    flow_method, raft_weights and ucf_list. `model("video.mp4")`, or a call with RGB uint8 frames, returns a
     recogniser.answers.Answer. Raises InputError for files that don't fit.
     """
     paths = {name: str(path) for name, path in (("spatial", spatial), ("motion", motion), ("head", head)) if path}
@@ -143,7 +144,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raise InputError for what cannot work; --sliding of a camera is 2 unless given."""
+    """Raise InputError for arguments that cannot work. Set --sliding to 2 for a camera, unless given."""
     if bool(args.videos) == (args.camera is not None):
         raise InputError("name either videos or a --camera")
     if args.camera is not None:
@@ -155,7 +156,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def choose_targets(save: Path, videos: Mapping[Path, Path]) -> dict[Path, Path]:
-    """Return where each video's film goes. Raises InputError where two would be one, or one a video itself."""
+    """Return each video's film path. Raises InputError if two are equal, or one would overwrite a video."""
     into_folder = save.is_dir() or not save.suffix
     targets = {video: save / place if into_folder else save for video, place in videos.items()}
     films = Counter(target.resolve() for target in targets.values())
@@ -175,7 +176,7 @@ def choose_targets(save: Path, videos: Mapping[Path, Path]) -> dict[Path, Path]:
 def answers_to(
     videos: Sequence[Path], model: Recogniser, sliding: float | None
 ) -> Iterator[tuple[Path, Iterable[Answer | str]]]:
-    """Yield each video with its answer, or the answers to its windows; a str says why there is none."""
+    """Yield each video with its answer, or its windows' answers; a str says why there is none."""
     if not sliding:
         yield from ((video, [answer]) for video, answer in zip(videos, model.answer_all(videos), strict=True))
     else:
@@ -185,7 +186,7 @@ def answers_to(
 def rolling(source: Path | Camera, model: Recogniser, sliding: float) -> Iterator[Answer]:
     """Yield an answer for each window of `sliding` seconds. Raises VideoError.
 
-    Where the networks are slower than a camera, they answer for its present, and leave windows out.
+    If the networks are slower than a camera, windows are left out, so that answers keep up with the present.
     """
     decoded = model.decoded(getattr(source, "name", "camera"))
     sides, fewest = [one.short_side for one in decoded], [one.fewest for one in decoded]
@@ -216,7 +217,7 @@ def show(video: str, answer: Answer, args: argparse.Namespace) -> None:
 
 
 def labels_of(videos: Iterable[Path], names: Sequence[str]) -> dict[Path, int]:
-    """Return the labels of those videos whose folders are named as classes."""
+    """Return the labels of the videos whose folders are named after classes."""
     labels = {name.casefold(): label for label, name in enumerate(names)}
     folders = {video: video.absolute().parent.name.casefold() for video in videos}
     return {video: labels[folder] for video, folder in folders.items() if folder in labels}
@@ -227,8 +228,8 @@ def score(
 ) -> None:
     """Print and report the accuracy on the videos that have labels, as fusion.py does.
 
-    Each stream's predictions are written, too. A stream that a video is too short for gets the others' scores of it,
-    so that the fused ones are those of the answer.
+    Each stream's predictions are also written. If a video is too short for a stream, that stream gets the
+    fused scores of the others, so that fusion gives the scores of the answer.
     """
     import numpy as np
     import pandas as pd
@@ -255,7 +256,7 @@ def score(
     test_set = align([load_predictions(args.report / stream) for stream in streams])
     weights = weighted(model.weights, streams)
     learnt = None
-    if args.fusion:  # with those of its streams that it takes
+    if args.fusion:  # with the weights of the streams that answered
         shares = dict(zip(streams, weights, strict=True))
         learnt = read_learnt(args.fusion).model_copy(update={"weights": shares})
     outcome = evaluate(test_set, weights, learnt=learnt)
@@ -276,7 +277,7 @@ def score(
 def main() -> int:
     args = parse_arguments()
     import_cv2()
-    videos: dict[Path, Path] = {}  # each with its place in a folder of films
+    videos: dict[Path, Path] = {}  # each with its path in a folder of films
     for path in map(Path, args.videos):
         found = [(one.path, one.name) for one in find_videos(path)] if path.is_dir() else [(path, path.name)]
         videos |= {video: Path(name).with_suffix(".mp4") for video, name in found}
@@ -301,7 +302,7 @@ def answer_videos(
     targets: Mapping[Path, Path],
     labels: Mapping[Path, int],
 ) -> int:
-    """Answer all videos, draw their films, and score those that have labels. Returns the exit code."""
+    """Answer all videos, draw their films, and score the videos that have labels. Return the exit code."""
     failed = 0
     scored: dict[Path, Answer] = {}
     for video, answers in answers_to(list(videos), model, args.sliding):
@@ -316,12 +317,12 @@ def answer_videos(
                 said.append(answer)
             scored[video] = said[0]
             if video in targets:
-                from recogniser.overlay import save  # only now: workers import this module, too
+                from recogniser.overlay import save  # here: workers import this module, too
 
                 save(targets[video], video, said)
                 if not args.json:
                     print(printable(f"written: {targets[video]}"))
-        except BrokenPipeError:  # nobody reads on: no fault of the video's
+        except BrokenPipeError:  # the reader has gone: not the video's fault
             raise
         except Exception as error:
             if len(videos) == 1 and isinstance(error, VideoError):

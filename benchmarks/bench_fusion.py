@@ -1,10 +1,11 @@
-"""Ways to fuse, on real scores: each divided by a number of its own, weights learnt on other videos, best in hindsight.
+"""Compare ways to fuse on real scores: scaled by std, weights learnt on other videos, best in hindsight.
 
   python benchmarks/bench_fusion.py ../shared/data/dmcnet_ucf101
 
-FOLDER holds split<N>/<stream>/ with predictions. Every pair of streams and all together are fused on each split. The
-weights are learnt, or the fusion is chosen (`choose`), on the odd groups and applied to the even ones, and the other
-way round, so that each video is tested once by what it took no part in. Then the same from fewer videos.
+FOLDER holds split<N>/<stream>/ with predictions. Every pair of streams and all together are fused on each
+split. Weights are learnt, or the fusion is chosen (`choose`), on the odd groups and applied to the even ones,
+and the other way round, so that each video is evaluated once, always held out. Then the same from fewer
+videos.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from utils import run_main
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """The expected calibration error of the first guess's probability, 0..1 (Guo et al. 2017, section 2)."""
+    """Return the expected calibration error of the top-1 probability, 0..1 (Guo et al. 2017, section 2)."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     return float(np.abs(np.bincount(place, weights=confidence - right)).sum() / len(labels))
@@ -40,7 +41,7 @@ def top1(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def best_in_hindsight(streams: Sequence[np.ndarray], labels: np.ndarray) -> float:
-    """The best top-1 of weights searched on the test labels: each stream's in turn, until none helps."""
+    """Search weights on the test labels, one stream at a time until none helps; return the best top-1."""
     inputs, weights, best, before = [logits / logits.std() for logits in streams], np.ones(len(streams)), 0.0, -1.0
     while best > before:
         before = best
@@ -52,7 +53,7 @@ def best_in_hindsight(streams: Sequence[np.ndarray], labels: np.ndarray) -> floa
 
 
 def learnt(test: TestSet, odd: np.ndarray, videos: int | None, choosing: bool) -> np.ndarray:
-    """Fused logits / temperature of all videos, by weights learnt or a fusion chosen on (some of) the other half."""
+    """Return fused logits / temperature of all videos, learnt or chosen on (`videos` of) the other half."""
     streams, rng = list(test.streams.values()), np.random.default_rng(0)
     groups = group_numbers(test.videos, test.labels)
     fused = np.empty_like(streams[0])

@@ -1,8 +1,8 @@
-"""The classic way to train and test a two-stream network, which every ratio in docs/performance.md is against.
+"""The classic way to train and test a two-stream network: the baseline of every ratio in docs/performance.md.
 
-One item per clip; each image opened by Pillow, resized to 224 x 224 and made a float32 tensor by torchvision, in
-worker processes that are started anew for every epoch; a float32 network in PyTorch's default memory order (NCHW);
-a loop over segments; a look at the loss after every batch.
+One item per clip. Pillow opens each image; torchvision resizes it to 224 x 224 and makes it a float32 tensor.
+Worker processes are started anew for every epoch. The network is float32 in PyTorch's default memory order
+(NCHW). Segments are processed in a loop, and the loss is read after every batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Clip = list[Path]  # the images of one clip: an RGB frame, or x1, y1, ..., x10, 
 
 
 class ClassicClips(Dataset):
-    """Item i is the float32 clips of one item: (3, 224, 224) each, or (20, 224, 224) of flow."""
+    """Dataset of items of float32 clips: (3, 224, 224) each, or (20, 224, 224) for flow."""
 
     def __init__(self, items: list[list[Clip]]) -> None:
         self.items = items
@@ -37,12 +37,12 @@ class ClassicClips(Dataset):
 
 
 def clip_at(sequences: list[list[Path]], start: int) -> Clip:
-    """The images of the clip that begins at `start`, of RGB frames alone or of x and y flow."""
+    """Return the images of the clip that begins at `start`, from RGB frames or from x and y flow."""
     return [sequence[start + k] for k in range(STACK if len(sequences) == 2 else 1) for sequence in sequences]
 
 
 def train_items(videos: list[list[list[Path]]]) -> list[list[Clip]]:
-    """A video an item: a random stack of flow, or a random frame in each third."""
+    """Return one item per video: a random flow stack, or a random frame from each third."""
     rng, items = np.random.default_rng(0), []
     for sequences in videos:
         segments, stack = (1, STACK) if len(sequences) == 2 else (3, 1)
@@ -53,7 +53,7 @@ def train_items(videos: list[list[list[Path]]]) -> list[list[Clip]]:
 
 
 def test_items(videos: list[list[list[Path]]], samples: int = 19) -> list[list[Clip]]:
-    """A clip an item, `samples` of every video: the very clips that the streams test on."""
+    """Return one item per clip, `samples` per video: the same clips that the streams are evaluated on."""
     return [
         [clip_at(sequences, int(start))]
         for sequences in videos
@@ -66,18 +66,18 @@ def classic_loader(items: list[list[Clip]], batch_size: int) -> DataLoader:
 
 
 def classic_model(channels: int, classes: int) -> nn.Module:
-    """ResNet101 for `channels` input channels, float32, NCHW."""
+    """Return a ResNet101 for `channels` input channels, float32, NCHW."""
     model = models.resnet101(num_classes=classes)
     model.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
     return model
 
 
 def classic_step(model: nn.Module, optimizer: torch.optim.Optimizer, segments: list[Tensor], labels: Tensor) -> float:
-    """One step of SGD on the sum of the segments' logits, one forward pass for each. Returns the loss."""
+    """Do one SGD step on the sum of the segments' logits, one forward pass per segment. Return the loss."""
     logits = sum(model(segment) for segment in segments)
     loss = nn.functional.cross_entropy(logits, labels)
     optimizer.zero_grad(set_to_none=False)
     loss.backward()
     optimizer.step()
-    (logits.argmax(1) == labels).float().mean().item()  # the accuracy so far, looked at after every batch
+    (logits.argmax(1) == labels).float().mean().item()  # accuracy, read after every batch
     return loss.item()

@@ -1,9 +1,9 @@
-"""Linear and temporal heads on a file of real features with an official split, by seeds: accuracy after each epoch.
+"""Test accuracy per epoch of linear and temporal heads on real features with an official split, by seed.
 
   python benchmarks/heads_on_features.py ../shared/data/ucf101_features/vgg16_fc6_14classes_split1.npz
 
-The file holds values (V, samples, F), scale (V,), labels and subset ("train", "test"). No choice is made: the curve of
-the test accuracy is shown, whose last epoch is the result. inception-plain has no decay and a constant rate.
+The file holds values (V, samples, F), scale (V,), labels and subset ("train", "test"). No epoch is chosen:
+the last one is the result. inception-plain has no weight decay and a constant learning rate.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What can be measured in five minutes on two cores: `make bench`. Every ratio is against the classic way (classic.py).
+"""Benchmarks of five minutes on two cores: `make bench`. Ratios are against the classic way (classic.py).
 
   python benchmarks/run.py                       loaders, networks and training steps, TV-L1
   python benchmarks/run.py --only gpu            loader, network and both together on a GPU
 
-Ways take turns, so that what else the machine does hits all alike. A line gives medians in ms per clip, and the median
-ratio of the rounds with its range, by CPU time of all processes and by wall time.
+Both ways take turns, so that other load on the machine affects them alike. A line gives medians in ms per
+clip, and the median ratio of the rounds with its range, by CPU time of all processes and by wall time.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def prepare(home: Path) -> None:
-    """Frames and DIS flow of UCF101's clips under `home`, 256 pixels high, made unless they are there."""
+    """Extract frames and DIS flow of UCF101's clips, 256 pixels high, to `home`, unless they are there."""
     videos = (ROOT / os.environ.get("TWO_STREAM_SHARED", "../shared")).resolve() / "data/ucf101_clips"
     for kind, flags in ("rgb", ["--sampling-rate", "1"]), ("flow", ["--method", "dis"]):
         command = [f"data/extract_{kind}.py", str(videos), str(home / kind), *flags]
@@ -88,7 +88,7 @@ def timed(clips: float, work: Callable[..., Any], *args: Any) -> Callable[[], Me
 
 
 def in_turns(ways: dict[str, Callable[[], Measured]], rounds: int) -> dict[str, np.ndarray]:
-    """Run every way once per round, after one round to warm up: (rounds, 2) CPU and wall ms per clip of each."""
+    """Run every way once per round, after a warm-up round: (rounds, 2) CPU and wall ms per clip of each."""
     found = [{name: way() for name, way in ways.items()} for _ in range(rounds + 1)][1:]
     return {name: np.array([[1e3 * one[name][kind] / one[name][2] for kind in (0, 1)] for one in found])
             for name in ways}  # fmt: skip
@@ -105,7 +105,7 @@ def compare(what: str, classic_way: Callable[[], Measured], our_way: Callable[[]
 
 
 def our_dataset(home: Path, stream: str, training: bool, count: int, repeats: int = 1) -> ClipDataset:
-    """The stream's dataset over `count` evenly chosen videos, with the baseline's preparation."""
+    """Return the stream's dataset of `count` evenly chosen videos, with the baseline's preparation."""
     kind = KIND[stream]
     index = index_frames(home / kind, kind)
     names = sorted(index.names)
@@ -146,7 +146,7 @@ class WithClock:
 
 
 def consume(loader: Any, clips_in: Callable[[Any], int]) -> Measured:
-    """CPU seconds of worker and main process, wall seconds and clips, from the first batch to the last."""
+    """Return worker and main process's CPU seconds, wall seconds and clips, from the first batch to the last."""
     clips, batches = 0, iter(loader)
     last = first = next(batches)[1]
     cpu, wall = time.process_time(), time.perf_counter()
@@ -159,7 +159,7 @@ def consume(loader: Any, clips_in: Callable[[Any], int]) -> Measured:
 
 
 def loaders(args: argparse.Namespace) -> None:
-    """One worker process each; training batches are the original's, our test batch is a video of 19 clips."""
+    """Measure loaders with one worker each. Training batches are the original's, our test batch 19 clips."""
     torch.set_num_threads(1)
     for stream, subset in itertools.product(KIND, ("training", "test")):
         training, kind = subset == "training", KIND[stream]
@@ -169,7 +169,7 @@ def loaders(args: argparse.Namespace) -> None:
         paths = [[[frames[s.video.name][c].path(args.data / kind, i) for i in range(frames[s.video.name][c].count)]
                   for c in CHANNELS[kind]] for s in dataset.sources]  # fmt: skip
         items = classic.train_items(paths) if training else classic.test_items(paths)
-        old = min(BATCH[stream], len(items) // 3)  # of few videos, still several batches
+        old = min(BATCH[stream], len(items) // 3)  # several batches even with few videos
         ours = Loader(dataset, BATCH[stream] if training else 1, 1, CPU)
         ours._loader.collate_fn = WithClock(ours._loader.collate_fn)
         epochs = itertools.count()
@@ -180,7 +180,7 @@ def loaders(args: argparse.Namespace) -> None:
             return consume(loader, lambda clips: sum(map(len, clips)))
 
         def our_way(ours=ours, epochs=epochs) -> Measured:
-            ours.batches.epoch = next(epochs)  # the worker stays, as in a training
+            ours.batches.epoch = next(epochs)  # the worker persists, as in training
             return consume(ours._loader, lambda batch: len(batch.clips))
 
         compare(f"{stream}, {subset}", classic_way, our_way, args.rounds)
@@ -188,12 +188,12 @@ def loaders(args: argparse.Namespace) -> None:
 
 
 def networks(args: argparse.Namespace) -> None:
-    """ResNet101 alone: the motion stream's test, and a training step of both streams, on clips in memory."""
+    """Measure ResNet101 alone on clips in memory: motion evaluation, and a training step of both streams."""
     dataset = our_dataset(args.data, "motion", False, 1)
     preparation = dataset.preparation
     batch = next(iter(Loader(dataset, 1, 0, CPU).epoch(0)))
     net, old = our_test(preparation, CPU, args.compile), classic.classic_model(preparation.channels, 101).eval()
-    floats = torch.rand(64, preparation.channels, 224, 224)  # the original's batch, in tests too
+    floats = torch.rand(64, preparation.channels, 224, 224)  # the original's batch, also in evaluation
     compare("motion, test", timed(64, torch.inference_mode()(old), floats),
             timed(19, test_step, net, preparation.modality, CPU, batch), args.rounds)  # fmt: skip
     for stream, videos in (("motion", 8), ("spatial", 3)):
@@ -211,7 +211,7 @@ def networks(args: argparse.Namespace) -> None:
 
 
 def tvl1(args: argparse.Namespace) -> None:
-    """Pairs of frames per second of every TV-L1 that runs here, on frames of a real video; against OpenCV's flow."""
+    """Measure frame pairs per second of each TV-L1 on a real video, and the difference to OpenCV's flow."""
     import cv2
 
     from data.flow import best_backend, tvl1_flow
@@ -238,12 +238,12 @@ def tvl1(args: argparse.Namespace) -> None:
 
 
 def gpu(args: argparse.Namespace) -> None:
-    """Clips per second of loader, network (transfer included) and both together, for both streams and phases."""
+    """Measure clips/s of loader, network (with transfer) and both together, for both streams and phases."""
     if not torch.cuda.is_available():
         print("no GPU here: not measured")
         return
     device = torch.device("cuda")
-    torch.backends.cudnn.benchmark = True  # as the streams have it
+    torch.backends.cudnn.benchmark = True  # as in the streams
     for stream, training in itertools.product(KIND, (True, False)):
         videos = BATCH[stream] if training else 13
         repeats = -(-4 * videos * args.workers // args.videos)

@@ -1,10 +1,10 @@
-"""What the fast way reaches beside the plain probe: run.py's features and twenty lines of anybody's, on the same folds.
+"""Compare the fast way with the plain probe: run.py's features and twenty simple lines, on the same folds.
 
   python run.py ../shared/data/hockey_fights --weights resnet50.pth     first: makes the features
   python benchmarks/small_data.py ../shared/data/hockey_fights --weights resnet50.pth
 
-Where videos' names tell groups (people, recordings), each group is left out in turn; else 5 stratified folds, several
-times. Everything that is chosen, strengths and the weights of the fusion, is chosen inside the training videos.
+If videos' names tell groups (people, recordings), each group is left out in turn; otherwise 5 stratified
+folds, several times. Strengths and fusion weights are chosen on the training videos alone.
 """
 
 from __future__ import annotations
@@ -70,7 +70,10 @@ def main() -> None:
 
 @torch.inference_mode()
 def probe(folder: Path, weights: str, one: Features) -> np.ndarray:
-    """The twenty lines: a ResNet-50's last features of 10 frames of each video at 224 pixels. (V, 10, 2048) float32."""
+    """Return the plain probe's features: a ResNet-50's last ones of 10 frames per video at 224 pixels.
+
+    Shape (V, 10, 2048), float32.
+    """
     cv2 = import_cv2()
     start = time.process_time()
     network = build_model("resnet50", 3, 1, weights).eval()
@@ -90,7 +93,7 @@ def probe(folder: Path, weights: str, one: Features) -> np.ndarray:
 
 
 def splits(one: Features, repeats: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(rows to train on, rows to test) again and again, whatever subset the files say."""
+    """Yield (training rows, test rows) for each split. The files' own subsets are ignored."""
     order = np.argsort(one.videos)  # by name: a split does not depend on the list that the features were made with
     if len(np.unique(one.groups)) < len(one.groups):
         yield from LeaveOneGroupOut().split(one.labels, one.labels, one.groups)
