@@ -31,11 +31,11 @@ class InputError(Exception):
 
 
 def run_main(main: Callable[[], int | None], if_memory_ends: str = "free some, or do less at a time") -> None:
-    """Run a script's `main` and exit with its return value or 0; 1 after a bug, 2 after an InputError, 130 after
-    Ctrl-C, and 141 if the reader of its output has gone (`| head`).
+    """Run a script's `main` and exit with its return value or 0.
 
-    An InputError, or an error that `plain_cause` explains, is printed as one line. Any other exception is a
-    bug and keeps its traceback. All child processes are ended in every case.
+    The exit code is 1 after a bug, 2 after an InputError, 130 after Ctrl-C, and 141 if nobody reads the
+    output any more (`| head`). An InputError, or an error that `plain_cause` explains, is printed as one
+    line. Any other exception is a bug and keeps its traceback. All child processes are ended in every case.
     """
     code = 0
     _prepare_process()
@@ -208,7 +208,7 @@ def check_writable(folder: str | os.PathLike) -> None:
 
 
 def check_output(folder: str | os.PathLike, needed: int, replaced: Iterable[str | os.PathLike] = ()) -> None:
-    """Run check_writable, and raise InputError unless `needed` bytes, less the size of files `replaced`, are free.
+    """Run check_writable; raise InputError if `needed` bytes, less the size of files `replaced`, aren't free.
 
     It also deletes partial files that killed runs left in `folder`, so call it while holding the folder's
     lock (engine/owner.py).

@@ -1,9 +1,10 @@
-"""Check a prepared data set: is every listed video there, whole, long enough, and does it show something?
+"""Check a prepared dataset: is every listed video present, complete, long enough, and not empty of content?
 
   python data/check.py --rgb-dir data/rgb --flow-dir data/flow
 
-First what is there and what is not, then what to do, then the problems. Each image is decoded as in training; --quick
-only looks at names, which finds what is missing, but no broken image. The exit code is 1 if anything is wrong.
+The output lists what is present and what is missing, then what to do, then the problems. Every image is
+decoded as in training. With --quick only names are checked: that finds missing files, but no broken images.
+The exit code is 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from dataloader.names import Video, first_few, ucf_parts
 from dataloader.packed import Frames
 from utils import InputError, cpu_count, plural, printable, run_main
 
-FRAMES = {None: 1, "flow": 1, "rgbdiff": 6, "greydiff": 4}  # RGB frames of one clip: of 5 or 3 differences
-PAIRS = 10  # of flow, of one clip
-# The kinds of problems, and what to do about each, in the order in which to do it.
+FRAMES = {None: 1, "flow": 1, "rgbdiff": 6, "greydiff": 4}  # RGB frames per clip, for 5 or 3 differences
+PAIRS = 10  # flow pairs per clip
+# The kinds of problems and what to do about each, in the order in which to do it.
 ADVICE = {
     "missing": "extract what is missing: the same data/extract_*.py command goes on from where it stopped",
     "sequence": "remove these folders, and extract them again",
@@ -42,13 +43,14 @@ ADVICE = {
     "short": "leave these videos out of the lists, or train with fewer frames per clip (--stack-length)",
 }
 SHOWN = 10
-SAME, BLACK, STILL = 8, 24, 1  # grey levels that coding may add to equal images, to black, and to flow of 0 (128)
+# Grey levels that coding may add to equal images, to black images, and to zero flow (128).
+SAME, BLACK, STILL = 8, 24, 1
 
-Job = tuple[Video, Path, list[Frames]]  # the root and the sequences to decode: one, or x and y
+Job = tuple[Video, Path, list[Frames]]  # the video, the root, and the sequences to decode: one, or x and y
 
 
 class Problem(NamedTuple):
-    """What is wrong with one video; kind is one of ADVICE's. The text names the video."""
+    """A problem with one video. `kind` is a key of ADVICE; `text` includes the video's name."""
 
     video: Video
     kind: str
@@ -97,7 +99,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def open_indexes(args: argparse.Namespace) -> dict[str, Index]:
-    """The indexes asked for, "rgb" and "flow"; none asked for: those of the default folders that are there."""
+    """Open the requested indexes, "rgb" and "flow"; by default those of the default folders that exist."""
     indexes = {}
     for kind, given in (("rgb", args.rgb_dir), ("flow", args.flow_dir)):
         folder = given or Path("data", kind)
@@ -109,7 +111,7 @@ def open_indexes(args: argparse.Namespace) -> dict[str, Index]:
 
 
 def open_split(args: argparse.Namespace, indexes: dict[str, Index]) -> Split:
-    """The split to check against; own videos without lists are one unsplit set, by their folders."""
+    """Return the split to check. Own videos without lists form one unsplit set with folders as classes."""
     official = Path("data/ucfTrainTestlist")
     lists = args.ucf_list or (str(official) if official.is_dir() else "none")
     if lists != "none":
@@ -126,7 +128,7 @@ def open_split(args: argparse.Namespace, indexes: dict[str, Index]) -> Split:
 def check_names(
     indexes: dict[str, Index], videos: list[Video], frames_needed: int
 ) -> tuple[list[Problem], list[Job]]:
-    """What the folders' and images' names tell, and the (video, root, sequences) left to decode."""
+    """Check the names of folders and images. Returns the problems and the jobs left to decode."""
     problems: list[Problem] = []
     jobs: list[Job] = []
     counts: dict[str, dict[Video, int]] = {"rgb": {}, "flow": {}}
@@ -153,14 +155,15 @@ def check_names(
 
 
 def check_lengths(rgb: dict[Video, int], flow: dict[Video, int], rate: int | None) -> list[Problem]:
-    """Videos whose flow isn't one less than their frames, of which every `rate`-th was kept."""
+    """Find videos that don't have one flow pair less than frames. Only every `rate`-th frame was kept."""
     both = [video for video in rgb if video in flow]
     surplus = 1
     if rate is None and both:
-        # other tools write N frames and N - 1 or N flow images; whichever most videos have is how it was done
+        # For N frames, other tools write N - 1 or N flow images. The most common difference is taken as
+        # right.
         surplus, videos = Counter(rgb[video] - flow[video] for video in both).most_common(1)[0]
         if surplus not in (0, 1) or 2 * videos <= len(both):
-            return []  # sampled at a rate that nothing tells
+            return []  # sampled at an unknown rate
     problems = []
     for video in both:
         expected = -(-(flow[video] + surplus) // (rate or 1))
@@ -172,7 +175,7 @@ def check_lengths(rgb: dict[Video, int], flow: dict[Video, int], rate: int | Non
 
 
 def check_images(jobs: list[Job], workers: int) -> list[Problem]:
-    """Decode every image of every job, on `workers` processes."""
+    """Decode every image of every job in `workers` processes. Returns the problems."""
     problems: dict[int, list[Problem]] = {}
     total = sum(sequence.count for _, _, sequences in jobs for sequence in sequences)
     with progress_bar(total, "decoding", " images") as bar:
@@ -185,11 +188,11 @@ def check_images(jobs: list[Job], workers: int) -> list[Problem]:
 
 
 def decode_video(task: tuple[Path, list[Frames]], report: Report) -> list[tuple[str, str]]:
-    """Decode one video's images. Returns (kind of problem, text): broken images, other sizes, nothing to see."""
+    """Decode one video's images. Returns (kind of problem, text): broken images, mixed sizes, no content."""
     root, sequences = task
     is_rgb, folder = len(sequences) == 1, sequences[0].folder
     broken: list[str] = []
-    sizes: dict[tuple[int, ...], list[str]] = {}  # the images of each
+    sizes: dict[tuple[int, ...], list[str]] = {}  # (height, width) -> paths of the images
     still = black = equal = True
     for sequence in sequences:
         first = None
@@ -220,17 +223,17 @@ def decode_video(task: tuple[Path, list[Frames]], report: Report) -> list[tuple[
 
 
 def _differ(one: np.ndarray, two: np.ndarray) -> int:
-    """The largest difference of two uint8 images."""
+    """The largest absolute difference between two uint8 images."""
     return int((np.maximum(one, two) - np.minimum(one, two)).max())
 
 
 def is_complete(split: Split) -> bool:
-    """Does the split have as many videos as the official one? One's own always does."""
+    """Whether the split has as many videos as the official one; always True for own datasets."""
     return split.official_counts in (None, (len(split.train), len(split.test)))
 
 
 def summary(split: Split, indexes: dict[str, Index], problems: Iterable[Problem]) -> list[str]:
-    """How many videos and images are there, whether that is the whole official split, and what is in no list."""
+    """Report how many videos and images exist, whether an official split is complete, and unlisted videos."""
     absent = {problem.video for problem in problems if problem.kind in ("missing", "sequence")}
     train, test = (f"{sum(v not in absent for v in part)} of {len(part)}" for part in (split.train, split.test))
     line = f"split {split.number}: {train} training and {test} test videos are there"

@@ -1,9 +1,9 @@
-"""Get UCF101: videos and official lists from UCF's site, prepared frames and flow from tsfusion's.
+"""Download UCF101: videos and official lists from UCF's site, prepared frames and flow from tsfusion's.
 
   python data/download.py                        # videos and lists
   python data/download.py rgb flow lists         # prepared frames and optical flow, and lists
 
-Run it again after any interruption: it continues where it stopped.
+After an interruption, run it again: it continues where it stopped.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from utils import InputError, atomic_path, plural, printable, run_main, write_js
 
 UCF = "https://www.crcv.ucf.edu/data/UCF101"
 TSFUSION = "http://ftp.tugraz.at/pub/feichtenhofer/tsfusion/data"  # Feichtenhofer et al. 2016
-CHUNK = 1 << 16  # bytes read at once: what a cut connection loses at most
-RETRIES = 20  # failures in a row without a new byte
+CHUNK = 1 << 16  # bytes per read; a cut connection loses at most this many
+RETRIES = 20  # consecutive failures without a new byte
 
 
 @dataclass(frozen=True)
 class Item:
-    """Something to get: where its archive is, in how many parts, and what to do with its files."""
+    """Something to download: the archive's place, its number of parts, and how to use its files."""
 
     base: str
     archive: str
-    parts: int  # 0: one file; else .001, .002, ..., to be joined
+    parts: int  # 0: a single file; else .001, .002, ..., which are joined
     use: str
 
 
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def download(args: argparse.Namespace) -> None:
-    """Fetch and unpack what is not done yet. What can fail fails before the first byte: the tools, the disk."""
+    """Fetch and unpack what is not done yet. Tools and free disk space are checked before the first byte."""
     todo, needed = [], 0
     for name in dict.fromkeys(args.what):
         note, archive = args.output / f".{name}.done", args.output / "downloads" / ITEMS[name].archive
@@ -121,7 +121,7 @@ def check_disk(needed: float, folder: Path, task: str) -> None:
 
 
 class Failure(Exception):
-    """A failure that trying again may cure: a cut connection, a time-out, a busy server."""
+    """A temporary failure: a cut connection, a timeout or a busy server. Retrying may help."""
 
 
 def addresses(item: Item, base_url: str | None) -> list[str]:
@@ -130,20 +130,20 @@ def addresses(item: Item, base_url: str | None) -> list[str]:
 
 
 def size_online(urls: list[str], target: Path) -> int:
-    """How many bytes of these files are still to be fetched."""
+    """Return how many bytes of these files are still to be fetched."""
     total = 0
     try:
         for url in urls:
             with ask(url) as response:
                 total += whole_size(url, response)
-    except Failure as failure:  # at the very beginning this is no interruption
+    except Failure as failure:  # nothing was fetched yet, so there is nothing to continue
         raise InputError(f"{failure}: check the network and the address; or get {', '.join(urls)} elsewhere, put the "
                          f"bytes of all into {target}, and run this with --offline") from None
     return max(0, total - partial_size(target))
 
 
 def ask(url: str, **headers: str) -> requests.Response:
-    """Send a GET and return the response, its body unread. Raises Failure, or InputError where the server says no."""
+    """Send a GET; return the response with its body unread. Raises Failure, or InputError if refused."""
     try:
         response = requests.get(url, headers={"Accept-Encoding": "identity", **headers}, stream=True, timeout=60)
     except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
@@ -167,7 +167,7 @@ def short(error: object) -> str:
 
 
 def whole_size(url: str, response: requests.Response) -> int:
-    """The file's size in bytes. Raises InputError where the server does not tell it."""
+    """The file's size in bytes. Raises InputError if the server does not send it."""
     text = response.headers.get("Content-Length", "")
     if response.status_code != 200:
         text = response.headers.get("Content-Range", "").rpartition("/")[2]
@@ -177,7 +177,7 @@ def whole_size(url: str, response: requests.Response) -> int:
 
 
 def partial_files(target: Path) -> tuple[Path, Path]:
-    """An unfinished download, and where in it each part begun begins and of which version it is, an ETag or a date."""
+    """Paths of an unfinished download and its note: each part's start and version (an ETag or a date)."""
     return target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.part.json")
 
 
@@ -187,7 +187,7 @@ def partial_size(target: Path) -> int:
 
 
 def fetch(urls: list[str], target: Path, retry_wait: float) -> None:
-    """Download `urls`, one behind the other, to `target`, which appears when it is complete."""
+    """Download `urls` and join them, in order, into `target`, which appears only when complete."""
     part, note = partial_files(target)
     failures, best = 0, partial_size(target)
     with Progress(desc=target.name, total=0, unit="B", unit_scale=True) as bar:
@@ -212,10 +212,11 @@ def fetch(urls: list[str], target: Path, retry_wait: float) -> None:
 
 
 def fetch_rest(urls: list[str], part: Path, note: Path, bar: tqdm) -> None:
-    """Append to `part` what it lacks. Raises Failure where that ends too soon.
+    """Append the missing bytes to `part`. Raises Failure if the download ends early.
 
-    Bytes of two versions of a file are never joined: a continued request carries If-Range with the strong ETag or date
-    of the first (RFC 9110, 13.1.5), and a server that gave neither is asked for the whole file again.
+    Bytes of two versions of a file are never joined. A continued request sends If-Range with the strong ETag
+    or the date of the first one (RFC 9110, 13.1.5). If the server gave neither, the whole file is fetched
+    again.
     """
     begun = json.loads(note.read_text(encoding="utf-8")) if note.exists() and part.exists() else []
     end = part.stat().st_size if begun else 0
@@ -226,10 +227,10 @@ def fetch_rest(urls: list[str], part: Path, note: Path, bar: tqdm) -> None:
             size = whole_size(url, response)
             if response.status_code == 200:  # the first time, another version, or a server without ranges
                 have, etag = 0, response.headers.get("ETag", "")
-                usable = "" if etag.startswith("W/") else etag  # a weak one does not stand for bytes
+                usable = "" if etag.startswith("W/") else etag  # a weak ETag does not guarantee equal bytes
                 begun[number:] = [(begin, usable or response.headers.get("Last-Modified", ""))]
                 write_json(note, begun)
-            elif response.status_code == 416 and have != size:  # else killed between the last byte and the next step
+            elif response.status_code == 416 and have != size:  # equal: killed after the last byte
                 note.unlink()
                 raise Failure(f"{url}: the file has changed on the server")
             elif response.status_code == 206 and not response.headers["Content-Range"].startswith(f"bytes {have}-"):
@@ -252,13 +253,13 @@ def fetch_rest(urls: list[str], part: Path, note: Path, bar: tqdm) -> None:
 
 # --- unpacking ---------------------------------------------------------------------------------------
 
-# What zipfile and rarfile raise for an archive that is damaged, cut, encrypted or of an unknown kind.
+# Exceptions of zipfile and rarfile for an archive that is damaged, cut off, encrypted or of an unknown kind.
 DAMAGE = (zipfile.BadZipFile, rarfile.Error, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError,
           struct.error, MemoryError)  # fmt: skip
 
 
 def check_rar_tool() -> None:
-    """Raise InputError where no program is installed that rarfile unpacks with."""
+    """Raise InputError if no program is installed with which rarfile can unpack."""
     try:
         rarfile.tool_setup()
     except rarfile.RarCannotExec:
@@ -267,10 +268,10 @@ def check_rar_tool() -> None:
 
 
 def unpack(name: str, path: Path, output: Path, note: Path) -> None:
-    """Unpack an item's archive `path` into `output`, and write the `note` that it is done.
+    """Unpack an item's archive `path` into `output`, then write `note` to mark it as done.
 
-    All names and the free disk are checked before the first byte is written. A file already there and intact is kept,
-    so a stopped run continues.
+    All names and the free disk space are checked before the first byte is written. Intact files are kept, so
+    a stopped run continues.
     """
     if not path.exists():
         raise InputError(f"{path} is not there: put it there (parts joined: cat {path.name}.* > {path.name}), or run "
@@ -279,7 +280,7 @@ def unpack(name: str, path: Path, output: Path, note: Path) -> None:
     with open_archive(path) as archive:
         entries = {safe_path(entry, path): entry for entry in archive.infolist() if not entry.is_dir()}
         needed = sum(-(-e.file_size // 4096) * 4096 for place, e in entries.items() if not (output / place).exists())
-        check_disk(needed, output, f"unpacking {path.name}")  # in the blocks of a usual file system
+        check_disk(needed, output, f"unpacking {path.name}")  # in blocks of 4096 bytes
         with Progress(total=len(entries), desc=f"unpack {path.name}", unit=" files") as bar:
             for place, entry in entries.items():
                 if not is_intact(output / place, entry):
@@ -294,12 +295,13 @@ def unpack(name: str, path: Path, output: Path, note: Path) -> None:
 
 
 def open_archive(path: Path) -> Any:
-    """A ZipFile or a RarFile. Raises InputError where its index is damaged, or it can't be unpacked file by file."""
+    """Open a ZipFile or RarFile. Raises InputError if its index is damaged or single files can't be read."""
     try:
         if path.suffix != ".rar":
             return zipfile.ZipFile(path)
         archive = rarfile.RarFile(str(path), part_only=True, errors="strict")
-        if archive.needs_password() or archive.is_solid():  # of a solid one rarfile would unpack all, for each file
+        # rarfile would unpack all of a solid archive for each of its files.
+        if archive.needs_password() or archive.is_solid():
             raise rarfile.Error("it needs a password, or is solid: unpack it with `unrar x` by hand")
         if not archive.infolist():
             raise rarfile.Error("it is empty")
@@ -309,9 +311,9 @@ def open_archive(path: Path) -> Any:
 
 
 def safe_path(entry: Any, archive: Path) -> PurePosixPath:
-    """The path below the target folder that an entry may be written to.
+    """Return the path below the target folder to which an entry is written.
 
-    Raises InputError for a link or device, and for a name that could leave the target on any system.
+    Raises InputError for a link or device, and for a name that could leave the target folder on any system.
     """
     name, path = entry.filename, PurePosixPath(entry.filename)
     if isinstance(entry, zipfile.ZipInfo):
@@ -326,7 +328,7 @@ def safe_path(entry: Any, archive: Path) -> PurePosixPath:
 
 
 def is_intact(path: Path, entry: Any) -> bool:
-    """Whether `path` is a plain file of the entry's size and CRC-32."""
+    """Whether `path` is a regular file with the entry's size and CRC-32."""
     if not path.is_file() or path.is_symlink() or path.stat().st_size != entry.file_size:
         return False
     found = 0
@@ -337,9 +339,10 @@ def is_intact(path: Path, entry: Any) -> bool:
 
 
 def write_entry(archive: Any, entry: Any, path: Path, source: Path) -> None:
-    """Write one entry beside its place, check size and CRC, and rename it.
+    """Write one entry to a temporary file beside its target, check its size and CRC, and rename it.
 
-    Without fsync, which would take hours for millions of files: a power cut's loss is found by the next run's CRC.
+    There is no fsync: for millions of files it would take hours. After a power cut, the next run's CRC check
+    finds what was lost.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
@@ -350,7 +353,7 @@ def write_entry(archive: Any, entry: Any, path: Path, source: Path) -> None:
             raise ValueError("its size or checksum is wrong")
         os.replace(temporary, path)
     except (*DAMAGE, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # bz2 says OSError without a number for damage
+        if isinstance(error, OSError) and error.errno is not None:  # bz2 reports damage without errno
             raise
         raise InputError(f"{entry.filename} is damaged ({short(error)}): delete {source} and run this again") from None
     finally:

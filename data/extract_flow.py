@@ -2,8 +2,8 @@
 
 Image k is the flow from frame k to frame k + 1, as round(255 (clip(flow) + bound) / (2 bound)): 0 px is 128.
 <video> is the file's name without suffix for UCF101's names (v_Biking_g01_c04), else its path under VIDEOS
-without suffix (fight/fi001). Kill it at any moment and start it again: it goes on with the videos that aren't
-done.
+without suffix (fight/fi001). You can kill it at any moment; start it again, and it continues with the
+unfinished videos.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ from dataloader.extracted import extraction_settings
 from utils import InputError, cpu_count, plural, run_main
 
 METHODS = ("tvl1", *PLAIN_METHODS, "raft", "flo")
-WORKERS_PER_GPU = 4  # so that decoding and writing keep pace with the GPU
-Method = Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]]  # of data.flow: from frames to flows
+WORKERS_PER_GPU = 4  # so that decoding and writing keep up with the GPU
+Method = Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]]  # see data.flow: frames -> flows
 
 
 def write_flow(
     method: Method | None, bound: float, short_side: int, quality: int, video: Path, folder: Path,
     progress: Callable[[float], None],
 ) -> int:  # fmt: skip
-    """Write the flow of `video` as `folder`/{u,v}/frame%06d.jpg; returns how many pairs.
+    """Write the flow of `video` to `folder`/{u,v}/frame%06d.jpg. Returns the number of pairs.
 
-    With `method` None, `video` is a folder of .flo files.
+    If `method` is None, `video` is a folder of .flo files.
     """
     flows: Iterable[np.ndarray] = flo_flow(video, short_side, progress)
     if method is not None:
@@ -101,7 +101,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def find_devices(args: argparse.Namespace) -> list[str]:
-    """The devices to compute on: every GPU, or the CPU."""
+    """Return the devices to compute on: all GPUs, or the CPU."""
     if args.method not in ("tvl1", "raft") or args.device == "cpu":
         return ["cpu"]
     import torch
@@ -118,9 +118,10 @@ def find_devices(args: argparse.Namespace) -> list[str]:
 
 
 def choose_method(args: argparse.Namespace, device: str) -> tuple[Any, dict[str, str]]:
-    """The flow method without its device, None for .flo files, and settings for what else than flags makes the bytes.
+    """Return the flow method without its device (None for .flo files), and the settings beyond flags.
 
-    TV-L1 by numba needs none of these: its bytes are OpenCV's.
+    These settings name whatever else determines the output's bytes. TV-L1 by numba has none: its bytes are
+    OpenCV's.
     """
     if args.method == "raft":
         weights = raft_weights(args.weights)
@@ -138,7 +139,7 @@ def choose_method(args: argparse.Namespace, device: str) -> tuple[Any, dict[str,
 
 
 def announce_time(videos: Sequence[VideoFile], method: Method, processes: int, short_side: int) -> None:
-    """Say how long TV-L1 will take on processors: by the packets of some files, and by its speed on them, measured."""
+    """Print how long TV-L1 will take on CPUs, from the packet counts of some files and a measured speed."""
     counts: list[int] = []
     seconds, done = 0.0, 0
     for video in videos[:: max(1, len(videos) // 20)]:

@@ -2,7 +2,7 @@
 
 <video> is the file's name without suffix for UCF101's names (v_Biking_g01_c04), else its path under VIDEOS
 without suffix (fight/fi001). Frames are numbered from 1 without gaps, whatever the sampling rate.
-Kill it at any moment and start it again: it goes on with the videos that aren't done.
+You can kill it at any moment; start it again, and it continues with the unfinished videos.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from utils import cpu_count, run_main
 def write_rgb(
     short_side: int, quality: int, every: int, video: Path, folder: Path, progress: Callable[[float], None]
 ) -> int:
-    """Write every `every`-th frame of `video` as `folder`/frame%06d.jpg; returns how many."""
+    """Write every `every`-th frame of `video` to `folder`/frame%06d.jpg. Returns the number of frames."""
     number = 0
     for number, frame in enumerate(read_frames(video, short_side, every, progress), 1):
         (folder / f"frame{number:06d}.jpg").write_bytes(encode_jpeg(frame, quality))

@@ -1,8 +1,8 @@
-"""What both extractions share: a killable, resumable, sharded run over a folder of videos.
+"""The part shared by both extractions: a killable, resumable, sharded run over a folder of videos.
 
-Under OUT lie the results, `extraction.json` with the settings that made them, `failed.csv` if videos failed,
-and hidden: `.done/<video>.json`, a marker per finished video, written last; `.failed/<video>.json`; and
-`.partial/<run>/`, where a run writes each video before it moves it into place in one rename.
+OUT holds the results, `extraction.json` with their settings, and `failed.csv` if videos failed. Hidden
+folders are `.done/<video>.json`, a marker per finished video, written last; `.failed/<video>.json`; and
+`.partial/<run>/`, where a run writes each video before it moves it into place with one rename.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from data.videos import VideoError, VideoFile
 from dataloader.extracted import FILE, claim, read_marker
 from utils import InputError, atomic_path, csv_text, plural, printable
 
-LONGEST_NAME = 255  # bytes of a file's name, on every file system in use
+LONGEST_NAME = 255  # bytes in a file name, on all common file systems
 
-# Writes the images of one video under a folder and says how many: (video, folder, progress) -> images.
-# While at it, it calls `progress` now and then with the share that is done, 0 to 1.
+# Writes one video's images to a folder and returns their number: (video, folder, progress) -> images.
+# Meanwhile it calls `progress` now and then with the share that is done, 0 to 1.
 Writer = Callable[[Path, Path, Callable[[float], None]], int]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """The flags that both extractions have; returns the group of those that change the images."""
+    """Add the flags of both extractions. Returns the argument group of those that change the images."""
     parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of videos, nested in any way")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
     images = parser.add_argument_group("images")
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """'3/16' -> (3, 16)."""
+    """Parse '3/16' as (3, 16)."""
     try:
         part, parts = map(int, text.split("/"))
     except ValueError:
@@ -70,7 +70,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 class Failure(BaseModel):
-    """.failed/<video>.json."""
+    """The content of .failed/<video>.json."""
 
     video: str
     reason: str
@@ -78,11 +78,11 @@ class Failure(BaseModel):
 
 @dataclass(frozen=True)
 class Output:
-    """The folder written to, shared by all processes and machines that extract into it."""
+    """The output folder, shared by all processes and machines that extract into it."""
 
     root: Path
     parts: tuple[str, ...]  # the subfolders that hold each video's folder: (".",) or ("u", "v")
-    settings: str  # digest of the settings; a marker with another one doesn't count
+    settings: str  # digest of the settings; markers with another digest are ignored
     run: Path  # this run's own folder under .partial
     overwrite: bool
 
@@ -90,9 +90,10 @@ class Output:
         return [self.root / part / video.folder for part in self.parts]
 
     def is_done(self, video: VideoFile) -> bool:
-        """Finished with these settings, from this very file, and still there.
+        """Whether a video was extracted with these settings, from this very file, and its images still exist.
 
-        A file is the same if its size and time are. If only its time differs, as after a copy, its content decides.
+        A file is the same if its size and time are. If only its time differs, as after a copy, its content
+        decides.
         """
         made = read_marker(self.root, video.folder)
         if not made or (made.settings, made.bytes) != (self.settings, video.size):
@@ -103,7 +104,7 @@ class Output:
         return False
 
     def discard(self, video: VideoFile) -> None:
-        """Remove what there is of a video: first the marker, then the folders, each in one rename."""
+        """Remove a video's results: first the marker, then each folder with one rename."""
         self._state(".done", video).unlink(missing_ok=True)
         for folder in self.folders(video):
             trash = self.run / uuid.uuid4().hex
@@ -112,13 +113,13 @@ class Output:
             shutil.rmtree(trash, ignore_errors=True)
 
     def commit(self, video: VideoFile, attempt: Path, sha256: str, images: int) -> None:
-        """Move a video's finished images into place and then write its marker."""
+        """Move a video's finished images into place, then write its marker."""
         for part, folder in zip(self.parts, self.folders(video), strict=True):
             folder.parent.mkdir(parents=True, exist_ok=True)
             try:
                 (attempt / part).rename(folder)
             except OSError:
-                if not folder.is_dir():  # if it is, another run was faster, with the same bytes
+                if not folder.is_dir():  # if it exists, a faster run wrote the same bytes
                     raise
         made_of = {"bytes": video.size, "mtime_ns": video.mtime_ns, "sha256": sha256}
         path = os.path.abspath(video.path)
@@ -129,9 +130,10 @@ class Output:
         self._write_state(".failed", video, {"video": printable(video.name), "reason": printable(reason)})
 
     def write_failed_csv(self, videos: Sequence[VideoFile]) -> None:
-        """Write failed.csv from the failures of all shards; no file where there is none.
+        """Write failed.csv from the failures of all shards, or remove it if there are none.
 
-        Shards may end at the same moment: each looks again after writing, so the last to write has seen all.
+        Shards may end at the same moment. Each reads again after writing, so the last writer has seen all
+        failures.
         """
         written = None
         while (rows := self._failures(videos)) != written:
@@ -146,13 +148,13 @@ class Output:
     def _failures(self, videos: Sequence[VideoFile]) -> list[tuple[str, str]]:
         rows = []
         for path in (self._state(".failed", video) for video in videos):
-            with contextlib.suppress(InputError):  # most have none
+            with contextlib.suppress(InputError):  # most videos have no such file
                 failure = read_json(path, Failure, "")
                 rows.append((failure.video, failure.reason))
         return sorted(rows)
 
     def _write_state(self, kind: str, video: VideoFile, content: dict) -> None:
-        """Write a marker by way of this run's folder, so that a killed run leaves nothing else behind."""
+        """Write a marker through this run's folder, so that a killed run leaves no partial file elsewhere."""
         temporary = self.run / f"{uuid.uuid4().hex}.json"
         temporary.write_text(_json(content), encoding="utf-8")
         path = self._state(kind, video)
@@ -166,11 +168,11 @@ class Output:
 
 @contextlib.contextmanager
 def open_output(root: Path, kind: str, parts: tuple[str, ...], settings: dict, overwrite: bool) -> Iterator[Output]:
-    """Take `root` as the output folder for `kind` ("rgb" or "flow"); `settings` are what changes the images.
+    """Open `root` as the output folder for `kind`, "rgb" or "flow". `settings` are those that affect images.
 
-    Raises InputError where it holds anything made otherwise, unless `overwrite`. Machines may start at the
-    same moment: the first one's settings stand. Leftovers of killed runs are removed, those of running ones
-    are not.
+    Raises InputError if the folder holds anything made with other settings, unless `overwrite` is set. If
+    machines start at the same moment, the first one's settings count. Leftovers of killed runs are removed,
+    those of running ones are not.
     """
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} is a file; give a folder to write to")
@@ -179,14 +181,14 @@ def open_output(root: Path, kind: str, parts: tuple[str, ...], settings: dict, o
         raise InputError(f"{root} holds folders that this program did not extract ({strangers[0]}, ...); "
                          "choose an empty folder, or --overwrite to write among them")
     run = root / ".partial" / uuid.uuid4().hex
-    alive = FileLock(run.with_suffix(".lock"))  # held as long as this process lives, however it ends
+    alive = FileLock(run.with_suffix(".lock"))  # released when this process ends, even if it is killed
     try:
         try:
             run.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(root / ".lock", timeout=60):
                 _clean(root)
-                # Without a video that is done, by nobody else at work, it may become anything. Flow lies in u/ and
-                # v/, RGB frames beside them.
+                # If no video is done and no other run is active, the folder may take any kind and settings.
+                # Flow is in u/ and v/, RGB frames are beside them.
                 empty = not any(run.parent.glob("*.lock")) and not any(_folders(root / part) for part in (*parts, "."))
                 run.mkdir(parents=True)
                 alive.acquire()
@@ -206,7 +208,7 @@ def _folders(root: Path) -> list[str]:
 
 
 def _clean(root: Path) -> None:
-    """Remove what dead runs left in .partial; a run is dead when its lock can be taken."""
+    """Remove what dead runs left in .partial. A run is dead if its lock can be acquired."""
     partial = root / ".partial"
     for path in list(partial.glob("*.lock")):
         try:
@@ -221,7 +223,7 @@ def _clean(root: Path) -> None:
 
 
 def content_digest(video: VideoFile) -> str:
-    """SHA-256 of a video file's bytes; of a folder of .flo files their names, sizes and times stand for them."""
+    """SHA-256 of a video file's bytes, or of the names, sizes and times in a folder of .flo files."""
     if video.path.is_file():
         digest = hashlib.sha256()
         with open(video.path, "rb") as file:
@@ -237,7 +239,7 @@ def _json(content: dict) -> str:
 
 
 def _bad_name(video: VideoFile) -> str | None:
-    """Why a video can't be called what it is called; None for a name that lists and file systems can hold."""
+    """Return why a video's name can't be used; None if lists and file systems can hold it."""
     try:
         longest = max(len(part.encode()) for part in video.folder.split("/"))
     except UnicodeEncodeError:
@@ -248,9 +250,9 @@ def _bad_name(video: VideoFile) -> str | None:
 
 
 def extract_one(output: Output, write: Writer, video: VideoFile, report: Report) -> int | str:
-    """Extract one video, in a worker process. Returns its images, or the reason why it failed.
+    """Extract one video in a worker process. Returns its number of images, or the reason why it failed.
 
-    Raises InputError for what would fail every other video as well.
+    Raises InputError for errors that would also affect every other video.
     """
     if not output.overwrite and output.is_done(video):
         return 0  # another run on the same folder was faster
@@ -261,7 +263,7 @@ def extract_one(output: Output, write: Writer, video: VideoFile, report: Report)
         output.discard(video)
         for part in output.parts:
             (attempt / part).mkdir(parents=True)
-        sha256 = content_digest(video)  # before it is decoded: a file that changes meanwhile is not done
+        sha256 = content_digest(video)  # before decoding: a file that changes meanwhile isn't done
         images = write(video.path, attempt, functools.partial(report, "share"))
         output.commit(video, attempt, sha256, images)
         return images
@@ -289,9 +291,9 @@ def extract_all(
     make_writers: Callable[[Sequence[VideoFile]], Sequence[Writer]],
     shard: tuple[int, int],
 ) -> int:
-    """Extract this shard's videos that aren't done; returns the exit code, 0 or 1.
+    """Extract this shard's unfinished videos. Returns the exit code, 0 or 1.
 
-    `make_writers` returns a writer for each process. It is told what there is to do, and called only if there is any.
+    `make_writers` returns one writer per process. It is called with the unfinished videos, if there are any.
     """
     part, parts = shard
     mine = videos[part - 1 :: parts]
@@ -302,9 +304,9 @@ def extract_all(
     left = f"{len(mine) - len(todo):,} done before, {len(todo):,} to do in {processes}"
     print(f"{plural(len(mine), 'video')}{share_of}: {left if todo else 'nothing left to do'}", flush=True)
     failed: dict[str, str] = {}
-    shares: dict[int, float] = {}  # of each video begun, by index
+    shares: dict[int, float] = {}  # index of a started video -> share that is done
     images, finished, started = 0, 0, time.monotonic()
-    sizes = [max(1, video.size) for video in todo]  # bytes: the best guess of a video's work before it is opened
+    sizes = [max(1, video.size) for video in todo]  # bytes, the best estimate of the work before opening
     with Progress(
         desc="extraction", total=sum(sizes), disable=not todo, smoothing=0, mininterval=0.3,
         bar_format="{percentage:3.0f} %|{bar}| {elapsed} gone, {remaining} left{postfix}",

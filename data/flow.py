@@ -1,7 +1,8 @@
-"""Optical flow: methods from frames to flow, quantisation to 8 bits, .flo files.
+"""Optical flow: methods that compute it from frames, quantisation to 8 bits, .flo files.
 
-A method turns a stream of RGB frames, uint8 (height, width, 3), into a stream of flows, float32 (height, width,
-2) in pixels, x then y, from each frame to the next: one fewer than frames. It holds few frames at a time.
+A method turns a stream of RGB frames, uint8 (height, width, 3), into a stream of flows, float32 (height,
+width, 2) in pixels, x then y, from each frame to the next: one flow less than frames. It keeps few frames in
+memory.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ from data.tvl1 import OPENCV_DEFAULTS
 from data.videos import VideoError, import_cv2, resize, resized
 from utils import InputError, plural
 
-BATCH_FRAMES = 16  # pairs of frames at once, where a network or a GPU computes
+BATCH_FRAMES = 16  # pairs of frames per batch of a network or GPU
 FLO_MAGIC = b"PIEH"  # the bytes of float32 202021.25
 FLO_UNKNOWN = 1e9
 
 
 @functools.cache
 def best_backend(device: str = "cpu") -> str:
-    """What computes TV-L1 on a device ("cpu", "cuda:0") here: "numba", "torch" or "compiled" (by torch.compile).
+    """Return this machine's best TV-L1 code for a device ("cpu", "cuda:0"): "numba", "torch" or "compiled".
 
-    On processors numba, which gives OpenCV's bytes, or the tensor code where numba does not work; on GPUs the tensor
-    code. It is tried: a numba may be made for another numpy, and torch.compile may lack a compiler.
+    On CPUs this is numba, which gives OpenCV's bytes, or the tensor code ("torch") if numba fails. On GPUs it
+    is the tensor code, through torch.compile ("compiled") if that works. Both are tried on blank images:
+    numba may be built for another numpy, and torch.compile may lack a compiler.
     """
     try:
         if device == "cpu":
@@ -45,7 +47,7 @@ def best_backend(device: str = "cpu") -> str:
         images = torch.zeros(1, 32, 32, device=device)
         tvl1_pairs(images, images, compiled=True)
         return "compiled"
-    except Exception:  # whatever it is, there is the tensor code as it stands
+    except Exception:  # whatever failed, the plain tensor code works
         return "torch"
 
 
@@ -54,9 +56,9 @@ def tvl1_flow(
 ) -> Iterator[np.ndarray]:
     """Duality-based TV-L1 (Zach, Pock and Bischof 2007) with OpenCV's default parameters.
 
-    These are tau 0.25, lambda 0.15, theta 0.3, 5 scales of 0.8, 5 warps, epsilon 0.01: those of TSN's flow.
-    `backend` is one that best_backend names; None takes the best. numba goes pair by pair, tensor code takes
-    `batch_frames` pairs at once. Raises InputError when the device's memory doesn't hold a batch.
+    These are tau 0.25, lambda 0.15, theta 0.3, 5 scales of 0.8, 5 warps, epsilon 0.01, as for TSN's flow.
+    `backend` is a result of best_backend; None selects the best. numba computes one pair at a time, the
+    tensor code `batch_frames` pairs. Raises InputError if a batch doesn't fit in the device's memory.
     """
     backend = backend or best_backend(device)
     if backend == "numba":
@@ -77,16 +79,17 @@ def tvl1_flow(
 
 
 def dis_flow(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Dense inverse search (Kroeger et al. 2016) by OpenCV with its default preset, FAST."""
+    """Dense inverse search (Kroeger et al. 2016), computed by OpenCV with its default preset, FAST."""
     dis = import_cv2().DISOpticalFlow_create()
     for one, two in itertools.pairwise(_grey(frames)):
         finest = dis.getFinestScale()
         flow = dis.calc(one, two, None)
-        # The first call on small images, of no side over 90 pixels, changes the settings: all pairs get the later ones.
+        # The first call on small images (no side over 90 pixels) changes the settings. Repeat it, so that all
+        # pairs use the same settings.
         yield flow if dis.getFinestScale() == finest else dis.calc(one, two, None)
 
 
-# What --method and predict.py's --flow-method call the methods that need nothing but frames and a CPU.
+# Methods that need only frames and a CPU, under their names in --method and predict.py's --flow-method.
 PLAIN_METHODS: dict[str, Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]] = {"dis": dis_flow}
 
 
@@ -100,8 +103,8 @@ def raft_flow(
 ) -> Iterator[np.ndarray]:
     """RAFT (Teed and Deng 2020) with 12 updates, on `batch_frames` pairs of frames at once.
 
-    `weights` is a torchvision state_dict; whether of raft_large or raft_small follows from its shapes.
-    Raises InputError when the weights don't fit or the device's memory doesn't hold a batch.
+    `weights` is a file with a torchvision state_dict; its shapes tell raft_large from raft_small.
+    Raises InputError if the weights don't fit the network, or a batch doesn't fit in the device's memory.
     """
     import torch
 
@@ -109,7 +112,8 @@ def raft_flow(
     for batch in _batches(frames, batch_frames):
         images = torch.from_numpy(np.stack(batch)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
         height, width = images.shape[-2:]
-        # RAFT correlates at an eighth of the size on four levels: sides are multiples of 8, at least 128.
+        # RAFT correlates at an eighth of the size on four levels, so sides must be multiples of 8, at least
+        # 128.
         right, below = max(128, -(-width // 8) * 8) - width, max(128, -(-height // 8) * 8) - height
         images = torch.nn.functional.pad(images, (0, right, 0, below), mode="replicate")
         with _memory_advice(device, batch_frames, (height, width)), torch.inference_mode():
@@ -119,7 +123,7 @@ def raft_flow(
 
 @contextlib.contextmanager
 def _memory_advice(device: str, pairs: int, shape: Sequence[int]) -> Iterator[None]:
-    """Say what to do about a device that runs out of memory on images of `shape`, (height, width)."""
+    """Raise InputError with advice if the device has too little memory for images of `shape` (height, width)."""
     import torch
 
     try:
@@ -132,7 +136,7 @@ def _memory_advice(device: str, pairs: int, shape: Sequence[int]) -> Iterator[No
 
 
 def _batches(frames: Iterable[np.ndarray], pairs: int) -> Iterator[list[np.ndarray]]:
-    """Runs of `pairs` + 1 frames (fewer at the end), each beginning with the last frame of the one before."""
+    """Yield batches of `pairs` + 1 frames (fewer at the end), each from the last frame of the previous one on."""
     frames = iter(frames)
     batch = list(itertools.islice(frames, pairs + 1))
     while len(batch) > 1:
@@ -141,7 +145,7 @@ def _batches(frames: Iterable[np.ndarray], pairs: int) -> Iterator[list[np.ndarr
 
 
 def read_raft_weights(path: Path) -> tuple[str, dict]:
-    """("raft_small" or "raft_large", state_dict) of a file with torchvision's RAFT weights."""
+    """Return ("raft_small" or "raft_large", state_dict) from a file with torchvision's RAFT weights."""
     import torch
 
     try:
@@ -152,10 +156,10 @@ def read_raft_weights(path: Path) -> tuple[str, dict]:
         raise InputError(f"{path} does not exist; give a file of RAFT weights, `large` or `small`") from error
     except Exception as error:
         raise InputError(f"{path} holds no RAFT weights of torchvision's; give --weights such a file") from error
-    return ("raft_small" if width == 128 else "raft_large"), state  # channels of the feature maps
+    return ("raft_small" if width == 128 else "raft_large"), state  # width: feature channels
 
 
-@functools.lru_cache(maxsize=1)  # a process extracts many videos with one model
+@functools.lru_cache(maxsize=1)  # a process uses one model for many videos
 def _load_raft(weights: Path, device: str):
     import torch
     from torchvision.models import optical_flow
@@ -166,13 +170,13 @@ def _load_raft(weights: Path, device: str):
         model.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"{weights} holds other weights than torchvision's {name}") from error
-    torch.backends.cudnn.deterministic = True  # the same video gives the same bytes every time
+    torch.backends.cudnn.deterministic = True  # so that a video always gives the same bytes
     torch.backends.cudnn.allow_tf32 = False
     return model.float().eval().to(device)
 
 
 def raft_weights(name: str) -> Path:
-    """The file of torchvision's RAFT weights, "large" or "small", in torch's cache (downloaded once), or of a path."""
+    """The file of RAFT weights: torchvision's "large" or "small" in torch's cache (downloaded once), or a path."""
     import torch
     from torchvision.models.optical_flow import Raft_Large_Weights, Raft_Small_Weights
 
@@ -181,16 +185,16 @@ def raft_weights(name: str) -> Path:
     weights = (Raft_Large_Weights if name == "large" else Raft_Small_Weights).DEFAULT
     try:
         weights.get_state_dict(check_hash=True)
-    except Exception as error:  # torch has many kinds, also for a broken file in its cache
+    except Exception as error:  # torch raises many kinds, also for a broken file in its cache
         raise InputError(f"cannot download RAFT weights from {weights.url} ({error}); fetch them elsewhere and give "
                          "--weights PATH") from error  # fmt: skip
     return Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[1])
 
 
 def quantise(flow: np.ndarray, bound: float) -> np.ndarray:
-    """Flow in pixels to uint8: -bound -> 0, 0 -> 128 (127.5 is rounded up), bound -> 255; clipped beyond.
+    """Quantise flow in pixels to uint8, clipped: -bound -> 0, 0 -> 128 (127.5 rounded up), bound -> 255.
 
-    Raises VideoError for flow that is not finite.
+    Raises VideoError if the flow is not finite.
     """
     if not np.isfinite(flow).all():
         raise VideoError("its flow is not finite")
@@ -198,9 +202,9 @@ def quantise(flow: np.ndarray, bound: float) -> np.ndarray:
 
 
 def read_flo(path: Path) -> np.ndarray:
-    """A Middlebury .flo file: float32 (height, width, 2) in pixels, NaN where the flow is unknown.
+    """Read a Middlebury .flo file: float32 (height, width, 2) in pixels, NaN for unknown flow.
 
-    Raises VideoError where the file isn't one.
+    Raises VideoError if the file isn't a valid .flo file.
     """
     data = path.read_bytes()
     width, height = np.frombuffer(data, "<i4", 2, 4).tolist() if len(data) >= 12 else (0, 0)
@@ -216,10 +220,10 @@ def read_flo(path: Path) -> np.ndarray:
 def flo_flow(
     folder: Path, short_side: int = 0, progress: Callable[[float], None] | None = None
 ) -> Iterator[np.ndarray]:
-    """The .flo files of one video, in the order of the last number in their names, scaled to `short_side`.
+    """Yield a video's flow from .flo files, in order of the last number in their names, at `short_side`.
 
-    The vectors are scaled with the image. Unknown flow becomes 0. Raises VideoError when a number is missing
-    or given twice, or a file is broken.
+    The vectors are scaled with the image. Unknown flow becomes 0. Raises VideoError if a number is missing or
+    occurs twice, or if a file is broken.
     """
     paths = _numbered(folder)
     for number, path in enumerate(paths):
@@ -232,7 +236,7 @@ def flo_flow(
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """The folder's .flo files by number, which must be consecutive."""
+    """Return the folder's .flo files sorted by number. The numbers must be consecutive."""
     numbers: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() != ".flo" or path.name.startswith("."):

@@ -1,4 +1,4 @@
-"""Run jobs on several processes: one that crashes costs only its own job, and none outlives its parent."""
+"""Run jobs in several processes. A crashed process loses only its own job, and none outlives its parent."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ Report = Callable[[str, Any], None]
 
 
 def run_jobs(workers: Sequence[Callable[[Any, Report], Any]], jobs: Sequence[Any]) -> Iterator[tuple[int, str, Any]]:
-    """Run every job on one of the workers, each a process of its own, and yield (job index, event, value).
+    """Run every job on one of the workers and yield (job index, event, value).
 
-    A worker is a picklable function (job, report) -> result, one per process. Events are whatever it reports
-    by `report(event, value)`, then "result" with what it returned, or "crashed" with the reason when its
-    process died (a decoder's segmentation fault, the out-of-memory killer); a new process takes its place.
-    An exception in a worker is a bug: it is raised here. Closing the generator ends all processes.
+    A worker is a picklable function (job, report) -> result that runs in its own process. Events are those it
+    reports with `report(event, value)`, then "result" with its return value. If the process dies (a decoder's
+    segmentation fault, the out-of-memory killer), the event is "crashed" with the reason, and a new process
+    replaces it. An exception in a worker is a bug and is raised here. Closing the generator ends all
+    processes.
     """
     pending = deque(enumerate(jobs))
     processes: list[_Worker] = [_Worker(function) for function in workers[: len(jobs)]]
@@ -54,7 +55,7 @@ def run_jobs(workers: Sequence[Callable[[Any, Report], Any]], jobs: Sequence[Any
 
 
 class _Worker:
-    """The parent's side of one process: its pipe and the index of the job it is at, None when idle."""
+    """The parent's side of one process: its pipe and the index of its current job, None when idle."""
 
     def __init__(self, function: Callable[[Any, Report], Any]) -> None:
         context = multiprocessing.get_context("spawn")  # forking after threads have started can deadlock
@@ -62,20 +63,20 @@ class _Worker:
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, function), daemon=True)
         self.process.start()
-        theirs.close()  # the process holds the only other end, so its death shows as end of file
+        theirs.close()  # the process then has the only other end, so its death causes an end of file
         self.index: int | None = None
         self.started = False
 
     def next_job(self, pending: deque) -> bool:
-        """Hand over a job if idle; False when idle and none is left."""
+        """Send a job if idle. Returns False if it is idle and no job is left."""
         if self.index is None and pending:
             self.index, job = pending.popleft()
-            with contextlib.suppress(OSError):  # it has died; the pipe's end of file will tell
+            with contextlib.suppress(OSError):  # it has died; the pipe's end of file will show that
                 self.pipe.send(job)
         return self.index is not None
 
     def died(self) -> str:
-        """Why the process ended. Raises RuntimeError if it never began to work, as no other would either."""
+        """Return why the process ended. Raises RuntimeError if it never started, as no other would either."""
         self.process.join()
         code = self.process.exitcode or 0
         reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -86,9 +87,9 @@ class _Worker:
 
 
 def _serve(pipe: multiprocessing.connection.Connection, function: Callable[[Any, Report], Any]) -> None:
-    """A worker process: take jobs until the pipe closes."""
+    """Run in a worker process: take jobs until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, if a job imports it: jobs are what runs in parallel
+    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, if a job imports it: the jobs already run in parallel
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
     def report(event: str, value: Any) -> None:
@@ -110,7 +111,7 @@ def _serve(pipe: multiprocessing.connection.Connection, function: Callable[[Any,
 
 
 def _die_with_parent() -> None:
-    """End this process at once when the parent is gone, even by SIGKILL, so that it writes no further."""
+    """End this process at once when the parent ends, even by SIGKILL, so that it stops writing."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,13 +1,13 @@
-"""Render a small data set on which either stream alone must fail: 9 classes, 3 appearances times 3 motions.
+"""Render a small dataset on which either stream alone must fail: 9 classes, 3 appearances times 3 motions.
 
-A clip looks through a round window at a painted sheet that moves. What is painted (Dots, Stripes, Checks) is
-in every single frame, but its two colours are equally bright: in grey, which optical flow is computed from,
-there is nothing of it to see. How the sheet moves (Rise, Fall, Spin) is in the flow; a single frame of it is
-just a frame. Mirrored, each motion is still the same motion.
+A clip shows a moving painted sheet through a round window. The painted pattern (Dots, Stripes, Checks) is
+visible in every single frame, but its two colours are equally bright: in grey images, from which optical flow
+is computed, it is invisible. The motion of the sheet (Rise, Fall, Spin) is visible in the flow, but not in a
+single frame. A mirrored motion is still the same motion.
 
-Background, colours, window, scale, speed and start are drawn at random. Each such scene is filmed three times,
-once for every motion, from the same first frame on. Names are UCF101's, v_StripesSpin_g01_c02.avi: a group
-shares its background, and groups 1 to 7 are split 1's test videos.
+Background, colours, window, scale, speed and start are drawn at random. Each scene is filmed three times from
+the same first frame, once per motion. Names follow UCF101, v_StripesSpin_g01_c02.avi: videos of a group share
+a background, and groups 1 to 7 are the test videos of split 1.
 
   python data/make_demo.py          only render the videos, into data/demo/videos
   python data/make_demo.py --run    then extract, train, test and fuse them, showing each command: minutes
@@ -43,14 +43,14 @@ MOTIONS = ("Rise", "Fall", "Spin")
 GROUPS = range(1, 26)  # as in UCF101, so that its group rule splits them
 WIDTH, HEIGHT, FRAMES, RATE = 160, 120, 24, 25
 SHEET = 512  # side of a sheet in its own pixels; it repeats without a seam
-PERIOD = 64  # of what is painted on it
+PERIOD = 64  # of the painted pattern, in pixels of the sheet
 
 # --- what is filmed ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A painted sheet behind a window: what is filmed once for every motion. Lengths are in pixels of the video."""
+    """A painted sheet behind a window, to be filmed once per motion. Lengths are in pixels of the video."""
 
     sheet: np.ndarray  # (SHEET, SHEET, 2) float32, see draw_sheet
     backdrop: np.ndarray  # (HEIGHT, WIDTH, 3) float32, Y Cr Cb
@@ -60,14 +60,15 @@ class Scene:
     scale: float  # pixels of the video per pixel of the sheet
     angle: float  # of the sheet in the first frame, in radians
     start: tuple[float, float]  # sheet pixel in the window's centre in the first frame
-    speed: float  # pixels per frame; of a spin, at the mean distance from the centre
-    turn: int  # which way a spin goes, 1 or -1
+    speed: float  # pixels per frame; for a spin, at the mean distance from the centre
+    turn: int  # direction of a spin, 1 or -1
 
 
 def draw_scene(seed: int, appearance: str, group: int, clip: int) -> Scene:
-    """The scene of one appearance in one group's clip; the backdrop is its group's."""
+    """Draw the scene of one appearance in one clip of a group. All scenes of a group share the backdrop."""
     rng = np.random.default_rng((seed, group, clip, APPEARANCES.index(appearance)))
-    # a warm and a cold paint: of any two hues, a network trained for minutes doesn't learn to see the border
+    # A warm and a cold paint: with arbitrary hues, a few minutes of training don't suffice to learn the
+    # border.
     hues = rng.permutation([0.0, np.pi]) + rng.uniform(-0.7, 0.7, 2)
     colours = 128 + 50 * np.stack((np.cos(hues), np.sin(hues)), axis=1)
     return Scene(
@@ -85,16 +86,16 @@ def draw_scene(seed: int, appearance: str, group: int, clip: int) -> Scene:
 
 
 def draw_backdrop(rng: np.random.Generator) -> np.ndarray:
-    """A still background, soft colours under a grain like the sheet's: (HEIGHT, WIDTH, 3) float32, Y Cr Cb."""
+    """Draw a still background, soft colours with a grain like the sheet's: (HEIGHT, WIDTH, 3) float32, Y Cr Cb."""
     grain = 18 * noise(rng, 256)
     tints = [128 + 14 * noise(rng, 256, steepness=3) + rng.uniform(-14, 14) for _ in "rb"]
     return np.stack([128 + grain, *tints], axis=2)[:HEIGHT, :WIDTH].astype(np.float32)
 
 
 def noise(rng: np.random.Generator, side: int, steepness: float = 1.0) -> np.ndarray:
-    """Random (side, side) of mean 0 and deviation 1, alike in all directions, that repeats without a seam.
+    """Isotropic random (side, side) noise with mean 0 and standard deviation 1 that repeats without a seam.
 
-    Its amplitude falls as 1 / frequency**steepness, as in photographs for 1.
+    Its amplitude falls as 1 / frequency**steepness; photographs have a steepness of 1.
     """
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
     frequency[0, 0] = np.inf
@@ -106,14 +107,14 @@ def noise(rng: np.random.Generator, side: int, steepness: float = 1.0) -> np.nda
 
 @functools.cache
 def draw_sheet(appearance: str, seed: int) -> np.ndarray:
-    """What moves: (SHEET, SHEET, 2) float32, the grain's brightness and how much of the second paint, 0 to 1.
+    """Draw the sheet: (SHEET, SHEET, 2) float32, the grain's brightness and the share of the second paint, 0 to 1.
 
-    Each appearance has as much of one paint as of the other.
+    In each appearance, both paints cover equal areas.
     """
     grain = np.clip(18 * noise(np.random.default_rng(seed), SHEET), -40, 40)
     y, x = (np.mgrid[:SHEET, :SHEET] % PERIOD) / PERIOD - 0.5
     edge = 1.5 / PERIOD  # half the width of a paint's soft edge
-    distance = {  # from the edge, in periods, positive inside
+    distance = {  # from the pattern's edge, in periods, positive inside
         "Dots": np.sqrt(1 / (2 * np.pi)) - np.hypot(x, y),
         "Stripes": 0.25 - np.abs(x),
         "Checks": np.sign(x * y) * np.minimum.reduce([np.abs(x), np.abs(y), 0.5 - np.abs(x), 0.5 - np.abs(y)]),
@@ -123,9 +124,9 @@ def draw_sheet(appearance: str, seed: int) -> np.ndarray:
 
 
 def sheet_pose(scene: Scene, motion: str, frame: int) -> np.ndarray:
-    """Where the sheet is in a frame: the (2, 3) matrix from a pixel (x, y, 1) of the video to one of the sheet.
+    """Return the sheet's pose in a frame: the (2, 3) matrix from a video pixel (x, y, 1) to a sheet pixel.
 
-    The sheet is turned about the window's centre, and shifted up (Rise) or down (Fall) by scene.speed a frame.
+    The sheet turns about the window's centre, or shifts up (Rise) or down (Fall) by scene.speed per frame.
     """
     turned, risen = 0.0, 0.0
     if motion == "Spin":
@@ -139,7 +140,7 @@ def sheet_pose(scene: Scene, motion: str, frame: int) -> np.ndarray:
 
 
 def film(scene: Scene, motion: str) -> Iterator[np.ndarray]:
-    """The frames of one video, uint8 BGR (HEIGHT, WIDTH, 3)."""
+    """Yield the frames of one video, uint8 BGR (HEIGHT, WIDTH, 3)."""
     cv2 = import_cv2()
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     radius = np.hypot((x - scene.center[0]) / scene.radii[0], (y - scene.center[1]) / scene.radii[1])
@@ -159,17 +160,17 @@ def film(scene: Scene, motion: str) -> Iterator[np.ndarray]:
 
 
 def video_path(videos: Path, appearance: str, motion: str, group: int, clip: int) -> Path:
-    """Class/v_Class_gXX_cYY.avi, as in UCF101."""
+    """The path Class/v_Class_gXX_cYY.avi, as in UCF101."""
     name = appearance + motion
     return videos / name / f"v_{name}_g{group:02d}_c{clip:02d}.avi"
 
 
 def write_video(path: Path, frames: Iterator[np.ndarray]) -> None:
-    """Write BGR frames as motion JPEG by OpenCV's own encoder: the same bytes from the same frames."""
+    """Write BGR frames as motion JPEG. OpenCV's own encoder gives the same bytes for the same frames."""
     cv2 = import_cv2()
     codec = cv2.VideoWriter_fourcc(*"MJPG")
     with tempfile.TemporaryDirectory() as folder, atomic_path(path) as temporary:
-        avi = Path(folder) / "video.avi"  # the encoder goes by the suffix
+        avi = Path(folder) / "video.avi"  # the encoder needs this suffix
         writer = cv2.VideoWriter(str(avi), cv2.CAP_OPENCV_MJPEG, codec, RATE, (WIDTH, HEIGHT))
         for frame in frames:
             writer.write(frame)
@@ -178,7 +179,7 @@ def write_video(path: Path, frames: Iterator[np.ndarray]) -> None:
 
 
 def render_group(videos: Path, seed: int, clips: int, group: int, report: Report | None = None) -> int:
-    """Render a group's videos, those that are not there yet; returns how many."""
+    """Render a group's missing videos. Returns their number."""
     written = 0
     for appearance, clip in itertools.product(APPEARANCES, range(1, clips + 1)):
         paths = {motion: video_path(videos, appearance, motion, group, clip) for motion in MOTIONS}
@@ -192,7 +193,7 @@ def render_group(videos: Path, seed: int, clips: int, group: int, report: Report
 
 
 def render(out: Path, seed: int, clips: int) -> None:
-    """Write the videos of all scenes under `out`/videos, on all cores. Those that are there are kept."""
+    """Render the videos of all scenes to `out`/videos, on all cores. Existing videos are kept."""
     settings = {"seed": seed, "width": WIDTH, "height": HEIGHT, "frames": FRAMES, "rate": RATE, "version": 1}
     made_by = out / "demo.json"
     anew = f"remove {out} or choose another"
@@ -216,10 +217,10 @@ def render(out: Path, seed: int, clips: int) -> None:
 
 
 def demo_commands(out: Path, record: Path, seed: int, clips: int) -> list[tuple[str, list[str]]]:
-    """What each step makes, and its command. UCF101 takes the same; here network and images are small."""
+    """Return each step's title and command. UCF101 needs the same steps; here network and images are small."""
     videos, rgb, flow = shown(out / "videos"), shown(out / "rgb"), shown(out / "flow")
     spatial, motion, fusion = shown(record / "spatial"), shown(record / "motion"), shown(record / "fusion")
-    # one test, after the last epoch: what the table shows was not chosen by the test set
+    # Evaluate only after the last epoch, so that the test set doesn't select the reported checkpoint.
     training = (
         "--ucf-list none --arch resnet18 --weights none --size 56 --crop random --flip --consensus mean "
         f"--test-resize center --schedule cosine --epochs 6 --eval-every 6 --resume auto --seed {seed}"
@@ -237,13 +238,13 @@ def demo_commands(out: Path, record: Path, seed: int, clips: int) -> list[tuple[
 
 
 def shown(path: Path) -> str:
-    """A path as a command says it: from the project's folder where it lies in there."""
+    """Format a path for a command: relative to the project's folder if it is inside."""
     path = path.resolve()
     return shlex.quote((path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix())
 
 
 def run_demo(out: Path, record: Path, seed: int, clips: int) -> int:
-    """Run the commands, showing each; returns the exit code of the first that fails, else 0."""
+    """Run and show the commands. Returns the exit code of the first that fails, else 0."""
     began, commands = time.monotonic(), demo_commands(out, record, seed, clips)
     step = Steps(len(commands), ROOT)
     try:
