@@ -1,1 +1,1 @@
-"""Split lists, frame layouts, sampling and transforms, and the two streams' datasets."""
+"""Split lists, frame layouts, sampling, transforms, and the datasets of both streams."""

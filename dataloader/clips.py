@@ -1,4 +1,4 @@
-"""Clips of videos: sampled, cropped and read by a loader's workers, joined to batches, laid out on the device.
+"""Loading of clips: workers sample, read and crop them, and join them to batches; the device lays them out.
 
 disk -> decode (each image of a video once) -> crop -> resize -> Batch of uint8 images -> device -> `clips_of`
 """
@@ -44,27 +44,28 @@ from dataloader.sampling import (
 from utils import InputError, cpu_count, plural, processes, rank
 
 SENT_AS_ARRAYS = ("labels", "clips", "flip")
-PREFETCHED = 2  # batches that each worker makes ahead
+PREFETCHED = 2  # batches that each worker prepares in advance
 
 
 class Batch(NamedTuple):
-    """Some videos' clips. Images that several clips share travel once; `clips` says which make a clip."""
+    """Clips of several videos. An image shared by several clips is stored once; `clips` indexes `images`."""
 
     names: list[str]
     labels: Tensor  # (videos,) int64
-    images: Tensor  # (images, planes, size, size) uint8; of engine.frozen, float activations, one a clip
+    images: Tensor  # (images, planes, size, size) uint8; from engine.frozen, float activations, one a clip
     clips: Tensor  # (videos * clips per video, time steps) int64: rows of `images`
     flip: Tensor  # (videos * clips per video,) bool
-    weight: float = 1.0  # of each video's loss in the step of all processes; 0: a repeat that keeps them in step
-    problems: tuple[tuple[str, str], ...] = ()  # (video, reason) of those replaced by another
+    # Of each video's loss in the step of all processes. 0: a repeat that only keeps this process in step.
+    weight: float = 1.0
+    problems: tuple[tuple[str, str], ...] = ()  # (video, reason) for each video replaced by another
 
 
 class ClipDataset(Dataset):
-    """Videos as uint8 clips. Item (epoch, index) depends on (seed, epoch, index) alone.
+    """A dataset of videos as uint8 clips. Item (epoch, index) depends on (seed, epoch, index) alone.
 
-    `sampling` makes it a training or a test set. A video that can't be read is an item, too, an InputError, because an
-    exception from a worker would arrive as a traceback; with `skip_errors` the next video that can be read stands in
-    and the problem is reported in the batch.
+    The type of `sampling` makes it a training or a test set. For an unreadable video the item is an
+    InputError, because an exception raised in a worker would arrive as a traceback. With `skip_errors`, the
+    next readable video replaces it, and the batch reports the problem.
     """
 
     def __init__(
@@ -100,12 +101,12 @@ class ClipDataset(Dataset):
                 return self.clips(source, rng_for(self.seed, epoch, index))._replace(problems=tuple(problems))
             except InputError as error:
                 problems.append((source.video.name, str(error)))
-        # a test leaves no video out
+        # Evaluation never leaves a video out.
         advice = ", or use --on-error skip to train without it" if isinstance(self.sampling, TrainSampling) else ""
         return InputError(problems[-1][1] + advice)
 
     def clips(self, source: Source, rng: np.random.Generator) -> Batch:
-        """One video's clips. Raises InputError for images that can't be read."""
+        """Return one video's clips. Raises InputError for unreadable images."""
         preparation, sampling = self.preparation, self.sampling
         length = preparation.clip_length
         if isinstance(sampling, TrainSampling):
@@ -114,9 +115,10 @@ class ClipDataset(Dataset):
             flip = [sampling.flip and bool(rng.integers(2))] * sampling.segments
         else:
             starts = sampling.starts_in(source.count, preparation)  # (samples,)
-            views, crops = sampling.views, 5 if sampling.views >= 5 else 1  # 2 and 10 are 1 and 5 crops and their flips
+            # 2 and 10 views are 1 and 5 crops and their flips.
+            views, crops = sampling.views, 5 if sampling.views >= 5 else 1
             flip = [view >= crops for view in range(views) for _ in starts]
-        # Clips overlap: each time step is read once. steps (different,); rows: which of them, clip by clip.
+        # Clips overlap, so read each time step once. steps (different,); rows: each clip's places in them.
         steps, rows = np.unique(starts[:, None] + np.arange(length), return_inverse=True)
         images = stack_resized(self._crops(source, steps.tolist(), rng), len(steps) * crops, preparation.size)
         if preparation.picture:  # (steps * crops, planes, size, size) uint8
@@ -126,7 +128,7 @@ class ClipDataset(Dataset):
         return Batch([source.video.name], torch.tensor([source.video.label]), images, clips, torch.tensor(flip))
 
     def _crops(self, source: Source, steps: Sequence[int], rng: np.random.Generator) -> Iterator[np.ndarray]:
-        """What is cut out of each step's image, one crop behind the other: (planes, height, width) uint8."""
+        """Yield the crops of each step's image in turn, each (planes, height, width) uint8."""
         shape: tuple[int, ...] = ()
         boxes: list[Box] = []
         for step, image in zip(steps, self.read(source.frames, steps), strict=True):
@@ -154,11 +156,11 @@ class ClipDataset(Dataset):
 
 
 class Collate:
-    """Joins videos to one batch: images one behind the other, clips renumbered to match.
+    """Join videos to one batch: concatenate their images and renumber their clips.
 
-    A worker puts the images into shared memory that it uses again, because the system takes longer to provide fresh
-    memory than the worker to fill it. PREFETCHED batches of a worker are ready or under way, and one is at work in
-    the main process until that asks for the next (Loader.epoch): what was used before these is free.
+    A worker reuses shared memory for the images, because the system needs longer to provide fresh memory than
+    the worker to fill it. Of a worker's batches, PREFETCHED are ready or in progress, and the main process
+    uses one until it requests the next (Loader.epoch). Older memory is free.
     """
 
     def __init__(self) -> None:
@@ -185,7 +187,8 @@ class Collate:
             flip=torch.cat([one.flip for one in batches]),
             problems=tuple(problem for one in batches for problem in one.problems),
         )
-        if in_worker:  # a tensor takes a shared file to send; small ones travel faster as plain arrays
+        # Sending a tensor takes a shared file; small tensors are faster as plain arrays.
+        if in_worker:
             return batch._replace(**{name: getattr(batch, name).numpy() for name in SENT_AS_ARRAYS})
         return batch
 
@@ -198,7 +201,7 @@ class Collate:
 
 
 def sent_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same batches with their images on `device`, each sent to a GPU while the one before is at work there."""
+    """Yield the batches with images on `device`. A GPU receives the next batch while it computes on one."""
     if device.type != "cuda":
         yield from batches
         return
@@ -219,14 +222,14 @@ def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
     current = torch.cuda.current_stream(batch.images.device)
     current.wait_event(event)
     for tensor in (batch.images, batch.clips):
-        tensor.record_stream(current)  # its memory is not to be used again before this stream is done with it
+        tensor.record_stream(current)  # do not reuse its memory before this stream is done
     return batch
 
 
 def each_once(batch: Batch) -> tuple[Batch, Tensor]:
-    """The batch with equal clips of a video only once, and where each clip is now. Shorter videos repeat some.
+    """Return the batch with each distinct clip once, and the place of each original clip among them.
 
-    What is computed of the clips becomes what it is of all by `output[place]`.
+    Short videos repeat clips. `output[place]` turns results for the distinct clips into results for all.
     """
     rows = torch.cat([batch.clips, batch.flip[:, None].to(batch.clips.device)], 1)
     different, place = rows.unique(dim=0, return_inverse=True)
@@ -234,8 +237,9 @@ def each_once(batch: Batch) -> tuple[Batch, Tensor]:
 
 
 def clips_of(batch: Batch, modality: str, device: torch.device) -> Tensor:
-    """A batch's clips on `device`: uint8 (videos * clips per video, images x planes, size, size), channels last."""
-    images = batch.images.to(device)  # on a GPU already there (sent_ahead); elsewhere a worker may write to it again
+    """Return clips on `device`: uint8 (videos * clips a video, images x planes, size, size), channels last."""
+    # On a GPU, sent_ahead has already moved them. Elsewhere a worker may overwrite them later.
+    images = batch.images.to(device)
     clips = images[batch.clips.to(device)]  # (clips, time steps, planes, size, size)
     clips = clips.flatten(1, 2)  # (clips, time steps * planes, size, size)
     if bool(batch.flip.any()):
@@ -250,17 +254,17 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Loader:
-    """A DataLoader over one split whose epochs are numbered, and that can start in the middle of one.
+    """A DataLoader over one split with numbered epochs, which can start in the middle of an epoch.
 
-    A training set is shuffled by its dataset's seed; a test set stands in list order.
+    Training sets are shuffled with the dataset's seed; test sets stay in list order.
     """
 
     def __init__(self, dataset: ClipDataset, batch_size: int, workers: int | None, device: torch.device) -> None:
-        """`batch_size`: videos in a batch of all processes. `workers`: None for one per core, at most 16."""
+        """`batch_size`: videos per batch over all processes. `workers`: None: one per core, at most 16."""
         self.dataset, self.batch_size = dataset, batch_size
         seed = dataset.seed if isinstance(dataset.sampling, TrainSampling) else None
         self.batches = EpochBatches(len(dataset), batch_size, seed=seed, rank=rank(), processes=processes())
-        self.problems: dict[str, str] = {}  # videos that another stood in for, and why
+        self.problems: dict[str, str] = {}  # name of each replaced video -> reason
         self.workers = min(cpu_count(), 16) if workers is None else workers
         self.pin_memory = device.type == "cuda"
         self._loader = self._make(
@@ -272,26 +276,26 @@ class Loader:
         return DataLoader(
             self.dataset, collate_fn=Collate(), num_workers=self.workers, pin_memory=self.pin_memory,
             worker_init_fn=_start_worker,
-            generator=torch.Generator(),  # its own, so that loading never draws from the training's
+            generator=torch.Generator(),  # a separate one, so that loading never draws from the training's
             **options,
         )  # fmt: skip
 
     def __len__(self) -> int:
-        """Batches in a whole epoch."""
+        """Return the number of batches in a whole epoch."""
         return -(-len(self.dataset) // self.batch_size)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from `first_batch` on. A bad file is an InputError.
+        """Yield the batches of one epoch from `first_batch` on. Raises InputError for an unreadable file.
 
-        A batch's images are valid until the next batch is asked for.
+        A batch's images are valid only until the next batch is requested.
         """
         self.batches.epoch, self.batches.first_batch = epoch, first_batch
         for number, batch in enumerate(self._checked(self._loader), first_batch):
-            videos = self.batches.size(number)  # of all processes, whose gradients are averaged
+            videos = self.batches.size(number)  # over all processes, because gradients are averaged
             yield batch._replace(weight=processes() / videos if rank() < videos else 0.0)
 
     def one_by_one(self, items: Sequence[tuple[int, int]]) -> Iterator[Batch]:
-        """Batches of one video, of these (epoch, index) of the dataset."""
+        """Yield batches of one video each, for these items (epoch, index) of the dataset."""
         if items:
             yield from self._checked(self._make(sampler=items))
 
@@ -307,7 +311,7 @@ class Loader:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait while workers start: one that does not yet ignore them would die of them."""
+    """Block Ctrl-C and SIGTERM while workers start: until a worker ignores them, they would kill it."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -319,8 +323,8 @@ def _signals_held() -> Iterator[None]:
 
 
 def _start_worker(_: int) -> None:
-    # One decoding thread per worker: the workers are the parallelism. Ctrl-C and SIGTERM, which reach a whole group
-    # of processes, are the main process' to handle.
+    # Use one decoding thread per worker: the workers are the parallelism. Ctrl-C and SIGTERM reach the whole
+    # process group, but only the main process handles them.
     torch.set_num_threads(1)
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
@@ -333,34 +337,34 @@ class Data:
     """A split's loaders. `select` chooses the model and drives the schedule: validation videos, or `test` itself."""
 
     split: Split
-    train: Loader | None  # None where only a test is asked for
+    train: Loader | None  # None for evaluation only
     select: Loader
     test: Loader
     root: Path  # of the images
 
     def about(self) -> dict[str, Any]:
-        """What files say of a split: its dataset, number and classes."""
+        """Return how files describe the split: its dataset, number and classes."""
         split = self.split
         return {"dataset": split.dataset, "split": split.number, "class_names": list(split.class_names)}
 
     def frames(self, sources: Sequence[Source]) -> dict[str, Any]:
-        """Where the images of these videos lie, as files say it: a folder, and each video's below it."""
+        """Return where these videos' images are, as files store it: the root and each folder below it."""
         folders = {source.video.name: os.path.relpath(source.folder, self.root) for source in sources}
         return {"root": str(self.root.resolve()), "folders": folders}
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which videos, and how they are loaded; see the flags of the same names in spatial_cnn.py -h."""
+    """Which videos are loaded, and how; see the flags of the same names in spatial_cnn.py -h."""
 
     ucf_list: Path | None  # None: UCF101's group rule
     split: str
     testing: TestSampling
-    training: TrainSampling | None  # None: only a test is asked for
+    training: TrainSampling | None  # None: evaluation only
     batch_size: int = 1
     val_groups: int = 0
     allow_missing: bool = False
-    skip_errors: bool = False  # in training only: a test leaves no video out
+    skip_errors: bool = False  # in training only: evaluation never leaves a video out
     workers: int | None = None
     seed: int = 0
 
@@ -385,7 +389,7 @@ def make_data(
         dataset = ClipDataset(sources, read, preparation, sampling, seed=settings.seed, skip_errors=skip)
         return Loader(dataset, batch, settings.workers, device)
 
-    flow = preparation.modality != "rgb"  # or differences: these have every frame
+    flow = preparation.modality != "rgb"  # or differences, which need every frame
     every = 1 if flow else extraction_settings(index.root).get("sampling_rate") or 1
     testing = replace(settings.testing, every=every)
     test_batch = max(1, (256 if device.type == "cuda" else 32) // testing.clips)  # videos
@@ -398,7 +402,7 @@ def make_data(
         except InputError as error:
             if settings.training is not None:
                 raise
-            if rank() == 0:  # a test alone needs no training videos
+            if rank() == 0:  # evaluation needs no training videos
                 print(f"note: no validation videos are tested beside: {error}")
     if settings.training is None:
         return Data(split, None, select, test, index.root)

@@ -1,8 +1,8 @@
-"""extraction.json, which data/extract_*.py leave beside the images that they make: written and read here only.
+"""Read and write extraction.json, which data/extract_*.py leave beside the images. No other module does this.
 
   {"kind": "rgb" or "flow", "version": 1, "settings": {"short_side": 256, "quality": 90, ...}}
 
-Settings are what changes the images' bytes; images of other projects have no such file.
+The settings are those that change the images' bytes. Images of other projects have no such file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FILE = "extraction.json"
 
 
 class Settings(BaseModel):
-    """What changes the images' bytes; methods may add to these."""
+    """Extraction settings that change the images' bytes. Methods may add more."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -46,18 +46,18 @@ class Extraction(BaseModel):
 
 
 class Marker(BaseModel):
-    """.done/<video>.json, written last: how many images were made, of which file, with which settings."""
+    """.done/<video>.json, written last: number of images, their video file and the extraction settings."""
 
-    settings: str  # their digest
+    settings: str  # digest of the settings
     bytes: Natural
-    sha256: str  # of the file
+    sha256: str  # of the video file
     images: Natural
-    mtime_ns: int | None = None  # earlier versions kept no time
+    mtime_ns: int | None = None  # earlier versions stored no time
     path: str | None = None
 
 
 def read_marker(root: Path, video: str) -> Marker | None:
-    """The marker of a video, by the folder of its images; None where there is none that can be read: it isn't done."""
+    """Read the marker of the video with images in folder `video`; None (not done) if it is unreadable."""
     try:
         return read_json(root / ".done" / f"{video}.json", Marker, "")
     except InputError:
@@ -65,39 +65,40 @@ def read_marker(root: Path, video: str) -> Marker | None:
 
 
 def read_extraction(root: Path) -> Extraction | None:
-    """How the images under `root` were made; None where no file says so. Raises InputError for a file that isn't whole.
+    """Return how the images under `root` were made; None without the file. InputError if it is damaged.
 
-    A broken file isn't passed over: images would be taken for something that they aren't.
+    A damaged file is not ignored, because the images could be mistaken for something else.
     """
     path = root / FILE
     return read_json(path, Extraction, "remove it or extract again") if path.exists() else None
 
 
 def extraction_settings(root: Path) -> dict[str, Any]:
-    """What the images under `root` were extracted with; empty where nothing says so. Raises InputError."""
+    """Return the extraction settings of the images under `root`; {} without the file. Raises InputError."""
     made = read_extraction(root)
     return made.made_with() if made else {}
 
 
 def fingerprint(root: Path, frames: Frames) -> str:
-    """Return a short text that says what one sequence of images was made of. It changes when they are made anew.
+    """Return a fingerprint of what one sequence of images was made of. It changes if they are made anew.
 
-    For our own extraction it follows from the marker that is written last: the video file's content and the settings.
-    For a pack it follows from what was packed. For images of other projects it follows from the files' sizes and times.
-    Cheap: no image is read. What is computed from the images (features) is kept under this key.
+    For our own extraction it is computed from the marker that is written last: the video file's content and
+    the settings. For a pack it is computed from what was packed; for images of other projects, from the
+    files' sizes and times. It is cheap: no image is read. Results computed from the images (features) are
+    stored under this key.
     """
     if (pack := root / "pack.json").is_file():
         return _digest(pack.read_bytes(), frames.folder.encode())
-    for video in (frames.folder, frames.folder.partition("/")[2]):  # flow lies one folder lower, in u/ and v/
+    for video in (frames.folder, frames.folder.partition("/")[2]):  # flow is one folder lower, in u/ and v/
         if made := read_marker(root, video):
-            # Not the file's time: a video that was only copied or touched gives the same images.
+            # Leave out the file's time: a video that was only copied or touched gives the same images.
             return _digest(*(str(part).encode() for part in (made.settings, made.bytes, made.sha256, made.images)))
     files = [os.stat(frames.path(root, i)) for i in range(frames.count)]
     return _digest(*(f"{file.st_size} {file.st_mtime_ns}".encode() for file in files))
 
 
 def source_path(root: Path, folder: str) -> str | None:
-    """The path of the video that the images in a folder were made of, as far as the marker tells it."""
+    """Return the path of the video that a folder's images were made of; None if the marker has none."""
     made = read_marker(root, folder)
     return made.path if made else None
 
@@ -107,10 +108,11 @@ def _digest(*parts: bytes) -> str:
 
 
 def claim(root: Path, kind: str, settings: dict[str, Any], overwrite: bool, empty: bool) -> None:
-    """Make `root` a folder of images of this kind that are made with these settings.
+    """Make `root` a folder for images of this kind, made with these settings.
 
-    The caller holds the folder's lock. Raises InputError where it holds images made otherwise, unless `overwrite`, or
-    of the other kind. An `empty` one may become anything: no video of it is done, and no other run is at work.
+    The caller holds the folder's lock. Raises InputError if `root` holds images of the other kind, or images
+    made with other settings and not `overwrite`. An `empty` folder may become anything: none of its videos is
+    done, and no other run is at work.
     """
     try:
         found = read_extraction(root)

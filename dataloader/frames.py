@@ -1,15 +1,15 @@
-"""Where each video's frames lie on disk, and how many there are.
+"""Find where each video's frames are on disk, and how many there are.
 
-The layout is told by the names of folders and images, the first number, 0 or 1, by the images:
+The layout is detected from folder and image names; whether numbers start at 0 or 1, from the images:
 
   tsfusion, ours     ROOT/v_X/frame000001.jpg, and flow in ROOT/{u,v}/v_X/frame000001.jpg
   dense_flow         ROOT/v_X/{img,flow_x,flow_y}_00001.jpg
   mmaction2          ROOT/Class/v_X/{img,flow_x,flow_y}_00001.jpg
   the original repo  ROOT/Class/separated_images/v_X/v_X_1.jpg
 
-A packed data set (data/pack.py) is read as the folder it was made of.
-Any other folders may stand between ROOT and the video's, and videos may have any names. Where a folder without others
-in it has images of one other name and consecutive numbers (00001.jpg, frame_000001.webp), these are the video's frames.
+A packed dataset (data/pack.py) is read like its original folder. Other folders may lie between ROOT and
+the video's folder, and videos may have any names. A folder without subfolders may also hold images of one
+other name with consecutive numbers (00001.jpg, frame_000001.webp). They are then the video's frames.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _CALLED = {"rgb": "RGB frames", "flow": "optical flow"}
 
 KNOWN = "VIDEO/frame000001.jpg, VIDEO/img_00001.png, u/VIDEO/frame000001.jpg or VIDEO/flow_x_00001.jpg"
 CACHE_NAME = ".frame_index.json"
-_SETTLED_NS = 2_000_000_000  # some file systems' times tick every 2 s: until then a change may not show
-_MAX_DEPTH = 8  # deeper than any layout; ends a loop of links
+_SETTLED_NS = 2_000_000_000  # file times may tick only every 2 s, so a more recent change may not show
+_MAX_DEPTH = 8  # deeper than any layout; ends symlink loops
 
 _ANY_IMAGE = re.compile(r"[^.].*\.(jpe?g|png|webp|bmp|tiff?|ppm)", re.IGNORECASE)
 _IMAGE = re.compile(r"(.*?)([0-9]+)(\.jpe?g|\.png|\.webp)", re.IGNORECASE | re.DOTALL)
@@ -55,9 +55,9 @@ class Index:
     """All videos with images under `root`.
 
     videos: name -> {"rgb": Frames}, {"x": Frames, "y": Frames}, or all three
-    problems: name -> why its images can't be used: a gap in the numbers, u and v of different counts, ...
+    problems: name -> why its images cannot be used: a gap in the numbers, different counts in u and v, ...
 
-    A name is spelled as on disk: `Class_gXX_cYY`, or the folder's path under root, such as `fight/fi001`.
+    Names are spelled as on disk: `Class_gXX_cYY`, or the folder's path under root, such as `fight/fi001`.
     """
 
     root: Path
@@ -68,15 +68,15 @@ class Index:
 
     @property
     def names(self) -> list[str]:
-        """All videos, those with a problem too: what load_split wants as names_on_disk."""
+        """All videos, including those with a problem: the names_on_disk of load_split."""
         return sorted({*self.videos, *self.problems})
 
 
 def index_frames(root: str | Path, kind: Kind) -> Index:
     """Find the images of every video under `root`: "rgb" frames or "flow".
 
-    Counted once and cached (scan). Raises InputError where root holds no such images; what is wrong
-    with a single video is an error only for who asks for it.
+    The images are counted once and cached (scan). Raises InputError if root holds no such images. A problem
+    with a single video raises an error only when that video is requested.
     """
     root = Path(root)
     remedy = f"make them with data/extract_{kind}.py, or give their folder to --{kind}-dir"
@@ -100,10 +100,10 @@ def index_frames(root: str | Path, kind: Kind) -> Index:
 
 
 def find(index: Index, video_name: str) -> Frames | tuple[Frames, Frames]:
-    """The images of one video: Frames of an rgb index, (x, y) of a flow index.
+    """Return the images of one video: Frames from an rgb index, (x, y) from a flow index.
 
-    `video_name` is a key or a path as lists write it: case doesn't matter, and leading folders may differ.
-    Raises InputError for a video that isn't there or has a problem.
+    `video_name` is a key, or a path as in lists: case does not matter, and leading folders may differ. Raises
+    InputError for a video that is missing or has a problem.
     """
     name = locate(index, video_name)
     if name in index.problems:
@@ -117,10 +117,10 @@ def find(index: Index, video_name: str) -> Frames | tuple[Frames, Frames]:
 def match(
     index: Index, videos: Iterable[Video], missing: Literal["error", "skip"] = "error"
 ) -> list[tuple[Video, Frames | tuple[Frames, Frames]]]:
-    """Each video with its images, in the given order.
+    """Return each video with its images, in the given order.
 
-    Videos that aren't there, or have a problem, are counted and the first few named: in an InputError, or
-    with missing="skip" in a printed line, and left out. That all are missing is an error in any case.
+    Videos that are missing or have a problem are counted, and the first few named, in an InputError. With
+    missing="skip" they are left out and a line is printed; it is still an error if all are missing.
     """
     found: list[tuple[Video, Frames | tuple[Frames, Frames]]] = []
     absent: list[str] = []
@@ -154,7 +154,7 @@ def match(
 
 
 def locate(index: Index, name: str, least: str = "") -> str | None:
-    """The index's name of a video; the list may have more leading folders than the disk, or fewer, but for `least`."""
+    """Return the index's name of a video, or None. Leading folders outside `least` may differ."""
     folded = _fold(name)
     while folded:
         if found := index._by_folded_name.get(folded):
@@ -164,30 +164,30 @@ def locate(index: Index, name: str, least: str = "") -> str | None:
 
 
 def locate_video(index: Index, video: Video) -> str | None:
-    """The index's name of a listed video.
+    """Return the index's name of a listed video, or None.
 
-    A key of more than Class/stem tells apart what would else have one name: nothing of it may be missing on disk.
+    A key longer than Class/stem tells videos of equal name apart, so all of it must be on disk.
     """
     least = video.name if video.name.count("/") > 1 else ""
     return locate(index, video.listed, least) or locate(index, video.name, least)
 
 
 def _fold(name: str) -> str:
-    """What is equal for two spellings of one video: case, suffix, v_ and composed accents (macOS) aside."""
+    """Normalise a video's name: ignore case, suffix, v_ and the form of accents (decomposed on macOS)."""
     if parts := ucf_parts(name):
         return f"{parts[0]}_g{parts[1]}_c{parts[2]}".casefold()
     return unicodedata.normalize("NFC", without_suffix(name)).casefold()
 
 
 def assemble(root: Path, kind: Kind, sequences: Mapping[str, Sequence[Frames]]) -> Index:
-    """The index of these folders' images, by paths under `root`: which video and channel each sequence is."""
+    """Build the index from the sequences in each folder under `root`: find each one's video and channel."""
     videos: dict[str, dict[str, Frames]] = defaultdict(dict)
     problems: dict[str, str] = {}
     by_folded_name: dict[str, str] = {}
     for path, found in sorted(sequences.items()):
         named_by_channel = any(images.channel != "rgb" for images in found)
         name, in_u_or_v = _name_and_channel(path, kind == "flow" and not named_by_channel)
-        name = by_folded_name.setdefault(_fold(name), name)  # u/v_HandStand... is v/v_Handstand...
+        name = by_folded_name.setdefault(_fold(name), name)  # u/v_HandStand... equals v/v_Handstand...
         for images in found:
             channel = in_u_or_v or images.channel
             if channel not in CHANNELS[kind]:
@@ -205,7 +205,7 @@ def assemble(root: Path, kind: Kind, sequences: Mapping[str, Sequence[Frames]]) 
         if name in problems:
             for channel in CHANNELS[kind]:
                 channels.pop(channel, None)
-    by_ending: dict[str, list[str]] = defaultdict(list)  # ROOT/rawframes/fight/fi001 is found as fight/fi001
+    by_ending: dict[str, list[str]] = defaultdict(list)  # finds ROOT/rawframes/fight/fi001 as fight/fi001
     for folded, name in by_folded_name.items():
         by_ending["/".join(folded.split("/")[-2:])].append(name)
     endings = {ending: names[0] for ending, names in by_ending.items() if len(names) == 1}
@@ -214,7 +214,7 @@ def assemble(root: Path, kind: Kind, sequences: Mapping[str, Sequence[Frames]]) 
 
 
 def _name_and_channel(path: str, in_u_and_v: bool) -> tuple[str, str | None]:
-    """A folder's video, and "x" or "y" where, as in tsfusion's flow, the folder u or v above tells it."""
+    """Return a folder's video, and "x" or "y" if a parent folder u or v tells it, as in tsfusion's flow."""
     if parts := ucf_parts(path):
         name = f"{parts[0]}_g{parts[1]}_c{parts[2]}"
     else:
@@ -241,18 +241,18 @@ def _uneven(x: Frames | None, y: Frames | None) -> str:
 
 
 class Folder(NamedTuple):
-    """What one folder holds. A folder with images is a video's: whatever lies below it is none."""
+    """The content of one folder. A folder with images is a video's; folders below it are ignored."""
 
-    stamp: tuple[int, ...]  # (mtime_ns, ctime_ns), or () for one that has to be listed again next time
+    stamp: tuple[int, ...]  # (mtime_ns, ctime_ns), or () if the folder must be listed again next time
     images: tuple[Frames, ...] = ()
     subfolders: tuple[str, ...] = ()
 
 
 def scan(root: Path) -> dict[str, Folder]:
-    """Every folder under `root` by its path relative to it ("" is root's), with "/" on every system.
+    """List every folder under `root` by its relative path, with "/" on every system; "" is root itself.
 
     Names that begin with a dot are skipped: unfinished extraction, caches. The cache is written to root, or
-    to the user's cache folder where root can't be written. Raises InputError for a folder that can't be read.
+    to the user's cache folder if root is not writable. Raises InputError for a folder that cannot be read.
     """
     cached = _read_cache(root)
     folders: dict[str, Folder] = {}
@@ -266,11 +266,11 @@ def scan(root: Path) -> dict[str, Folder]:
             try:
                 status = os.stat(full)
             except OSError:
-                continue  # gone since its parent was listed
-            stamp = (status.st_mtime_ns, status.st_ctime_ns)  # tar and rsync set mtime back, never ctime
+                continue  # removed since its parent was listed
+            stamp = (status.st_mtime_ns, status.st_ctime_ns)  # tar and rsync restore mtime, never ctime
             folder = cached.get(path)
             if folder is None or folder.stamp != stamp:
-                # writing the cache changes root's own times, so root is listed every time
+                # Writing the cache changes root's own times, so root is always listed again.
                 folder = _list(full, path, stamp if path and max(stamp) < now - _SETTLED_NS else ())
                 bar.update()
             folders[path] = folder
@@ -284,7 +284,7 @@ def scan(root: Path) -> dict[str, Folder]:
 def _list(full: str, path: str, stamp: tuple[int, ...]) -> Folder:
     own_prefix = path.rpartition("/")[2].casefold() + "_"  # v_X/v_X_1.jpg
     numbers: dict[tuple[str, str], list[str]] = defaultdict(list)
-    others: dict[tuple[str, str], list[str]] = defaultdict(list)  # of names that no layout has
+    others: dict[tuple[str, str], list[str]] = defaultdict(list)  # names that no layout uses
     subfolders: list[str] = []
     try:
         with os.scandir(full) as entries:
@@ -301,7 +301,7 @@ def _list(full: str, path: str, stamp: tuple[int, ...]) -> Folder:
         raise InputError(f"cannot list {full}: {error.strerror}; check its permissions") from None
     images: dict[str, Frames] = {}
     numbers = numbers or ({} if subfolders else others)
-    for (prefix, suffix), found in sorted(numbers.items()) if path else ():  # root is no video
+    for (prefix, suffix), found in sorted(numbers.items()) if path else ():  # root itself is not a video
         one = _sequence(path, prefix, suffix, found)
         if other := images.get(one.channel):
             both = f"{other.prefix}...{other.suffix} and {prefix}...{suffix}"
@@ -312,7 +312,7 @@ def _list(full: str, path: str, stamp: tuple[int, ...]) -> Folder:
 
 
 def _sequence(folder: str, prefix: str, suffix: str, numbers: Sequence[str]) -> Frames:
-    """Read first number, count and padding off the numbers in names, or what is wrong with them."""
+    """Derive first number, count and padding from the numbers in file names, or the problem with them."""
     values = set(map(int, numbers))
     start = min(values)
     digits = min(map(len, numbers)) if any(len(text) > 1 and text[0] == "0" for text in numbers) else 0
@@ -328,24 +328,24 @@ def _sequence(folder: str, prefix: str, suffix: str, numbers: Sequence[str]) -> 
 
 
 def _cache_files(root: Path) -> list[Path]:
-    """Where the cache may lie, the better place first."""
+    """Return where the cache may be, in order of preference."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache")
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     return [root / CACHE_NAME, base / "two-stream" / f"{name}.json"]
 
 
-Row = tuple[str, Natural, Natural, Natural, str, str]  # Frames without their folder
+Row = tuple[str, Natural, Natural, Natural, str, str]  # Frames without the folder
 
 
 class CacheFile(BaseModel):
-    """The cache: a Folder by its path, each of its sequences as a Row."""
+    """The cache: path -> Folder, with each sequence as a Row."""
 
     version: Literal[3]
     folders: dict[str, tuple[tuple[int, ...], list[Row], tuple[str, ...]]]
 
 
 def _read_cache(root: Path) -> dict[str, Folder]:
-    """The newest cache, {} if there is none or it isn't one of ours."""
+    """Read the newest cache; {} if there is none, or if it is not ours."""
     found = [(file.stat().st_mtime, file) for file in _cache_files(root) if file.is_file()]
     if not found:
         return {}
@@ -371,4 +371,4 @@ def _write_cache(root: Path, folders: dict[str, Folder]) -> None:
                 temporary.write_text(text, encoding="ascii")
             return
         except InputError:
-            continue  # without a cache it only takes longer
+            continue  # without a cache, the next start only takes longer

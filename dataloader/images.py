@@ -1,4 +1,4 @@
-"""Images of videos on disk: RGB frames and pairs of flow images, read as uint8, and what is wrong with a bad one."""
+"""Reading of RGB frames and flow image pairs as uint8. Messages explain what is wrong with a bad image."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from dataloader.lists import Video
 from dataloader.packed import Frames
 from utils import InputError, rank
 
-try:  # libjpeg-turbo with SIMD: 1.4 times the speed of torchvision's decoder, 3 of Pillow's
+try:  # libjpeg-turbo with SIMD: 1.4 times as fast as torchvision's decoder, 3 times as Pillow
     import simplejpeg
-except ImportError:  # no wheel for this platform: everything works, only slower
+except ImportError:  # no wheel for this platform: everything works, but more slowly
     simplejpeg = None
 
 AGAIN = "extract this video again"
 CONVERTED = ("GRAY", "1", "LA", "P", "PA", "RGBA", "CMYK", "YCCK")  # to RGB, as tsn-pytorch does
-_said = mmap.mmap(-1, 1)  # whether a conversion was said; shared with the loader's processes
-MOST_PIXELS = 50_000_000  # of one image, for which memory is taken before it is decoded
+_said = mmap.mmap(-1, 1)  # whether the conversion note was printed; shared by the loader's processes
+MOST_PIXELS = 50_000_000  # pixels in one image; memory is allocated before it is decoded
 
-# (where a video's images lie, time steps from 0) -> for each step uint8 (planes, height, width): RGB, or x and y
+# (where a video's images are, time steps from 0) -> for each step uint8 (planes, height, width): RGB, or x
+# and y
 ReadSteps = Callable[[Any, Sequence[int]], Iterable[np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Source:
-    """One video as a stream sees it: `frames` is what its ReadSteps takes, `count` its time steps."""
+    """One video as a stream sees it: `frames` is for its ReadSteps, `count` is the number of time steps."""
 
     video: Video
     frames: Any
@@ -42,7 +43,7 @@ class Source:
 
 
 def find_sources(index: Index, videos: list[Video], allow_missing: bool = False) -> list[Source]:
-    """The videos that have images under `index`; one that has none is an error, or left out."""
+    """Return the videos that have images under `index`. A video without images is an error, or skipped."""
     sources = []
     for video, frames in match(index, videos, "skip" if allow_missing else "error"):
         one = frames[0] if isinstance(frames, tuple) else frames  # flow has two, x and y
@@ -57,23 +58,23 @@ class ReadFrame:
     root: Path
 
     def __call__(self, frames: Frames, steps: Sequence[int]) -> Iterator[np.ndarray]:
-        """Each frame of `steps`, from 0, as (3, height, width) uint8, colours interleaved in memory."""
+        """Yield each frame of `steps`, from 0, as (3, height, width) uint8, colours interleaved in memory."""
         for path, data in frames.read(self.root, steps):
             yield decode_rgb(data, path).transpose(2, 0, 1)
 
 
 @dataclass(frozen=True)
 class ReadFlow:
-    """Read frame pairs' flow under `root`.
+    """Read the flow of frame pairs under `root`.
 
-    A clip puts the pairs one behind the other, so its channels are x1, y1, ..., x10, y10, as in
-    Simonyan and Zisserman 2014, section 3, equation 1.
+    A clip concatenates the pairs, so its channels are x1, y1, ..., x10, y10, as in Simonyan and Zisserman
+    2014, section 3, equation 1.
     """
 
     root: Path
 
     def __call__(self, frames: tuple[Frames, Frames], steps: Sequence[int]) -> Iterator[np.ndarray]:
-        """Each pair of `steps`, from 0, as (2, height, width) uint8: x, then y."""
+        """Yield each pair of `steps`, from 0, as (2, height, width) uint8: x, then y."""
         for files in zip(*(component.read(self.root, steps) for component in frames), strict=True):
             x, y = (decode_gray(data, path) for path, data in files)
             if x.shape != y.shape:
@@ -83,12 +84,12 @@ class ReadFlow:
 
 
 def decode_rgb(data: bytes, path: str | Path) -> np.ndarray:
-    """An image's bytes -> (H, W, 3) uint8 RGB; grey, CMYK, RGBA and palette images converted. `path`: for messages."""
+    """Decode an image, also grey, CMYK, RGBA or palette, to (H, W, 3) uint8 RGB. `path`: for messages."""
     return _decode(data, path, "RGB")
 
 
 def decode_gray(data: bytes, path: str | Path) -> np.ndarray:
-    """JPEG bytes of one flow component -> (H, W) uint8. `path` is only for the error's text."""
+    """Decode a JPEG of one flow component to (H, W) uint8. `path`: for messages."""
     return _decode(data, path, "GRAY")
 
 
@@ -104,7 +105,8 @@ def _decode(data: bytes, path: str | Path, wanted: str) -> np.ndarray:
             return np.asarray(Image.open(io.BytesIO(data)))
         if colour == "RGB" or (wanted == "RGB" and colour in CONVERTED):
             image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-            if wanted == "GRAY" and np.ptp(image.astype(np.int16), axis=2).max() <= 2:  # flow as three equal planes
+            # Flow may be stored as three equal planes.
+            if wanted == "GRAY" and np.ptp(image.astype(np.int16), axis=2).max() <= 2:
                 return np.ascontiguousarray(image[..., 0])
             if wanted == "RGB":
                 if not _said[0] and rank() == 0:
@@ -114,7 +116,7 @@ def _decode(data: bytes, path: str | Path, wanted: str) -> np.ndarray:
                 return image
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).split("\n")[0]
-        if isinstance(error, UnidentifiedImageError):  # its text is of io.BytesIO objects
+        if isinstance(error, UnidentifiedImageError):  # its message only names a BytesIO object
             reason = f"it begins with {data[:12]!r}"
         raise InputError(f"{path} is not a whole JPEG ({reason}); {AGAIN}") from None
     if wanted == "GRAY":
@@ -123,7 +125,7 @@ def _decode(data: bytes, path: str | Path, wanted: str) -> np.ndarray:
 
 
 def _header(data: bytes) -> tuple[str, int]:
-    """(RGB, GRAY or another name; how many pixels), from the header alone."""
+    """Return (colour: RGB, GRAY or another name; number of pixels), from the header alone."""
     if not data:
         raise ValueError("the file is empty")
     if simplejpeg is not None and data[:2] == b"\xff\xd8":

@@ -1,6 +1,6 @@
-"""Which videos train and which test: by lists, UCF101's, HMDB51's or one's own, or by UCF101's group rule.
+"""Split of videos into training and test sets: by lists (UCF101, HMDB51, your own) or UCF101's group rule.
 
-Whatever is wrong with a list is told by file and line.
+Error messages about a list name the file and line.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from dataloader.names import (
 )
 from utils import InputError, plural
 
-USUAL_GROUPS = 18  # of UCF101's training sets, in each class
+USUAL_GROUPS = 18  # training groups in each class of UCF101
 OFFICIAL_COUNTS = {  # (training, test) videos of each split
     "ucf101": {"1": (9537, 3783), "2": (9586, 3734), "3": (9624, 3696)},
     "hmdb51": {"1": (3570, 1530), "2": (3570, 1530), "3": (3570, 1530)},
 }
 _HMDB51_FILE = re.compile(r"(?P<class>.+)_test_split(?P<number>\d+)\.txt")
 _NUMBER = re.compile(r"(?:list|split|fold|train|test|val)[ _-]*0*(\d+)", re.IGNORECASE)
-_NUMBERED = re.compile(r"(\d+)[\s,]+(\S.*)")  # a class
+_NUMBERED = re.compile(r"(\d+)[\s,]+(\S.*)")  # a class with its number
 _CLASS_FILES = ("classind.txt", "classes.txt")
 _FORMS = ("`path`", "`path label`", "`path num_frames label`")
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a dataset: "ucf101", "hmdb51" or "own". The videos stand in the order of their list."""
+    """One split of a dataset: "ucf101", "hmdb51" or "own". The videos are in the order of their list."""
 
     dataset: str
     number: str
@@ -49,29 +49,29 @@ class Split:
 
     @property
     def official_counts(self) -> tuple[int, int] | None:
-        """(training, test) videos of the complete official split; None for one's own dataset."""
+        """(training, test) videos of the complete official split; None for your own dataset."""
         return OFFICIAL_COUNTS.get(self.dataset, {}).get(self.number)
 
 
 def load_split(
     list_dir: str | Path | None, number: int | str, names_on_disk: Iterable[str] = (), verbose: bool = True
 ) -> Split:
-    """The split `number`, from the lists in `list_dir`, or by UCF101's group rule if that is None.
+    """Load split `number` from the lists in `list_dir`, or make it by UCF101's group rule if that is None.
 
-    The lists are the authority: what they name is in the split, on disk or not (frames.match compares).
+    The lists decide: a listed video is in the split, whether on disk or not (frames.match compares).
     Their format is detected:
       UCF101   classInd.txt, trainlistNN.txt, testlistNN.txt
       HMDB51   <class>_test_splitN.txt for each class
       own      train.txt and test.txt; for several splits a number in the names, as in trainlist02.txt or
-               ucf101_rgb_val_split_2.txt ("val" means test where there is no test list). Lines are `path`,
-               `path label` or TSN's `path num_frames label`. The classes and their order: classes.txt (or
-               classInd.txt) if there is one; else those of the paths, by labels, in UCF101's order, or sorted
+               ucf101_rgb_val_split_2.txt ("val" means test if there is no test list). Lines are `path`,
+               `path label` or TSN's `path num_frames label`. Classes and order come from classes.txt (or
+               classInd.txt) if there is one, else from the paths: ordered by label, as in UCF101, or sorted
 
-    The videos' groups: groups.csv beside the lists, if it is there (columns video and group; a video without a row is
-    by itself), else names.find_groups.
+    Groups come from groups.csv beside the lists, if present (columns video and group; a video without a row
+    is its own group), else from names.find_groups.
 
-    `names_on_disk`, for the group rule: Index.names, or paths of videos. `verbose` prints the rule's counts
-    beside the official ones. Raises InputError, one line, for whatever is wrong with a list.
+    The group rule needs `names_on_disk`: Index.names, or paths of videos. `verbose` prints the rule's counts
+    beside the official ones. Raises a one-line InputError for anything wrong with a list.
     """
     number = str(number).strip().lstrip("0")
     if list_dir is None:
@@ -86,7 +86,7 @@ def load_split(
 
 
 def _with_groups(split: Split, file: Path | None) -> Split:
-    """The split with each video's group: by `file`, groups.csv beside the lists, if it is there, else by the names."""
+    """Return the split with each video's group, from `file` (groups.csv) if it exists, else by its name."""
     videos = [*split.train, *split.test]
     if file and file.is_file():
         told = read_groups(file)
@@ -98,7 +98,7 @@ def _with_groups(split: Split, file: Path | None) -> Split:
 
 
 def read_column(file: Path, column: str) -> dict[str, str]:
-    """{video: what `column` says of it} of a CSV file with these two columns. Raises InputError."""
+    """Return {video: its value in `column`} from a CSV file with these two columns. Raises InputError."""
     try:
         with open(file, newline="", encoding="utf-8-sig") as opened:
             return {row["video"].strip(): row[column].strip() for row in csv.DictReader(opened)}
@@ -109,12 +109,12 @@ def read_column(file: Path, column: str) -> dict[str, str]:
 
 
 def read_groups(file: Path) -> dict[str, str]:
-    """{path without suffix, in lower case: group} of a CSV file with the columns video and group. Raises InputError."""
+    """Return {lower-case path without suffix: group} from groups.csv (video, group). Raises InputError."""
     return {without_suffix(video).casefold(): group for video, group in read_column(file, "group").items()}
 
 
 def _split_by_groups(names: Iterable[str], number: str) -> Split:
-    """Groups 1-7 are split 1's test set, 8-14 split 2's, 15-21 split 3's; all others train."""
+    """Split by group: groups 1-7 are tested in split 1, 8-14 in split 2, 15-21 in split 3; others train."""
     if number not in ("1", "2", "3"):
         raise InputError(f"--split {number}: without lists (--ucf-list) there are the splits 1, 2 and 3")
     found = {name: ucf_parts(name) for name in names}
@@ -135,16 +135,16 @@ def _split_by_groups(names: Iterable[str], number: str) -> Split:
         label = labels[class_.casefold()]
         video = Video(video_key(name, class_names[label]), label, name)
         tests = (int(group) - 1) // 7 == int(number) - 1
-        sides[tests].setdefault(video.name, video)  # the same video in two folders: frames.match reports it
+        sides[tests].setdefault(video.name, video)  # frames.match reports a video in two folders
     train, test = (sorted(side.values(), key=lambda video: (video.label, video.name)) for side in sides)
     return Split(dataset, number, class_names, train, test)
 
 
 def hold_out_groups(train: list[Video], groups: int) -> tuple[list[Video], list[Video]]:
-    """Move the last `groups` groups of each class out of training, to select and schedule by: (train, val).
+    """Move the last `groups` groups of each class out of training, for model selection: (train, val).
 
-    Where no groups are known, each video would be one, and a few videos would choose the model. There the part of
-    each class is held out that `groups` are of UCF101's USUAL_GROUPS in training, in the order of names.
+    If no groups are known, each video would be its own group, and a few videos would choose the model. Then
+    the fraction `groups` / USUAL_GROUPS (UCF101's training groups) of each class is held out, by order of names.
     """
     known = groups <= 0 or any(video.group != video.name for video in train)
     held_out: set[tuple[int, str]] = set()
@@ -175,7 +175,7 @@ class _Line:
 
 
 def read_lists(folder: Path, number: str) -> tuple[Path, Split]:
-    """Where the lists of split `number` are, `folder` or a folder within it, and the split. Formats: see load_split."""
+    """Return the folder of split `number`'s lists (`folder` or a subfolder) and the split; see load_split."""
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}; give the folder that holds the split lists")
     for place in [folder, *sorted(child for child in folder.iterdir() if child.is_dir())]:
@@ -211,12 +211,12 @@ def _read_hmdb51(folder: Path, files: Sequence[Path], number: str) -> Split:
             raise InputError(f"{folder} has no {class_}_test_split{number}.txt, only of split {first_few(others)}")
         seen: dict[str, str] = {}
         for where, text in _read_text(found[class_, number]):
-            path, use, *_ = [*text.rsplit(None, 1), ""]  # from the right: names hold spaces
+            path, use, *_ = [*text.rsplit(None, 1), ""]  # split from the right: names may contain spaces
             if use not in ("0", "1", "2"):
                 raise InputError(f"{where}: expected `name.avi 0|1|2`, found `{text}`; correct the line")
             video = Video(video_key(path, class_), label, f"{class_}/{path}")
             _once(video, where, seen)
-            if use != "0":  # 0: in no set of this split
+            if use != "0":  # 0: not used in this split
                 (train if use == "1" else test).append(video)
     return Split("hmdb51", number, class_names, train, test)
 
@@ -268,7 +268,7 @@ def _once(video: Video, where: str, seen: dict[str, str]) -> None:
 
 
 def _read_text(file: Path) -> list[tuple[str, str]]:
-    """("file line 7", text) of every line that isn't blank; CRLF and a byte-order mark do no harm."""
+    """Return ("file line 7", text) of every non-blank line; CRLF and a byte-order mark are accepted."""
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -282,13 +282,13 @@ def _read_text(file: Path) -> list[tuple[str, str]]:
 
 
 def _lines(content: bytes, name: str) -> list[tuple[str, str]]:
-    """Bytes that are not UTF-8 stay what Python's names of files have for them: such a name may be on disk."""
+    """Split into lines. Bytes that are not UTF-8 are decoded like file names, to match names on disk."""
     text = content.decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
     return [(f"{name} line {i}", line.strip()) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
 def _read_classes(file: Path) -> tuple[list[str], int]:
-    """(class names in label order, the first label as written) of lines `1 ApplyEyeMakeup` or just names."""
+    """Read lines `1 ApplyEyeMakeup` or plain names: (class names in label order, first label as written)."""
     lines = _read_text(file)
     numbered = [_NUMBERED.fullmatch(text) for _, text in lines]
     names, first = [text for _, text in lines], 0
@@ -307,13 +307,13 @@ def _read_classes(file: Path) -> tuple[list[str], int]:
 
 
 def _number(digits: str, where: str) -> int:
-    if len(digits.strip()) > 9:  # beyond some thousands of digits Python refuses, too
+    if len(digits.strip()) > 9:  # Python itself refuses some thousands of digits
         raise InputError(f"{where}: {digits.strip()[:9]}... is too high a number; correct the line")
     return int(digits)
 
 
 def _read_list(files: list[Path]) -> list[_Line]:
-    """One list's lines. TSN keeps two of the same videos, rgb and flow: then either will do."""
+    """Read one list. TSN keeps two lists of the same videos, rgb and flow; either will do then."""
     lists = [_parse_list(_read_text(file)) for file in files]
     if len({frozenset((without_suffix(line.path), line.label) for line in lines) for lines in lists}) > 1:
         raise InputError(f"{files[0]} and {files[1].name} are of the same split but differ; move one away")
@@ -321,7 +321,7 @@ def _read_list(files: list[Path]) -> list[_Line]:
 
 
 def _parse_list(texts: list[tuple[str, str]]) -> list[_Line]:
-    """`path`, `path label` or `path num_frames label`, whichever most lines are; from the right."""
+    """Parse lines, from the right, as `path`, `path label` or `path num_frames label`, as most lines are."""
     trailing = [re.findall(r"\s-?\d+(?=(?:\s-?\d+)?$)", re.sub(r"\s+", " ", text)) for _, text in texts]
     form = Counter(map(len, trailing)).most_common(1)[0][0]
     lines = []
@@ -338,7 +338,7 @@ def _parse_list(texts: list[tuple[str, str]]) -> list[_Line]:
 
 
 def is_listable(path: str, class_name: str, class_names: Iterable[str]) -> bool:
-    """Whether lists can hold a video: what is written of it is read back the same, and as of its class."""
+    """Return whether lists can hold a video: reading back its line gives the same path and class."""
     numbered = _NUMBERED.fullmatch(f"0 {class_name}".strip())
     index = {name.casefold(): name for name in class_names}
     try:
@@ -350,16 +350,16 @@ def is_listable(path: str, class_name: str, class_names: Iterable[str]) -> bool:
 
 
 def _named_class(path: str, index: dict[str, Any]) -> Any:
-    """What `index`, by names in lower case, has for the class that a path names; None where it names none of them."""
+    """Return what `index` (keyed by lower-case names) has for the class that a path names, or None."""
     parts = ucf_parts(path)
     candidates = [*(parts[:1] if parts else ()), *reversed(path.split("/")[:-1])]
     return next((index[name.casefold()] for name in candidates if name.casefold() in index), None)
 
 
 def _classes_in(lines: list[_Line], folder: Path) -> tuple[list[str], dict[int, int]]:
-    """The classes where no file names them, and what each written label means.
+    """Derive the classes and the meaning of each written label, if no file names the classes.
 
-    Classes are those of the paths, in the order of their labels; without labels in UCF101's order, or sorted.
+    The classes are those of the paths, ordered by label. Without labels: UCF101's order, or sorted.
     """
     remedy = f"name the classes in {folder / 'classes.txt'}, one per line in the order of their labels"
     by_label: dict[int, Counter[str]] = defaultdict(Counter)
@@ -379,7 +379,7 @@ def _classes_in(lines: list[_Line], folder: Path) -> tuple[list[str], dict[int, 
         names = dict(sorted(names.items()))
     if not by_label:
         return list(names.values()), {}
-    # most lines of a label say what it means: _labels names a line that differs
+    # The majority of a label's lines defines its meaning; _labels reports a line that differs.
     meant = {label: by_label[label].most_common(1)[0][0].casefold() for label in sorted(by_label)}
     if sorted(meant.values()) != sorted(names):
         raise InputError(f"the labels and the folders' names in the lists of {folder} don't match one to one; {remedy}")
@@ -387,9 +387,9 @@ def _classes_in(lines: list[_Line], folder: Path) -> tuple[list[str], dict[int, 
 
 
 def _numbering(lines: list[_Line], class_names: list[str], first: int) -> dict[int, int]:
-    """What each written label means where a file names the classes: they count from 0 (TSN) or from 1 (UCF101).
+    """Map written labels to classes if a file names the classes. Labels start at 0 (TSN) or 1 (UCF101).
 
-    Where the paths name classes, they tell which; else `first`, the first number in the file.
+    Paths that name classes decide which; otherwise `first`, the first number in the file, does.
     """
     index = {name.casefold(): i for i, name in enumerate(class_names)}
     told = [(line.label, _named_class(line.path, index)) for line in lines]
@@ -399,7 +399,7 @@ def _numbering(lines: list[_Line], class_names: list[str], first: int) -> dict[i
 
 
 def _labels(lines: list[_Line], class_names: list[str], numbers: dict[int, int]) -> list[int]:
-    """Each line's class, 0-based, by its path and by its label, which must agree."""
+    """Return each line's class, 0-based. Its path and its label must agree."""
     index = {name.casefold(): i for i, name in enumerate(class_names)}
     by_path = [_named_class(line.path, index) for line in lines]
     paths_tell = any(label is not None for label in by_path)

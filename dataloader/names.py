@@ -1,4 +1,4 @@
-"""What a video is called: its class, its group and its key, from the many ways its path is written."""
+"""Names of videos: derive class, group and key from the many ways in which a video's path is written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ UCF_NAME = re.compile(r"v_(\w+)_g(\d\d)_c(\d\d)", re.IGNORECASE)
 
 SIDES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("val", "valid", "validate", "validation"), "val"
-)  # what folders are called that hold one side of a split
+)  # names of folders that hold one side of a split
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Video:
     label: 0-based, an index into Split.class_names
     listed: the name as the list writes it, or as found on disk
     group: the recording or person it shows. Videos of one group are alike, so they stay on one side of any split
-        and are resampled together; a group may be in several classes. Its own name: it is by itself
+        and are resampled together. A group may span classes. A video without a group has its own name here
     """
 
     name: str
@@ -66,15 +66,15 @@ class Video:
 
 
 def without_suffix(path: str) -> str:
-    """The path with slashes and without a video's suffix; other dots belong to the name."""
+    """Return the path with forward slashes and without a video suffix; other dots are part of the name."""
     path = path.replace("\\", "/").rstrip("/")
     return path[: path.rindex(".")] if path.lower().endswith(VIDEO_SUFFIXES) else path
 
 
 def ucf_parts(name: str) -> tuple[str, str, str] | None:
-    """(class, group, clip) of a path or key of UCF101's naming, None for others.
+    """Return (class, group, clip) of a path or key in UCF101's naming, None for others.
 
-    A key has no folder and no `v_`; with a folder before it, only `v_Class_gXX_cYY` is of UCF101's naming.
+    A key has no folder and no `v_`. With a folder before it, only `v_Class_gXX_cYY` is UCF101's naming.
 
     >>> ucf_parts("HandstandPushups/v_HandStandPushups_g01_c02.avi")
     ('HandStandPushups', '01', '02')
@@ -85,7 +85,7 @@ def ucf_parts(name: str) -> tuple[str, str, str] | None:
 
 
 def video_key(path: str, class_name: str) -> str:
-    """The key of the video at `path` whose class is `class_name`, in the class list's spelling."""
+    """Return the key of the video at `path` with class `class_name`, in the class list's spelling."""
     parts = ucf_parts(path)
     if parts and parts[0].casefold() == class_name.casefold():
         return f"{class_name}_g{parts[1]}_c{parts[2]}"
@@ -93,7 +93,7 @@ def video_key(path: str, class_name: str) -> str:
 
 
 def video_keys(paths: Sequence[str], classes: Sequence[str]) -> list[str]:
-    """The key of each video. Where two would have one, folders tell them apart: `walk/rec1/a`, or `test/walk/a`."""
+    """Return the key of each video. Equal keys are told apart by folders: `walk/rec1/a`, or `test/walk/a`."""
     keys = [video_key(path, name) for path, name in zip(paths, classes, strict=True)]
     count = Counter(map(str.casefold, keys))
     for i, (path, name) in enumerate(zip(paths, classes, strict=True)):
@@ -106,16 +106,16 @@ def video_keys(paths: Sequence[str], classes: Sequence[str]) -> list[str]:
 
 
 def find_groups(paths: Sequence[str], classes: Sequence[str]) -> list[str]:
-    """The recording or person of each video, as far as all their names together tell it; "" for none.
+    """Return the recording or person of each video, as far as all the names together reveal it; else "".
 
-    paths: of the videos, or their keys; classes: the class name of each. UCF101's and HMDB51's names tell the group
-    of each video. Of other names a part counts where, in most classes, half of the videos are of several groups of
-    several videos; the first of these that does is taken:
-      the folders between the class's and the video   walk/rec1/a.avi is of rec1
-      what stands before the class (KTH, Weizmann)    run/daria_run.avi is of daria
-      what stands after it, without a number          run/run_daria.avi is of daria
-      all but the last word, but the class            walk/walk_rec1_2.avi is of rec1; UCF11's v_biking_01_02 of v_01
-      all but the last two
+    paths: of the videos, or their keys; classes: the class name of each. UCF101's and HMDB51's names contain
+    each video's group. For other names, the first of these parts is taken that, in most classes,
+    puts at least half of the videos into several groups of several videos each:
+      the folders between the class's and the video   rec1 in walk/rec1/a.avi
+      what precedes the class (KTH, Weizmann)         daria in run/daria_run.avi
+      what follows it, without a number               daria in run/run_daria.avi
+      all but the class and the last word (UCF11)     rec1 in walk/walk_rec1_2.avi, v_01 in v_biking_01_02
+      all but the class and the last two words
     """
     groups = [_certain_group(path, name) for path, name in zip(paths, classes, strict=True)]
     left = [i for i, group in enumerate(groups) if not group]
@@ -138,14 +138,15 @@ def _certain_group(path: str, class_name: str) -> str:
 
 
 def _parts(path: str, class_name: str) -> Iterator[str]:
-    """The parts of a name that may tell its recording, in the order of find_groups; "" where there is no such part."""
+    """Yield the parts of a name that may tell its recording, in find_groups' order; "" for an absent part."""
     *folders, stem = without_suffix(path).casefold().split("/")
     own = [i for i, folder in enumerate(folders) if folder == class_name.casefold()]
     yield "/".join(folders[own[-1] + 1 :]) if own else ""
     words = [word for word in re.split(r"[\W_]+", stem) if word]
     wanted = "".join(re.split(r"[\W_]+", class_name.casefold()))
     before, after = [], words
-    for end in range(len(words), 0, -1):  # the last time that the class is named: run, or run2, but not run_2
+    # Find the last place where the class is named: run, or run2, but not run_2.
+    for end in range(len(words), 0, -1):
         last = words[end - 1] if words[end - 1].isdigit() else words[end - 1].rstrip("0123456789")
         starts = [i for i in range(end) if wanted in ("".join(words[i:end]), "".join(words[i : end - 1]) + last)]
         if starts:
@@ -159,9 +160,10 @@ def _parts(path: str, class_name: str) -> Iterator[str]:
 
 
 def _are_groups(parts: Sequence[str], classes: Sequence[str], across: bool) -> bool:
-    """Whether, in most classes, half of the videos are of several groups of several; `across` counts all classes'.
+    """Whether, in most classes, at least half of the videos are in several groups of several videos.
 
-    Two groups without a number are none: IMG and MVI are what cameras call their files.
+    `across` counts a group's videos over all classes. Two groups without a number do not count: IMG and MVI
+    are what cameras name their files.
     """
     sizes = Counter((part, "" if across else name) for part, name in zip(parts, classes, strict=True) if part)
     of_class: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -176,7 +178,7 @@ def _are_groups(parts: Sequence[str], classes: Sequence[str], across: bool) -> b
 
 
 def first_few(names: Iterable[str], limit: int = 3) -> str:
-    """The first few of many names, for an error's line: `a, b, c and 7 more`."""
+    """Join the first few of many names for an error message: `a, b, c and 7 more`."""
     names = list(map(printable, names))
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

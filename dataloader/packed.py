@@ -1,13 +1,13 @@
-"""Sequences of numbered images: files in a folder, or packed into a few large files, which data/pack.py writes.
+"""Sequences of numbered images: files in a folder, or packed by data/pack.py into a few large files.
 
-  PACK/shard-00000.tar    the image files as they were, one sequence behind the other; `tar xf` gives them back
-  PACK/shard-00000.npy    int64 (images, 2): where each image's bytes begin in the tar, and how many they are
-  PACK/shard-00000.json   which sequences these are: {"sequences": [[folder, prefix, digits, start, count, suffix]]},
-                          and the fingerprint of each, of dataloader/extracted.py: {"made_of": [text]}
+  PACK/shard-00000.tar    the unchanged image files, sequence after sequence; `tar xf` restores them
+  PACK/shard-00000.npy    int64 (images, 2): offset and length of each image's bytes in the tar
+  PACK/shard-00000.json   its sequences: {"sequences": [[folder, prefix, digits, start, count, suffix]]},
+                          and the fingerprint of each (dataloader/extracted.py): {"made_of": [text]}
   PACK/pack.json          written last: {"format": "two-stream pack", "kind", "made_of", "shards": [{"name", "bytes"}]}
-  PACK/extraction.json    as it was, if it was there
+  PACK/extraction.json    copied unchanged, if there is one
 
-A stack's ten x images lie side by side, and so do its ten y images: a clip takes two reads, an RGB frame one.
+A stack's ten x images are adjacent, and so are its ten y images: a clip takes two reads, an RGB frame one.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from utils import InputError
 
 FORMAT = "two-stream pack"
 PACK_AGAIN = "copy it or pack this data set again"
-READ_AT_ONCE = 64  # images of a run, which bounds the memory
+READ_AT_ONCE = 64  # images per read, which limits the memory
 PREFIXES = {"frame": "rgb", "img_": "rgb", "image_": "rgb", "flow_x_": "x", "flow_y_": "y"}  # by name's start
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """A file's bytes; a missing or unreadable one is an InputError."""
+    """Read a file's bytes. Raises InputError if it is missing or unreadable."""
     try:
         with open(path, "rb", buffering=0) as file:
             return file.readall()
@@ -46,8 +46,8 @@ def read_bytes(path: str | Path) -> bytes:
 class Frames:
     """One sequence of consecutively numbered images: `prefix` + number + `suffix` in `folder` under a root.
 
-    The first number is `start`, numbers are padded to `digits` (0: not padded), `count` images in all. `problem` says
-    in words why the images are no whole sequence; the numbers then mean nothing.
+    The first number is `start`, numbers are padded to `digits` (0: not padded), and there are `count` images.
+    `problem` says why the images are not a complete sequence; the numbers then mean nothing.
     """
 
     folder: str
@@ -60,25 +60,26 @@ class Frames:
 
     @property
     def channel(self) -> str:
-        """rgb, x or y, as far as the names tell."""
+        """rgb, x or y, as indicated by the names; rgb if they are unknown."""
         return PREFIXES.get(self.prefix.casefold(), "rgb")
 
     def path(self, root: str | Path, i: int) -> Path:
-        """The path of the i-th image; i counts from 0, whatever the names start with."""
+        """Return the path of the i-th image. i counts from 0, whatever the first number is."""
         if not 0 <= i < self.count:
             raise IndexError(f"image {i} of the {self.count} in {self.folder}")
         return Path(root, self.folder, f"{self.prefix}{self.start + i:0{self.digits}d}{self.suffix}")
 
     def read(self, root: str | Path, steps: Iterable[int]) -> Iterator[tuple[str, bytes]]:
-        """The path and the bytes of each image in `steps`, which count from 0. InputError for one that's gone."""
-        stem = f"{root}/{self.folder}/{self.prefix}"  # no Path here: making one takes longer than reading the file
+        """Yield the path and bytes of each image in `steps`, from 0. InputError for a missing image."""
+        # No Path here: making one takes longer than reading the file.
+        stem = f"{root}/{self.folder}/{self.prefix}"
         for step in steps:
             path = f"{stem}{self.start + step:0{self.digits}d}{self.suffix}"
             yield path, read_bytes(path)
 
 
 class ShardEntry(BaseModel):
-    """A shard in pack.json: its name, without suffix or folder, and the size of its tar."""
+    """A shard in pack.json: its name without suffix or folder, and the size of its tar."""
 
     name: Annotated[str, Field(pattern=r"^[\w-]+$")]
     bytes: Natural
@@ -93,14 +94,14 @@ class PackFile(BaseModel):
 
 
 class ShardFile(BaseModel):
-    """What a shard holds: folder, prefix, digits, start, count and suffix of each sequence."""
+    """The sequences of a shard: folder, prefix, digits, start, count and suffix of each."""
 
     sequences: list[tuple[str, str, Natural, Natural, Natural, str]]
-    made_of: list[str] = []  # what each was made of (extracted.fingerprint); earlier versions did not write it
+    made_of: list[str] = []  # fingerprint of each (extracted.fingerprint); absent in earlier versions
 
 
 def is_pack(root: Path) -> bool:
-    """Does `root` hold a pack? InputError for one that data/pack.py has not finished."""
+    """Return whether `root` holds a pack. Raises InputError if data/pack.py has not finished it."""
     if (root / "pack.json").is_file():
         return True
     if (root / "shard-00000.tar").is_file():
@@ -109,7 +110,7 @@ def is_pack(root: Path) -> bool:
 
 
 class Shard:
-    """One tar file and its table. Opened when first read, in each process anew."""
+    """One tar file and its table. Each process opens it at its first read."""
 
     def __init__(self, path: Path, size: int) -> None:
         self.path, self.size = path, size
@@ -120,7 +121,7 @@ class Shard:
         return {**self.__dict__, "_file": None, "_table": None}
 
     def read(self, first: int, count: int) -> list[bytes]:
-        """The bytes of `count` images from row `first` of the table on, in one read. InputError for a bad file."""
+        """Read `count` images' bytes from table row `first` on, in one read. InputError for a bad file."""
         try:
             if self._file is None:
                 self._open()
@@ -128,7 +129,7 @@ class Shard:
             low, high = (int(places[0, 0]), int(places[-1].sum())) if len(places) == count else (0, -1)
             if not 0 <= low <= high <= self.size:
                 raise ValueError("they do not fit each other")
-            if hasattr(os, "pread"):  # keeps no position, which forked processes would share
+            if hasattr(os, "pread"):  # has no file position, which forked processes would share
                 data = os.pread(self._file.fileno(), high - low, low)
             else:
                 self._file.seek(low)
@@ -144,18 +145,18 @@ class Shard:
         if self.path.stat().st_size != self.size or table.ndim != 2 or table.shape[1] != 2 or table.dtype != np.int64:
             raise ValueError("of another size or shape")
         self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - stays open
-        self._table = np.asarray(table)  # a plain view: slices of a memmap cost 10 us
+        self._table = np.asarray(table)  # a plain view: slicing a memmap costs 10 us
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedFrames(Frames):
-    """One sequence of images in a shard; `folder` and the names are those of the files that were packed."""
+    """One sequence of images in a shard; `folder` and the names are those of the packed files."""
 
     shard: Shard
     first: int  # row of the shard's table
 
     def read(self, root: str | Path, steps: Iterable[int]) -> Iterator[tuple[str, bytes]]:
-        """A name for messages and the bytes of each image in `steps`, which count from 0 and rise."""
+        """Yield a name for messages and the bytes of each image in `steps`, ascending and from 0."""
         stem = f"{self.shard.path}:{self.folder}/{self.prefix}"
         for run in consecutive_runs(list(steps), READ_AT_ONCE):
             for step, data in zip(run, self.shard.read(self.first + run[0], len(run)), strict=True):
@@ -163,7 +164,7 @@ class PackedFrames(Frames):
 
 
 def consecutive_runs(numbers: Sequence[int], longest: int) -> Iterator[list[int]]:
-    """Rising numbers in runs of consecutive ones, none longer than `longest`."""
+    """Split ascending numbers into runs of consecutive ones, none longer than `longest`."""
     for _, group in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
         run = [number for _, number in group]
         for start in range(0, len(run), longest):
@@ -171,7 +172,7 @@ def consecutive_runs(numbers: Sequence[int], longest: int) -> Iterator[list[int]
 
 
 def open_pack(root: Path, kind: str) -> dict[str, list[PackedFrames]]:
-    """The images of each folder that was packed. Raises InputError for a bad pack, or one of another kind."""
+    """Return the images of each packed folder. Raises InputError for a bad pack or one of another kind."""
     pack = read_json(root / "pack.json", PackFile, PACK_AGAIN)
     if pack.kind != kind:
         raise InputError(f"{root} holds packed {pack.kind} images, not {kind}; give it to --{pack.kind}-dir")
@@ -186,5 +187,5 @@ def open_pack(root: Path, kind: str) -> dict[str, list[PackedFrames]]:
 
 
 def sequences_of(path: Path) -> list[Frames]:
-    """The sequences that a shard's JSON file lists."""
+    """Return the sequences listed in a shard's JSON file."""
     return [Frames(*sequence) for sequence in read_json(path, ShardFile, PACK_AGAIN).sequences]

@@ -1,7 +1,7 @@
-"""From images to a network's input: the Preparation in every checkpoint, crops, sizes, flips, colours, normalisation.
+"""From images to network input: the Preparation in checkpoints, crops, sizes, flips, colours, normalisation.
 
-Crop boxes are chosen in the loader's workers and applied before resizing. Flips, colours and everything per pixel value
-happen on the device, for the whole batch at once.
+Crop boxes are chosen in the loader's workers and applied before resizing. Flips, colours and all per-pixel
+operations run on the device, for the whole batch at once.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from utils import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-LUMA = (299, 587, 114)  # thousandths of red, green and blue in grey (ITU-R BT.601), as JPEG has it
+LUMA = (299, 587, 114)  # thousandths of red, green and blue in grey (ITU-R BT.601), as in JPEG
 DIFFERENCES = ("rgbdiff", "greydiff")
 TSN_SCALES = (1.0, 0.875, 0.75, 0.66)  # TSN (Wang et al. 2016), section 3.2, and its released code
-RESIZED_AT_ONCE = 4  # images: some for torch's call to be worth it, few enough to stay in the cache
-CENTER_FRACTION = 224 / 256  # the usual test crop: 224 of a 256-pixel short side
+RESIZED_AT_ONCE = 4  # images: enough to be worth the call, few enough to stay in the cache
+CENTER_FRACTION = 224 / 256  # the usual evaluation crop: 224 of a 256-pixel short side
 
 
 Side = Annotated[Count, Field(le=1 << 14)]
@@ -32,30 +32,30 @@ Side = Annotated[Count, Field(le=1 << 14)]
 
 @dataclass(frozen=True)
 class Preparation:
-    """What turns images on disk into a network's input. Stored in every checkpoint, so nobody guesses.
+    """How images on disk become network input. It is stored in every checkpoint, so nobody has to guess.
 
     `mean` and `std` are per channel of one image (3 for RGB, 1 for flow), in units of pixel / 255.
     `stack_length` is the number of flow pairs (or frame differences) in a clip; 1 for RGB.
-    `margin` is how many time steps at either end of a video a test's samples leave out, as far as it has so many.
-    `picture` makes of each flow image a picture of three planes, for a network of ImageNet as it is: the pixels of flow
-    at which it is white or black (flow_picture).
-    The rest is how the images on disk were extracted (data/extract_*.py), as far as that is known: predict.py
-    does the same to a video. `flow_method` is tvl1, dis, raft_large, raft_small or flo.
+    `margin` is the number of time steps that evaluation leaves out at either end, if a video has so many.
+    `picture` turns each flow image into a three-plane picture, which an ImageNet network takes unchanged; at
+    this flow, in pixels, the picture is white or black (flow_picture).
+    The other fields say how the images on disk were extracted (data/extract_*.py), if known; predict.py
+    treats a video in the same way. `flow_method` is tvl1, dis, raft_large, raft_small or flo.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     modality: Annotated[str, Field(pattern="^(rgb|flow|rgbdiff|greydiff)$")] = "rgb"
     size: Side = 224
-    test_resize: Annotated[str, Field(pattern="^(squash|center|crop)$")] = "squash"  # what a test sees
+    test_resize: Annotated[str, Field(pattern="^(squash|center|crop)$")] = "squash"  # what evaluation sees
     mean: tuple[Finite, ...] = IMAGENET_MEAN
     std: tuple[Positive, ...] = IMAGENET_STD
     stack_length: Annotated[Count, Field(le=1000)] = 1
     flow_method: str | None = None
     flow_bound: Positive | None = None  # in pixels
-    sampling_rate: Count | None = None  # every how many frames
+    sampling_rate: Count | None = None  # 1: every frame, N: every N-th
     short_side: Natural | None = None  # in pixels; 0: the video's own size
-    quality: Natural | None = None  # of JPEG
+    quality: Natural | None = None  # JPEG quality
     margin: Natural = 0
     picture: Positive | None = None
 
@@ -68,20 +68,20 @@ class Preparation:
 
     @property
     def clip_length(self) -> int:
-        """Consecutive time steps on disk that make one clip: frames (rgb and differences) or flow pairs (flow)."""
+        """Consecutive time steps in one clip: frames (rgb and differences) or flow pairs (flow)."""
         return self.stack_length + 1 if self.modality in DIFFERENCES else self.stack_length
 
     @property
     def affine(self) -> tuple[list[float], list[float]]:
-        """(scale, offset) per channel of one image: a network's input, (grey / 255 - mean) / std, is their line."""
+        """(scale, offset) per channel of one image: (grey / 255 - mean) / std = scale * grey + offset."""
         scale = [1 / (255 * std) for std in self.std]
         return scale, [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
 
     def with_extraction(self, settings: dict[str, Any]) -> Preparation:
-        """The same, for images made with these settings of extraction.json; {} for images of unknown origin."""
+        """Return a copy for images made with these settings of extraction.json; {}: of unknown origin."""
         return replace(
             self,
-            flow_method=settings.get("model", settings.get("method")),  # of raft, which of its two networks
+            flow_method=settings.get("model", settings.get("method")),  # for raft, the name of its network
             flow_bound=settings.get("bound"),
             sampling_rate=settings.get("sampling_rate"),
             short_side=settings.get("short_side"),
@@ -93,12 +93,12 @@ class Preparation:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preparation:
-        """The inverse of `as_dict`. A key or value that this version does not know is an InputError, not a guess."""
+        """Invert `as_dict`. Raises InputError for a key or value that this version does not know."""
         return check(values, SavedPreparation, "the preparation in a checkpoint", "update this program")
 
 
 def _fits(preparation: Preparation) -> Preparation:
-    """The rules between fields. Raises ValueError."""
+    """Check the rules between fields. Raises ValueError."""
     means, stds = len(preparation.mean), len(preparation.std)
     if means != stds or not means or preparation.channels % means:
         raise ValueError(f"{means} means and {stds} stds do not fit {preparation.channels} channels")
@@ -107,14 +107,14 @@ def _fits(preparation: Preparation) -> Preparation:
     return preparation
 
 
-SavedPreparation: Any = Annotated[Preparation, AfterValidator(_fits)]  # as files hold it
+SavedPreparation: Any = Annotated[Preparation, AfterValidator(_fits)]  # as stored in files
 
 
 def default_preparation(modality: str, size: int, test_resize: str, stack_length: int = 1) -> Preparation:
-    """The preparation of a training that starts here.
+    """Return the preparation for a training that starts from scratch.
 
     RGB takes ImageNet's mean and std, as its weights were trained with. Flow is centred on 0.5 (no motion)
-    and scaled by the mean of ImageNet's std, as tsn-pytorch does. A difference of two frames has mean 0 and
+    and scaled by the mean of ImageNet's std, as in tsn-pytorch. A difference of two frames has mean 0 and
     about twice the spread.
     """
     mean_std = round(float(np.mean(IMAGENET_STD)), 4)
@@ -140,7 +140,7 @@ class Box(NamedTuple):
 
 
 def random_crop(height: int, width: int, size: int, rng: np.random.Generator) -> Box:
-    """A size x size box anywhere in the image; the largest square where the image is smaller than that."""
+    """Choose a random size x size box; if the image is smaller, its largest square."""
     side = min(size, height, width)
     return Box(int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1)), side, side)
 
@@ -154,8 +154,8 @@ def multiscale_crop(
 ) -> Box:
     """TSN's corner cropping with scale jittering (section 3.2): sides from `scales` of the short side.
 
-    Height and width are drawn together from neighbouring scales (their aspect changes a little), then the
-    box goes to one of 5 places (corners, centre) or 13 (also the edges' and the quarters' middles).
+    Height and width are drawn together from neighbouring scales, so the aspect changes a little. The box then
+    goes to one of 5 places (corners, centre) or 13 (also the middles of edges and quarters).
     """
     short = min(height, width)
     sides = [int(short * scale) for scale in scales]
@@ -167,7 +167,7 @@ def multiscale_crop(
 
 
 def _places(free_height: int, free_width: int, positions: int) -> list[tuple[int, int]]:
-    """Top-left corners of a box that leaves this many free pixels: the 5 or 13 of TSN's released code."""
+    """Return the top-left corners of a box that leaves this much free: 5 or 13, as in TSN's released code."""
     quarters = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]
     if positions == 13:
         quarters += [(0, 2), (4, 2), (2, 0), (2, 4), (1, 1), (1, 3), (3, 1), (3, 3)]
@@ -175,13 +175,13 @@ def _places(free_height: int, free_width: int, positions: int) -> list[tuple[int
 
 
 def test_boxes(height: int, width: int, resize: str, views: int, size: int) -> list[Box]:
-    """What a test looks at: 1 box, or the 4 corners and the centre (views 5); 2 and 10 add their flips.
+    """Return evaluation's crop boxes: 1, or the 4 corners and the centre (views 5); 2 and 10 add their flips.
 
-    Objects are as large as in training where the two go together:
-    `squash`, the whole image with its aspect changed, with training's squash (the original's test);
-    `crop`, a square of `size` pixels of the image, with random crops, which are as large;
-    `center`, a square of 224/256 of the short side, with multi-scale crops, whose sides are parts of it (TSN's test).
-    Of an image with a short side of 256 and for a `size` of 224, `crop` and `center` are the same.
+    Objects appear as large as in training if these go together:
+    `squash`, the whole image with its aspect changed, and training's squash (the original's evaluation);
+    `crop`, a square of `size` image pixels, and random crops, which are as large;
+    `center`, a square of 224/256 of the short side, and multi-scale crops, relative to that side (TSN's).
+    For a short side of 256 and a `size` of 224, `crop` and `center` are the same.
     """
     if resize == "squash":
         if views > 2:
@@ -195,9 +195,9 @@ def test_boxes(height: int, width: int, resize: str, views: int, size: int) -> l
 
 
 def stack_resized(crops: Iterable[np.ndarray], count: int, size: int) -> Tensor:
-    """`count` uint8 crops (planes, height, width) of one shape -> (count, planes, size, size).
+    """Resize `count` uint8 crops (planes, height, width) of one shape to (count, planes, size, size).
 
-    RGB comes out channels last, as decoders and networks have it. Crops are taken from the iterator and
+    RGB comes out channels last, as decoders and networks use it. Crops are taken from the iterator and
     resized a few at a time, while they are in the processor's cache.
     """
     result = block = torch.empty(0)
@@ -216,9 +216,9 @@ def stack_resized(crops: Iterable[np.ndarray], count: int, size: int) -> Tensor:
 
 
 def empty_images(count: int, planes: int, height: int, width: int, memory: Tensor | None = None) -> Tensor:
-    """Room for uint8 images (count, planes, height, width): RGB channels last, flow plane by plane.
+    """Allocate uint8 images (count, planes, height, width): RGB channels last, flow plane by plane.
 
-    `memory` (count * planes * height * width,) uint8 is used where it is given.
+    If given, `memory` (count * planes * height * width,) uint8 is used.
     """
     if memory is None:
         memory = torch.empty(count * planes * height * width, dtype=torch.uint8)
@@ -230,7 +230,7 @@ def empty_images(count: int, planes: int, height: int, width: int, memory: Tenso
 def resize_planes(planes: Tensor, size: int) -> Tensor:
     """Resize uint8 images (N, C, H, W) to (N, C, size, size): bilinear with antialiasing, as Pillow does.
 
-    Single-plane images (flow) go through in groups of four, because torch's fast uint8 path works on up to
+    Single-plane images (flow) are resized in groups of four, because torch's fast uint8 path handles up to
     four interleaved channels: 6 times faster than one by one, with the same pixels.
     """
     n, channels, height, width = planes.shape
@@ -238,7 +238,7 @@ def resize_planes(planes: Tensor, size: int) -> Tensor:
         return planes
     if channels == 3:
         return _bilinear(planes, size)
-    flat = planes.reshape(1, n * channels, height, width)  # each plane a channel
+    flat = planes.reshape(1, n * channels, height, width)  # each plane as a channel
     whole = n * channels // 4 * 4
     parts = []
     if whole:
@@ -255,10 +255,10 @@ def _bilinear(images: Tensor, size: int) -> Tensor:
 
 
 def flip_clips(clips: Tensor, flip: Tensor, modality: str) -> Tensor:
-    """Mirror those uint8 clips (N, C, H, W) that `flip` (N,) names, left to right.
+    """Mirror left to right those uint8 clips (N, C, H, W) for which `flip` (N,) is true.
 
-    In a mirrored video everything that moved right moves left: for flow the x planes (even channels, or the first of a
-    picture's three) are negated, that is 255 - x in the quantised images; y stays.
+    Mirroring turns motion to the right into motion to the left. For flow the x planes (even channels, or the
+    first of a picture's three) are therefore negated, which is 255 - x in the quantised images; y stays.
     """
     mirrored = clips.flip(-1)
     if modality == "flow":
@@ -271,10 +271,10 @@ def flip_clips(clips: Tensor, flip: Tensor, modality: str) -> Tensor:
 
 
 def flow_picture(images: Tensor, preparation: Preparation) -> Tensor:
-    """Quantised flow (N, 2, H, W) uint8 -> pictures (N, 3, H, W) uint8, channels last: x, y and speed.
+    """Turn quantised flow (N, 2, H, W) uint8 into pictures (N, 3, H, W) uint8, channels last: x, y and speed.
 
-    x and y are grey where nothing moves and reach black and white at `picture` pixels; speed is black where nothing
-    moves and white at so many pixels. A network trained on photographs takes them as they are.
+    Without motion, x and y are grey and speed is black. x and y reach black and white, and speed reaches
+    white, at `picture` pixels. A network trained on photographs takes these pictures unchanged.
     """
     assert preparation.picture is not None
     unit = (preparation.flow_bound or 20.0) / preparation.picture / 127.5
@@ -285,14 +285,14 @@ def flow_picture(images: Tensor, preparation: Preparation) -> Tensor:
 
 
 def grey_levels(clips: Tensor, modality: str, out: Tensor) -> Tensor:
-    """What of uint8 clips (N, images x planes, H, W) a network sees, in grey levels, in `out` (N, channels, H, W).
+    """Write what a network sees of uint8 clips (N, images x planes, H, W), as grey levels, to `out`.
 
-    The pixels themselves, or for rgbdiff the next image's less each image's: whole numbers from -255 to 255, which
-    bfloat16 holds exactly. For greydiff images are made grey first, so that three differences are a picture of three
-    planes, which ImageNet's first convolution takes as it is.
+    Returns `out`, (N, channels, H, W): the pixels themselves, or for rgbdiff the next image minus each image,
+    whole numbers from -255 to 255, which bfloat16 holds exactly. For greydiff, images are made grey first:
+    three differences then form a three-plane picture, which ImageNet's first convolution takes unchanged.
     """
     if modality == "rgbdiff":
-        return out.copy_(clips[:, 3:]).sub_(clips[:, :-3])  # one image of three planes fewer
+        return out.copy_(clips[:, 3:]).sub_(clips[:, :-3])  # one three-plane image fewer
     if modality == "greydiff":
         red, green, blue = (clips[:, plane::3].int() * LUMA[plane] for plane in range(3))
         grey = (red + green + blue + 500) // 1000  # (N, images, H, W)
@@ -310,5 +310,5 @@ def to_input(clips: Tensor, preparation: Preparation) -> Tensor:
 
 
 def _vector(numbers: Sequence[float], like: Tensor) -> Tensor:
-    """A float tensor on a tensor's device, made there: a copy to a GPU would wait for all that runs on it."""
+    """Make a float tensor on the device of `like`: a copy to a GPU would wait for all that runs there."""
     return torch.stack([like.new_full((), number) for number in numbers])

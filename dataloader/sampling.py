@@ -1,7 +1,7 @@
 """Which clips of a video are used, and in which order videos are visited.
 
-Everything random here is a function of (seed, epoch, index) and of nothing else: not of the number of
-workers, of processes, or of what was drawn before. That is what makes a resumed run exact.
+All randomness is a function of (seed, epoch, index) alone. It does not depend on the number of workers or
+processes, or on earlier draws. This makes a resumed run exact.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from dataloader.preparation import TSN_SCALES, Preparation
 
 
 def rng_for(*key: int) -> np.random.Generator:
-    """A random generator of its own for (seed, epoch) or (seed, epoch, index)."""
+    """Return a separate random generator for (seed, epoch) or (seed, epoch, index)."""
     return np.random.default_rng(np.random.SeedSequence(key))
 
 
 def train_starts(valid: int, segments: int, rng: np.random.Generator) -> np.ndarray:
-    """One random start in each of `segments` equal parts of the `valid` starts 0..valid-1. Shape (segments,).
+    """Draw one random start from each of `segments` equal parts of the starts 0..valid-1. Shape (segments,).
 
     TSN (Wang et al. 2016), section 3.1. Part s holds the starts from floor(s*valid/segments) to before
-    floor((s+1)*valid/segments); a part left empty, because there are fewer starts than parts, takes the
-    nearest start.
+    floor((s+1)*valid/segments). With fewer starts than parts, empty parts take the nearest start.
     """
     edges = np.arange(segments + 1) * valid // segments
     low = edges[:-1]
@@ -35,10 +34,10 @@ def train_starts(valid: int, segments: int, rng: np.random.Generator) -> np.ndar
 
 
 def test_starts(valid: int, samples: int, margin: int = 0) -> np.ndarray:
-    """`samples` starts spread evenly over 0..valid-1, the first and the last included. Shape (samples,).
+    """Return `samples` starts spread evenly over 0..valid-1, first and last included. Shape (samples,).
 
-    A single sample is the middle one. Starts repeat where there are fewer than `samples`. The first and the last
-    `margin` starts are left out, or as many as leave one.
+    A single sample is the middle one. Starts repeat if there are fewer than `samples`. The first and last
+    `margin` starts are left out, or as many as possible while one remains.
     """
     if margin:
         margin = min(margin, (valid - 1) // 2)
@@ -50,19 +49,19 @@ def test_starts(valid: int, samples: int, margin: int = 0) -> np.ndarray:
 
 
 def original_starts(frames: int, samples: int, every: int = 1) -> np.ndarray:
-    """The original's starts, 0, i, 2i, ... with i = int((frames - 10) / samples), for both streams. Shape (samples,).
+    """Return the original's starts 0, i, 2i, ... with i = int((frames - 10) / samples), for both streams.
 
-    Its val_sample20 and val_sample19; they never reach the end, and in a short video all are 0. `frames` are the
-    video's; of images of every N-th frame the nearest is taken.
+    Shape (samples,). They are its val_sample20 and val_sample19. They never reach the end, and are all 0 in a
+    short video. `frames` counts the video's frames; with images of every N-th, the nearest is taken.
     """
     interval = max(0, frames - 10) // samples
     return (np.arange(samples) * interval + every // 2) // every
 
 
 def tsn_starts(valid: int, samples: int) -> np.ndarray:
-    """TSN's starts: the middle of each of `samples` equal parts of the starts 0..valid-1. Shape (samples,).
+    """Return TSN's starts: the middles of `samples` equal parts of the starts 0..valid-1. Shape (samples,).
 
-    tsn-pytorch's _get_test_indices, rounded as there.
+    tsn-pytorch's _get_test_indices, with the same rounding.
     """
     tick = valid / samples
     return (tick / 2 + tick * np.arange(samples)).astype(np.int64)
@@ -70,7 +69,7 @@ def tsn_starts(valid: int, samples: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TrainSampling:
-    """One random clip in each segment; a random crop and flip that all of a video's clips share."""
+    """One random clip per segment. A random crop and flip are shared by all clips of a video."""
 
     segments: int = 3
     crop: str = "random"  # random | multiscale | squash: the whole image
@@ -81,10 +80,10 @@ class TrainSampling:
 
 @dataclass(frozen=True)
 class TestSampling:
-    """Clips from all over the video, each seen in `views` crops: 1 or 5, or 2 or 10 with their flips.
+    """Clips from the whole video, each seen in `views` crops: 1 or 5, or 2 or 10 with their flips.
 
-    `starts` says where they begin: "spread" evenly from the first possible start to the last, or as the "original"
-    or "tsn" has it. `every`: the images are of every N-th frame.
+    `starts` says where clips begin: "spread" evenly from the first to the last possible start, or as in the
+    "original" or in "tsn". `every`: the images are every N-th frame.
     """
 
     samples: int = 19
@@ -94,15 +93,15 @@ class TestSampling:
 
     @property
     def clips(self) -> int:
-        """Clips of one video, views included."""
+        """Number of clips per video, including views."""
         return self.samples * self.views
 
     def about(self) -> dict[str, Any]:
-        """The test protocol, as files keep it."""
+        """Return the evaluation protocol as files store it."""
         return {"samples": self.samples, "views": self.views, "starts": self.starts}
 
     def starts_in(self, count: int, preparation: Preparation) -> np.ndarray:
-        """The time steps at which the clips of a video of `count` time steps begin, in order. Shape (samples,)."""
+        """Return the sorted first time steps of clips in a video of `count` time steps. Shape (samples,)."""
         if self.starts == "original":
             frames = count + 1 if preparation.modality == "flow" else (count - 1) * self.every + 1
             starts = original_starts(frames, self.samples, self.every)
@@ -114,13 +113,13 @@ class TestSampling:
 
 
 class EpochBatches(Sampler):
-    """Batches of (epoch, index), each video once per epoch, split over the processes.
+    """Batches of (epoch, index), each video once per epoch, divided among the processes.
 
-    `batch_size` is the global batch: process `rank` of `processes` takes its share of each, so that flags mean
-    the same on one GPU and on eight. Batches are as even as they can be and none is larger than `batch_size`: a last
-    one of a few videos would be a whole step from their batch statistics (9,537 = 149 x 64 + 1). A process whose rank
-    is not below a batch's `size` gets a repeat of its first video, which counts nowhere but keeps it in step.
-    `first_batch` skips what a run resumed in mid-epoch has already seen.
+    `batch_size` is global: process `rank` of `processes` takes its share of each batch, so flags mean the
+    same on one GPU and on eight. Batches are as even as possible and none is larger than `batch_size`. A last
+    batch of a few videos would be a whole step from their batch statistics (9,537 = 149 x 64 + 1). A process
+    whose rank is not below a batch's `size` repeats the batch's first video; the repeat counts nowhere but
+    keeps the process in step. `first_batch` skips what a run resumed within an epoch has already seen.
     """
 
     def __init__(
@@ -137,7 +136,7 @@ class EpochBatches(Sampler):
         return len(self.edges) - 1 - self.first_batch
 
     def size(self, batch: int) -> int:
-        """Videos in a batch of the epoch, over all processes."""
+        """Return the number of videos in a batch of the epoch, over all processes."""
         return self.edges[batch + 1] - self.edges[batch]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

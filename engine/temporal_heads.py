@@ -92,7 +92,7 @@ class TemporalInception(nn.Module):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a temporal head is trained: Adam, its rate a function of the epoch alone, so any can be the last."""
+    """How a temporal head is trained: Adam, at a rate that depends on the epoch alone, so any can be last."""
 
     build: Callable[[int, int], nn.Module]  # (features, classes)
     lr: float

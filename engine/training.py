@@ -51,7 +51,7 @@ class TrainingSettings:
     compile: bool = False
 
     def lr_factor(self, epoch: int) -> float:
-        """Return the schedule's factor on `lr` in this epoch, from 0; plateau follows the loss, so it is 1."""
+        """Return the schedule's factor on `lr` in this epoch, from 0; 1 for plateau: it follows the loss."""
         if self.schedule == "plateau":
             return 1.0
         warmup = min(self.warmup_epochs, self.epochs - 1)
@@ -128,7 +128,7 @@ class Training:
             self.stepped = DistributedDataParallel(self.model, device_ids=ids)
 
     def set_train_mode(self) -> None:
-        """Set training mode before an epoch. If a part is frozen, so are all batch norms: few videos mislead them."""
+        """Set training mode for an epoch. A frozen part freezes all batch norms: few videos mislead them."""
         self.stepped.train()
         if self.settings.train_from != "all":
             freeze_batchnorm(self.model, but=0)
