@@ -146,7 +146,7 @@ class WithClock:
 
 
 def consume(loader: Any, clips_in: Callable[[Any], int]) -> Measured:
-    """Return worker and main process's CPU seconds, wall seconds and clips, from the first batch to the last."""
+    """Return CPU seconds of worker and main process, wall seconds and clips, between first and last batch."""
     clips, batches = 0, iter(loader)
     last = first = next(batches)[1]
     cpu, wall = time.process_time(), time.perf_counter()
