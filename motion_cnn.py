@@ -1,9 +1,9 @@
-"""Train and test the motion stream: a ResNet on stacks of optical flow, or of RGB differences.
+"""Train and evaluate the motion stream: a ResNet on stacks of optical flow, or of RGB differences.
 
   python motion_cnn.py                           train from ImageNet weights
-  python motion_cnn.py --resume PATH             go on from a checkpoint
-  python motion_cnn.py --resume PATH --evaluate  only test, then stop
-  python motion_cnn.py --features OUT.npz        only features of all videos, for heads.py
+  python motion_cnn.py --resume PATH             continue from a checkpoint
+  python motion_cnn.py --resume PATH --evaluate  only evaluate, then stop
+  python motion_cnn.py --features OUT.npz        only write features of all videos, for heads.py
   python run.py VIDEOS                           for up to 2,000 videos of your own: minutes, without a GPU
 """
 
@@ -26,7 +26,7 @@ from engine.training import Training, TrainingSettings, train_one_epoch
 from network import build_model, rgb_normalisation
 from utils import InputError, run_main, seed_everything, set_up_device
 
-# Each recipe sets defaults; any flag given beside --recipe wins.
+# Each recipe sets defaults; explicit flags override them.
 RECIPES: dict[str, dict[str, Any]] = {
     "baseline": {
         "batch_size": 64, "lr": 1e-2, "segments": 1, "consensus": "sum", "flow_mean": 0.0, "flow_std": 1.0,
@@ -41,7 +41,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },  # TSN's released code (Caffe), with the epochs that tsn-pytorch and mmaction share
     "small": {**options.SMALL, "flow_picture": 12.0, "test_samples": 16},
 }  # fmt: skip
-# of --input rgbdiff: tsn-pytorch's README, which alone has one
+# For --input rgbdiff. Source: tsn-pytorch's README, the only one with such a recipe.
 RECIPES["tsn rgbdiff"] = RECIPES["tsn"] | {
     "epochs": 180, "lr": 1e-3, "milestones": [80 / 180, 160 / 180], "segments": 7,
     "clip_grad": 40.0, "dropout": 0.8, "conv1_lr_factor": 1.0,
@@ -107,18 +107,18 @@ def main() -> int:
     if args.features:
         return extract_features(args, model, checkpoint, data, preparation, device)
 
-    # optimizer, and where its training stands
+    # optimizer, and the training state
     training = Training(model, preparation, device, options.training_settings(args))
     if checkpoint is not None:
         training.resume(checkpoint, classes, trains=data.train is not None)
 
-    # one test, or the loop over epochs
+    # one evaluation, or the epoch loop
     run = Run("motion", "opf", args, data)
     if data.train is None:  # --evaluate
         return run.evaluate(training)
     training.distribute()
     train = training_loader(data.train, training)
-    with run.training(training):  # which Ctrl-C and SIGTERM end in order
+    with run.training(training):  # Ctrl-C and SIGTERM end the block cleanly
         if args.linear_start and training.epoch == training.batch == 0:
             run.say(start_from_linear_head(training, train, len(classes), run.stop_if_asked))
             run.test_start(training)

@@ -1,4 +1,4 @@
-"""The network of both streams: a ResNet of torchvision or any of timm, for any number of input channels and classes."""
+"""The network of both streams: a torchvision ResNet or any timm network, with any channels and classes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 class ResNet(nn.Module):
-    """A ResNet of torchvision: (N, in_channels, H, W) -> (N, num_classes), its weights named as there."""
+    """A torchvision ResNet with torchvision's weight names: (N, in_channels, H, W) -> (N, num_classes)."""
 
-    first_weights = ("conv1.weight",)  # of the state_dict, those that see the input
+    first_weights = ("conv1.weight",)  # the state_dict's weights that see the input
     stages = ("layer1", "layer2", "layer3", "layer4")
     conv1: nn.Conv2d
     bn1: nn.Module
@@ -37,7 +37,8 @@ class ResNet(nn.Module):
             self.add_module(name, child)
         self.conv1 = nn.Conv2d(in_channels, self.conv1.out_channels, 7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        if dropout > 0:  # inside avgpool, which has no weights, so that no key of the state_dict changes
+        # Dropout goes into avgpool, which has no weights, so that no state_dict key changes.
+        if dropout > 0:
             self.avgpool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(dropout))
 
     def stem(self, x: Tensor) -> Tensor:
@@ -46,14 +47,14 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)  # (N, 64, H / 4, W / 4)
         for stage in self.stages:
-            x = getattr(self, stage)(x)  # at each stage but the first half the sides
+            x = getattr(self, stage)(x)  # every stage but the first halves the sides
         return self.fc(self.avgpool(x).flatten(1))
 
     def split(self, train_from: str) -> tuple[nn.Sequential, nn.Sequential]:
-        """The part below stage `train_from` and the part from there on, both of this network's own modules.
+        """Return the part below stage `train_from` and the rest, both made of this network's own modules.
 
-        Clips (N, channels, H, W) -> activations (N, C, h, w) -> logits (N, classes). Under "fc" the activations are
-        the pooled features, (N, C, 1, 1).
+        Clips (N, channels, H, W) -> activations (N, C, h, w) -> logits (N, classes). For "fc" the activations
+        are the pooled features, (N, C, 1, 1).
         """
         edge = self.stages.index(train_from) if train_from in self.stages else len(self.stages)
         stages = [getattr(self, stage) for stage in self.stages]
@@ -63,7 +64,7 @@ class ResNet(nn.Module):
         return below, nn.Sequential(*stages[edge:], self.avgpool, nn.Flatten(), self.fc)
 
     def fold_batchnorm(self) -> bool:
-        """Multiply every batch norm, in evaluation mode, into the convolution before it, in place."""
+        """Fold every batch norm, in evaluation mode, into the preceding convolution, in place. Return True."""
         fuse = nn.utils.fusion.fuse_conv_bn_eval
         for module in list(self.modules()):
             names: dict[str, Any] = dict(module.named_children())
@@ -81,7 +82,7 @@ Network: TypeAlias = ResNet | TimmNet
 
 
 def architectures() -> list[str]:
-    """Names of torchvision's classification ResNets, ResNeXts and Wide ResNets."""
+    """List torchvision's classification ResNets, ResNeXts and Wide ResNets."""
     names = models.list_models(module=models, include=["resnet*", "resnext*", "wide_resnet*"])
     return sorted(names, key=lambda name: (len(name), name))
 
@@ -96,16 +97,16 @@ def build_model(
     flow_order: str = "original",
     size: int = 224,
 ) -> Network:
-    """A network for (N, in_channels, size, size) float inputs and (N, num_classes) logits; ResNets take any size.
+    """Build a network: (N, in_channels, size, size) float -> logits (N, num_classes). ResNets take any size.
 
     `arch` is one of `architectures()`, or "timm:NAME".
 
-    `weights` is "none" (random), "imagenet" (torchvision's or timm's, downloaded once), a torchvision weight set such
-    as "IMAGENET1K_V2", or the path of any checkpoint; of ours the weights that its tests used, of the original's
-    motion network with the channels in `flow_order` (foreign.FLOW_ORDERS). Weights made for RGB reach any
-    other channel count by cross-modality initialisation; a last layer for other classes starts at random: normal of
-    standard deviation `fc_std` and without bias (TSN's code: .001), or, for 0, as torch has it.
-    `dropout` acts on the pooled features (TSN, section 3.2: 0.8 spatial, 0.7 motion).
+    `weights` is "none" (random), "imagenet" (torchvision's or timm's, downloaded once), a torchvision weight
+    set such as "IMAGENET1K_V2", or the path of any checkpoint. From our checkpoints it takes the weights used
+    in evaluation. The original's motion checkpoints have channels in `flow_order` (foreign.FLOW_ORDERS). RGB
+    weights are adapted to any other channel count by cross-modality initialisation. A last layer for other
+    classes starts at random: normal with standard deviation `fc_std` and no bias (TSN's code: .001), or
+    torch's default for 0. `dropout` acts on the pooled features (TSN, section 3.2: 0.8 spatial, 0.7 motion).
     """
     model: Network
     if arch.startswith(TIMM):
@@ -128,20 +129,20 @@ def build_model(
 
 
 def rgb_normalisation(arch: str) -> dict[str, Any]:
-    """The fields mean and std of a Preparation of RGB: ImageNet's, or those of timm's weights where they differ."""
+    """Return mean and std for an RGB Preparation: ImageNet's, or those of timm's weights if they differ."""
     if arch.startswith(TIMM):
         return normalisation(arch.removeprefix(TIMM))
     return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
 def trained_model(checkpoint: Checkpoint, size: int | None = None) -> Network:
-    """The network of any project's checkpoint in evaluation mode, with the weights that its tests used.
+    """Build the network of any project's checkpoint, in evaluation mode, with the weights used in evaluation.
 
-    `size` of its images, in pixels, where it is to be another than the checkpoint's own; some of timm's take one alone.
+    `size` overrides the checkpoint's image size, in pixels; some timm networks accept only one size.
     """
     size = size or Preparation.from_dict(checkpoint.preparation).size
-    # No memory and no random numbers for weights that are replaced at once. timm's networks have to be real: some hold
-    # tables that no checkpoint has.
+    # Spend no memory and random numbers on weights that are replaced at once. timm networks must be real,
+    # because some hold tables that are in no checkpoint.
     with torch.random.fork_rng([]), torch.device("cpu" if checkpoint.arch.startswith(TIMM) else "meta"):
         model = build_model(checkpoint.arch, checkpoint.in_channels, checkpoint.num_classes, size=size)
     problem = explain_mismatch(model, checkpoint.tested_state)
@@ -152,7 +153,7 @@ def trained_model(checkpoint: Checkpoint, size: int | None = None) -> Network:
 
 
 def pretrained_state(arch: str, weights: str, flow_order: str = "original", size: int = 224) -> dict[str, Tensor]:
-    """The state_dict that `--weights` names, in float32; of timm's networks for images of `size`, and without fc."""
+    """Return the float32 state_dict that `--weights` names; a timm network's is for `size` and has no fc."""
     offline = "name a local file with --weights PATH, or start from random with --weights none"
     timm = arch.removeprefix(TIMM) if arch.startswith(TIMM) else None
     if timm and weights == "imagenet":
@@ -176,7 +177,7 @@ def pretrained_state(arch: str, weights: str, flow_order: str = "original", size
 
 
 def cross_modality(weight: Tensor, in_channels: int) -> Tensor:
-    """First-convolution weights (O, 3, k, k) of RGB -> (O, in_channels, k, k): the mean over RGB, repeated.
+    """Turn first-convolution weights for RGB (O, 3, k, k) into (O, in_channels, k, k): their mean, repeated.
 
     TSN (Wang et al. 2016), section 3.2, "cross modality pre-training".
     """
@@ -184,7 +185,7 @@ def cross_modality(weight: Tensor, in_channels: int) -> Tensor:
 
 
 def fit_imagenet(state: Mapping[str, Tensor], model: Network) -> dict[str, Tensor]:
-    """Adapt ImageNet weights to `model`: its input channels by cross-modality, its classes by a fresh `fc`."""
+    """Adapt ImageNet weights to `model`: input channels by cross-modality, other classes by a fresh `fc`."""
     own = model.state_dict()
     result = dict(state)
     for name in model.first_weights:
@@ -192,7 +193,7 @@ def fit_imagenet(state: Mapping[str, Tensor], model: Network) -> dict[str, Tenso
         if first is not None and first.ndim == 4 and first.shape[1] == 3 and own[name].shape[1] != 3:
             result[name] = cross_modality(first, own[name].shape[1])
     for name in ("fc.weight", "fc.bias"):
-        absent = not model.stages and name not in result  # timm's own last layer is none of ours
+        absent = not model.stages and name not in result  # timm's own last layer is not used
         if absent or (name in result and result[name].shape != own[name].shape):
             result[name] = own[name]
     return result
@@ -201,9 +202,9 @@ def fit_imagenet(state: Mapping[str, Tensor], model: Network) -> dict[str, Tenso
 def parameter_groups(
     model: Network, lr: float, weight_decay: float, conv1_lr_factor: float = 1.0
 ) -> list[dict]:
-    """Groups for SGD: the first convolution with its own factor on lr; no decay on biases and BN.
+    """Make SGD's parameter groups: an lr factor for the first convolution, no decay for biases and BN.
 
-    Leaving biases and BN undecayed follows He et al. 2019, "Bag of Tricks", section 3.1.
+    Excluding biases and BN from decay follows He et al. 2019, "Bag of Tricks", section 3.1.
     """
     first: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
@@ -212,7 +213,7 @@ def parameter_groups(
         group = first if name in model.first_weights else decayed if parameter.ndim > 1 else plain
         group.append(parameter)
     groups = [(first, lr * conv1_lr_factor, weight_decay), (decayed, lr, weight_decay), (plain, lr, 0.0)]
-    # "initial_lr" is what a schedule multiplies; SGD leaves alone what is frozen and so has no gradient
+    # A schedule multiplies "initial_lr". SGD skips frozen parameters, because they have no gradient.
     return [{"params": group, "lr": rate, "initial_lr": rate, "weight_decay": decay} for group, rate, decay in groups]
 
 
@@ -220,9 +221,9 @@ TRAINED_FROM = ("all", "layer3", "layer4", "fc")  # --train-from
 
 
 def freeze_batchnorm(model: nn.Module, but: int = 1) -> None:
-    """Partial BN (TSN, section 3.2): every batch norm but the first keeps its statistics and its weights.
+    """Apply partial BN (TSN, section 3.2): every batch norm but the first keeps its statistics and weights.
 
-    `but`: how many of the first are left to train; 0: none.
+    `but`: the number of batch norms, counted from the first, that remain trainable; 0: none.
 
     Call it after each `model.train()`, which would otherwise switch them back to updating.
     """
@@ -233,7 +234,7 @@ def freeze_batchnorm(model: nn.Module, but: int = 1) -> None:
 
 
 def explain_mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
-    """Say in one line how a state_dict differs from what `model` needs; None if it fits."""
+    """Explain in one line how a state_dict differs from what `model` needs; None if it fits."""
     own = model.state_dict()
     if not (own.keys() & state.keys()) - {"fc.weight", "fc.bias"}:
         return "none of its tensors is this network's: it holds another network, or a head on features alone"

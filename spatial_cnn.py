@@ -1,9 +1,9 @@
-"""Train and test the spatial stream: a ResNet on single RGB frames.
+"""Train and evaluate the spatial stream: a ResNet on single RGB frames.
 
   python spatial_cnn.py                           train from ImageNet weights
-  python spatial_cnn.py --resume PATH             go on from a checkpoint
-  python spatial_cnn.py --resume PATH --evaluate  only test, then stop
-  python spatial_cnn.py --features OUT.npz        only features of all videos, for heads.py
+  python spatial_cnn.py --resume PATH             continue from a checkpoint
+  python spatial_cnn.py --resume PATH --evaluate  only evaluate, then stop
+  python spatial_cnn.py --features OUT.npz        only write features of all videos, for heads.py
   python run.py VIDEOS                            for up to 2,000 videos of your own: minutes, without a GPU
 """
 
@@ -25,7 +25,7 @@ from engine.training import Training, train_one_epoch
 from network import build_model, rgb_normalisation
 from utils import run_main, seed_everything, set_up_device
 
-# Each recipe sets defaults; any flag given beside --recipe wins.
+# Each recipe sets defaults; explicit flags override them.
 RECIPES: dict[str, dict[str, Any]] = {
     "baseline": {"batch_size": 25, "lr": 5e-4, "consensus": "sum"},  # the original's
     "tsn": {
@@ -65,18 +65,18 @@ def main() -> int:
     if args.features:
         return extract_features(args, model, checkpoint, data, preparation, device)
 
-    # optimizer, and where its training stands
+    # optimizer, and the training state
     training = Training(model, preparation, device, options.training_settings(args))
     if checkpoint is not None:
         training.resume(checkpoint, classes, trains=data.train is not None)
 
-    # one test, or the loop over epochs
+    # one evaluation, or the epoch loop
     run = Run("spatial", "rgb", args, data)
     if data.train is None:  # --evaluate
         return run.evaluate(training)
     training.distribute()
     train = training_loader(data.train, training)
-    with run.training(training):  # which Ctrl-C and SIGTERM end in order
+    with run.training(training):  # Ctrl-C and SIGTERM end the block cleanly
         if args.linear_start and training.epoch == training.batch == 0:
             run.say(start_from_linear_head(training, train, len(classes), run.stop_if_asked))
             run.test_start(training)

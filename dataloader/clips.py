@@ -237,7 +237,7 @@ def each_once(batch: Batch) -> tuple[Batch, Tensor]:
 
 
 def clips_of(batch: Batch, modality: str, device: torch.device) -> Tensor:
-    """Return clips on `device`: uint8 (videos * clips a video, images x planes, size, size), channels last."""
+    """Return clips on `device`: uint8 (videos * clips each, images x planes, size, size), channels last."""
     # On a GPU, sent_ahead has already moved them. Elsewhere a worker may overwrite them later.
     images = batch.images.to(device)
     clips = images[batch.clips.to(device)]  # (clips, time steps, planes, size, size)

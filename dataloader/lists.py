@@ -144,7 +144,7 @@ def hold_out_groups(train: list[Video], groups: int) -> tuple[list[Video], list[
     """Move the last `groups` groups of each class out of training, for model selection: (train, val).
 
     If no groups are known, each video would be its own group, and a few videos would choose the model. Then
-    the fraction `groups` / USUAL_GROUPS (UCF101's training groups) of each class is held out, by order of names.
+    the share `groups` / USUAL_GROUPS (UCF101's training groups) of each class is held out, in order of names.
     """
     known = groups <= 0 or any(video.group != video.name for video in train)
     held_out: set[tuple[int, str]] = set()

@@ -235,7 +235,7 @@ def look_alikes(
 
         return out_of_fold(make_folds(labels, together, folds, seed)[0], fit).argmax(1) == labels
 
-    # Use the lower accuracy: folds by person can be easier than random ones if everyone has an own background.
+    # Use the lower accuracy: folds by person can be easier than random ones if backgrounds differ by person.
     known = min((right(together) for together in (np.arange(len(z)), groups)), key=np.sum)
     apart = right(clusters)
     lost, won = int((known & ~apart).sum()), int((apart & ~known).sum())
