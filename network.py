@@ -64,7 +64,7 @@ class ResNet(nn.Module):
         return below, nn.Sequential(*stages[edge:], self.avgpool, nn.Flatten(), self.fc)
 
     def fold_batchnorm(self) -> bool:
-        """Fold every batch norm, in evaluation mode, into the preceding convolution, in place. Return True."""
+        """Fold every batch norm (evaluation mode) into the convolution before it, in place. Returns True."""
         fuse = nn.utils.fusion.fuse_conv_bn_eval
         for module in list(self.modules()):
             names: dict[str, Any] = dict(module.named_children())

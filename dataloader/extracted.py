@@ -80,7 +80,7 @@ def extraction_settings(root: Path) -> dict[str, Any]:
 
 
 def fingerprint(root: Path, frames: Frames) -> str:
-    """Return a fingerprint of what one sequence of images was made of. It changes if they are made anew.
+    """Return a fingerprint of what one sequence of images was made of. It changes if they are made again.
 
     For our own extraction it is computed from the marker that is written last: the video file's content and
     the settings. For a pack it is computed from what was packed; for images of other projects, from the

@@ -103,7 +103,7 @@ def fit_linear(
 def fit_first_or_all(first: int, values: np.ndarray, *rest: Any) -> Fit:
     """Run `fit_linear` on the first `first` features and on all; return the fit that does better held-out.
 
-    Better means a lower cross-entropy. Few videos are often told apart best by a middle stage alone:
+    Better means a lower cross-entropy. With few videos, a middle stage alone often works best:
     docs/small_data.md.
     """
     part, whole = fit_linear(values[..., :first], *rest), fit_linear(values, *rest)

@@ -265,7 +265,7 @@ def read_rows(path: Path, settings: dict[str, Any]) -> dict[str, np.ndarray]:
 def append_to(path: Path, head: bytes, record: np.dtype) -> Iterator[tuple[BinaryIO, set[str]]]:
     """Open a partial file for appending records (key, values); yield (file, keys of its records).
 
-    The file begins with `head`, a line of JSON with the settings. A file with other settings is started anew.
+    The file begins with `head`, a line of JSON with the settings. A file with other settings is overwritten.
     """
     try:
         with open(path, "a+b") as file:  # in append mode all writes go to the end

@@ -18,7 +18,7 @@ from network import TRAINED_FROM
 from saved.checkpoints import Checkpoint, read_checkpoint
 from utils import InputError, rank
 
-# A resumed run takes all flags from the checkpoint except these, which do not shape the training.
+# A resumed run takes missing flags from the checkpoint, except these, which do not shape the training.
 NOT_RESTORED = {
     "resume", "evaluate", "output", "features", "pooling", "rgb_dir", "flow_dir", "ucf_list", "workers", "device",
     "compile", "save_every_minutes", "allow_missing", "on_error", "weights", "flow_order", "tensorboard",

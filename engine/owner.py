@@ -32,7 +32,7 @@ class Owner(BaseModel):
 
 @contextlib.contextmanager
 def owned(folder: str | os.PathLike, file: str = "", flag: str = "--output") -> Iterator[None]:
-    """Lock `folder`, or one `file` in it, for the duration of the block. With several processes, rank 0 holds it.
+    """Lock `folder`, or one `file` in it, for the duration of the block. Rank 0 holds the lock for all.
 
     The lock is the operating system's: it ends with its process, however that ends. Raises InputError, which names
     the owner and the `flag` that chooses another place, if another run holds the lock.

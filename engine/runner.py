@@ -91,7 +91,7 @@ class Run:
         return 128 + self.signal if self.signal else 0
 
     def after_batch(self, training: Training) -> None:
-        """Stop if a signal arrived, and save if --save-every-minutes has elapsed. All processes decide together."""
+        """Stop on a signal, and save if --save-every-minutes has elapsed. All processes decide together."""
         self.stop_if_asked(training)
         minutes = self.args.save_every_minutes
         if minutes and self._agreed(training.device, time.monotonic() - self.saved_at > 60 * minutes):

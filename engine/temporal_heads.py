@@ -100,7 +100,7 @@ class Recipe:
     epochs: int  # maximum; the number used is chosen on held-out videos
     clip: float = 0.0  # clips each gradient value to +- this; 0: off
     decay: float = 0.0  # weight decay: added to the gradient, times the weight (L2, as in torch.optim)
-    drop_every: int = 0  # divide the learning rate by 10 after every so many epochs; 0: never
+    drop_every: int = 0  # divide the learning rate by 10 each time this many epochs have passed; 0: never
 
 
 TEMPORAL = {

@@ -95,7 +95,7 @@ class Training:
     def resume(self, checkpoint: Checkpoint, class_names: list[str], trains: bool = True) -> None:
         """Continue from `checkpoint`, ours or another project's; `settings` override its own.
 
-        With trains=False (evaluation only), just the weights and their epoch number are taken. Raises
+        With trains=False (evaluation only), only the weights and their epoch are restored. Raises
         InputError if the network or the classes do not fit.
         """
         checkpoint = checkpoint.in_order_of(class_names)
@@ -240,7 +240,7 @@ def _cpu_has_bf16() -> bool:
 
 
 def consensus(logits: Tensor, clips: int, how: str) -> Tensor:
-    """(videos * clips, classes) -> (videos, classes): the mean over a video's clips (TSN, section 3.1), or the sum.
+    """(videos * clips, classes) -> (videos, classes): the mean over clips (TSN, section 3.1), or the sum.
 
     The original sums. With three clips, its gradient is three times the mean's while scores are still small.
     """
