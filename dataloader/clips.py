@@ -334,7 +334,7 @@ def _start_worker(_: int) -> None:
 
 @dataclass(frozen=True)
 class Data:
-    """A split's loaders. `select` (validation videos, or `test`) chooses the model and drives the schedule."""
+    """A split's loaders. `select` (validation videos or `test`) chooses the model and drives the schedule."""
 
     split: Split
     train: Loader | None  # None for evaluation only
