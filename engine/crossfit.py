@@ -217,7 +217,7 @@ def look_alikes(
     Returns accuracy: top-1 in per cent, cross-validated by video or by `groups`, whichever is lower; apart:
     with look-alikes kept together; p: of the difference (McNemar's exact test over videos); shared: fraction
     of test videos with a training video in their cluster; pairs: the most similar of these, {"test",
-    "training", "similarity" (cosine)}; warns: whether one recording is most likely on both sides of the split.
+    "training", "similarity" (cosine)}; warns: whether one recording is probably on both sides of the split.
     """
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.stats import binomtest
