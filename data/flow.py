@@ -123,7 +123,7 @@ def raft_flow(
 
 @contextlib.contextmanager
 def _memory_advice(device: str, pairs: int, shape: Sequence[int]) -> Iterator[None]:
-    """Raise InputError with advice if the device has too little memory for images of `shape` (height, width)."""
+    """Turn an out-of-memory error on images of `shape`, (height, width), into an InputError with advice."""
     import torch
 
     try:
@@ -136,7 +136,7 @@ def _memory_advice(device: str, pairs: int, shape: Sequence[int]) -> Iterator[No
 
 
 def _batches(frames: Iterable[np.ndarray], pairs: int) -> Iterator[list[np.ndarray]]:
-    """Yield batches of `pairs` + 1 frames (fewer at the end), each from the last frame of the previous one on."""
+    """Yield batches of `pairs` + 1 frames (fewer at the end) that overlap by one frame."""
     frames = iter(frames)
     batch = list(itertools.islice(frames, pairs + 1))
     while len(batch) > 1:
@@ -176,7 +176,7 @@ def _load_raft(weights: Path, device: str):
 
 
 def raft_weights(name: str) -> Path:
-    """The file of RAFT weights: torchvision's "large" or "small" in torch's cache (downloaded once), or a path."""
+    """Path of RAFT weights: torchvision's "large" or "small", downloaded once to torch's cache, or a file."""
     import torch
     from torchvision.models.optical_flow import Raft_Large_Weights, Raft_Small_Weights
 

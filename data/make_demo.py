@@ -86,7 +86,7 @@ def draw_scene(seed: int, appearance: str, group: int, clip: int) -> Scene:
 
 
 def draw_backdrop(rng: np.random.Generator) -> np.ndarray:
-    """Draw a still background, soft colours with a grain like the sheet's: (HEIGHT, WIDTH, 3) float32, Y Cr Cb."""
+    """Draw a still background, soft colours and a grain, as (HEIGHT, WIDTH, 3) float32, Y Cr Cb."""
     grain = 18 * noise(rng, 256)
     tints = [128 + 14 * noise(rng, 256, steepness=3) + rng.uniform(-14, 14) for _ in "rb"]
     return np.stack([128 + grain, *tints], axis=2)[:HEIGHT, :WIDTH].astype(np.float32)
@@ -107,7 +107,7 @@ def noise(rng: np.random.Generator, side: int, steepness: float = 1.0) -> np.nda
 
 @functools.cache
 def draw_sheet(appearance: str, seed: int) -> np.ndarray:
-    """Draw the sheet: (SHEET, SHEET, 2) float32, the grain's brightness and the share of the second paint, 0 to 1.
+    """Draw the sheet: (SHEET, SHEET, 2) float32, the grain's brightness and the second paint's share, 0 to 1.
 
     In each appearance, both paints cover equal areas.
     """
@@ -217,7 +217,7 @@ def render(out: Path, seed: int, clips: int) -> None:
 
 
 def demo_commands(out: Path, record: Path, seed: int, clips: int) -> list[tuple[str, list[str]]]:
-    """Return each step's title and command. UCF101 needs the same steps; here network and images are small."""
+    """Each step's title and command. UCF101 needs the same steps; here network and images are small."""
     videos, rgb, flow = shown(out / "videos"), shown(out / "rgb"), shown(out / "flow")
     spatial, motion, fusion = shown(record / "spatial"), shown(record / "motion"), shown(record / "fusion")
     # Evaluate only after the last epoch, so that the test set doesn't select the reported checkpoint.

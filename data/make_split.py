@@ -3,10 +3,10 @@
   python data/make_split.py VIDEOS OUT                 one split: train.txt, test.txt
   python data/make_split.py VIDEOS OUT --folds 5       five: trainlist01.txt, testlist01.txt, ... for --split 1 to 5
 
-VIDEOS holds a folder for each class, or folders train and test (or val, validation) that do: that split is then taken.
-Else each class is split in the same proportion. Videos of one recording or person, and copies of one file, stay on one
-side; groups.csv beside the lists says which these are. Run again, it updates its own lists: videos keep their side, new
-ones are added, deleted ones leave.
+VIDEOS contains a folder per class, or folders train and test (or val, validation) with class folders; then
+that split is used. Otherwise each class is split in the same proportion. Videos of one recording or person,
+and copies of one file, stay on one side; groups.csv beside the lists names these groups. Run again, the
+script updates its own lists: videos keep their side, new ones are added, deleted ones are removed.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from dataloader.lists import is_listable, load_split, read_column, read_groups
 from dataloader.names import SIDES, find_groups, first_few, without_suffix
 from utils import InputError, atomic_path, check_writable, csv_text, plural, printable, run_main, write_json
 
-RECORD = "make_split.json"  # beside the lists: with which flags they were made
+RECORD = "make_split.json"  # beside the lists: the flags with which they were made
 
 
 class Settings(BaseModel, extra="forbid"):
-    """The flags that lists were made with, as the record has them."""
+    """The flags with which lists were made, as stored in the record."""
 
     test_fraction: float = Field(0.3, gt=0, lt=1)
     folds: int | None = Field(None, ge=2)
@@ -106,10 +106,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def settings(args: argparse.Namespace) -> Settings:
-    """The flags, and where lists are there, those that they were made with. InputError where the two differ."""
+    """Return the flags, or those of existing lists. Raises InputError if given flags differ from these."""
     given = {name: getattr(args, name) for name in Settings.model_fields if getattr(args, name) is not None}
     if args.groups and Path(args.groups).is_file():
-        given["groups"] = str(Path(args.groups).resolve())  # the same file from wherever it is named
+        given["groups"] = str(Path(args.groups).resolve())  # the same file from any working directory
     anew = f"delete {args.out} to split anew"
     if not (args.out / RECORD).is_file():
         if present := sorted(path.name for path in args.out.glob("*.txt")):
@@ -123,27 +123,27 @@ def settings(args: argparse.Namespace) -> Settings:
 
 
 def list_names(folds: int | None) -> list[tuple[str, str]]:
-    """(training list, test list) of each split."""
+    """The file names (training list, test list) of each split."""
     numbered = [(f"trainlist{i + 1:02d}.txt", f"testlist{i + 1:02d}.txt") for i in range(folds or 0)]
     return numbered or [("train.txt", "test.txt")]
 
 
 def read_before(out: Path, made_with: Settings) -> tuple[dict[str, int], dict[str, str]]:
-    """({path: part}, {path without suffix, lower case: group}) of the lists in `out`; empty where there are none.
+    """Read ({path: part}, {path without suffix, lower case: group}) from the lists in `out`, empty if none.
 
-    A part is a fold, or 0 for the test videos and 1 for training. Lists that a killed run left half are not counted.
+    A part is a fold, or 0 for test and 1 for training videos. Incomplete lists of a killed run are ignored.
     """
     names = [name for pair in list_names(made_with.folds) for name in pair]
     if not all((out / name).is_file() for name in (*names, "classes.txt", "groups.csv")):
         return {}, {}
     splits = [load_split(out, i + 1) for i in range(made_with.folds or 1)]
     parts = {video.listed: part for part, split in enumerate(splits) for video in split.test}
-    parts = {video.listed: 1 for video in splits[0].train} | parts  # with folds, each video tests in one
+    parts = {video.listed: 1 for video in splits[0].train} | parts  # with folds, each video tests once
     return parts, read_groups(out / "groups.csv")
 
 
 def say_changes(old: set[str], new: set[str]) -> None:
-    """Say what is new and what has gone since the lists were made."""
+    """Print which videos were added or removed since the lists were made."""
     if added := sorted(new - old):
         print(f"{plural(len(added), 'new video')} since the lists were made: {first_few(added)}")
     if gone := sorted(old - new):
@@ -157,10 +157,10 @@ def say_changes(old: set[str], new: set[str]) -> None:
 def find_classes(
     root: Path, out: Path | None = None, without: Collection[str] = ()
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """({path under root, with "/": class}, sorted; {path: "train" or "test"} where folders tell the side, else empty).
+    """Find ({path under root, with "/": class}, sorted; {path: "train" or "test"} if folders give a split).
 
-    A class is the first folder under root, or under root's folders train and test. Videos whose names no list can hold
-    are left out, with a warning. Raises InputError where the folders are no classes.
+    A class is the first folder under root, or under root's folders train and test. Videos whose names can't
+    be written to a list are left out with a warning. Raises InputError if the folders aren't classes.
     """
     found = sorted(video.name for video in find_videos(root, skip=out))
     paths = [path for path in found if csv_text(path) not in without]
@@ -193,9 +193,10 @@ def find_classes(
 
 
 def given_sides(paths: Iterable[str]) -> dict[str, str]:
-    """{folder: "train" or "test"} where the first folders are sides of a split; else empty.
+    """Return {folder: "train" or "test"} if the first folders are the sides of a split; else empty.
 
-    Beside folders for training and test, one for validation is none of the two. Raises InputError for one side only.
+    If there are training and test folders, a validation folder is ignored. Raises InputError if one side is
+    missing.
     """
     folders = {path.split("/")[0] for path in paths if "/" in path}
     kinds = {folder: SIDES.get(folder.casefold()) for folder in folders}
@@ -212,7 +213,7 @@ def given_sides(paths: Iterable[str]) -> dict[str, str]:
 
 
 def find_copies(root: Path, paths: Iterable[str]) -> list[list[str]]:
-    """Paths of files with the same bytes, each group sorted; empty files aside. Only files of one size are read."""
+    """Find groups of non-empty files with the same bytes, each sorted. Only files of equal size are read."""
     by_size, by_content = defaultdict(list), defaultdict(list)
     for path in paths:
         by_size[(root / path).stat().st_size if (root / path).exists() else 0].append(path)
@@ -226,10 +227,10 @@ def find_copies(root: Path, paths: Iterable[str]) -> list[list[str]]:
 def group_videos(
     classes: dict[str, str], how: str | None, copies: Iterable[list[str]], before: dict[str, str]
 ) -> dict[str, str]:
-    """{path: its recording}; a video without one is its own. What was taken is printed, with an example.
+    """Return {path: its recording}; a video without one is its own. Prints the rule used, with an example.
 
-    how: --groups, None for the names. before: groups that are recorded, which their videos keep; a new video that
-    belongs to some of these joins the first. Copies of a class are of the first one's group.
+    how: --groups, or None for the names. before: recorded groups, which their videos keep; a new video that
+    belongs to several of these joins the first. Copies within a class join the first copy's group.
     """
     told = given_groups(how, list(classes)) if how else find_groups(list(classes), list(classes.values()))
     groups = {path: group or path for path, group in zip(classes, told, strict=True)}
@@ -240,7 +241,7 @@ def group_videos(
         print("the names tell no recordings" if how is None else "no recordings", end=": each video is by itself\n")
     for first, *others in copies:
         for other in others:
-            if classes[other] == classes[first]:  # with everything of the copy's own recording
+            if classes[other] == classes[first]:  # and all videos of the copy's recording
                 joined = groups[other]
                 groups |= {path: groups[first] for path in classes if groups[path] == joined}
     keys = {path: without_suffix(path).casefold() for path in classes}
@@ -250,7 +251,7 @@ def group_videos(
 
 
 def given_groups(how: str, paths: list[str]) -> list[str]:
-    """The group of each video by --groups, "" for none. Raises InputError where it tells none at all."""
+    """Return each video's group by --groups, "" for none. Raises InputError if no video has one."""
     if how == "none":
         return [""] * len(paths)
     if how.lower().endswith(".csv") or Path(how).is_file():
@@ -275,10 +276,10 @@ def given_groups(how: str, paths: list[str]) -> list[str]:
 def assign(
     classes: dict[str, str], groups: dict[str, str], shares: list[float], seed: int, before: dict[str, int]
 ) -> dict[str, int]:
-    """{path: part}: whole groups, in shuffled order, each to the part that it brings nearest to its share.
+    """Return {path: part}. Each group, in shuffled order, goes to the part that it brings nearest to its share.
 
-    shares: of the parts, in all 1. before: {path: part} of the videos that stay where they are, with their groups. A
-    part that has none of a class yet comes first. Raises InputError where a class has too few groups.
+    shares: the parts' shares, with sum 1. before: {path: part} of videos that stay in place, with their
+    groups. A part without videos of a class has priority. Raises InputError if a class has too few groups.
     """
     names = sorted(set(classes.values()))
     sizes = {group: np.zeros(len(names)) for group in groups.values()}  # videos of each class
@@ -293,7 +294,7 @@ def assign(
     for i in np.random.RandomState(seed).permutation(len(free)):
         new = sizes[free[i]]
         lacking = ((have == 0) & (new > 0)).sum(1)
-        error = (new * (new + 2 * (have - wanted)) / wanted).sum(1)  # what is added to sum((have - wanted)² / wanted)
+        error = (new * (new + 2 * (have - wanted)) / wanted).sum(1)  # adds to sum((have - wanted)² / wanted)
         part = int(np.lexsort((error, -lacking))[0])
         place[free[i]], have[part] = part, have[part] + new
     for label in np.flatnonzero((have == 0).any(0)):
@@ -309,9 +310,9 @@ def assign(
 def say_split(
     pair: tuple[str, str], split: tuple[list[str], list[str]], classes: dict, groups: dict, share: float | None
 ) -> None:
-    """Print the sizes and each class' share of test videos; warn where one is far off, and of recordings on both sides.
+    """Print the sizes and the classes' test shares. Warn of shares far off and recordings on both sides.
 
-    Far off: by more than a video and 15 %.
+    Far off means by more than one video and by more than 15 %.
     """
     test, of = (Counter(classes[path] for path in some) for some in (split[1], classes))
     shares = {name: test[name] / of[name] for name in sorted(of)}
@@ -327,7 +328,7 @@ def say_split(
 
 
 def write_lists(out: Path, files: dict[str, list[str]], groups: dict[str, str], made_with: Settings) -> None:
-    """Write the record, groups.csv and the lists: what differs from what is there."""
+    """Write the record, groups.csv and the lists. Files that are already up to date are not written."""
     check_writable(out)
     table = io.StringIO()
     rows = ((path, "" if group == path else group) for path, group in sorted(groups.items()))

@@ -1,12 +1,12 @@
-"""Pack a folder of frames or flow into a few large files, for network disks that are slow with millions of small ones.
+"""Pack a folder of frames or flow into a few large files: network disks are slow with millions of small ones.
 
   python data/pack.py data/rgb data/rgb.pack
   python spatial_cnn.py --rgb-dir data/rgb.pack
 
-The shards are plain tar files of the image files, bit by bit as they were: `tar xf` gives the folder back. Beside
-each lies a table of where every image is, so that a clip is read with one or two seeks, in any order: that is what an
-exactly resumable random order needs, and what formats for streaming (WebDataset) don't have.
-Kill it at any moment and start it again: it goes on after the last whole shard that holds what the folder holds now.
+The shards are plain tar files with the unchanged image files: `tar xf` restores the folder. Beside each shard
+is a table of the images' positions, so that a clip is read with one or two seeks, in any order. An exactly
+resumable random order needs that, and streaming formats (WebDataset) don't have it. You can kill it at any
+moment; start it again, and it continues after the last complete shard that matches the folder.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> int:
                 args.pack, name, args.source, todo[packed:], made_of[packed:], 1e6 * args.shard_size, bar
             )
             done.append(name)
-    for stale in args.pack.glob("shard-*"):  # of an older state that had more
+    for stale in args.pack.glob("shard-*"):  # left from an older state with more shards
         if stale.stem not in done:
             stale.unlink()
     if (args.source / FILE).is_file():
@@ -86,7 +86,7 @@ def main() -> int:
 
 
 def open_source(source: Path, kind: Kind | None) -> Index:
-    """The index of what `source` holds: RGB frames or flow. Both is a question, none an error."""
+    """Return the index of the RGB frames or flow in `source`. Raises InputError for both or neither."""
     if source.is_dir() and is_pack(source):
         raise InputError(f"{source} is packed already")
     found, errors = [], []
@@ -108,9 +108,10 @@ def shard_name(number: int, suffix: str = "") -> str:
 
 
 def finished_shards(pack: Path, todo: list[Frames], made_of: list[str]) -> tuple[list[str], int]:
-    """Return the whole shards that an earlier run left and that hold the first of `todo`, and how many of them.
+    """Return the names of complete shards with the first sequences of `todo`, and these sequences' number.
 
-    A shard whose images were extracted anew since, or with other settings, is not among them, nor any after it.
+    A shard whose images were extracted again since, or with other settings, doesn't count, nor do any after
+    it.
     """
     names: list[str] = []
     packed = 0
@@ -126,9 +127,9 @@ def finished_shards(pack: Path, todo: list[Frames], made_of: list[str]) -> tuple
 def write_shard(
     pack: Path, name: str, root: Path, todo: list[Frames], made_of: list[str], full: float, bar: tqdm
 ) -> int:
-    """Write one shard of the first of `todo`, until it is `full` (bytes). Returns the number of sequences in it.
+    """Write one shard from the first of `todo` until it has `full` bytes. Returns its number of sequences.
 
-    Raises InputError where the images change meanwhile.
+    Raises InputError if the images change meanwhile.
     """
     places: list[tuple[int, int]] = []
     written = 0

@@ -1,6 +1,6 @@
-"""Several scripts one behind the other, each shown with its command and its time: run.py's and the demo's.
+"""Run several scripts in sequence, each shown with its command and its time, for run.py and the demo.
 
-They run in this process: what is killed ends as a whole, and torch is imported once.
+They run in this process, so that killing it ends everything and torch is imported only once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class StepFailed(Exception):
-    """A step ended with an exit code other than 0, and has said why."""
+    """A step ended with a failing exit code. It has printed the reason."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"exit code {code}")
@@ -30,20 +30,20 @@ class StepFailed(Exception):
 
 @dataclass
 class Steps:
-    """Call it with a title and a command, a script of this project and its arguments, for each step."""
+    """Runs steps: call it with a title and a command, a script of this project and its arguments."""
 
-    total: int  # how many there will be
-    folder: Path | None = None  # where the commands run; None: where this process is
+    total: int  # number of steps
+    folder: Path | None = None  # the commands' working directory; None: the current one
     done: int = 0
     began: float = field(default_factory=time.monotonic)
 
     def __call__(self, title: str, *command: object, passed: tuple[int, ...] = (0,)) -> int:
-        """Run one step, and return its exit code. Raises StepFailed for a code that is not among `passed`."""
+        """Run one step and return its exit code. Raises StepFailed if the code is not in `passed`."""
         self.done += 1
         words = [str(word) for word in command]
         print("\n" + printable(f"== {self.done}/{self.total} {title}"), flush=True)
         print(printable(f"$ python {shlex.join(words)}"), flush=True)
-        start, used = time.monotonic(), sum(os.times()[:4])  # of this process and those that it waited for
+        start, used = time.monotonic(), sum(os.times()[:4])  # CPU time, with finished child processes
         code = call(words, self.folder)
         if code not in passed:
             print(f"stopped at {title!r}; the same command goes on from there", file=sys.stderr)
@@ -54,17 +54,17 @@ class Steps:
 
 
 def call(command: list[str], folder: Path | None = None) -> int:
-    """Run a script of this project, as `python` does, in `folder`; returns its exit code."""
+    """Run a script of this project in `folder`, as `python` would. Returns its exit code."""
     script, before, argv = str(ROOT / command[0]), os.getcwd(), sys.argv
     try:
         os.chdir(folder or before)
         sys.argv = [script, *command[1:]]
         runpy.run_path(script, run_name="__main__")
         return 0
-    except SystemExit as end:  # utils.run_main's
+    except SystemExit as end:  # raised by utils.run_main
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
         sys.argv = argv
         with contextlib.suppress(OSError):
             os.chdir(before)
-        gc.collect()  # its network and loaders, before the next one's
+        gc.collect()  # frees the network and loaders before the next step

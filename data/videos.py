@@ -17,29 +17,30 @@ from dataloader.names import UCF_NAME, VIDEO_SUFFIXES, first_few
 from utils import InputError, plural
 
 LONGEST_SIDE = 65_500  # of a JPEG
-REORDERED = 8  # frames that a decoder may give after the one whose packet was damaged
+REORDERED = 8  # frames that a decoder may still return after a damaged packet
 
 
 class VideoError(Exception):
-    """One video can't be used; the message is the reason, in words for the list of failed videos."""
+    """One video can't be used. The message is the reason, worded for the list of failed videos."""
 
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A video to extract: a file, or for `.flo` input a folder of them."""
+    """A video to extract: a video file, or a folder of .flo files."""
 
     path: Path
     name: str  # relative to the searched folder, for messages
-    folder: str  # where its frames go, relative, with "/": `v_X` for UCF names, else the path without suffix
-    size: int  # bytes; this and the time tell a file that was replaced
+    folder: str  # relative output folder, with "/": `v_X` for UCF names, else the path without suffix
+    size: int  # bytes; size and time reveal a replaced file
     mtime_ns: int
 
 
 def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
     """Return all videos under `root` at any depth, sorted by output folder. Hidden files and `skip` are left out.
 
-    Files that aren't called as videos are left out, too; they are counted and named on stderr. Raises InputError when
-    there is no such folder, no video in it, or when two videos would be written to the same place.
+    Files without a video's suffix are left out, too; stderr lists the first few and their number. Raises
+    InputError if the folder doesn't exist or holds no video, or if two videos would be written to the same
+    place.
     """
     videos, left_out = [], []
     for folder, files in _walk(root, skip):
@@ -58,7 +59,7 @@ def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
 
 
 def find_flo_folders(root: Path, skip: Path | None = None) -> list[VideoFile]:
-    """All folders under `root` that hold .flo files, each one video; sorted and checked as in find_videos."""
+    """Return the folders under `root` with .flo files, one per video, sorted and checked as in find_videos."""
     videos = []
     for folder, files in _walk(root, skip):
         if flows := [folder / file for file in files if file.lower().endswith(".flo")]:
@@ -70,17 +71,17 @@ def find_flo_folders(root: Path, skip: Path | None = None) -> list[VideoFile]:
 
 
 def _video(root: Path, relative: Path, target: Path, files: list[Path]) -> VideoFile:
-    """The video at `root`/`relative`, made of `files`, whose frames go to `target`, or to its UCF101 name."""
-    status = [file.stat() for file in files if file.exists()]  # a broken link: reading it will say so
+    """Return the video `root`/`relative`, made of `files`. Its frames go to `target` or its UCF101 name."""
+    status = [file.stat() for file in files if file.exists()]  # a broken link is reported when it is read
     size, time = sum(file.st_size for file in status), max((file.st_mtime_ns for file in status), default=0)
     folder = target.name if UCF_NAME.fullmatch(target.name) else target.as_posix()
     return VideoFile(root / relative, relative.as_posix(), folder, size, time)
 
 
 def sort_videos(videos: list[VideoFile]) -> list[VideoFile]:
-    """Sort by output folder; raise InputError naming two videos that would be written to the same place.
+    """Sort by output folder. Raises InputError that names two videos if both would be written to one place.
 
-    Names are compared without case, as Windows, macOS and the dataset loaders do.
+    Names are compared ignoring case, as Windows, macOS and the dataset loaders do.
     """
     taken: dict[str, VideoFile] = {}
     for video in videos:
@@ -98,7 +99,7 @@ def sort_videos(videos: list[VideoFile]) -> list[VideoFile]:
 
 
 def _walk(root: Path, skip: Path | None) -> Iterator[tuple[Path, list[str]]]:
-    """Folders and their files in a fixed order; follows links to folders, each real folder once."""
+    """Yield folders and their files in a fixed order. Follows links, but visits each real folder once."""
     if not root.exists():
         raise InputError(f"{root} does not exist; give the folder of the videos")
     if not root.is_dir():
@@ -119,7 +120,7 @@ def _walk(root: Path, skip: Path | None) -> Iterator[tuple[Path, list[str]]]:
 
 
 def import_cv2():
-    """Return OpenCV with one thread, as videos are spread over processes. For flow and live cameras, not for files."""
+    """Import OpenCV for flow and live cameras, not for files. One thread, as videos run in parallel."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
     try:
         import cv2
@@ -130,22 +131,22 @@ def import_cv2():
 
 
 def import_av():
-    """Return PyAV. Its errors are logged, so that the reader can see them, but nothing is shown."""
+    """Import PyAV. Its errors are logged, so that `decode` can read them, but not printed."""
     try:
         import av
     except ImportError as error:
         raise InputError(f"PyAV is missing ({error}); pip install av") from error
     av.logging.set_level(av.logging.ERROR)
-    av.logging.set_skip_repeated(False)  # each file's own errors, although the last file had the same
+    av.logging.set_skip_repeated(False)  # report errors that repeat those of the previous file
     logging.getLogger("libav").addHandler(logging.NullHandler())
     logging.getLogger("libav").propagate = False
     return av
 
 
 def resized(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """(height, width) with the shorter of them scaled to `short_side`; 0 keeps the size.
+    """Return (height, width) with the shorter side scaled to `short_side`; 0 keeps the size.
 
-    Raises VideoError where no JPEG could hold that.
+    Raises VideoError if the result exceeds the limits of JPEG.
     """
     scale = short_side / min(height, width) if short_side else 1
     sides = max(1, round(height * scale)), max(1, round(width * scale))
@@ -156,7 +157,7 @@ def resized(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize (h, w, channels), uint8 or float32: by area averaging when shrinking, bilinearly when growing."""
+    """Resize (h, w, channels), uint8 or float32: area averaging when shrinking, bilinear when growing."""
     cv2 = import_cv2()
     if image.shape[:2] == (height, width):
         return image
@@ -166,18 +167,18 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A frame that is decoded, but not converted to RGB: that costs more than decoding, and most aren't needed."""
+    """A decoded frame before conversion to RGB: that costs more than decoding, and most aren't needed."""
 
     seconds: float  # since the first frame, by the file's time stamps
-    lasts: float  # seconds
-    share: float  # of the film that is decoded with this frame, 0 to 1, if its header is right
+    lasts: float  # duration in seconds
+    share: float  # of the video decoded so far, this frame included, 0 to 1, if the header is right
     frame: Any  # av.VideoFrame
     convert: Callable[[Any], Any]
 
     def picture(self) -> np.ndarray:
         """Return RGB uint8 (height, width, 3), upright."""
         picture = self.convert(self.frame).to_ndarray()
-        matrix = self.frame.side_data.get("DISPLAYMATRIX")  # how phones turn what their sensors give
+        matrix = self.frame.side_data.get("DISPLAYMATRIX")  # phones store the rotation here
         if matrix is None:
             return picture
         (xx, xy, _), (yx, yy, _), _ = np.frombuffer(bytes(matrix), np.int32).reshape(3, 3).tolist()  # x' = x xx + y yx
@@ -188,20 +189,20 @@ class Decoded:
 
 @contextlib.contextmanager
 def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Open a video file. Gives PyAV's container and the stream of pictures that players show. Raises VideoError."""
+    """Open a video file. Yields PyAV's container and the stream that players show. Raises VideoError."""
     av = import_av()
     if not path.exists():
         raise VideoError("cannot be opened: no such file")
-    if not path.is_file():  # opening a pipe waits for somebody to write to it
+    if not path.is_file():  # opening a pipe would wait for a writer
         raise VideoError("is no file but a folder, a pipe or a device")
     with contextlib.ExitStack() as stack:
         try:
-            source: Any = f"file:{path}"  # else FFmpeg takes what is before a colon for a protocol
+            source: Any = f"file:{path}"  # else FFmpeg takes text before a colon for a protocol
             source.encode()
         except UnicodeEncodeError:
             source = stack.enter_context(open(path, "rb"))
         try:
-            only_files = {"protocol_whitelist": "file"}  # a list of addresses in a video's clothes opens none of them
+            only_files = {"protocol_whitelist": "file"}  # a playlist disguised as a video must not open URLs
             container = stack.enter_context(av.open(source, metadata_errors="ignore", container_options=only_files))
         except av.error.FFmpegError as error:
             reason = "not a video, damaged, or of an unknown kind" if path.stat().st_size else "the file is empty"
@@ -213,26 +214,26 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
         stream = best if best in films else films[0]
         if stream.codec_context is None:
             raise VideoError("its pictures are of an unknown codec")
-        stream.codec_context.thread_count = 1  # videos are spread over processes
+        stream.codec_context.thread_count = 1  # the videos are distributed over processes
         yield container, stream
 
 
 def frame_rate(path: Path) -> float:
-    """Return a video's frames per second, by its header; 25 where that says nothing usable. Raises VideoError."""
+    """Return a video's frames per second from its header, or 25 if that is unusable. Raises VideoError."""
     with open_video(path) as (_, stream):
         return _rate_of(stream)
 
 
 def _rate_of(stream: Any) -> float:
-    """The usual rate. Where it varies, that is more than frames divided by seconds."""
+    """The usual frame rate. For a variable rate, it exceeds frames divided by seconds."""
     rate = float(max(stream.average_rate or 0, stream.guessed_rate or 0))
     return rate if 1 <= rate <= 1000 else 25.0
 
 
 def count_frames(path: Path) -> int:
-    """Return how many frames a video has, by its packets. None is decoded, so that it takes little time.
+    """Count a video's frames by its packets, which is fast because none is decoded.
 
-    Exact but for damaged files. Raises VideoError.
+    Exact except for damaged files. Raises VideoError.
     """
     with open_video(path) as (container, stream), contextlib.suppress(import_av().error.FFmpegError):
         frames = 0
@@ -244,9 +245,9 @@ def count_frames(path: Path) -> int:
 def decode(path: Path) -> Iterator[Decoded]:
     """Decode a video, one frame in memory at a time.
 
-    Raises VideoError when nothing can be decoded, when more than a tenth of the frames is damaged, and at the end when
-    the file is cut off: the demuxer or the decoder says so, or packets that an index lists are missing. What headers
-    promise is no reason: they are often wrong, and sound may outlast the pictures.
+    Raises VideoError if nothing can be decoded, if more than a tenth of the frames is damaged, and at the end
+    if the file is cut off: the demuxer or decoder reports that, or packets listed in the index are missing.
+    The header's length is not used: it is often wrong, and the sound may be longer than the video.
     """
     av = import_av()
     single = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 18 else {}
@@ -258,8 +259,8 @@ def decode(path: Path) -> Iterator[Decoded]:
     with open_video(path) as (container, stream):
         rate = _rate_of(stream)
         promised = stream.frames or (container.duration or 0) / av.time_base * rate
-        demuxer = container.demux(stream)  # ends with an empty packet, for which the decoder gives its last frames
-        packets = frames = damaged = since = 0  # `since`: frames without damage at the end
+        demuxer = container.demux(stream)  # ends with an empty packet, which flushes the decoder
+        packets = frames = damaged = since = 0  # `since`: frames since the last damage
         first, last, ended, cut_off = None, -1 / rate, False, False
         while not ended:
             with av.logging.Capture() as said:
@@ -267,7 +268,7 @@ def decode(path: Path) -> Iterator[Decoded]:
                     packet = next(demuxer, None)
                 except av.error.FFmpegError:
                     packet, cut_off = None, True
-            # Matroska's demuxer tells it only in words.
+            # Matroska's demuxer reports this only in its log.
             cut_off |= any("ended prematurely" in words for _, _, words in said)
             ended = packet is None
             whole = True
@@ -283,13 +284,13 @@ def decode(path: Path) -> Iterator[Decoded]:
                 seconds = last + 1 / rate
                 if frame.time is not None:
                     first = frame.time - seconds if first is None else first
-                    if frame.time - first > last:  # they jump back where recordings were joined
+                    if frame.time - first > last:  # time stamps jump back where recordings were joined
                         seconds = float(frame.time - first)
                 last = seconds
                 lasts = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 1 / rate
                 frames, since, whole = frames + 1, since + 1, whole and not frame.is_corrupt
                 yield Decoded(seconds, lasts, min(1.0, frames / max(1, promised)), frame, convert)
-            if not whole and frames:  # a recording may begin with pictures that need others before them
+            if not whole and frames:  # the first frames may refer to earlier ones that were not recorded
                 damaged, since = damaged + 1, 0
         if container.format.name.startswith("mov"):
             cut_off |= len(getattr(stream, "index_entries", ())) > packets
@@ -302,16 +303,17 @@ def decode(path: Path) -> Iterator[Decoded]:
 def read_frames(
     path: Path, short_side: int = 0, every: int = 1, progress: Callable[[float], None] | None = None
 ) -> Iterator[np.ndarray]:
-    """Decode a video: yield every `every`-th frame from the first on as RGB uint8 (height, width, 3).
+    """Decode a video. Yields every `every`-th frame, from the first on, as RGB uint8 (height, width, 3).
 
-    The shorter side is scaled to `short_side` (0 keeps the size). `progress` is told now and then what share is done.
-    One frame is in memory at a time. Raises VideoError as `decode` does, and for sizes that no JPEG can have.
+    The shorter side is scaled to `short_side` (0 keeps the size). `progress` is called now and then with the
+    share done. One frame is in memory at a time. Raises VideoError as `decode` does, and for sizes beyond
+    JPEG's limits.
     """
     height = width = 0
     for number, frame in enumerate(decode(path)):
         if number % every == 0:
             picture = frame.picture()
-            if not number:  # a stream may change its size; all frames get the first one's
+            if not number:  # the size may change within a stream; use the first frame's
                 height, width = resized(picture.shape[0], picture.shape[1], short_side)
             yield resize(picture, height, width)
         if progress and number % 16 == 15:
@@ -319,10 +321,10 @@ def read_frames(
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """An RGB (height, width, 3) or grey (height, width) uint8 image as extraction writes it.
+    """Encode an RGB (height, width, 3) or grey (height, width) uint8 image as extraction writes it.
 
-    Colour is subsampled 4:2:0 as in almost every published frame set; on UCF101 4:4:4 takes 11 % more space
-    at quality 90 for colour that the videos themselves store at half resolution.
+    Colour is subsampled 4:2:0, as in almost all published frame sets. On UCF101 at quality 90, 4:4:4 would
+    take 11 % more space, for colour that the videos themselves store at half resolution.
     """
     import simplejpeg
 
