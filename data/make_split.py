@@ -276,7 +276,7 @@ def given_groups(how: str, paths: list[str]) -> list[str]:
 def assign(
     classes: dict[str, str], groups: dict[str, str], shares: list[float], seed: int, before: dict[str, int]
 ) -> dict[str, int]:
-    """Return {path: part}. Each group, in shuffled order, goes to the part that it brings nearest to its share.
+    """Return {path: part}. Groups, in shuffled order, go to the part that they bring nearest to its share.
 
     shares: the parts' shares, with sum 1. before: {path: part} of videos that stay in place, with their
     groups. A part without videos of a class has priority. Raises InputError if a class has too few groups.

@@ -59,7 +59,7 @@ def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
 
 
 def find_flo_folders(root: Path, skip: Path | None = None) -> list[VideoFile]:
-    """Return the folders under `root` with .flo files, one per video, sorted and checked as in find_videos."""
+    """Return the folders under `root` with .flo files, one per video; sorted, checked as in find_videos."""
     videos = []
     for folder, files in _walk(root, skip):
         if flows := [folder / file for file in files if file.lower().endswith(".flo")]:

@@ -1,11 +1,11 @@
-"""TV-L1 for processors: one pair of frames, bit for bit OpenCV's DualTVL1, many times as fast.
+"""TV-L1 for CPUs: one pair of frames, bit-identical to OpenCV's DualTVL1 and many times as fast.
 
-The method, its names and its equation numbers are those of tensor.py beside this file. The image pyramid, the warp and
-the median filter are OpenCV's functions; the iterations, where OpenCV spends nearly all of its time, are compiled by
-numba from the code below. It is fast because an iteration goes over the image once, row by row, so that every plane
-comes through the cache once, not once per operation. It rounds as OpenCV does (the order of additions matters, so no
-`fastmath`), because the stopping rule makes large differences of the smallest ones. The compiled code is kept in
-`__pycache__` or in the user's cache folder: only the first run waits some seconds for the compiler.
+Method, names and equation numbers are those of tensor.py. The image pyramid, the warp and the median filter
+are OpenCV's functions. The iterations, where OpenCV spends nearly all of its time, are compiled by numba from
+the code below. It is fast because an iteration passes over the image once, row by row: each plane goes
+through the cache once, not once per operation. It rounds as OpenCV does, because the stopping rule amplifies
+the smallest differences; the order of additions matters, so there is no `fastmath`. The compiled code is
+cached in `__pycache__` or the user's cache folder, so only the first run waits some seconds for the compiler.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ FLOAT_EPSILON = np.finfo(np.float32).eps
 
 
 def tvl1_pair(first: np.ndarray, second: np.ndarray, parameters: TVL1) -> np.ndarray:
-    """Flow from `first` to `second`, (height, width), grey 0..255.
+    """Compute the flow from `first` to `second`, both (height, width), grey 0..255.
 
-    Returns float32 (2, height, width) in pixels, x then y. The costly steps run without the GIL: give every pair a
-    thread.
+    Returns float32 (2, height, width) in pixels, x then y. The costly steps release the GIL, so pairs can be
+    computed in parallel threads.
     """
     scale_step = parameters.scale_step
-    longer: Any = 1 / scale_step  # OpenCV's type hints know no scalar factor
+    longer: Any = 1 / scale_step  # Any, as OpenCV's type hints don't allow a scalar factor
     I0s, I1s = [np.float32(first)], [np.float32(second)]
     for _ in parameters.pyramid(*first.shape)[1:]:
         for images in (I0s, I1s):
@@ -44,14 +44,14 @@ def tvl1_pair(first: np.ndarray, second: np.ndarray, parameters: TVL1) -> np.nda
 
 
 def _solve_scale(I0: np.ndarray, I1: np.ndarray, start: np.ndarray, parameters: TVL1) -> np.ndarray:
-    """The flow on one scale, from the flow `start` (2, height, width)."""
+    """Compute the flow on one scale, starting from the flow `start` (2, height, width)."""
     height, width = I0.shape
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     edge = np.pad(I1, 1, mode="edge")
     I1x, I1y = (edge[1:-1, 2:] - edge[1:-1, :-2]) / 2, (edge[2:, 1:-1] - edge[:-2, 1:-1]) / 2
     maps = np.dstack([I1, I1x, I1y])
-    # A row and a column more than the image has spare the iterations the special cases at its border:
-    # u's last ones are copied there, so that grad u is 0 beyond; before p's first ones is 0.
+    # One extra row and column avoid special cases at the border. u has copies of its last row and column
+    # there, so that grad u is 0; p has zeros before its first row and column.
     u = np.pad(start, ((0, 0), (0, 1), (0, 1)))
     p = np.zeros((2, 2, height + 1, width + 1), np.float32)
     u1, u2 = u[:, :height, :width]
@@ -59,7 +59,7 @@ def _solve_scale(I0: np.ndarray, I1: np.ndarray, start: np.ndarray, parameters: 
     weights = parameters.lambda_ * parameters.theta, parameters.theta, parameters.tau / parameters.theta
     constants = np.array([*weights, parameters.epsilon**2 * height * width], np.float32)
     for _ in range(parameters.warps):
-        warped = cv2.remap(maps, columns + u1, rows + u2, cv2.INTER_CUBIC)  # 0 outside of the image
+        warped = cv2.remap(maps, columns + u1, rows + u2, cv2.INTER_CUBIC)  # 0 outside the image
         I1w, I1wx, I1wy = (np.ascontiguousarray(warped[:, :, channel]) for channel in range(3))
         rho_c = I1w - I1wx * u1 - I1wy * u2 - I0
         known = I1wx, I1wy, I1wx * I1wx + I1wy * I1wy, rho_c
@@ -73,7 +73,7 @@ def _solve_scale(I0: np.ndarray, I1: np.ndarray, start: np.ndarray, parameters: 
 
 
 def _compiled(function: Callable, **options) -> Any:
-    """`function` through numba's compiler, kept on disk where there is a folder to write to."""
+    """Compile `function` with numba. The result is cached on disk if a writable folder exists."""
     try:
         return njit(function, nogil=True, cache=True, error_model="numpy", **options)
     except RuntimeError:  # "no locator available": neither here nor in the user's cache folder
@@ -82,10 +82,10 @@ def _compiled(function: Callable, **options) -> Any:
 
 @_compiled
 def _relax(u, p, squares, I1wx, I1wy, grad2, rho_c, lambda_theta, theta, tau_theta, limit, iterations):
-    """Iterate eqs. (3) to (5) in place, until u is at rest, (6), or `iterations` are done; returns whether it is.
+    """Iterate eqs. (3) to (5) in place until u is at rest (6), at most `iterations` times; return if it is.
 
-    Row y of u needs rows y - 1 and y of p as the iteration before left them, and row y - 1 of p needs rows y - 1
-    and y of the new u: so p follows one row behind u.
+    Row y of u needs rows y - 1 and y of p from the previous iteration. Row y - 1 of p needs rows y - 1 and y
+    of the new u. Therefore p is updated one row behind u.
     """
     height, width = rho_c.shape
     for _ in range(iterations):
@@ -111,7 +111,7 @@ def _relax(u, p, squares, I1wx, I1wy, grad2, rho_c, lambda_theta, theta, tau_the
 def _primal_row(
     u1, u2, squares, I1wx, I1wy, grad2, rho_c, p11, p12, p12_above, p21, p22, p22_above, lambda_theta, theta
 ):
-    """Eqs. (3) and (4) on one row, and |change of u|^2 of its pixels."""
+    """Apply eqs. (3) and (4) to one row, and store |change of u|^2 of its pixels in `squares`."""
     for x in range(rho_c.size):
         rho = rho_c[x] + (I1wx[x] * u1[x] + I1wy[x] * u2[x])
         bound = lambda_theta * grad2[x]
@@ -137,7 +137,7 @@ def _primal_row(
 
 @_compiled
 def _dual_row(u, u_below, p1, p2, tau_theta):
-    """Eq. (5) on one row of one component of the flow."""
+    """Apply eq. (5) to one row of one flow component."""
     for x in range(u.size - 1):
         ux = u[x + 1] - u[x]
         uy = u_below[x] - u[x]
@@ -149,9 +149,9 @@ def _dual_row(u, u_below, p1, p2, tau_theta):
 
 @_compiled
 def _at_rest(squares, limit):
-    """Whether float32 sum(squares) <= limit when it is added up one pixel after the other, as OpenCV does.
+    """Whether float32 sum(squares) <= limit, if pixels are added one after the other as in OpenCV.
 
-    n such additions are off by n / 2^24 of the sum at most, so only close calls need that slow addition.
+    The error of n such additions is at most n / 2^24 of the sum, so only close cases need this slow sum.
     """
     total = _fast_sum(squares)
     if abs(total - limit) <= total * squares.size / 2**23:
@@ -165,7 +165,7 @@ def _at_rest(squares, limit):
 
 @partial(_compiled, fastmath=True)
 def _fast_sum(squares):
-    """The sum with the additions in any order, row by row in float32, the rows in float64."""
+    """Sum in any order: each row in float32, the rows in float64."""
     total = 0.0
     for y in range(squares.shape[0]):
         row = np.float32(0)

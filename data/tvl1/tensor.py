@@ -1,25 +1,26 @@
-"""TV-L1 optical flow on batches of frame pairs, in PyTorch: what OpenCV's DualTVL1 computes, many pairs at once.
+"""TV-L1 optical flow on batches of frame pairs in PyTorch, computed as in OpenCV's DualTVL1.
 
-Zach, Pock, Bischof: A Duality Based Approach for Realtime TV-L1 Optical Flow, DAGM 2007; discretised as in Sanchez,
-Meinhardt-Llopis, Facciolo: TV-L1 Optical Flow Estimation, IPOL 2013. The names are theirs; the numbers are this
-file's, and data/tvl1/cpu.py's. The flow u = (u1, u2) from image I0 to image I1 makes small
+Zach, Pock, Bischof: A Duality Based Approach for Realtime TV-L1 Optical Flow, DAGM 2007; discretised as in
+Sanchez, Meinhardt-Llopis, Facciolo: TV-L1 Optical Flow Estimation, IPOL 2013. Names are those of the papers;
+the equation numbers are used here and in data/tvl1/cpu.py. The flow u = (u1, u2) from image I0 to image I1
+minimises
 
     |grad u1| + |grad u2| + lambda |rho(u)|, summed over the image, where around a known flow u0
 (1) rho(u) = I1(x + u0) + grad I1(x + u0) . (u - u0) - I0(x) = rho_c + grad I1w . u   is the residual.
 
-A second field v, bound to u, splits that into two problems that are solved exactly, in turn (Zach et al.):
+A second field v, coupled to u, splits this into two problems that are solved exactly, in turn (Zach et al.):
 
-(2) |grad u1| + |grad u2| + |u - v|^2 / (2 theta) + lambda |rho(v)|   becomes small by
+(2) |grad u1| + |grad u2| + |u - v|^2 / (2 theta) + lambda |rho(v)|   is minimised by
 (3) v = u + clamp(-rho(u) / |grad I1w|^2, -lambda theta, lambda theta) grad I1w   (thresholding, in its three cases),
-(4) u_i = v_i + theta div p_i,   with p_i the dual variable of u_i, which one step of Chambolle's fixed point makes
+(4) u_i = v_i + theta div p_i,   where p_i, the dual variable of u_i, is updated by one step of Chambolle's fixed point
 (5) p_i = (p_i + tau / theta grad u_i) / (1 + tau / theta |grad u_i|),
 (6) until the mean of |change of u|^2 over the image is at most epsilon^2, or iterations run out.
 
-That is done `warps` times with u0 the last u, on a pyramid of images, from coarse to fine. As in IPOL 2013, grad I1
-is a centred difference, grad u a forward one with 0 beyond the last pixel, div its negative adjoint, and I1 is
-warped bicubically. As in OpenCV, and unlike both papers: a median filter goes over u before every
-`inner_iterations`, images keep their range of 0..255 and aren't smoothed, their pyramid is bilinear, what lies
-outside of the image is 0, and p starts from 0 once per scale, not once per warp.
+This is repeated `warps` times, with u0 set to the last u, on an image pyramid from coarse to fine. As in IPOL
+2013, grad I1 is a central difference, grad u a forward difference that is 0 beyond the last pixel, div its
+negative adjoint, and I1 is warped bicubically. As in OpenCV, but unlike both papers, a median filter is
+applied to u before every `inner_iterations`, images keep their range 0..255 and aren't smoothed, the pyramid
+is bilinear, values outside the image are 0, and p is reset to 0 once per scale, not once per warp.
 """
 
 from __future__ import annotations
@@ -39,16 +40,17 @@ Iterate = Callable[..., tuple[Tensor, ...]]
 
 @torch.no_grad()
 def tvl1_pairs(first: Tensor, second: Tensor, parameters: TVL1 = OPENCV_DEFAULTS, compiled: bool = False) -> Tensor:
-    """Flow from every image of `first` to its like in `second`, both (B, H, W), uint8 or float, grey 0..255.
+    """Compute the flow between images of `first` and `second`, each (B, H, W), uint8 or float, grey 0..255.
 
-    Returns float32 (B, 2, H, W) on the same device, in pixels, x then y. The stopping rule is kept for every pair by
-    itself, so a pair's flow doesn't depend on the others in the batch. `compiled`: through torch.compile. Raises
-    ValueError for shapes that differ and sides under 3 pixels.
+    Returns float32 (B, 2, H, W) on the same device, in pixels, x then y. The stopping rule is applied to each
+    pair separately, so a pair's flow doesn't depend on the rest of the batch. `compiled` uses torch.compile.
+    Raises ValueError if the shapes differ or a side is under 3 pixels.
     """
     if first.shape != second.shape or first.dim() != 3 or min(first.shape[1:]) < 3:
         raise ValueError(f"want two (B, H, W) with sides of 3 or more, got {[*first.shape]} and {[*second.shape]}")
-    # On a CPU one pair's planes stay in the cache, and a look at which pairs are at rest is free. A GPU wants many
-    # pairs at once, and every look makes it wait for the host; till the next look, pairs at rest just stay as they are.
+    # On a CPU, one pair's planes stay in the cache, and checking which pairs are at rest is free. A GPU needs
+    # many pairs at once, and every check makes it wait for the host. Until the next check, pairs at rest stay
+    # unchanged.
     batch, check_every = (1, 1) if first.device.type == "cpu" else (max(1, len(first)), 5)
     iterate = _compiled_iterate() if compiled else _iterate
     pairs = zip(first.float().split(batch), second.float().split(batch), strict=True)
@@ -61,7 +63,7 @@ def _compiled_iterate() -> Iterate:
 
 
 def _solve_pyramid(first: Tensor, second: Tensor, parameters: TVL1, check_every: int, iterate: Iterate) -> Tensor:
-    """The flow of (B, H, W) float images from the coarsest scale to the finest."""
+    """Compute the flow of (B, H, W) float images, from the coarsest scale to the finest."""
     sizes = parameters.pyramid(*first.shape[1:])
     I0s, I1s = [first], [second]
     for height, width in sizes[1:]:
@@ -91,7 +93,7 @@ def _solve_scale(I0: Tensor, I1: Tensor, u: Tensor, parameters: TVL1, check_ever
 
 
 def _relax(unknowns: Tensor, known: Planes, parameters: TVL1, check_every: int, iterate: Iterate) -> None:
-    """Iterate eqs. (3) to (6) in place. Every `check_every` iterations, pairs at rest leave the batch."""
+    """Iterate eqs. (3) to (6) in place. Every `check_every` iterations, drop pairs at rest from the batch."""
     limit = parameters.epsilon**2 * unknowns[0, 0].numel()
     weights = parameters.lambda_ * parameters.theta, parameters.theta, parameters.tau / parameters.theta, limit
     pairs = torch.arange(unknowns.shape[1], device=unknowns.device)
@@ -120,7 +122,7 @@ def _iterate(
     I1wx: Tensor, I1wy: Tensor, rho_c: Tensor, inverse: Tensor, moving: Tensor,
     lambda_theta: float, theta: float, tau_theta: float, limit: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """One iteration: u and p anew for the pairs that are `moving` (B,), and which of them still are."""
+    """Do one iteration. Return u and p, updated for pairs that are `moving` (B,), and which still are."""
     here = moving[:, None, None]
     rho = rho_c + I1wx * u1 + I1wy * u2  # (1)
     step = (-rho * inverse).clamp(-lambda_theta, lambda_theta)  # (3)
@@ -144,10 +146,10 @@ def _divergence(p1: Tensor, p2: Tensor) -> Tensor:
 
 
 def _warp(maps: Tensor, u1: Tensor, u2: Tensor) -> Tensor:
-    """`maps` (B, C, H, W) at x + u by bicubic interpolation, 0 outside of the image.
+    """Sample `maps` (B, C, H, W) at x + u with bicubic interpolation, 0 outside the image.
 
-    Not F.grid_sample: it takes positions as fractions of the image, and their rounding makes still pixels move
-    where the image is nearly flat.
+    F.grid_sample is not used: it takes positions as fractions of the image, and their rounding makes still
+    pixels move where the image is nearly flat.
     """
     height, width = maps.shape[2:]
     columns = _bicubic_taps(torch.arange(width, device=maps.device) + u1, width)
@@ -161,7 +163,7 @@ def _warp(maps: Tensor, u1: Tensor, u2: Tensor) -> Tensor:
 
 
 def _bicubic_taps(position: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-    """Index and weight of the four samples around `position`: Keys' kernel with a = -0.75, no weight outside."""
+    """Index and weight of the four samples around `position`: Keys' kernel, a = -0.75, weight 0 outside."""
     a = -0.75
     first = position.floor()
     after = position - first
@@ -177,7 +179,7 @@ def _bicubic_taps(position: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def _resize(images: Tensor, height: int, width: int, step_y: float, step_x: float) -> Tensor:
-    """Bilinear samples (..., height, width), a step apart in pixels of `images`, with the first half a step in."""
+    """Sample bilinearly to (..., height, width). Steps are in input pixels; the first sample is half a step in."""
     for dim, size, step in ((-2, height, step_y), (-1, width, step_x)):
         last = images.shape[dim] - 1
         position = ((torch.arange(size, dtype=torch.float64, device=images.device) + 0.5) * step - 0.5).clamp(0, last)
@@ -189,6 +191,6 @@ def _resize(images: Tensor, height: int, width: int, step_y: float, step_x: floa
 
 
 def _median(images: Tensor, size: int) -> Tensor:
-    """The median of every size x size window of (B, H, W); edges repeat."""
+    """Median-filter (B, H, W) with size x size windows; edge pixels are repeated."""
     edge = F.pad(images[:, None], (size // 2,) * 4, mode="replicate")
     return F.unfold(edge, size).median(1).values.view_as(images)
