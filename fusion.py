@@ -37,7 +37,7 @@ CHANCE = 1.5  # a fusion must gain this many standard errors in likelihood over 
 
 
 def scale(logits: np.ndarray, normalize: str) -> float:
-    """Return the divisor of a stream's logits before averaging. It uses the whole test set, but no label."""
+    """Return the divisor of a stream's logits: 1, or their standard deviation over the test set (no labels)."""
     return float(logits.std()) if normalize == "std" else 1.0
 
 
@@ -327,9 +327,9 @@ def learn(args: argparse.Namespace, paths: Mapping[str, str], test_set: TestSet,
 
 
 def joined_head(test_set: TestSet, videos: list[str]) -> Path | None:
-    """Return the folder of heads.py's joined head, or None.
+    """Return the folder of heads.py's joined head, None if it is missing or unlike the streams.
 
-    The streams must be linear heads beside it, and its predictions must be of these `videos`.
+    The streams must be heads.py's linear heads; the joined head must cover `videos` (held out) and the test set.
     """
     linear = {source.path.parent.parent for source in test_set.sources.values()}
     folder = next(iter(linear)).parent / "joined"

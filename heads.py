@@ -196,7 +196,7 @@ def fit_and_write(
     values = [each.values for each in inputs.values()]
     rest = (train, one.labels, one.groups, classes, args.folds, args.seed)
     if head != "linear":
-        total = (args.folds + 1) * TEMPORAL[head].epochs  # at most: the last stops at the folds' best
+        total = (args.folds + 1) * TEMPORAL[head].epochs  # limit: the final fit may stop earlier
         with progress_bar(total, f"{head} {name}", "epoch") as bar:
             fit = fit_temporal(head, values, *rest, device, bar.update)
         sha256 = save(folder, head, name, inputs, networks, fit.state, fit.choice)

@@ -62,7 +62,7 @@ class Answer:
         return [(float(times[place]), float(shares[place])) for place in best(lead, k)]
 
     def over_time(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return fused logits over time: seconds (T,), the last stream's clip middles, and (T, classes)."""
+        """Return times (T,) in seconds and fused logits (T, classes), at the last stream's clip middles."""
         times = np.unique(list(self.times.values())[-1])
         logits = []
         for stream, samples in self.logits.items():

@@ -98,7 +98,8 @@ def export(target: Path, checkpoint: Path, flow_order: str = "original") -> None
         data, run = (to_onnx if kind == ".onnx" else to_pt2)(made, about)
         logging.disable(logging.NOTSET)
     generator = torch.Generator().manual_seed(0)
-    clips = [torch.randn(3, *shape, generator=generator) for shape in made.inputs.values()]  # traced with 2
+    # N is 3 here; the network was traced with N = 2
+    clips = [torch.randn(3, *shape, generator=generator) for shape in made.inputs.values()]
     with torch.inference_mode():
         expected = made.build(False)(*clips).numpy()
     difference, largest = float(np.abs(run(clips) - expected).max()), float(np.abs(expected).max())

@@ -61,7 +61,8 @@ def open_film(target: Path, rate: float) -> Iterator[Callable[[np.ndarray], None
     av = import_av()
     check_writable(target.parent)
     with contextlib.ExitStack() as stack:
-        temporary = stack.enter_context(atomic_path(target)).absolute()  # relative, `a:b` is a protocol
+        # absolute, because FFmpeg reads a relative `a:b` as a protocol
+        temporary = stack.enter_context(atomic_path(target)).absolute()
         container = stack.enter_context(av.open(str(temporary), "w", "mp4", options={"movflags": "faststart"}))
         pace = Fraction(rate).limit_denominator(1001)
         if "libx264" in av.codecs_available:
