@@ -6,8 +6,8 @@
     python fusion.py --learn VAL_SPATIAL VAL_MOTION          # the best of several, on held-out videos
     python fusion.py --splits 1 2 3                          # record/spatial_split1 ...: mean over splits
 
-The result is the plain average of the streams' logits, unless --learn, --normalize or --weights say otherwise.
---learn chooses a single stream, the average, learnt weights, or the joined head that heads.py wrote beside the
+The result is the plain average of the streams' logits unless --learn, --normalize or --weights say otherwise.
+--learn chooses one stream, the average, learnt weights, or the joined head that heads.py wrote beside the
 streams' linear heads. It chooses on other videos, best those that --val-groups held out of both trainings.
 """
 
@@ -37,7 +37,7 @@ CHANCE = 1.5  # a fusion must gain this many standard errors in likelihood over 
 
 
 def scale(logits: np.ndarray, normalize: str) -> float:
-    """Return the divisor of a stream's logits: 1, or their standard deviation over the test set (no labels)."""
+    """Return the divisor of a stream's logits: 1 or their standard deviation over the test set, no labels."""
     return float(logits.std()) if normalize == "std" else 1.0
 
 
@@ -184,7 +184,7 @@ def evaluate(
 
 
 def groups_of(test_set: TestSet) -> list[str] | None:
-    """Return each video's recording as its list names it, "" for none; None if no predictions.json has any."""
+    """Return each video's recording as its list names it, or ""; None if no predictions.json has any."""
     known = next((one.meta["groups"] for one in test_set.sources.values() if "groups" in one.meta), None)
     return None if known is None else [str(known.get(video, "")) for video in test_set.videos]
 
@@ -329,7 +329,7 @@ def learn(args: argparse.Namespace, paths: Mapping[str, str], test_set: TestSet,
 def joined_head(test_set: TestSet, videos: list[str]) -> Path | None:
     """Return the folder of heads.py's joined head, None if it is missing or unlike the streams.
 
-    The streams must be heads.py's linear heads; the joined head must cover `videos` (held out) and the test set.
+    The streams must be its linear heads; the joined head must cover `videos` (held out) and the test set.
     """
     linear = {source.path.parent.parent for source in test_set.sources.values()}
     folder = next(iter(linear)).parent / "joined"

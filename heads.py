@@ -5,10 +5,10 @@
   python heads.py --spatial rgb.npz --motion flow.npz
 
 Features of several inputs of one stream, such as flow and greydiff, are joined: --motion flow.npz grey.npz.
-Heads: linear is logistic regression on the mean of each stream's features over time, and a second one (joined)
-on both streams' features together. If features are of two stages, linear takes both or only the first. Classes
-have equal weight, however many videos they have. ts-lstm and inception (Ma et al. 2017, arXiv 1703.10667) look
-at the sequence over time of both streams' features. Stages, strength or epochs are chosen on training videos
+Heads: linear is logistic regression on the mean of each stream's features over time, and once more (joined) on
+both streams' features together. If features are of two stages, linear takes both or only the first. Classes
+have equal weight, however many videos they have. ts-lstm and inception (Ma et al. 2017, arXiv 1703.10667) see
+the sequence over time of both streams' features. Stages, strength or epochs are chosen on training videos
 alone, by folds that keep the videos of one recording or person together. A check (look_alikes) prints the
 accuracy that remains when clips that look alike are kept on one side of the split.
 """
