@@ -210,8 +210,7 @@ def check_writable(folder: str | os.PathLike) -> None:
 def check_output(folder: str | os.PathLike, needed: int, replaced: Iterable[str | os.PathLike] = ()) -> None:
     """Run check_writable; raise InputError if `needed` bytes, less the size of files `replaced`, aren't free.
 
-    It also deletes partial files that killed runs left in `folder`, so call it while holding the folder's
-    lock (engine/owner.py).
+    It also deletes partial files of killed runs: call it while holding the folder's lock (engine/owner.py).
     """
     folder = Path(folder)
     check_writable(folder)

@@ -1,7 +1,6 @@
 """Read JSON files and metadata, validated against a pydantic model of the format.
 
-The module that writes a format also defines its model. Every problem with such a file is a one-line
-InputError.
+The module that writes a format also defines its model. Every problem with a file is a one-line InputError.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Check a prepared dataset: is every listed video present, complete, long enough, and not empty of content?
+"""Check a prepared dataset: is each listed video present, complete, long enough, and does it show anything?
 
   python data/check.py --rgb-dir data/rgb --flow-dir data/flow
 
@@ -155,12 +155,11 @@ def check_names(
 
 
 def check_lengths(rgb: dict[Video, int], flow: dict[Video, int], rate: int | None) -> list[Problem]:
-    """Find videos that don't have one flow pair less than frames. Only every `rate`-th frame was kept."""
+    """Find videos without N - 1 flow pairs for N frames; every `rate`-th frame is kept (None: unknown)."""
     both = [video for video in rgb if video in flow]
     surplus = 1
     if rate is None and both:
-        # For N frames, other tools write N - 1 or N flow images. The most common difference is taken as
-        # right.
+        # For N frames, other tools write N - 1 or N flow images. The most common difference counts as right.
         surplus, videos = Counter(rgb[video] - flow[video] for video in both).most_common(1)[0]
         if surplus not in (0, 1) or 2 * videos <= len(both):
             return []  # sampled at an unknown rate

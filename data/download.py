@@ -215,8 +215,7 @@ def fetch_rest(urls: list[str], part: Path, note: Path, bar: tqdm) -> None:
     """Append the missing bytes to `part`. Raises Failure if the download ends early.
 
     Bytes of two versions of a file are never joined. A continued request sends If-Range with the strong ETag
-    or the date of the first one (RFC 9110, 13.1.5). If the server gave neither, the whole file is fetched
-    again.
+    or date of the first one (RFC 9110, 13.1.5). If the server gave neither, the whole file is fetched again.
     """
     begun = json.loads(note.read_text(encoding="utf-8")) if note.exists() and part.exists() else []
     end = part.stat().st_size if begun else 0

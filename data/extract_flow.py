@@ -118,10 +118,9 @@ def find_devices(args: argparse.Namespace) -> list[str]:
 
 
 def choose_method(args: argparse.Namespace, device: str) -> tuple[Any, dict[str, str]]:
-    """Return the flow method without its device (None for .flo files), and the settings beyond flags.
+    """Return the flow method without its device (None for .flo files), and settings that aren't flags.
 
-    These settings name whatever else determines the output's bytes. TV-L1 by numba has none: its bytes are
-    OpenCV's.
+    The settings identify what else determines the output's bytes. TV-L1 by numba has none: it gives OpenCV's.
     """
     if args.method == "raft":
         weights = raft_weights(args.weights)

@@ -92,8 +92,7 @@ class Output:
     def is_done(self, video: VideoFile) -> bool:
         """Whether a video was extracted with these settings, from this very file, and its images still exist.
 
-        A file is the same if its size and time are. If only its time differs, as after a copy, its content
-        decides.
+        A file is the same if its size and time are. If only the time differs (a copy), its content decides.
         """
         made = read_marker(self.root, video.folder)
         if not made or (made.settings, made.bytes) != (self.settings, video.size):
@@ -132,8 +131,7 @@ class Output:
     def write_failed_csv(self, videos: Sequence[VideoFile]) -> None:
         """Write failed.csv from the failures of all shards, or remove it if there are none.
 
-        Shards may end at the same moment. Each reads again after writing, so the last writer has seen all
-        failures.
+        Shards may end at the same moment. Each reads again after writing, so the last writer has seen all.
         """
         written = None
         while (rows := self._failures(videos)) != written:

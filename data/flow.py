@@ -1,8 +1,7 @@
 """Optical flow: methods that compute it from frames, quantisation to 8 bits, .flo files.
 
 A method turns a stream of RGB frames, uint8 (height, width, 3), into a stream of flows, float32 (height,
-width, 2) in pixels, x then y, from each frame to the next: one flow less than frames. It keeps few frames in
-memory.
+width, 2) in pixels, x then y, from each frame to the next: one fewer than frames. Few are held at a time.
 """
 
 from __future__ import annotations
@@ -112,8 +111,7 @@ def raft_flow(
     for batch in _batches(frames, batch_frames):
         images = torch.from_numpy(np.stack(batch)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
         height, width = images.shape[-2:]
-        # RAFT correlates at an eighth of the size on four levels, so sides must be multiples of 8, at least
-        # 128.
+        # RAFT correlates at an eighth of the size on four levels: sides must be multiples of 8, at least 128.
         right, below = max(128, -(-width // 8) * 8) - width, max(128, -(-height // 8) * 8) - height
         images = torch.nn.functional.pad(images, (0, right, 0, below), mode="replicate")
         with _memory_advice(device, batch_frames, (height, width)), torch.inference_mode():

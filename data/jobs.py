@@ -22,8 +22,7 @@ def run_jobs(workers: Sequence[Callable[[Any, Report], Any]], jobs: Sequence[Any
     A worker is a picklable function (job, report) -> result that runs in its own process. Events are those it
     reports with `report(event, value)`, then "result" with its return value. If the process dies (a decoder's
     segmentation fault, the out-of-memory killer), the event is "crashed" with the reason, and a new process
-    replaces it. An exception in a worker is a bug and is raised here. Closing the generator ends all
-    processes.
+    replaces it. An exception in a worker is a bug and raised here. Closing the generator ends all processes.
     """
     pending = deque(enumerate(jobs))
     processes: list[_Worker] = [_Worker(function) for function in workers[: len(jobs)]]

@@ -67,8 +67,7 @@ class Scene:
 def draw_scene(seed: int, appearance: str, group: int, clip: int) -> Scene:
     """Draw the scene of one appearance in one clip of a group. All scenes of a group share the backdrop."""
     rng = np.random.default_rng((seed, group, clip, APPEARANCES.index(appearance)))
-    # A warm and a cold paint: with arbitrary hues, a few minutes of training don't suffice to learn the
-    # border.
+    # A warm and a cold paint: with arbitrary hues, minutes of training don't suffice to learn the border.
     hues = rng.permutation([0.0, np.pi]) + rng.uniform(-0.7, 0.7, 2)
     colours = 128 + 50 * np.stack((np.cos(hues), np.sin(hues)), axis=1)
     return Scene(

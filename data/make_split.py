@@ -157,7 +157,7 @@ def say_changes(old: set[str], new: set[str]) -> None:
 def find_classes(
     root: Path, out: Path | None = None, without: Collection[str] = ()
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Find ({path under root, with "/": class}, sorted; {path: "train" or "test"} if folders give a split).
+    """Find ({path under root, with "/": class}, sorted; {path: "train" or "test"} if folders say so, or {}).
 
     A class is the first folder under root, or under root's folders train and test. Videos whose names can't
     be written to a list are left out with a warning. Raises InputError if the folders aren't classes.
@@ -195,8 +195,7 @@ def find_classes(
 def given_sides(paths: Iterable[str]) -> dict[str, str]:
     """Return {folder: "train" or "test"} if the first folders are the sides of a split; else empty.
 
-    If there are training and test folders, a validation folder is ignored. Raises InputError if one side is
-    missing.
+    With training and test folders, a validation folder is ignored. Raises InputError if one side is missing.
     """
     folders = {path.split("/")[0] for path in paths if "/" in path}
     kinds = {folder: SIDES.get(folder.casefold()) for folder in folders}

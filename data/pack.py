@@ -110,8 +110,7 @@ def shard_name(number: int, suffix: str = "") -> str:
 def finished_shards(pack: Path, todo: list[Frames], made_of: list[str]) -> tuple[list[str], int]:
     """Return the names of complete shards with the first sequences of `todo`, and these sequences' number.
 
-    A shard whose images were extracted again since, or with other settings, doesn't count, nor do any after
-    it.
+    A shard whose images were extracted again since, or with other settings, ends the count.
     """
     names: list[str] = []
     packed = 0

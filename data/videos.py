@@ -38,9 +38,8 @@ class VideoFile:
 def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
     """Return all videos under `root` at any depth, sorted by output folder. Hidden files and `skip` are left out.
 
-    Files without a video's suffix are left out, too; stderr lists the first few and their number. Raises
-    InputError if the folder doesn't exist or holds no video, or if two videos would be written to the same
-    place.
+    Files without a video's suffix are left out, too, and reported on stderr. Raises InputError if the folder
+    doesn't exist or holds no video, or if two videos would be written to the same place.
     """
     videos, left_out = [], []
     for folder, files in _walk(root, skip):
@@ -306,8 +305,7 @@ def read_frames(
     """Decode a video. Yields every `every`-th frame, from the first on, as RGB uint8 (height, width, 3).
 
     The shorter side is scaled to `short_side` (0 keeps the size). `progress` is called now and then with the
-    share done. One frame is in memory at a time. Raises VideoError as `decode` does, and for sizes beyond
-    JPEG's limits.
+    share done. One frame is in memory at a time. Raises VideoError as `decode` and `resized` do.
     """
     height = width = 0
     for number, frame in enumerate(decode(path)):

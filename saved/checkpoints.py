@@ -125,8 +125,7 @@ def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str =
 
     `modalities` ("rgb", "flow", "rgbdiff", "greydiff") are the accepted inputs; by default, all are accepted.
     `flow_order` names the revision of the original that stacked the flow (foreign.FLOW_ORDERS); other files
-    don't need it. Raises a one-line InputError if the file is unreadable or holds no ResNet for these
-    modalities.
+    need none. Raises a one-line InputError if the file is unreadable or holds no ResNet for these modalities.
     """
     content = load_checkpoint(path)
     if content.get("format") == HEAD_FORMAT:

@@ -53,7 +53,7 @@ class HeadFile:
 
     path: Path
     kind: str
-    stream: str  # spatial | motion | both: the streams that it uses
+    stream: str  # spatial | motion | both: the streams it answers for
     state_dict: dict[str, Tensor]  # the head's own weights
     class_names: list[str]
     inputs: dict[str, Checkpoint]  # the networks that compute its features, in the order of concatenation

@@ -82,7 +82,7 @@ def _compiled(function: Callable, **options) -> Any:
 
 @_compiled
 def _relax(u, p, squares, I1wx, I1wy, grad2, rho_c, lambda_theta, theta, tau_theta, limit, iterations):
-    """Iterate eqs. (3) to (5) in place until u is at rest (6), at most `iterations` times; return if it is.
+    """Iterate eqs. (3) to (5) in place, at most `iterations` times. Return True once u is at rest, eq. (6).
 
     Row y of u needs rows y - 1 and y of p from the previous iteration. Row y - 1 of p needs rows y - 1 and y
     of the new u. Therefore p is updated one row behind u.

@@ -2,8 +2,7 @@
 
 Zach, Pock, Bischof: A Duality Based Approach for Realtime TV-L1 Optical Flow, DAGM 2007; discretised as in
 Sanchez, Meinhardt-Llopis, Facciolo: TV-L1 Optical Flow Estimation, IPOL 2013. Names are those of the papers;
-the equation numbers are used here and in data/tvl1/cpu.py. The flow u = (u1, u2) from image I0 to image I1
-minimises
+the equation numbers are this file's and data/tvl1/cpu.py's. The flow u = (u1, u2) from I0 to I1 minimises
 
     |grad u1| + |grad u2| + lambda |rho(u)|, summed over the image, where around a known flow u0
 (1) rho(u) = I1(x + u0) + grad I1(x + u0) . (u - u0) - I0(x) = rho_c + grad I1w . u   is the residual.
@@ -12,7 +11,7 @@ A second field v, coupled to u, splits this into two problems that are solved ex
 
 (2) |grad u1| + |grad u2| + |u - v|^2 / (2 theta) + lambda |rho(v)|   is minimised by
 (3) v = u + clamp(-rho(u) / |grad I1w|^2, -lambda theta, lambda theta) grad I1w   (thresholding, in its three cases),
-(4) u_i = v_i + theta div p_i,   where p_i, the dual variable of u_i, is updated by one step of Chambolle's fixed point
+(4) u_i = v_i + theta div p_i,   where one step of Chambolle's fixed point updates u_i's dual variable p_i:
 (5) p_i = (p_i + tau / theta grad u_i) / (1 + tau / theta |grad u_i|),
 (6) until the mean of |change of u|^2 over the image is at most epsilon^2, or iterations run out.
 
@@ -49,8 +48,7 @@ def tvl1_pairs(first: Tensor, second: Tensor, parameters: TVL1 = OPENCV_DEFAULTS
     if first.shape != second.shape or first.dim() != 3 or min(first.shape[1:]) < 3:
         raise ValueError(f"want two (B, H, W) with sides of 3 or more, got {[*first.shape]} and {[*second.shape]}")
     # On a CPU, one pair's planes stay in the cache, and checking which pairs are at rest is free. A GPU needs
-    # many pairs at once, and every check makes it wait for the host. Until the next check, pairs at rest stay
-    # unchanged.
+    # many pairs at once, and each check makes it wait for the host; until then, pairs at rest don't change.
     batch, check_every = (1, 1) if first.device.type == "cpu" else (max(1, len(first)), 5)
     iterate = _compiled_iterate() if compiled else _iterate
     pairs = zip(first.float().split(batch), second.float().split(batch), strict=True)
@@ -179,7 +177,7 @@ def _bicubic_taps(position: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def _resize(images: Tensor, height: int, width: int, step_y: float, step_x: float) -> Tensor:
-    """Sample bilinearly to (..., height, width). Steps are in input pixels; the first sample is half a step in."""
+    """Sample bilinearly, (..., height, width); steps are in input pixels, the first sample half a step in."""
     for dim, size, step in ((-2, height, step_y), (-1, width, step_x)):
         last = images.shape[dim] - 1
         position = ((torch.arange(size, dtype=torch.float64, device=images.device) + 0.5) * step - 0.5).clamp(0, last)
