@@ -5,7 +5,7 @@
   python heads.py --spatial rgb.npz --motion flow.npz
 
 Features of several inputs of one stream, such as flow and greydiff, are joined: --motion flow.npz grey.npz.
-Heads: linear is logistic regression on the mean of each stream's features over time, and once more (joined) on
+Heads: linear is logistic regression on the mean of each stream's features over time, and again (joined) on
 both streams' features together. If features are of two stages, linear takes both or only the first. Classes
 have equal weight, however many videos they have. ts-lstm and inception (Ma et al. 2017, arXiv 1703.10667) see
 the sequence over time of both streams' features. Stages, strength or epochs are chosen on training videos

@@ -159,7 +159,7 @@ def consume(loader: Any, clips_in: Callable[[Any], int]) -> Measured:
 
 
 def loaders(args: argparse.Namespace) -> None:
-    """Measure loaders with one worker each. Training batches are the original's; our test batch is 19 clips."""
+    """Measure loaders, one worker each. Training batches are the original's; our test batch has 19 clips."""
     torch.set_num_threads(1)
     for stream, subset in itertools.product(KIND, ("training", "test")):
         training, kind = subset == "training", KIND[stream]
