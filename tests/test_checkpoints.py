@@ -135,7 +135,9 @@ def test_original_spatial(tmp_path):
     preparation = Preparation.from_dict(checkpoint.preparation)
     assert (preparation.modality, preparation.test_resize) == ("rgb", "squash")
     assert preparation.mean == (0.485, 0.456, 0.406) and preparation.std == (0.229, 0.224, 0.225)
-    assert checkpoint.args == {"test_samples": 19, "test_views": 1, "test_starts": "original"}
+    assert checkpoint.args == {
+        "test_samples": 19, "test_views": 1, "test_starts": "original", "lr": 1e-3, "weight_decay": 0,
+    }  # fmt: skip
     ids = checkpoint.raw["optimizer"]["param_groups"][0]["params"]
     assert ids[1] == 139_872_000_000_072
     assert checkpoint.raw["optimizer"]["state"][ids[2]]["momentum_buffer"].eq(2).all()
