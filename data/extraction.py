@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import dataclasses
 import errno
 import functools
 import hashlib
@@ -19,6 +20,7 @@ import shutil
 import sys
 import time
 import traceback
+import unicodedata
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -110,6 +112,21 @@ class Output:
             with contextlib.suppress(FileNotFoundError):
                 folder.rename(trash)
             shutil.rmtree(trash, ignore_errors=True)
+
+    def discard_renamed(self, videos: Sequence[VideoFile]) -> None:
+        """Remove what was made of a video when its name differed from now in case or accents' form alone.
+
+        Loaders take the two for one, and would refuse both.
+        """
+        done, names = self.root / ".done", {video.folder for video in videos}
+        now = {_fold(video.folder): video for video in videos}
+        for marker in list(done.rglob("*.json")):
+            was = marker.relative_to(done).as_posix().removesuffix(".json")
+            video = now.get(_fold(was))
+            if video and was not in names:
+                other = self._state(".done", video)
+                if not (other.exists() and other.samefile(marker)):  # as where the system takes them for one
+                    self.discard(dataclasses.replace(video, folder=was))
 
     def commit(self, video: VideoFile, attempt: Path, sha256: str, images: int) -> None:
         """Move a video's finished images into place, then write its marker."""
@@ -229,7 +246,12 @@ def content_digest(video: VideoFile) -> str:
                 digest.update(block)
         return digest.hexdigest()
     files = [(path.name, path.stat()) for path in sorted(video.path.glob("*.flo"))]
-    return hashlib.sha256(repr([(name, s.st_size, s.st_mtime_ns) for name, s in files]).encode()).hexdigest()
+    status = [(name, s.st_size, max(s.st_mtime_ns, s.st_ctime_ns)) for name, s in files]
+    return hashlib.sha256(repr(status).encode()).hexdigest()
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _json(content: dict) -> str:
@@ -295,6 +317,7 @@ def extract_all(
     """
     part, parts = shard
     mine = videos[part - 1 :: parts]
+    output.discard_renamed(videos)
     todo = [video for video in mine if output.overwrite or not output.is_done(video)]
     share_of = f" of {len(videos):,} (shard {part}/{parts})" if parts > 1 else ""
     workers = [functools.partial(extract_one, output, write) for write in (make_writers(todo) if todo else [])]

@@ -32,7 +32,7 @@ class VideoFile:
     name: str  # relative to the searched folder, for messages
     folder: str  # relative output folder, with "/": `v_X` for UCF names, else the path without suffix
     size: int  # bytes; size and time reveal a replaced file
-    mtime_ns: int
+    mtime_ns: int  # of the last write or renaming
 
 
 def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
@@ -72,7 +72,9 @@ def find_flo_folders(root: Path, skip: Path | None = None) -> list[VideoFile]:
 def _video(root: Path, relative: Path, target: Path, files: list[Path]) -> VideoFile:
     """Return the video `root`/`relative`, made of `files`. Its frames go to `target` or its UCF101 name."""
     status = [file.stat() for file in files if file.exists()]  # a broken link is reported when it is read
-    size, time = sum(file.st_size for file in status), max((file.st_mtime_ns for file in status), default=0)
+    size = sum(file.st_size for file in status)
+    # ctime, as mv, tar and rsync keep mtime
+    time = max((max(file.st_mtime_ns, file.st_ctime_ns) for file in status), default=0)
     folder = target.name if UCF_NAME.fullmatch(target.name) else target.as_posix()
     return VideoFile(root / relative, relative.as_posix(), folder, size, time)
 

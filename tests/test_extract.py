@@ -20,6 +20,7 @@ from PIL import Image
 from data.jobs import run_jobs
 from data.videos import VideoError, find_videos, read_frames
 from dataloader.extracted import fingerprint
+from dataloader.frames import index_frames
 from dataloader.packed import Frames
 from utils import InputError
 
@@ -319,6 +320,32 @@ def test_a_video_of_the_same_size_is_another_by_its_content_not_its_time(run, tm
     changed = key()
     run(*command, "--quality", "50", "--overwrite")
     assert key() not in (before[0], changed)
+
+
+def test_videos_whose_names_are_swapped_are_extracted_again(run, tmp_path):
+    """Of one size and time, as uncompressed ones out of an archive are; mv keeps both."""
+    one, two = (make_video(tmp_path / "videos" / f"{name}.avi", frames=n) for name, n in (("a", 4), ("b", 9)))
+    for path in (one, two):
+        path.write_bytes(path.read_bytes().ljust(50_000, b"\0"))
+        os.utime(path, (1, 1))
+    command = ("data/extract_rgb.py", tmp_path / "videos", tmp_path / "out", "--sampling-rate", "1")
+    run(*command)
+    one.rename(tmp_path / "c")
+    two.rename(one)
+    (tmp_path / "c").rename(two)
+    assert "2 to do" in run(*command).stdout
+    assert [len(images(tmp_path / "out" / name)) for name in "ab"] == [9, 4]
+
+
+def test_a_name_that_changes_in_case_alone_leaves_no_second_frames(run, tmp_path):
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    make_video(videos / "Run/a.avi"), make_video(videos / "Sit/a.avi")
+    run("data/extract_rgb.py", videos, out)
+    (videos / "Run").rename(videos / "r")
+    (videos / "r").rename(videos / "run")
+    run("data/extract_rgb.py", videos, out)
+    assert index_frames(out, "rgb").problems == {}
+    assert "nothing left" in run("data/extract_rgb.py", videos, out).stdout
 
 
 def test_images_of_others_are_told_apart_by_their_files(tmp_path):
