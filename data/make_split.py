@@ -12,6 +12,7 @@ script updates its own lists: videos keep their side, new ones are added, delete
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import io
@@ -29,7 +30,7 @@ from pydantic import BaseModel, Field
 from common.commandline import ArgumentParser, bounded
 from common.formats import read_json
 from data.videos import find_videos
-from dataloader.lists import is_listable, load_split, read_column, read_groups
+from dataloader.lists import is_listable, read_column, read_groups
 from dataloader.names import SIDES, find_groups, first_few, without_suffix
 from utils import InputError, atomic_path, check_writable, csv_text, plural, printable, run_main, write_json
 
@@ -117,8 +118,11 @@ def settings(args: argparse.Namespace) -> Settings:
         return Settings(**given)
     made_with = read_json(args.out / RECORD, Settings, anew)
     had = made_with.model_dump()
-    if other := [f"--{name.replace('_', '-')} {had[name]}" for name in given if given[name] != had[name]]:
-        raise InputError(f"{args.out} has lists that were made with {' '.join(other)}: keep the flag, or {anew}")
+    for name in given:
+        if given[name] != had[name]:
+            flag = f"--{name.replace('_', '-')}"
+            made = f"without {flag}" if had[name] is None else f"with {flag} {had[name]}"
+            raise InputError(f"{args.out} has lists that were made {made}: keep to that, or {anew}")
     return made_with
 
 
@@ -132,13 +136,20 @@ def read_before(out: Path, made_with: Settings) -> tuple[dict[str, int], dict[st
     """Read ({path: part}, {path without suffix, lower case: group}) from the lists in `out`, empty if none.
 
     A part is a fold, or 0 for test and 1 for training videos. Incomplete lists of a killed run are ignored.
+    Labels are not read: after a kill some are of the classes before.
     """
     names = [name for pair in list_names(made_with.folds) for name in pair]
     if not all((out / name).is_file() for name in (*names, "classes.txt", "groups.csv")):
         return {}, {}
-    splits = [load_split(out, i + 1) for i in range(made_with.folds or 1)]
-    parts = {video.listed: part for part, split in enumerate(splits) for video in split.test}
-    parts = {video.listed: 1 for video in splits[0].train} | parts  # with folds, each video tests once
+    parts = {}
+    for part, name in [(1, names[0]), *enumerate(names[1::2])]:  # with folds, each video tests once
+        text = (out / name).read_bytes().decode("utf-8", "replace").replace("\r\n", "\n")
+        for line in filter(None, text.split("\n")):
+            path, _, label = line.rpartition(" ")
+            if not path or not label.isdigit():
+                what = f"`{printable(line)}` is no path and label"
+                raise InputError(f"{out / name}: {what}; delete {out} to split anew")
+            parts[path] = part
     return parts, read_groups(out / "groups.csv")
 
 
@@ -164,7 +175,7 @@ def find_classes(
     """
     found = sorted(video.name for video in find_videos(root, skip=out))
     paths = [path for path in found if csv_text(path) not in without]
-    sides = given_sides(paths)
+    sides = given_sides(found)  # of all: validation does not take the place of bad test videos
     depth = 1 if sides else 0
     if left_out := {path.split("/")[0] for path in paths} - sides.keys() if sides else set():
         print(f"note: {first_few(sorted(left_out))} is left out: train and test are the split")
@@ -186,7 +197,7 @@ def find_classes(
     if len(set(map(str.casefold, names))) < len(names):
         raise InputError(f"{root}: of {first_few(sorted(names), 999)} two are one class but for upper case; join them")
     given = {path: sides[path.split("/")[0]] for path in classes} if sides else {}
-    for side in sorted(set(given.values())):
+    for side in ("test", "train") if given else ():
         if lacking := names - {name for path, name in classes.items() if given[path] == side}:
             raise InputError(f"{side} has no video of {first_few(sorted(lacking))}; add some")
     return classes, given
@@ -195,14 +206,19 @@ def find_classes(
 def given_sides(paths: Iterable[str]) -> dict[str, str]:
     """Return {folder: "train" or "test"} if the first folders are the sides of a split; else empty.
 
-    With training and test folders, a validation folder is ignored. Raises InputError if one side is missing.
+    With training and test folders, a validation folder is ignored. Raises InputError if one side is missing,
+    or if other folders are beside both.
     """
     folders = {path.split("/")[0] for path in paths if "/" in path}
     kinds = {folder: SIDES.get(folder.casefold()) for folder in folders}
-    if None in kinds.values() or not folders:
-        return {}
     test = "test" if "test" in kinds.values() else "val"
-    if not {"train", test} <= set(kinds.values()):
+    whole = {"train", test} <= set(kinds.values())
+    if others := sorted(folder for folder, kind in kinds.items() if kind is None):
+        if whole:
+            raise InputError(f"beside training and test folders there is {first_few(others)}, which is neither; "
+                             "move it out, or into them")  # fmt: skip
+        return {}
+    if folders and not whole:
         raise InputError(f"there is a folder {first_few(sorted(folders))}, which is no class: give one of classes, or "
                          "one that holds train and test")  # fmt: skip
     return {folder: "train" if kind == "train" else "test" for folder, kind in kinds.items() if kind in ("train", test)}
@@ -218,7 +234,7 @@ def find_copies(root: Path, paths: Iterable[str]) -> list[list[str]]:
         by_size[(root / path).stat().st_size if (root / path).exists() else 0].append(path)
     for size, alike in by_size.items():
         for path in alike if size and len(alike) > 1 else ():
-            with open(root / path, "rb") as file:
+            with contextlib.suppress(OSError), open(root / path, "rb") as file:  # extraction will name it
                 by_content[hashlib.sha256(file.read()).digest()].append(path)
     return [sorted(same) for same in by_content.values() if len(same) > 1]
 

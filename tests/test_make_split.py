@@ -113,6 +113,10 @@ def test_what_cannot_be_split_is_a_line_and_nothing_is_written(tmp_path, split):
     make_videos(tmp_path / "loose", *numbered({"run": 4, "sit": 4}), "loose.avi")
     make_videos(tmp_path / "side", *(f"train/{name}" for name in numbered({"run": 4, "sit": 4})))
     make_videos(tmp_path / "half", *(f"train/{name}" for name in numbered({"run": 4, "sit": 4})), "test/run/x.avi")
+    for folder, third in ("beside", "more"), ("bad", "test"):
+        three = ("train", "val", third)
+        make_videos(tmp_path / folder, *(f"{side}/{c}/x.avi" for side in three for c in ("run", "sit")))
+    (tmp_path / "bad.csv").write_text("video,reason\ntest/run/x.avi,bad\ntest/sit/x.avi,bad\n")
     (tmp_path / "g.csv").write_text("video,group\nother,1\n")
     groups = [((videos, out, "--groups", how), str(how)) for how in
               ("[", "rec", tmp_path / "g.csv", tmp_path / "gone.csv")]  # fmt: skip
@@ -121,7 +125,9 @@ def test_what_cannot_be_split_is_a_line_and_nothing_is_written(tmp_path, split):
         ((videos / "run", out), "in no class folder"), ((tmp_path / "loose", out), "loose.avi"),
         ((tmp_path / "nowhere", out), "nowhere"), ((tmp_path / "side", out), "train, which is no class"),
         ((tmp_path / "one recording", out), r"Walk has 5 videos of 1 recording \(01\)"),
-        ((tmp_path / "half", out), "test has no video of sit"), *groups,
+        ((tmp_path / "half", out), "test has no video of sit"),
+        ((tmp_path / "bad", out, "--without", tmp_path / "bad.csv"), "test has no video of run, sit"),
+        ((tmp_path / "beside", out), "there is more, which is neither"), *groups,
     ]:  # fmt: skip
         with pytest.raises(InputError, match=told.replace("[", r"\[")):
             split(*arguments)
@@ -168,6 +174,14 @@ def test_copies_stay_together_and_are_named(tmp_path, split):
     assert "in training and test: test/run/a.avi" in split(tmp_path / "both", tmp_path / "lists")
 
 
+def test_a_file_that_may_not_be_read_is_no_copy(tmp_path, split, monkeypatch):
+    videos = make_videos(tmp_path / "videos", *numbered({"run": 3, "sit": 3}))
+    for path in videos.glob("*/*.avi"):
+        path.write_bytes(b"1")
+    monkeypatch.setattr(make_split, "open", lambda *_: (videos / "none").open(), raising=False)
+    assert "6 videos" in split(videos, tmp_path / "lists")
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_any_groups_keep_together_and_every_part_has_every_class(seed):
     """Groups of any sizes in one class or several; shares within the largest group of what was asked for."""
@@ -204,8 +218,12 @@ def test_a_second_run_brings_the_lists_up_to_date(tmp_path, split):
     assert made.class_names == ["jump", "run", "walk"] and {v.label for v in made.test} == {0, 1, 2}
     assert not {v.group for v in made.train} & {v.group for v in made.test}
 
-    with pytest.raises(InputError, match="were made with --seed 2"):
-        split(videos, lists, "--seed", 3)
+    for flags, told in (("--seed", 3), "made with --seed 2"), (("--groups", "rec"), "made without --groups"):
+        with pytest.raises(InputError, match=told):
+            split(videos, lists, *flags)
+    assert sides(lists) == now
+    (lists / "classes.txt").write_text("0 run\n1 walk\n")  # as a kill between two files leaves it
+    split(videos, lists)
     assert sides(lists) == now
     (lists / "test.txt").unlink()  # as a kill leaves them
     split(videos, lists)
