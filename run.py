@@ -24,9 +24,9 @@ from pydantic import BaseModel
 from common.commandline import ArgumentParser
 from common.formats import read_json
 from common.progress import duration
-from data.make_split import find_classes
+from data.make_split import find_classes, given_sides
 from data.steps import StepFailed, Steps
-from data.videos import find_videos, import_av, import_cv2
+from data.videos import VideoFile, find_videos, import_av, import_cv2
 from dataloader.extracted import read_marker
 from dataloader.lists import read_column
 from dataloader.names import UCF101_CLASSES, ucf_parts
@@ -63,6 +63,8 @@ def main() -> int:
     import_av()
     import_cv2()
     found = find_videos(args.videos, skip=args.record)
+    if args.test:
+        check_test(args, found)
     way = args.way or ("heads" if len(found) <= FEW else "train")
     ucf101 = all((parts := ucf_parts(video.name)) and parts[0].casefold() in UCF101 for video in found)
     print(printable(f"{plural(len(found), 'video')} in {args.videos}: {WAYS[way]}"), flush=True)
@@ -133,6 +135,15 @@ def choose_folders(args: argparse.Namespace, usual: bool) -> None:
         if path.resolve().is_relative_to(home):
             raise InputError(f"{flag} {path} lies in {args.videos}, whose folders are classes: choose one outside")
         check_writable(path)
+
+
+def check_test(args: argparse.Namespace, found: Sequence[VideoFile]) -> None:
+    """See that --test holds other videos than VIDEOS, and that neither is split itself."""
+    for folder, videos in ((args.videos, found), (args.test, find_videos(args.test))):
+        if given_sides(video.name for video in videos):
+            raise InputError(f"{folder} is split into train and test itself: leave --test out, or give a part")
+    if args.videos.resolve().is_relative_to(args.test.resolve()):
+        raise InputError(f"--test {args.test} holds the videos of {args.videos}; give a folder of others")
 
 
 class RunFile(BaseModel):

@@ -46,7 +46,8 @@ class Steps:
         start, used = time.monotonic(), sum(os.times()[:4])  # CPU time, with finished child processes
         code = call(words, self.folder)
         if code not in passed:
-            print(f"stopped at {title!r}; the same command goes on from there", file=sys.stderr)
+            again = "" if code == 2 else "; the same command goes on from there"  # 2: bad input
+            print(f"stopped at {title!r}{again}", file=sys.stderr)
             raise StepFailed(code)
         wall, cpu = time.monotonic() - start, sum(os.times()[:4]) - used
         print(f"   {wall:.0f} s ({cpu:.0f} s of CPU), {time.monotonic() - self.began:.0f} s in all", flush=True)

@@ -136,7 +136,8 @@ def test_too_few_videos_end_it_before_features(run, tmp_path):
     (videos / "clap/0.avi").write_bytes(b"no video")
     ended = run("run.py", ".", *NETWORK, cwd=videos, code=2)
     assert "clap has 1 video" in ended.stderr and "stopped at 'split into training and test'" in ended.stderr
-    assert "features of RGB" not in ended.stdout and (tmp_path / "record/videos/data/rgb").is_dir()
+    assert "goes on from there" not in ended.stderr and "features of RGB" not in ended.stdout
+    assert (tmp_path / "record/videos/data/rgb").is_dir()
     assert len(list(videos.iterdir())) == 2
     assert "lies in" in run("run.py", ".", "--record", "out", *NETWORK, cwd=videos, code=2).stderr
 
@@ -152,8 +153,13 @@ def test_what_is_wrong_is_told_before_anything_is_made(run, tmp_path, monkeypatc
     (tmp_path / "record/videos/run.json").write_text("{")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
-    for folder, told in ("videos", "run.json cannot be read"), ("empty", "holds no video"):
-        monkeypatch.setattr("sys.argv", ["run.py", folder])
+    make_videos(tmp_path / "split/train"), make_videos(tmp_path / "split/test")
+    for words, told in [
+        ("videos", "run.json cannot be read"), ("empty", "holds no video"),
+        ("videos --test gone", "gone does not exist"), ("videos --test videos", "holds the videos of videos"),
+        ("videos --test split", "split is split into"), ("split --test videos", "split is split into"),
+    ]:  # fmt: skip
+        monkeypatch.setattr("sys.argv", ["run.py", *words.split()])
         with pytest.raises(InputError, match=told):
             script.main()
 
