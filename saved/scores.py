@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,13 @@ def _label_numbers(labels: Sequence[Any], class_names: Sequence[str] | None, pat
 def _read_csv(path: Path) -> dict[str, Any]:
     """Read a table's columns: names, labels, and the class scores (all other columns)."""
     try:
-        table = pd.read_csv(path, encoding="utf-8-sig", dtype=str, keep_default_na=False, index_col=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # of columns that it leaves out
+            table = pd.read_csv(path, encoding="utf-8-sig", dtype=str, keep_default_na=False, index_col=False)
+    except pd.errors.ParserWarning:
+        raise InputError(
+            f"{path}: its lines have more columns than its first line names: a decimal comma, or one at their end?"
+        ) from None
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
         raise InputError(f"{path} is no table with a first line of columns' names ({error})".strip()) from None
     if table.empty:

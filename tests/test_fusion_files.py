@@ -200,6 +200,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, arrays: dict, words: str) -> 
         ("a,b\n1,2\n", "no column"),
         ("video,label,x,y\na,0,1\n", "a score is no number"),
         ("video,label,x,y\na,0,1,z\n", "no number.*'z'"),
+        ("video,label,x,y\na,0,1,5,2,25\nb,1,0,5,3,25\n", "decimal comma"),
         ("video,label,x,y\n", "a line per video"),
         ("video\na\n", "holds no scores"),
     ],
