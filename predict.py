@@ -66,6 +66,8 @@ def load(
         raise InputError("--fusion brings the weights of two streams: give --spatial and --motion, and no --weights")
     if weights and not (len(weights) == 2 and all(0 <= weight <= 1e6 for weight in weights) and any(weights)):
         raise InputError("--weights takes two numbers from 0 to a million that aren't both 0")
+    wishes = parse_wishes({"amp": amp, **wishes})
+    amp = wishes.pop("amp")
     import_cv2()
     shares, temperature = dict(zip(("spatial", "motion"), weights or (1.0, 1.0), strict=True)), 1.0
     if fusion:
@@ -96,7 +98,7 @@ def chosen_networks(learnt: Learnt, paths: dict[str, str], source: str | Path) -
 # --- the command line ----------------------------------------------------------------------------------
 
 
-def parse_arguments() -> argparse.Namespace:
+def make_parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
     parser.add_argument("videos", nargs="*", metavar="VIDEO", help="video files, or folders of them")
 
@@ -138,9 +140,17 @@ def parse_arguments() -> argparse.Namespace:
     group = parser.add_argument_group("run")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     group.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto", help="as in testing")
-    args = parser.parse_args()
-    check_arguments(args)
-    return args
+    return parser
+
+
+def parse_wishes(wishes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the flags of these names take. Raises InputError for what they don't."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in wishes.items() if value is not None]
+    try:
+        taken = vars(make_parser().parse_args(flags))
+    except InputError as error:
+        raise InputError(str(error).partition(";")[0]) from None
+    return {name: taken.get(name, value) for name, value in wishes.items()}
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -275,7 +285,8 @@ def score(
 
 
 def main() -> int:
-    args = parse_arguments()
+    args = make_parser().parse_args()
+    check_arguments(args)
     import_cv2()
     videos: dict[Path, Path] = {}  # each with its path in a folder of films
     for path in map(Path, args.videos):

@@ -276,6 +276,10 @@ def test_as_a_library_it_answers_files_arrays_and_iterators_alike(prepared, monk
     for wrong in (np.zeros((9, 8, 8, 3), np.float32), np.zeros((9, 8, 8), np.uint8), []):
         with pytest.raises(VideoError, match="not RGB uint8|has 0 frames"):
             model(wrong)
+    for wish in ({"samples": 0}, {"sliding": float("nan")}, {"amp": "half"}, {"flow_order": "new"}):
+        with pytest.raises(InputError, match=f"--{next(iter(wish))}".replace("_", "-")) as caught:
+            predict.load(*paths.values(), device="cpu", **wish)
+        assert "python" not in str(caught.value)
 
 
 def test_scores_that_are_not_finite_name_no_action(prepared, monkeypatch, tmp_path):
