@@ -175,11 +175,11 @@ def parse(
     args.given, args.of_recipe = set(given), dict(recipe)
     if args.linear_start and args.train_from == "all":
         raise InputError("--linear-start is of features that stay what they are: add --train-from layer4 (or fc)")
-    if args.evaluate and not args.resume:
+    args.resume = _find_checkpoint(args.resume, args.output)
+    if args.evaluate and args.resume is None:
         raise InputError("--evaluate tests a trained network: name it with --resume PATH")
     if args.evaluate and args.features:
         raise InputError("--features writes the features of all videos and stops: leave --evaluate out")
-    args.resume = _find_checkpoint(args.resume, args.output)
     return args
 
 

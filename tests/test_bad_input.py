@@ -137,6 +137,7 @@ def test_checkpoints_and_weights(fails, tiny, tmp_path):
     assert "gone.pth.tar: no such file" in fails(*arguments, "--resume", tmp_path / "gone.pth.tar")
     assert "checkpoint.pth.tar: no such file" in fails(*arguments, "--resume")
     assert "--resume PATH" in fails(*arguments, "--evaluate")
+    assert "--resume PATH" in fails(*arguments, "--evaluate", "--resume", "auto")
     (tmp_path / "text.pth.tar").write_text("not a checkpoint")
     assert "text.pth.tar" in fails(*arguments, "--resume", tmp_path / "text.pth.tar")
     assert "no such file" in fails(*arguments, "--weights", tmp_path / "gone.pth")
