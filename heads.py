@@ -16,6 +16,7 @@ accuracy that remains when clips that look alike are kept on one side of the spl
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -142,6 +143,8 @@ def load_network(features: Features) -> Network:
         torch.manual_seed(about["seed"])  # for random weights
         model = build_model(about["arch"], preparation.channels, classes, about["weights"], size=preparation.size)
         model.eval()
+    if features.values.shape[2] != feature_count(model, features.about["pooling"]):
+        raise InputError(f"{features.path} has others than its network's features; extract them again")
     if trunk_hash(model) != about["sha256"]:
         where = about.get("checkpoint") or about["weights"]
         raise InputError(f"{features.path} was made by another network than {where} is now; extract the features again")
@@ -319,14 +322,15 @@ def next_commands(args: argparse.Namespace, rows: Sequence[Row]) -> str:
     """Return the commands to fuse, and to predict a new video with the best head on held-out videos."""
     streams = [name for name in ("spatial", "motion") if getattr(args, name)]
     folder = (args.output / "linear").as_posix()
-    flags = " ".join(f"--{stream} {folder}/{stream}" for stream in streams)
-    lines = [f"fuse:     python fusion.py {flags} --learn"] if rows[0].head == "linear" and len(streams) == 2 else []
+    flags = [word for stream in streams for word in (f"--{stream}", f"{folder}/{stream}")]
+    both_linear = rows[0].head == "linear" and len(streams) == 2
+    lines = [f"fuse:     python fusion.py {shlex.join(flags)} --learn"] if both_linear else []
     best = max((row for row in rows if row.stream != "joined"), key=lambda row: row.scores()[0])
     if best.head == "linear":
-        flags = " ".join(f"--{stream} {folder}/{stream}/checkpoint.pth.tar" for stream in streams)
+        flags = [word if word.startswith("--") else f"{word}/checkpoint.pth.tar" for word in flags]
     else:
-        flags = f"--head {(args.output / best.head / best.stream).as_posix()}/checkpoint.pth.tar"
-    return "\n".join([*lines, f"predict:  python predict.py VIDEO {flags}"])
+        flags = ["--head", f"{(args.output / best.head / best.stream).as_posix()}/checkpoint.pth.tar"]
+    return "\n".join([*lines, f"predict:  python predict.py VIDEO {shlex.join(flags)}"])
 
 
 if __name__ == "__main__":

@@ -216,6 +216,8 @@ def test_logistic_path_is_scikit_learns_answer(shape):
     ours = x @ weights[-1].T + biases[-1]
     np.testing.assert_allclose(ours[:, :3], plain.decision_function(z), atol=0.02)
     assert (ours[:, 3] < ours[:, :3].min(1) - 5).all()  # the class that had no video
+    with pytest.raises(InputError, match="are equal"):
+        logistic_path(np.ones(shape), y, 4, [0.1, 10.0])
 
 
 def test_two_classes_have_two_logits_with_the_right_odds():
@@ -309,10 +311,15 @@ def load(folder, stream, kind="video"):
 
 
 def test_linear_heads_are_streams_like_any_other(features, tiny, run, tmp_path):
-    out = tmp_path / "heads"
+    out = tmp_path / "my heads"
     told = run("heads.py", "--spatial", features / "spatial.npz", "--motion", features / "motion.npz",
                "--output", out).stdout  # fmt: skip
-    assert "average" in told and "2 folds by group" in told and "fusion.py" in told and "predict.py" in told
+    assert "average" in told and "2 folds by group" in told
+    assert f"fusion.py --spatial '{out}/linear/spatial' --motion" in told
+    assert f"predict.py VIDEO --spatial '{out}/linear/spatial/checkpoint.pth.tar'" in told
+    narrow = read_features(features / "spatial.npz")
+    with pytest.raises(InputError, match="others than its network's"):
+        heads.load_network(replace(narrow, values=narrow.values[:, :, 1:]))
     trained = {f"{name}_g{group}_c01" for name in CLASSES for group in ("08", "22")}
     tested = {f"{name}_g{group}_c01" for name in CLASSES for group in ("01", "02")}
     for stream in ("spatial", "motion"):
