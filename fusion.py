@@ -358,6 +358,8 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(
             f"--learn names {plural(len(args.learn), 'path')} for {plural(streams, 'stream')}; give one for each"
         )
+    if paths := [split for split in args.splits or [] if not split.isdecimal()]:
+        raise InputError(f"--splits takes numbers, not {paths[0]!r}; name streams before it")
     if args.splits and len(set(args.splits)) < len(args.splits):
         raise InputError("--splits names a split twice; name each once")
 

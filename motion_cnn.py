@@ -55,7 +55,7 @@ def main() -> int:
     group.add_argument("--input", choices=("flow", "rgbdiff", "greydiff"), default="flow",
                        help="rgbdiff: differences of consecutive RGB frames (TSN 3.2), which need no optical flow; "
                             "greydiff: of grey ones, three of them a picture for ImageNet's first convolution as it is")
-    group.add_argument("--flow-dir", metavar="DIR", default="data/flow", help="flow, in any layout of the README")
+    group.add_argument("--flow-dir", metavar="DIR", default="data/flow", help="flow, in any layout of docs/formats.md")
     group.add_argument("--rgb-dir", metavar="DIR", default="data/rgb", help="frames for differences, every one of them")
     group.add_argument("--stack-length", type=bounded(int, 1), default=None,
                        help="flow pairs or differences per clip (default: 10 of flow, 5 of rgbdiff, 3 of greydiff)")

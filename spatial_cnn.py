@@ -42,7 +42,7 @@ def main() -> int:
     # flags
     parser = options.stream_parser("spatial", __doc__)
     group = parser.add_argument_group("spatial")
-    group.add_argument("--rgb-dir", metavar="DIR", default="data/rgb", help="RGB frames, in any layout of the README")
+    group.add_argument("--rgb-dir", metavar="DIR", default="data/rgb", help="frames, in any layout of docs/formats.md")
     args = options.parse(parser, RECIPES)
     device = set_up_device(args.device)
     checkpoint = options.open_checkpoint(args, "rgb")

@@ -141,7 +141,7 @@ def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str =
         found = Checkpoint(Path(path), class_names=None, raw=content, **described)
     modality = found.preparation["modality"]
     if modalities and modality not in modalities:
-        script = {"rgb": "spatial_cnn.py", "flow": "motion_cnn.py"}.get(modality, f"motion_cnn.py --input {modality}")
+        script = "spatial_cnn.py" if modality == "rgb" else f"motion_cnn.py --input {modality}"
         hint = f"; to start from it, name it with --weights {path}" if modality == "rgb" else ""
         raise InputError(
             f"{path} is a network for {modality} ({found.in_channels} input channels), not {' or '.join(modalities)}; "

@@ -255,7 +255,7 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path):
     torch.save({"epoch": 3, "note": "no weights\x1b[31m"}, tmp_path / "none")
     torch.save(Net(7).state_dict(), tmp_path / "odd")
     cases = [
-        ("motion", "rgb", "20 input channels.*motion_cnn.py"),
+        ("motion", "rgb", "20 input channels.*motion_cnn.py --input flow"),
         ("rgb", "flow", "3 input channels.*spatial_cnn.py.*--weights"),
         ("other", "rgb", "no ResNet.*0.weight"),
         ("none", "rgb", "no weights.*epoch, note"),

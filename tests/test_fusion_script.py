@@ -124,6 +124,7 @@ def rename(folder: Path, stream: object) -> Path:
         ("--weights 1 nan", "from 0 up"),
         ("--weights 0 0", "not all of them 0"),
         ("--splits 1 2 1", "names a split twice"),
+        ("--splits 1 2 a{} b{}", "numbers, not 'a{}'; name streams before it"),
         ("a --learn b", "name two or more"),
         ("--learn a b --weights 1 2", "finds the weights itself"),
         ("--learn --normalize std", "finds the weights itself"),
