@@ -145,7 +145,8 @@ def make_parser() -> ArgumentParser:
 
 def parse_wishes(wishes: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the flags of these names take. Raises InputError for what they don't."""
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in wishes.items() if value is not None]
+    given = {name: value for name, value in wishes.items() if value is not None}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     try:
         taken = vars(make_parser().parse_args(flags))
     except InputError as error:

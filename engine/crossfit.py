@@ -136,7 +136,7 @@ def logistic_path(
     spread = x.std(0)
     moving = spread > 1e-6 * spread.max()  # constant features carry no information
     if not moving.any():
-        raise InputError("the features of all training videos are equal: do their images show anything, or any motion?")
+        raise InputError("the features of all training videos are equal: do the videos show anything that moves?")
     scale = np.where(moving, 1 / np.where(moving, spread, 1), 0) / np.sqrt(max(1, moving.sum()))
     moved = (x - centre) * scale
     # The eigenvectors of the Gram matrix take a tenth of the time of svd(moved).
