@@ -245,7 +245,8 @@ def group_videos(
     """Return {path: its recording}; a video without one is its own. Prints the rule used, with an example.
 
     how: --groups, or None for the names. before: recorded groups, which their videos keep; a new video that
-    belongs to several of these joins the first. Copies within a class join the first copy's group.
+    belongs to several of these joins the first. Copies within a class join the first copy's group. Raises
+    InputError where --groups now joins several recorded groups; for names it is a warning.
     """
     told = given_groups(how, list(classes)) if how else find_groups(list(classes), list(classes.values()))
     groups = {path: group or path for path, group in zip(classes, told, strict=True)}
@@ -261,7 +262,14 @@ def group_videos(
                 groups |= {path: groups[first] for path in classes if groups[path] == joined}
     keys = {path: without_suffix(path).casefold() for path in classes}
     recorded = {path: before[key] or path for path, key in keys.items() if key in before}
-    joins = {groups[path]: kept for path, kept in reversed(recorded.items())}
+    kept: dict[str, str] = {}
+    pairs = [(path, group) for path, group in zip(classes, told, strict=True) if group and path in recorded]
+    if apart := [path for path, group in pairs if kept.setdefault(group, recorded[path]) != recorded[path]]:
+        words = f"the recordings of {first_few(apart)} are others than in the lists; delete those to split anew"
+        if how:
+            raise InputError(f"--groups {how}: {words}")
+        print(f"warning: {words}, else they keep theirs", file=sys.stderr)
+    joins = {groups[path]: group for path, group in reversed(recorded.items())}
     return {path: recorded.get(path, joins.get(group, group)) for path, group in groups.items()}
 
 

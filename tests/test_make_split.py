@@ -236,6 +236,16 @@ def test_a_second_run_brings_the_lists_up_to_date(tmp_path, split):
         split(videos, lists)
 
 
+def test_groups_that_were_edited_since_are_not_passed_over(tmp_path, split):
+    videos, table = make_videos(tmp_path / "videos", *numbered({"run": 4, "sit": 4})), tmp_path / "g.csv"
+    table.write_text("video,group\nclip 0 1,0\nclip 1 1,1\n")
+    split(videos, tmp_path / "lists", "--groups", table)
+    assert "as they were" in split(videos, tmp_path / "lists", "--groups", table)
+    table.write_text("video,group\nclip 0 1,0\nclip 1 1,0\n")
+    with pytest.raises(InputError, match="are others than in the lists; delete"):
+        split(videos, tmp_path / "lists")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="names that other systems do not allow")
 def test_names_that_no_list_can_hold_are_left_out_and_the_rest_goes_on(tmp_path, split):
     good = [*numbered({"run": 4, "sit": 4, "nb\u00a0sp, 3": 3}), "run/v_jog_g01_c01.avi", 'run/"q" 1.avi',
