@@ -265,7 +265,7 @@ def group_videos(
     kept: dict[str, str] = {}
     pairs = [(path, group) for path, group in zip(classes, told, strict=True) if group and path in recorded]
     if apart := [path for path, group in pairs if kept.setdefault(group, recorded[path]) != recorded[path]]:
-        words = f"the recordings of {first_few(apart)} are others than in the lists; delete those to split anew"
+        words = f"recordings of {first_few(apart)} are others than in the lists; delete those to split anew"
         if how:
             raise InputError(f"--groups {how}: {words}")
         print(f"warning: {words}, else they keep theirs", file=sys.stderr)
