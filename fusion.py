@@ -8,7 +8,7 @@
 
 The result is the plain average of the streams' logits unless --learn, --normalize or --weights say otherwise.
 --learn chooses one stream, the average, learnt weights, or the joined head that heads.py wrote beside the
-streams' linear heads. It chooses on other videos, best those that --val-groups held out of both trainings.
+streams' linear heads. It chooses on other videos; use those that --val-groups held out of both trainings.
 """
 
 from __future__ import annotations
@@ -236,20 +236,20 @@ def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(
         __doc__,
         epilog="PATH is a prediction pickle, a folder that holds one, or a .npz, .npy or .csv file with names, "
-        "labels and scores. With --splits, {} in it stands for the split.",
+        "labels and scores. With --splits, {} in PATH stands for N.",
     )
     add = parser.add_argument_group("predictions").add_argument
-    add("pickles", nargs="*", metavar="PATH", help="streams, in place of --spatial and --motion")
-    add("--spatial", metavar="PATH", help=f"(default: {SPATIAL}, with --splits {SPATIAL}_split{{}})")
-    add("--motion", metavar="PATH", help=f"(default: {MOTION}, with --splits {MOTION}_split{{}})")
+    add("pickles", nargs="*", metavar="PATH", help="streams, instead of --spatial and --motion")
+    add("--spatial", metavar="PATH", help=f"folder or file (default: {SPATIAL}, with --splits {SPATIAL}_split{{}})")
+    add("--motion", metavar="PATH", help=f"folder or file (default: {MOTION}, with --splits {MOTION}_split{{}})")
     add("--splits", nargs="+", metavar="N", help="fuse each of these splits, and report their mean")
     add = parser.add_argument_group("fusion").add_argument
     add("--learn", nargs="*", metavar="PATH",
-        help="choose between each stream, the average, learnt weights and heads.py's joined head, by likelihood on "
-             "these predictions of other videos, one PATH per stream (without PATH: the folder val beside each)")
+        help="choose one stream, the average, learnt weights or heads.py's joined head by likelihood on predictions "
+             "of other videos: one PATH per stream (default: the folder val beside each)")
     add("--weights", nargs="+", type=float, metavar="W", help="one per stream (default: 1 for each)")
     add("--normalize", choices=("none", "std"), default="none",
-        help="divide each stream's logits by nothing, or by their standard deviation over the whole test set")
+        help="std: divide each stream's logits by their standard deviation over the test set")
     add = parser.add_argument_group("output").add_argument
     add("--output", type=Path, default=Path("record/fusion"), metavar="DIR", help="for results and report")
     add("--no-report", action="store_true", help="write results.json only")

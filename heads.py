@@ -1,14 +1,14 @@
 """Train small networks on pooled features of one or both streams, in seconds to minutes, and write predictions.
 
-  python spatial_cnn.py --features rgb.npz       first the features of all videos, from ImageNet weights or --resume's
+  python spatial_cnn.py --features rgb.npz       first: features of all videos, by ImageNet's or --resume's weights
   python motion_cnn.py --features flow.npz
   python heads.py --spatial rgb.npz --motion flow.npz
 
 Features of several inputs of one stream, such as flow and greydiff, are joined: --motion flow.npz grey.npz.
-Heads: linear is logistic regression on the mean of each stream's features over time, and again (joined) on
-both streams' features together. If features are of two stages, linear takes both or only the first. Classes
-have equal weight, however many videos they have. ts-lstm and inception (Ma et al. 2017, arXiv 1703.10667) see
-the sequence over time of both streams' features. Stages, strength or epochs are chosen on training videos
+Heads: linear is logistic regression on features averaged over time, for each stream and (joined) for both
+together. If features come from two stages of a network, linear takes both or only the first. Classes have equal
+weight, however many videos they have. ts-lstm and inception (Ma et al. 2017, arXiv 1703.10667) see both streams'
+features as a sequence over time. Stages, the penalty C or the epochs are chosen on training videos
 alone, by folds that keep the videos of one recording or person together. A check (look_alikes) prints the
 accuracy that remains when clips that look alike are kept on one side of the split.
 """
@@ -60,10 +60,10 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--folds", type=bounded(int, 2), default=5,
                        help="parts of the training videos, each held out once")
     group.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), default=0,
-                       help="of the folds, and of what is random in training")
+                       help="for the folds and for training")
     group.add_argument("--output", type=Path, default=Path("record/heads"), metavar="DIR",
-                       help="for HEAD/STREAM/: predictions, checkpoint, and in val/ the held-out predictions")
-    group.add_argument("--device", default="auto", help="of ts-lstm and inception: auto, cpu, cuda, cuda:N or mps")
+                       help="for HEAD/STREAM/ with predictions, checkpoint and val/ (held-out predictions)")
+    group.add_argument("--device", default="auto", help="for ts-lstm and inception: auto, cpu, cuda, cuda:N or mps")
     args = parser.parse_args()
     if not (args.spatial or args.motion):
         raise InputError("no features: name a file with --spatial NPZ, --motion NPZ or both")

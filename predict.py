@@ -1,6 +1,6 @@
-"""Name the action in videos: the top 5 of both streams together, and each stream's probabilities of them.
+"""Name the action in videos: the fused top 5, with each stream's probabilities for them.
 
-  python predict.py VIDEO --spatial PATH --motion PATH    several files, folders, or one stream alone work, too
+  python predict.py VIDEO --spatial PATH --motion PATH    also several files, folders, or only one stream
   python predict.py FOLDER ...                            folders named as classes are scored, with a report
   python predict.py VIDEO ... --save out.mp4              draw the answer over the video, as a film
   python predict.py FOLDER ... --save films               one film for each video, into the folder films
@@ -105,41 +105,43 @@ def make_parser() -> ArgumentParser:
     group = parser.add_argument_group("networks")
     group.add_argument("--spatial", metavar="PATH", help="checkpoint of the RGB stream, ours or another project's")
     group.add_argument("--motion", metavar="PATH", help="checkpoint of the motion stream; one of the two is enough")
-    group.add_argument("--head", metavar="PATH", help="in place of both: a head of heads.py on both streams together")
+    group.add_argument("--head", metavar="PATH",
+                       help="instead of both: a head that heads.py trained on both streams together")
     group.add_argument("--weights", nargs=2, type=float, metavar=("W", "W"),
-                       help="of spatial and motion in the mean (default: 1 1)")
+                       help="for spatial and motion in the mean (default: 1 1)")
     group.add_argument("--fusion", metavar="PATH",
                        help="results.json of fusion.py --learn: the streams, weights and temperature that it chose")
     group.add_argument("--ucf-list", metavar="DIR",
-                       help="split lists that name the classes of another project's checkpoint that is not of UCF101")
+                       help="split lists that name the classes, for another project's checkpoint not of UCF101")
     group.add_argument("--flow-order", choices=tuple(FLOW_ORDERS), default="original",
                        help="channel order of the original repo's motion checkpoint: see motion_cnn.py -h")
 
     group = parser.add_argument_group("preparation")
     group.add_argument("--samples", type=bounded(int, 1, 10_000),
-                       help="clips per video or window (default: as the checkpoint was tested; of a rolling window at "
-                            "most 2.5 per second)")
+                       help="clips per video or window (default: as the checkpoint was tested; at most 2.5 per second "
+                            "in a rolling window)")
     group.add_argument("--flow-method", choices=("tvl1", *PLAIN_METHODS, "raft"),
                        help="dis is fast enough for a camera (default: what the motion stream was trained on)")
     group.add_argument("--raft-weights", metavar="large|small|PATH",
-                       help="of raft (default: those that the motion stream was trained on)")
+                       help="weights of raft (default: those that the motion stream was trained on)")
 
     group = parser.add_argument_group("rolling")
     group.add_argument("--sliding", type=bounded(float, 1e-3, DAY), metavar="SECONDS",
-                       help="answer for windows of this length; each begins half of it after the one before")
+                       help="answer for windows of this length, one every half length")
     group.add_argument("--camera", metavar="SOURCE",
-                       help="number of a camera, or a URL, in place of videos; --sliding is then 2 unless given")
+                       help="number of a camera, or a URL, instead of videos; --sliding is then 2 by default")
 
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON object per video or window, with all logits")
     group.add_argument("--save", type=Path, metavar="OUT",
                        help="draw the answer over the video, scores below: a .mp4 file, or a folder of films")
     group.add_argument("--report", type=Path, default=Path("record/predict"), metavar="DIR",
-                       help="for the predictions and the report of folders that are named as classes")
+                       help="for predictions and a report when folders are named as classes")
 
     group = parser.add_argument_group("run")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    group.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto", help="as in testing")
+    group.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto",
+                       help="mixed precision; auto: bf16 where the hardware has it")
     return parser
 
 

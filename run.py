@@ -6,8 +6,8 @@
 
 Up to 2,000 videos take the fast way: features from ImageNet networks, a linear head for each stream, and a
 fusion chosen on held-out training videos. It takes minutes without a GPU. With more videos both networks are
-trained, which needs a GPU. Finished work is never repeated: kill it and start it again. Videos that were
-added, changed or removed are noticed.
+trained, which needs a GPU. Videos that were added, changed or removed are noticed. If it was
+killed, start it again: finished work is not repeated.
 """
 
 from __future__ import annotations
@@ -84,15 +84,16 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of class folders of videos")
-    parser.add_argument("--way", choices=tuple(WAYS), help=f"(default: heads up to {FEW:,} videos, train above)")
+    parser.add_argument("--way", choices=tuple(WAYS),
+                        help=f"linear heads, or training of both networks (default: heads for up to {FEW:,} videos)")
     group = parser.add_argument_group("split")
     group.add_argument("--test", type=Path, metavar="FOLDER",
-                       help="class folders of test videos; VIDEOS then trains (default: a part of VIDEOS tests)")
+                       help="class folders of videos to test on (default: a part of VIDEOS)")
     group.add_argument("--groups", metavar="REGEX|CSV",
-                       help="which videos are of one recording and stay together; see data/make_split.py -h")
+                       help="which videos belong to one recording and stay together; see data/make_split.py -h")
     group.add_argument("--lists", type=Path, metavar="DIR", help="split lists (default: data/make_split.py makes them)")
     group = parser.add_argument_group("networks")
-    group.add_argument("--arch", help="as in spatial_cnn.py -h (default: resnet50; train: resnet101)")
+    group.add_argument("--arch", help="as in spatial_cnn.py -h (default: resnet50; with --way train: resnet101)")
     group.add_argument("--weights", metavar="imagenet|none|PATH",
                        help="where both networks start; PATH needs no internet (default: imagenet)")
     group.add_argument("--flags", default="", metavar='"..."', type=shlex.split,
@@ -101,7 +102,7 @@ def parse_arguments() -> argparse.Namespace:
                        help="more flags for data/extract_flow.py")
     group = parser.add_argument_group("folders")
     group.add_argument("--record", type=Path, metavar="DIR",
-                       help="for what is found out (default: record/<name of VIDEOS>; for UCF101 with --way train: "
+                       help="for results (default: record/<name of VIDEOS>; for UCF101 with --way train: "
                             "record)")
     group.add_argument("--data", type=Path, metavar="DIR",
                        help="for frames, flow, lists, features (default: data in --record; for UCF101 with --way "

@@ -37,7 +37,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         text, default = action.help or "", action.default
         has_none = action.nargs == 0 and not isinstance(action, Switch)  # store_true, and -h
         # If the default is None, the help text itself explains it.
-        if has_none or default in (None, [], (), argparse.SUPPRESS) or "default:" in text:
+        if has_none or default in (None, "", [], (), argparse.SUPPRESS) or "default:" in text:
             return text
         if isinstance(default, bool):
             default = "on" if default else "off"

@@ -1,8 +1,8 @@
 """Extract optical flow from a folder of videos: OUT/u/<video>/frame000001.jpg (x) and OUT/v/<video>/... (y).
 
 Image k is the flow from frame k to frame k + 1, as round(255 (clip(flow) + bound) / (2 bound)): 0 px is 128.
-<video> is the file's name without suffix for UCF101's names (v_Biking_g01_c04), else its path under VIDEOS
-without suffix (fight/fi001). You can kill it at any moment; start it again, and it continues with the
+<video> is the path under VIDEOS without suffix (fight/fi001); for UCF101's names it is the file name alone
+(v_Biking_g01_c04). If it was killed, start it again: it continues with the
 unfinished videos.
 """
 
@@ -87,10 +87,10 @@ def parse_arguments() -> argparse.Namespace:
                         help="flow beyond this many pixels is clipped")
     device = parser.add_argument_group("tvl1 and raft")
     device.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
-                        help=f"auto: all GPUs, {WORKERS_PER_GPU} processes each, if there are any; but tvl1 that was "
-                        "begun on the CPU goes on there, as a GPU rounds differently")
+                        help=f"auto: all GPUs, {WORKERS_PER_GPU} processes each, else the CPU; tvl1 that was begun on "
+                        "the CPU stays there, as a GPU rounds differently")
     device.add_argument("--batch-frames", type=bounded(int, 1), default=BATCH_FRAMES, metavar="N",
-                        help="frames at once on a GPU, where more take more memory")
+                        help="frames at once on a GPU; more need more memory")
     raft = parser.add_argument_group("raft")
     raft.add_argument("--weights", default="large", metavar="large|small|PATH",
                       help="torchvision's weights, downloaded once, or a file of them")

@@ -3,10 +3,10 @@
   python data/make_split.py VIDEOS OUT                 one split: train.txt, test.txt
   python data/make_split.py VIDEOS OUT --folds 5       five: trainlist01.txt, testlist01.txt, ... for --split 1 to 5
 
-VIDEOS contains a folder per class, or folders train and test (or val, validation) with class folders; then
-that split is used. Otherwise each class is split in the same proportion. Videos of one recording or person,
-and copies of one file, stay on one side; groups.csv beside the lists names these groups. Run again, the
-script updates its own lists: videos keep their side, new ones are added, deleted ones are removed.
+VIDEOS contains a folder per class. Each class is split in the same proportion. If VIDEOS contains folders train
+and test (or val, validation) with class folders, their split is used. Videos of one recording or person,
+and copies of one file, stay on one side; groups.csv beside the lists names these groups. A second
+run updates the script's own lists: videos keep their side, new ones are added, deleted ones are removed.
 """
 
 from __future__ import annotations
@@ -88,18 +88,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("out", type=Path, metavar="OUT", help="where to write the lists")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--test-fraction", type=bounded(float, 0.01, 0.99), metavar="F",
-                     help="part of each class that tests (default: 0.3)")  # fmt: skip
+                     help="test share of each class (default: 0.3)")  # fmt: skip
     how.add_argument("--folds", type=bounded(int, 2), metavar="K",
-                     help="K splits instead; each video tests in one of them")  # fmt: skip
+                     help="K splits instead; each video is tested in one of them")  # fmt: skip
     parser.add_argument("--groups", metavar="REGEX|CSV|none",
-                        help="what tells videos of one recording, which stay on one side: a regular expression, whose "
-                        "groups (...) or whole match in a video's path under VIDEOS are its recording, such as "
-                        "'rec\\d+'; or a CSV file with the columns video (path under VIDEOS) and group; none: each "
-                        "video is by itself (default: the names, where a part of them is the recording in most "
-                        "classes)")  # fmt: skip
+                        help="how to find a video's recording; one recording stays on one side. A regular expression: "
+                        "its groups (...), or else its match, in the path under VIDEOS, such as 'rec\\d+'. A CSV file "
+                        "with the columns video (path under VIDEOS) and group. none: each video by itself "
+                        "(default: a part of the names, if most classes show it)")  # fmt: skip
     parser.add_argument("--without", type=Path, metavar="CSV",
-                        help="videos to leave out, in the columns of the extractions' failed.csv: video and reason")
-    parser.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), help="of the shuffle (default: 0)")
+                        help="file of videos to leave out, such as an extraction's failed.csv (video, reason)")
+    parser.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), help="for the shuffle (default: 0)")
     return parser.parse_args()
 
 
