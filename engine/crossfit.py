@@ -55,6 +55,8 @@ def make_folds(labels: np.ndarray, groups: np.ndarray, number: int, seed: int) -
         warnings.simplefilter("ignore", UserWarning)  # some classes have fewer videos than there are folds
         splits = kind(number, shuffle=True, random_state=seed).split(labels, labels, groups)
         folds = [held for _, held in splits if len(held)]
+    if any(len(np.unique(np.delete(labels, held))) < 2 for held in folds):
+        raise InputError("without the single training video or group of a class, one class is left: add videos")
     return folds, f"{len(folds)} folds by {'video' if alone else 'group'}"
 
 

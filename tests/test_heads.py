@@ -404,3 +404,8 @@ def test_what_cannot_work_is_told(tmp_path):
         args = argparse.Namespace(spatial=[one], motion=[other] if other else [], head=["linear"])
         with pytest.raises(InputError, match=said):
             heads.load_streams(args)
+
+
+def test_one_of_two_classes_with_a_single_training_video_is_a_line():
+    with pytest.raises(InputError, match="one class is left: add videos"):
+        make_folds(np.array([0, 0, 0, 1]), np.arange(4), 5, 0)
