@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import hashlib
 import json
 import os
 import random
@@ -162,6 +163,15 @@ def plural(count: int, noun: str) -> str:
 
 
 # --- files ---------------------------------------------------------------------------------------------
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file's bytes. It is read in blocks: a film may be larger than the memory."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ from common.progress import Progress
 from data.jobs import Report, run_jobs
 from data.videos import VideoError, VideoFile
 from dataloader.extracted import FILE, claim, read_marker
-from utils import InputError, atomic_path, csv_text, plural, printable
+from utils import InputError, atomic_path, csv_text, file_digest, plural, printable
 
 LONGEST_NAME = 255  # bytes in a file name, on all common file systems
 
@@ -240,11 +240,7 @@ def _clean(root: Path) -> None:
 def content_digest(video: VideoFile) -> str:
     """SHA-256 of a video file's bytes, or of the names, sizes and times in a folder of .flo files."""
     if video.path.is_file():
-        digest = hashlib.sha256()
-        with open(video.path, "rb") as file:
-            for block in iter(functools.partial(file.read, 1 << 20), b""):
-                digest.update(block)
-        return digest.hexdigest()
+        return file_digest(video.path)
     files = [(path.name, path.stat()) for path in sorted(video.path.glob("*.flo"))]
     status = [(name, s.st_size, max(s.st_mtime_ns, s.st_ctime_ns)) for name, s in files]
     return hashlib.sha256(repr(status).encode()).hexdigest()

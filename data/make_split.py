@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import hashlib
 import io
 import re
 import sys
@@ -32,7 +31,17 @@ from common.formats import read_json
 from data.videos import find_videos
 from dataloader.lists import is_listable, read_column, read_groups
 from dataloader.names import SIDES, find_groups, first_few, without_suffix
-from utils import InputError, atomic_path, check_writable, csv_text, plural, printable, run_main, write_json
+from utils import (
+    InputError,
+    atomic_path,
+    check_writable,
+    csv_text,
+    file_digest,
+    plural,
+    printable,
+    run_main,
+    write_json,
+)
 
 RECORD = "make_split.json"  # beside the lists: the flags with which they were made
 
@@ -233,8 +242,8 @@ def find_copies(root: Path, paths: Iterable[str]) -> list[list[str]]:
         by_size[(root / path).stat().st_size if (root / path).exists() else 0].append(path)
     for size, alike in by_size.items():
         for path in alike if size and len(alike) > 1 else ():
-            with contextlib.suppress(OSError), open(root / path, "rb") as file:  # extraction will name it
-                by_content[hashlib.sha256(file.read()).digest()].append(path)
+            with contextlib.suppress(OSError):  # extraction will name it
+                by_content[file_digest(root / path)].append(path)
     return [sorted(same) for same in by_content.values() if len(same) > 1]
 
 
