@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import hashlib
 import itertools
 import math
 import sys
@@ -49,7 +48,7 @@ from data.videos import (
     read_frames,
 )
 from dataloader.extracted import extraction_settings
-from utils import InputError, cpu_count, plural, run_main
+from utils import InputError, cpu_count, file_digest, plural, run_main
 
 METHODS = ("tvl1", *PLAIN_METHODS, "raft", "flo")
 WORKERS_PER_GPU = 4  # so that decoding and writing keep up with the GPU
@@ -125,7 +124,7 @@ def choose_method(args: argparse.Namespace, device: str) -> tuple[Any, dict[str,
     if args.method == "raft":
         weights = raft_weights(args.weights)
         name, _ = read_raft_weights(weights)
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+        digest = file_digest(weights)[:16]
         method = functools.partial(raft_flow, weights=weights, batch_frames=args.batch_frames)
         return method, {"model": name, "weights": digest}
     if args.method != "tvl1":

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataloader.names import first_few
 from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from saved.safe import check_weights, show
 from utils import InputError, plural
@@ -53,7 +54,8 @@ def find_weights(content: dict, path: str | os.PathLike) -> dict[str, Tensor]:
     """Return the state_dict in any project's file: finite, float32, with the names used in the file."""
     state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
     if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
-        raise InputError(f"{path} holds no weights: instead of a state_dict it has {_list(state)}")
+        found = first_few(map(show, state)) or "nothing"
+        raise InputError(f"{path} holds no weights: instead of a state_dict it has {found}")
     while all(name.startswith("module.") for name in state):  # added by torch.nn.DataParallel
         state = {name.removeprefix("module."): value for name, value in state.items()}
     weights = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
@@ -87,7 +89,7 @@ def describe(
     source, weights = rename(state, flow_order)
     arch = guess_arch(weights)
     if arch is None:
-        raise InputError(f"{path} holds no ResNet of torchvision; its layers are {_list(weights)}")
+        raise InputError(f"{path} holds no ResNet of torchvision; its layers are {first_few(map(show, weights))}")
     channels = weights["conv1.weight"].shape[1]
     preparation = _preparation(source, channels)
     if preparation.channels != channels:
@@ -143,8 +145,3 @@ def _number(content: dict, name: str) -> float | None:
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
         return None
     return value if math.isfinite(value) else None
-
-
-def _list(state: Mapping) -> str:
-    names = [show(name) for name in state]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "nothing"
