@@ -62,14 +62,19 @@ def load(
         raise InputError("no network: name a checkpoint with --spatial PATH, --motion PATH or both, or --head PATH")
     if head and len(paths) > 1:
         raise InputError("--head has both streams in it: leave --spatial and --motion out")
-    if fusion and (weights or len(paths) < 2):
+    if fusion and (weights is not None or len(paths) < 2):
         raise InputError("--fusion brings the weights of two streams: give --spatial and --motion, and no --weights")
-    if weights and not (len(weights) == 2 and all(0 <= weight <= 1e6 for weight in weights) and any(weights)):
+    weights = (1.0, 1.0) if weights is None else weights
+    try:
+        good = len(weights) == 2 and all(0 <= weight <= 1e6 for weight in weights) and any(weights)
+    except TypeError:  # neither a sequence nor numbers
+        good = False
+    if not good:
         raise InputError("--weights takes two numbers from 0 to a million that aren't both 0")
     wishes = parse_wishes({"amp": amp, **wishes})
     amp = wishes.pop("amp")
     import_cv2()
-    shares, temperature = dict(zip(("spatial", "motion"), weights or (1.0, 1.0), strict=True)), 1.0
+    shares, temperature = dict(zip(("spatial", "motion"), weights, strict=True)), 1.0
     if fusion:
         learnt = read_learnt(fusion)
         paths = chosen_networks(learnt, paths, fusion)

@@ -6,7 +6,8 @@
 VIDEOS contains a folder per class. Each class is split in the same proportion. If VIDEOS contains folders train
 and test (or val, validation) with class folders, their split is used. Videos of one recording or person,
 and copies of one file, stay on one side; groups.csv beside the lists names these groups. A second
-run updates the script's own lists: videos keep their side, new ones are added, deleted ones are removed.
+run updates the script's own lists: videos keep their side, new ones are added, deleted ones are removed. Other
+--groups than before split all of them anew.
 """
 
 from __future__ import annotations
@@ -57,14 +58,16 @@ class Settings(BaseModel, extra="forbid"):
 
 def main() -> int:
     args = parse_arguments()
-    made_with = settings(args)
+    made_with, anew = settings(args)
+    if anew:
+        print(f"{args.out} is split anew: its lists were made with other --groups")
     without = read_column(args.without, "reason") if args.without else ()
     classes, given = find_classes(args.videos, args.out, without)
     paths, class_names = list(classes), sorted(set(classes.values()))
     for name in class_names:
         print(f"  {printable(name)}: {plural(list(classes.values()).count(name), 'video')}")
     copies = find_copies(args.videos, paths)
-    before, known = read_before(args.out, made_with)
+    before, known = ({}, {}) if anew else read_before(args.out, made_with)
     groups = group_videos(classes, made_with.groups, copies, known)
     if given and made_with.folds:
         raise InputError(f"{args.videos} is split into training and test already; leave --folds out")
@@ -114,8 +117,11 @@ def parse_arguments() -> argparse.Namespace:
 # --- what was made before ------------------------------------------------------------------------------
 
 
-def settings(args: argparse.Namespace) -> Settings:
-    """Return the flags, or those of existing lists. Raises InputError if given flags differ from these."""
+def settings(args: argparse.Namespace) -> tuple[Settings, bool]:
+    """Return the flags, or those of existing lists, and whether other --groups ask to split these anew.
+
+    Raises InputError if other flags differ from those of existing lists.
+    """
     given = {name: getattr(args, name) for name in Settings.model_fields if getattr(args, name) is not None}
     if args.groups and Path(args.groups).is_file():
         given["groups"] = str(Path(args.groups).resolve())  # the same file from any working directory
@@ -123,15 +129,15 @@ def settings(args: argparse.Namespace) -> Settings:
     if not (args.out / RECORD).is_file():
         if present := sorted(path.name for path in args.out.glob("*.txt")):
             raise InputError(f"make_split.py did not make the lists in {args.out} ({first_few(present)}): {anew}")
-        return Settings(**given)
+        return Settings(**given), False
     made_with = read_json(args.out / RECORD, Settings, anew)
     had = made_with.model_dump()
     for name in given:
-        if given[name] != had[name]:
+        if given[name] != had[name] and name != "groups":
             flag = f"--{name.replace('_', '-')}"
             made = f"without {flag}" if had[name] is None else f"with {flag} {had[name]}"
             raise InputError(f"{args.out} has lists that were made {made}: keep to that, or {anew}")
-    return made_with
+    return Settings(**{**had, **given}), given.get("groups", had["groups"]) != had["groups"]
 
 
 def list_names(folds: int | None) -> list[tuple[str, str]]:
@@ -371,6 +377,8 @@ def write_lists(out: Path, files: dict[str, list[str]], groups: dict[str, str], 
         if not (out / name).is_file() or (out / name).read_bytes() != text.encode():
             with atomic_path(out / name) as temporary:
                 temporary.write_bytes(text.encode())
+    if read_json(out / RECORD, Settings, "") != made_with:  # last: after a kill, the lists are split anew again
+        write_json(out / RECORD, made_with.model_dump())
 
 
 if __name__ == "__main__":

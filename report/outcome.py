@@ -157,7 +157,8 @@ def look_alike_note(alike: dict) -> str:
         return (
             "Clips that look alike are on both sides of the split. Kept apart, accuracy is "
             f"{alike['apart']:.0f} % (a linear head on RGB, in place of {alike['accuracy']:.0f} %). If they are from "
-            "the same recordings, take this figure, and give --groups"
+            "the same recordings, take this figure. `run.py VIDEOS --groups REGEX` (or FILE.csv of video,group) splits "
+            "anew and keeps each recording on one side"
         )
     return (
         f"look-alikes kept apart: {alike['apart']:.1f} % by a linear head on RGB, {alike['accuracy']:.1f} in the usual "

@@ -358,5 +358,8 @@ def test_errors_are_plain(prepared, monkeypatch, tmp_path):
         with pytest.raises((InputError, VideoError), match=message.replace(".", r"\.")) as found:
             call(monkeypatch, *words)
         assert "\n" not in str(found.value)
+    for weights in (3, "ab", (1, "b"), (0, 0), (1, 2, 3)):
+        with pytest.raises(InputError, match="two numbers"):
+            predict.load(spatial=spatial, motion=motion, weights=weights)
     with owned(tmp_path / "out"), pytest.raises(InputError, match="belongs to a run that still writes there"):
         call(monkeypatch, prepared / "videos", *flags, "--report", tmp_path / "out")
