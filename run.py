@@ -45,11 +45,14 @@ from utils import (
     write_json,
 )
 
-# sizes and samples that take minutes on two cores (docs/small_data.md)
-RGB = {"--size": 160, "--test-samples": 10, "--test-views": 2}
-MOTION = {"--size": 128, "--test-samples": 8, "--test-views": 1}
+# With few videos, more samples and mirror images gain much; with hundreds they gain nothing (docs/small_data.md).
+FEW_VIDEOS = 200
+FEW_RGB = ("--size", 160, "--test-samples", 10, "--test-views", 2)
+FEW_MOTION = ("--size", 128, "--test-samples", 16, "--test-views", 2)
+MANY_RGB = ("--size", 160, "--test-samples", 5, "--test-views", 1)
+MANY_MOTION = ("--size", 128, "--test-samples", 8, "--test-views", 1)
+FEW_SECONDS, MANY_SECONDS = 4.5, 1.7  # of one core per video of some seconds: a ResNet-50 in float32 (AMD EPYC)
 SHORTEST = {"heads": 4, "train": 11}  # frames: one clip of grey differences, one stack of flow
-SECONDS = 3.0  # of one core per video of some seconds: the fast way, a ResNet-50 in float32 (AMD EPYC)
 
 WAYS = {
     "heads": "the fast way, linear heads on features of ImageNet networks (--way train trains the networks)",
@@ -70,12 +73,18 @@ def main() -> int:
     print(printable(f"{plural(len(found), 'video')} in {args.videos}: {WAYS[way]}"), flush=True)
     choose_folders(args, usual=way == "train" and ucf101)
     check_network(args, way)
+    few = len(found) <= FEW_VIDEOS
     if way == "heads":
-        print(f"about {duration(len(found) * SECONDS / cpu_count())} on these cores, if videos last some seconds")
+        seconds = len(found) * (FEW_SECONDS if few else MANY_SECONDS) / cpu_count()
+        closely = f"; up to {FEW_VIDEOS} videos are looked at more closely (docs/small_data.md)" if few else ""
+        print(f"about {duration(seconds)} on these cores, if videos last some seconds{closely}")
     with owned(args.record, flag="--record"):
         write_json(args.record / "run.json", {"videos": str(args.videos.resolve())})
         try:
-            (heads_way if way == "heads" else train_way)(args, ucf101)
+            if way == "heads":
+                heads_way(args, few)
+            else:
+                train_way(args, ucf101)
         except StepFailed as failure:
             return failure.code
     return 0
@@ -164,13 +173,13 @@ def check_network(args: argparse.Namespace, way: str) -> None:
     from network import build_model  # here: importing torch takes seconds, and earlier checks don't need it
 
     arch = args.arch or ("resnet50" if way == "heads" else "resnet101")
-    build_model(arch, 3, 2, args.weights or "imagenet", size=RGB["--size"])
+    build_model(arch, 3, 2, args.weights or "imagenet", size=160)
 
 
 # --- the two ways --------------------------------------------------------------------------------------
 
 
-def heads_way(args: argparse.Namespace, ucf101: bool) -> None:
+def heads_way(args: argparse.Namespace, few: bool) -> None:
     """Extract, split, compute features, fit heads, fuse. Motion is grey differences and optical flow."""
     record, data, step = args.record, args.data, Steps(7 if args.lists else 8)
     videos = extract(args, step, "heads", ["--sampling-rate", 1, "--short-side", 160], ["--method", "dis"])
@@ -178,11 +187,12 @@ def heads_way(args: argparse.Namespace, ucf101: bool) -> None:
     rgb, flow = data / "rgb", data / "flow"
     spatial, grey, motion = (data / f"{name}.npz" for name in ("rgb", "greydiff", "flow"))
     common = ["--ucf-list", lists, *network_flags(args, "resnet50")]
-    step("features of RGB", "spatial_cnn.py", "--rgb-dir", rgb, "--features", spatial, *as_words(RGB), *common)
+    rgb_look, motion_look = (FEW_RGB, FEW_MOTION) if few else (MANY_RGB, MANY_MOTION)
+    step("features of RGB", "spatial_cnn.py", "--rgb-dir", rgb, "--features", spatial, *rgb_look, *common)
     step("features of grey differences", "motion_cnn.py", "--input", "greydiff", "--rgb-dir", rgb, "--features", grey,
-         *as_words(MOTION), *common)  # fmt: skip
+         *motion_look, *common)  # fmt: skip
     step("features of flow", "motion_cnn.py", "--flow-dir", flow, "--flow-picture", 12, "--features", motion,
-         *as_words(MOTION), *common)  # fmt: skip
+         *motion_look, *common)  # fmt: skip
     step("heads", "heads.py", "--spatial", spatial, "--motion", grey, motion, "--output", record / "heads")
     fuse(args, step, record / "heads/linear", "checkpoint.pth.tar", "--learn")
 

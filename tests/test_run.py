@@ -23,7 +23,8 @@ from saved.predictions import load_predictions
 from utils import InputError
 
 # a batch is one video, whichever videos are computed together
-NETWORK = ("--arch", "resnet18", "--weights", "none", "--flags", "--size 32 --test-samples 16 --workers 0")
+FLAGS = "--size 32 --test-samples 16 --test-views 1 --workers 0"
+NETWORK = ("--arch", "resnet18", "--weights", "none", "--flags", FLAGS)
 
 
 def make_videos(folder, classes=("clap", "wave"), each=5, name="{}.avi"):
