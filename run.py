@@ -26,7 +26,7 @@ from common.formats import read_json
 from common.progress import duration
 from data.make_split import find_classes, given_sides
 from data.steps import StepFailed, Steps
-from data.videos import VideoFile, find_videos, import_av, import_cv2
+from data.videos import VideoFile, find_videos
 from dataloader.extracted import read_marker
 from dataloader.lists import read_column
 from dataloader.names import UCF101_CLASSES, ucf_parts
@@ -63,8 +63,6 @@ UCF101 = {name.casefold() for name in UCF101_CLASSES}
 
 def main() -> int:
     args = parse_arguments()
-    import_av()
-    import_cv2()
     found = find_videos(args.videos, skip=args.record)
     if args.test:
         check_test(args, found)

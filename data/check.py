@@ -22,7 +22,7 @@ import numpy as np
 
 from common.commandline import ArgumentParser, bounded
 from common.progress import progress_bar
-from data.jobs import Report, run_jobs
+from data.jobs import run_jobs
 from dataloader.extracted import extraction_settings
 from dataloader.frames import Index, find, index_frames, locate_video
 from dataloader.images import decode_gray, decode_rgb
@@ -178,15 +178,15 @@ def check_images(jobs: list[Job], workers: int) -> list[Problem]:
     problems: dict[int, list[Problem]] = {}
     total = sum(sequence.count for _, _, sequences in jobs for sequence in sequences)
     with progress_bar(total, "decoding", " images") as bar:
-        for i, event, value in run_jobs([decode_video] * workers, [(root, frames) for _, root, frames in jobs]):
+        for i, value in run_jobs([decode_video] * workers, [(root, frames) for _, root, frames in jobs]):
             video, _, sequences = jobs[i]
-            found = [("images", f"decoding {sequences[0].folder}: {value}")] if event == "crashed" else value
+            found = [("images", f"decoding {sequences[0].folder}: {value}")] if isinstance(value, str) else value
             problems[i] = [Problem(video, kind, text) for kind, text in found]
             bar.update(sum(sequence.count for sequence in sequences))
     return [problem for i in sorted(problems) for problem in problems[i]]
 
 
-def decode_video(task: tuple[Path, list[Frames]], report: Report) -> list[tuple[str, str]]:
+def decode_video(task: tuple[Path, list[Frames]]) -> list[tuple[str, str]]:
     """Decode one video's images. Returns (kind of problem, text): broken images, mixed sizes, no content."""
     root, sequences = task
     is_rgb, folder = len(sequences) == 1, sequences[0].folder

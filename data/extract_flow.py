@@ -9,13 +9,10 @@ unfinished videos.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
-import itertools
 import math
 import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,50 +21,30 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common.commandline import ArgumentParser, bounded
-from common.progress import duration
 from data.extraction import add_arguments, extract_all, open_output
 from data.flow import (
     BATCH_FRAMES,
     PLAIN_METHODS,
     best_backend,
-    flo_flow,
     quantise,
     raft_flow,
     raft_weights,
     read_raft_weights,
     tvl1_flow,
 )
-from data.videos import (
-    VideoError,
-    VideoFile,
-    count_frames,
-    encode_jpeg,
-    find_flo_folders,
-    find_videos,
-    import_cv2,
-    read_frames,
-)
+from data.videos import VideoError, encode_jpeg, find_videos, read_frames
 from dataloader.extracted import extraction_settings
-from utils import InputError, cpu_count, file_digest, plural, run_main
+from utils import InputError, cpu_count, file_digest, run_main
 
-METHODS = ("tvl1", *PLAIN_METHODS, "raft", "flo")
+METHODS = ("tvl1", *PLAIN_METHODS, "raft")
 WORKERS_PER_GPU = 4  # so that decoding and writing keep up with the GPU
 Method = Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]]  # see data.flow: frames -> flows
 
 
-def write_flow(
-    method: Method | None, bound: float, short_side: int, quality: int, video: Path, folder: Path,
-    progress: Callable[[float], None],
-) -> int:  # fmt: skip
-    """Write the flow of `video` to `folder`/{u,v}/frame%06d.jpg. Returns the number of pairs.
-
-    If `method` is None, `video` is a folder of .flo files.
-    """
-    flows: Iterable[np.ndarray] = flo_flow(video, short_side, progress)
-    if method is not None:
-        flows = method(read_frames(video, short_side, progress=progress))
+def write_flow(method: Method, bound: float, short_side: int, quality: int, video: Path, folder: Path) -> int:
+    """Write the flow of `video` to `folder`/{u,v}/frame%06d.jpg. Returns the number of pairs."""
     number = 0
-    for number, flow in enumerate(flows, 1):
+    for number, flow in enumerate(method(read_frames(video, short_side)), 1):
         images = quantise(flow, bound)
         for axis, name in enumerate("uv"):
             (folder / name / f"frame{number:06d}.jpg").write_bytes(encode_jpeg(images[:, :, axis], quality))
@@ -81,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     images = add_arguments(parser)
     images.add_argument("--method", choices=METHODS, default="tvl1",
                         help="tvl1: what published two-stream models use; dis: coarser, many times as fast on a CPU; "
-                        "raft: a network, for GPUs; flo: convert .flo files, one folder of them per video")
+                        "raft: a network, for GPUs")
     images.add_argument("--bound", type=float, default=20.0, metavar="PIXELS",
                         help="flow beyond this many pixels is clipped")
     device = parser.add_argument_group("tvl1 and raft")
@@ -117,7 +94,7 @@ def find_devices(args: argparse.Namespace) -> list[str]:
 
 
 def choose_method(args: argparse.Namespace, device: str) -> tuple[Any, dict[str, str]]:
-    """Return the flow method without its device (None for .flo files), and settings that aren't flags.
+    """Return the flow method without its device, and settings that aren't flags.
 
     The settings identify what else determines the output's bytes. TV-L1 by numba has none: it gives OpenCV's.
     """
@@ -128,55 +105,29 @@ def choose_method(args: argparse.Namespace, device: str) -> tuple[Any, dict[str,
         method = functools.partial(raft_flow, weights=weights, batch_frames=args.batch_frames)
         return method, {"model": name, "weights": digest}
     if args.method != "tvl1":
-        return PLAIN_METHODS.get(args.method), {}
+        return PLAIN_METHODS[args.method], {}
     backend = best_backend(device)
+    slow = "; pip install numba to have it ten times as fast" if backend == "torch" and device == "cpu" else ""
+    print(f"tvl1: {backend}, on {device}{slow}; --method dis is coarser and many times as fast", flush=True)
     method = functools.partial(tvl1_flow, backend=backend, batch_frames=args.batch_frames)
     if device != "cpu":
         return method, {"device": "cuda"}
     return method, {} if backend == "numba" else {"backend": backend}
 
 
-def announce_time(videos: Sequence[VideoFile], method: Method, processes: int, short_side: int) -> None:
-    """Print how long TV-L1 will take on CPUs, from the packet counts of some files and a measured speed."""
-    counts: list[int] = []
-    seconds, done = 0.0, 0
-    for video in videos[:: max(1, len(videos) // 20)]:
-        with contextlib.suppress(VideoError):
-            counts.append(count_frames(video.path))
-            if len(counts) <= 3:
-                frames = list(itertools.islice(read_frames(video.path, short_side), 4))
-                started = time.monotonic()
-                done += len(list(method(frames)))
-                seconds += time.monotonic() - started
-    if done:
-        pairs = len(videos) * sum(counts) / len(counts)
-        print(f"tvl1: about {duration(pairs * seconds / done / processes)} for {pairs:,.0f} pairs of frames in "
-              f"{plural(processes, 'process')}; --method dis is coarser and many times as fast", flush=True)
-
-
 def main() -> int:
     args = parse_arguments()
-    import_cv2()
-    videos = (find_flo_folders if args.method == "flo" else find_videos)(args.videos, skip=args.out)
+    videos = find_videos(args.videos, skip=args.out)
     devices = find_devices(args)
     workers = args.workers or (cpu_count() if devices == ["cpu"] else WORKERS_PER_GPU * len(devices))
     method, made_by = choose_method(args, devices[0])
     settings = {"method": args.method, "bound": args.bound, "short_side": args.short_side, "quality": args.quality}
-
-    def make_writers(todo: Sequence[VideoFile]) -> list:
-        if args.method == "tvl1":
-            backend, place = method.keywords["backend"], "processors" if devices == ["cpu"] else "GPUs"
-            slow = "; pip install numba to have it ten times as fast" if made_by.get("backend") else ""
-            print(f"tvl1: {backend}, on {place}{slow}")
-            if devices == ["cpu"]:
-                announce_time(todo, method, min(workers, cpu_count(), len(todo)), args.short_side)
-        methods = [method] * workers
-        if args.method in ("tvl1", "raft"):
-            methods = [functools.partial(method, device=devices[index % len(devices)]) for index in range(workers)]
-        return [functools.partial(write_flow, one, args.bound, args.short_side, args.quality) for one in methods]
-
+    methods = [method] * workers
+    if args.method in ("tvl1", "raft"):
+        methods = [functools.partial(method, device=devices[index % len(devices)]) for index in range(workers)]
+    writers = [functools.partial(write_flow, one, args.bound, args.short_side, args.quality) for one in methods]
     with open_output(args.out, "flow", ("u", "v"), settings | made_by, args.overwrite) as output:
-        return extract_all(videos, output, make_writers, args.shard)
+        return extract_all(videos, output, writers, args.shard)
 
 
 if __name__ == "__main__":

@@ -9,23 +9,20 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.commandline import ArgumentParser, bounded
 from data.extraction import add_arguments, extract_all, open_output
-from data.videos import encode_jpeg, find_videos, import_cv2, read_frames
+from data.videos import encode_jpeg, find_videos, read_frames
 from utils import cpu_count, run_main
 
 
-def write_rgb(
-    short_side: int, quality: int, every: int, video: Path, folder: Path, progress: Callable[[float], None]
-) -> int:
+def write_rgb(short_side: int, quality: int, every: int, video: Path, folder: Path) -> int:
     """Write every `every`-th frame of `video` to `folder`/frame%06d.jpg. Returns the number of frames."""
     number = 0
-    for number, frame in enumerate(read_frames(video, short_side, every, progress), 1):
+    for number, frame in enumerate(read_frames(video, short_side, every), 1):
         (folder / f"frame{number:06d}.jpg").write_bytes(encode_jpeg(frame, quality))
     return number
 
@@ -35,12 +32,11 @@ def main() -> int:
     add_arguments(parser).add_argument("--sampling-rate", type=bounded(int, 1), default=10, metavar="N",
                                        help="keep frames 1, 1 + N, 1 + 2N, ...; 1 keeps every frame")  # fmt: skip
     args = parser.parse_args()
-    import_cv2()
     videos = find_videos(args.videos, skip=args.out)
     settings = {"short_side": args.short_side, "quality": args.quality, "sampling_rate": args.sampling_rate}
     write = functools.partial(write_rgb, *settings.values())
     with open_output(args.out, "rgb", (".",), settings, args.overwrite) as output:
-        return extract_all(videos, output, lambda _: [write] * (args.workers or cpu_count()), args.shard)
+        return extract_all(videos, output, [write] * (args.workers or cpu_count()), args.shard)
 
 
 if __name__ == "__main__":

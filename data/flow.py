@@ -1,4 +1,4 @@
-"""Optical flow: methods that compute it from frames, quantisation to 8 bits, .flo files.
+"""Optical flow: methods that compute it from frames, quantisation to 8 bits.
 
 A method turns a stream of RGB frames, uint8 (height, width, 3), into a stream of flows, float32 (height,
 width, 2) in pixels, x then y, from each frame to the next: one fewer than frames. Few are held at a time.
@@ -9,19 +9,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data.tvl1 import OPENCV_DEFAULTS
-from data.videos import VideoError, import_cv2, resize, resized
+from data.videos import VideoError, import_cv2
 from utils import InputError, plural
 
 BATCH_FRAMES = 16  # pairs of frames per batch of a network or GPU
-FLO_MAGIC = b"PIEH"  # the bytes of float32 202021.25
-FLO_UNKNOWN = 1e9
 
 
 @functools.cache
@@ -197,56 +194,3 @@ def quantise(flow: np.ndarray, bound: float) -> np.ndarray:
     if not np.isfinite(flow).all():
         raise VideoError("its flow is not finite")
     return np.floor(np.clip(flow, -bound, bound) * (255 / (2 * bound)) + 128).astype(np.uint8)
-
-
-def read_flo(path: Path) -> np.ndarray:
-    """Read a Middlebury .flo file: float32 (height, width, 2) in pixels, NaN for unknown flow.
-
-    Raises VideoError if the file isn't a valid .flo file.
-    """
-    data = path.read_bytes()
-    width, height = np.frombuffer(data, "<i4", 2, 4).tolist() if len(data) >= 12 else (0, 0)
-    if data[:4] != FLO_MAGIC or min(width, height) < 1:
-        raise VideoError(f"{path.name} is no .flo file")
-    if len(data) != 12 + 8 * width * height:
-        raise VideoError(f"{path.name} has {len(data)} bytes, not the {12 + 8 * width * height} of {width}x{height}")
-    flow = np.frombuffer(data, "<f4", offset=12).reshape(height, width, 2).copy()
-    flow[(~(np.abs(flow) <= FLO_UNKNOWN)).any(axis=2)] = np.nan
-    return flow
-
-
-def flo_flow(
-    folder: Path, short_side: int = 0, progress: Callable[[float], None] | None = None
-) -> Iterator[np.ndarray]:
-    """Yield a video's flow from .flo files, in order of the last number in their names, at `short_side`.
-
-    The vectors are scaled with the image. Unknown flow becomes 0. Raises VideoError if a number is missing or
-    occurs twice, or if a file is broken.
-    """
-    paths = _numbered(folder)
-    for number, path in enumerate(paths):
-        flow = np.nan_to_num(read_flo(path))
-        height, width = resized(flow.shape[0], flow.shape[1], short_side)
-        scale = np.array([width / flow.shape[1], height / flow.shape[0]], np.float32)
-        yield scale * resize(flow, height, width)
-        if progress and number % 16 == 15:
-            progress(number / len(paths))
-
-
-def _numbered(folder: Path) -> list[Path]:
-    """Return the folder's .flo files sorted by number. The numbers must be consecutive."""
-    numbers: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() != ".flo" or path.name.startswith("."):
-            continue
-        found = re.findall(r"\d+", path.stem)
-        if not found:
-            raise VideoError(f"{path.name} has no number in its name, so its place in the video is unknown")
-        other = numbers.setdefault(int(found[-1]), path)
-        if other is not path:
-            raise VideoError(f"{other.name} and {path.name} have the same number")
-    ordered = sorted(numbers)
-    for one, two in itertools.pairwise(ordered):
-        if two != one + 1:
-            raise VideoError(f"{numbers[one].name} is followed by {numbers[two].name}: flow is missing between them")
-    return [numbers[number] for number in ordered]

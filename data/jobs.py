@@ -13,40 +13,35 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-Report = Callable[[str, Any], None]
 
+def run_jobs(workers: Sequence[Callable[[Any], Any]], jobs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    """Run every job on one of the workers and yield (job index, result) as they finish.
 
-def run_jobs(workers: Sequence[Callable[[Any, Report], Any]], jobs: Sequence[Any]) -> Iterator[tuple[int, str, Any]]:
-    """Run every job on one of the workers and yield (job index, event, value).
-
-    A worker is a picklable function (job, report) -> result that runs in its own process. Events are those it
-    reports with `report(event, value)`, then "result" with its return value. If the process dies (a decoder's
-    segmentation fault, the out-of-memory killer), the event is "crashed" with the reason, and a new process
-    replaces it. An exception in a worker is a bug and raised here. Closing the generator ends all processes.
+    A worker is a picklable function that runs in its own process. If the process dies (a decoder's segmentation
+    fault, the out-of-memory killer), the result is the reason, a str, and a new process replaces it. An
+    exception in a worker is a bug and raised here. Closing the generator ends all processes.
     """
     pending = deque(enumerate(jobs))
-    processes: list[_Worker] = [_Worker(function) for function in workers[: len(jobs)]]
+    processes = [_Worker(function) for function in workers[: len(jobs)]]
     try:
         while busy := {worker.pipe: worker for worker in processes if worker.next_job(pending)}:
-            ready = multiprocessing.connection.wait(list(busy))
-            for worker in [worker for pipe, worker in busy.items() if pipe in ready]:
+            for worker in [busy[pipe] for pipe in multiprocessing.connection.wait(list(busy))]:  # type: ignore[index]
                 index = worker.index
                 assert index is not None
                 try:
                     event, value = worker.pipe.recv()
                 except (EOFError, OSError):
-                    yield index, "crashed", worker.died()
+                    reason = worker.died()
                     processes[processes.index(worker)] = _Worker(worker.function)
+                    yield index, reason
                     continue
-                if event == "ready":
-                    worker.started = True
-                elif event == "raised":
+                if event == "raised":
                     error, text = value
                     raise error from RuntimeError(f"in a worker process:\n{text}")
-                else:
-                    if event == "result":
-                        worker.index = None
-                    yield index, event, value
+                if event == "result":
+                    worker.index = None
+                    yield index, value
+                worker.started = True
     finally:
         for worker in processes:
             worker.process.kill()
@@ -56,7 +51,7 @@ def run_jobs(workers: Sequence[Callable[[Any, Report], Any]], jobs: Sequence[Any
 class _Worker:
     """The parent's side of one process: its pipe and the index of its current job, None when idle."""
 
-    def __init__(self, function: Callable[[Any, Report], Any]) -> None:
+    def __init__(self, function: Callable[[Any], Any]) -> None:
         context = multiprocessing.get_context("spawn")  # forking after threads have started can deadlock
         self.function = function
         self.pipe, theirs = context.Pipe()
@@ -85,28 +80,20 @@ class _Worker:
         return f"the process that decoded it died ({reason}{memory})"
 
 
-def _serve(pipe: multiprocessing.connection.Connection, function: Callable[[Any, Report], Any]) -> None:
+def _serve(pipe: multiprocessing.connection.Connection, function: Callable[[Any], Any]) -> None:
     """Run in a worker process: take jobs until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     os.environ["OMP_NUM_THREADS"] = "1"  # for torch, if a job imports it: the jobs already run in parallel
     threading.Thread(target=_die_with_parent, daemon=True).start()
-
-    def report(event: str, value: Any) -> None:
-        try:
-            pipe.send((event, value))
-        except OSError:  # the parent is gone
-            os._exit(1)
-
-    report("ready", None)
-    while True:
-        try:
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone
+        pipe.send(("ready", None))
+        while True:
             job = pipe.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            report("result", function(job, report))
-        except Exception as error:
-            report("raised", (error, traceback.format_exc()))
+            try:
+                answer = "result", function(job)
+            except Exception as error:
+                answer = "raised", (error, traceback.format_exc())
+            pipe.send(answer)
 
 
 def _die_with_parent() -> None:

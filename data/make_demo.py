@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 from common.commandline import ArgumentParser, bounded
 from common.formats import read_json
 from common.progress import progress_bar
-from data.jobs import Report, run_jobs
+from data.jobs import run_jobs
 from data.steps import StepFailed, Steps
 from data.videos import import_cv2
 from utils import InputError, atomic_path, cpu_count, run_main, write_json
@@ -177,7 +177,7 @@ def write_video(path: Path, frames: Iterator[np.ndarray]) -> None:
         temporary.write_bytes(avi.read_bytes())
 
 
-def render_group(videos: Path, seed: int, clips: int, group: int, report: Report | None = None) -> int:
+def render_group(videos: Path, seed: int, clips: int, group: int) -> int:
     """Render a group's missing videos. Returns their number."""
     written = 0
     for appearance, clip in itertools.product(APPEARANCES, range(1, clips + 1)):
@@ -204,8 +204,8 @@ def render(out: Path, seed: int, clips: int) -> None:
     total = len(GROUPS) * classes * clips
     workers, written = [functools.partial(render_group, videos, seed, clips)] * cpu_count(), 0
     with progress_bar(total, "render", " videos") as bar:
-        for _, event, value in run_jobs(workers, GROUPS):
-            if event == "crashed":
+        for _, value in run_jobs(workers, GROUPS):
+            if isinstance(value, str):
                 raise RuntimeError(f"a process that rendered died: {value}")
             written += value
             bar.update(classes * clips)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import sys
@@ -26,7 +27,7 @@ class VideoError(Exception):
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A video to extract: a video file, or a folder of .flo files."""
+    """A video file to extract."""
 
     path: Path
     name: str  # relative to the searched folder, for messages
@@ -38,73 +39,39 @@ class VideoFile:
 def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
     """Return all videos under `root` at any depth, sorted by output folder. Hidden files and `skip` are left out.
 
-    Files without a video's suffix are left out, too, and reported on stderr. Raises InputError if the folder
-    doesn't exist or holds no video, or if two videos would be written to the same place.
+    Links are followed. Files without a video's suffix are left out, too, and reported on stderr. Raises
+    InputError if the folder doesn't exist or holds no video, or if two videos would be written to one place.
     """
-    videos, left_out = [], []
-    for folder, files in _walk(root, skip):
-        for file in files:
-            relative = (folder / file).relative_to(root)
-            if relative.suffix.lower() in VIDEO_SUFFIXES:
-                videos.append(_video(root, relative, relative.with_suffix(""), [folder / file]))
-            else:
-                left_out.append(relative.as_posix())
+    videos: dict[str, VideoFile] = {}
+    left_out = []
+    for path in _files(root, skip):
+        relative = path.relative_to(root)
+        if relative.suffix.lower() not in VIDEO_SUFFIXES:
+            left_out.append(relative.as_posix())
+            continue
+        folder = relative.stem if UCF_NAME.fullmatch(relative.stem) else relative.with_suffix("").as_posix()
+        size = time = 0  # a broken link is reported when it is read
+        if path.exists():
+            status = path.stat()
+            size, time = status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)  # mv, tar and rsync keep mtime
+        video = VideoFile(path, relative.as_posix(), folder, size, time)
+        # Names are compared ignoring case, as Windows, macOS and the dataset loaders do.
+        if (other := videos.setdefault(folder.casefold(), video)) is not video:
+            raise InputError(
+                f"{other.name} and {video.name} would both be written to {folder}; rename or move one of them"
+            )
     others = f"{plural(len(left_out), 'file')} that no video is called like ({first_few(left_out)})" if left_out else ""
     if not videos:
         raise InputError(f"{root} holds no video{others and f', but {others}'}; give the folder of the videos")
     if others:
         print(f"left out: {others}", file=sys.stderr)
-    return sort_videos(videos)
+    return sorted(videos.values(), key=lambda video: video.folder)
 
 
-def find_flo_folders(root: Path, skip: Path | None = None) -> list[VideoFile]:
-    """Return the folders under `root` with .flo files, one per video; sorted, checked as in find_videos."""
-    videos = []
-    for folder, files in _walk(root, skip):
-        if flows := [folder / file for file in files if file.lower().endswith(".flo")]:
-            relative = folder.relative_to(root)
-            videos.append(_video(root, relative, relative if relative.name else Path(root.resolve().name), flows))
-    if not videos:
-        raise InputError(f"{root} holds no .flo file; --method flo expects one folder of .flo files per video")
-    return sort_videos(videos)
-
-
-def _video(root: Path, relative: Path, target: Path, files: list[Path]) -> VideoFile:
-    """Return the video `root`/`relative`, made of `files`. Its frames go to `target` or its UCF101 name."""
-    status = [file.stat() for file in files if file.exists()]  # a broken link is reported when it is read
-    size = sum(file.st_size for file in status)
-    # ctime, as mv, tar and rsync keep mtime
-    time = max((max(file.st_mtime_ns, file.st_ctime_ns) for file in status), default=0)
-    folder = target.name if UCF_NAME.fullmatch(target.name) else target.as_posix()
-    return VideoFile(root / relative, relative.as_posix(), folder, size, time)
-
-
-def sort_videos(videos: list[VideoFile]) -> list[VideoFile]:
-    """Sort by output folder. Raises InputError that names two videos if both would be written to one place.
-
-    Names are compared ignoring case, as Windows, macOS and the dataset loaders do.
-    """
-    taken: dict[str, VideoFile] = {}
-    for video in videos:
-        if (other := taken.setdefault(video.folder.casefold(), video)) is not video:
-            raise InputError(
-                f"{other.name} and {video.name} would both be written to {video.folder}; rename or move one of them"
-            )
-    for video in videos:
-        for parent in Path(video.folder.casefold()).parents:
-            if parent.as_posix() in taken:
-                other = taken[parent.as_posix()]
-                raise InputError(f"{other.name} and {video.name}: the frames of one would lie inside the other's "
-                                 f"folder; rename {other.name}")
-    return sorted(videos, key=lambda video: video.folder)
-
-
-def _walk(root: Path, skip: Path | None) -> Iterator[tuple[Path, list[str]]]:
-    """Yield folders and their files in a fixed order. Follows links, but visits each real folder once."""
-    if not root.exists():
-        raise InputError(f"{root} does not exist; give the folder of the videos")
+def _files(root: Path, skip: Path | None) -> Iterator[Path]:
+    """Yield all files in a fixed order. Follows links, but visits each real folder once."""
     if not root.is_dir():
-        raise InputError(f"{root} is a file; give the folder that holds the videos")
+        raise InputError(f"{root} is no folder; give the folder of the videos")
     seen = {os.path.realpath(skip)} if skip else set()
 
     def unreadable(error: OSError) -> None:
@@ -117,26 +84,22 @@ def _walk(root: Path, skip: Path | None) -> Iterator[tuple[Path, list[str]]]:
             continue
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield Path(folder), sorted(name for name in files if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
 
 
 def import_cv2():
     """Import OpenCV for flow and live cameras, not for files. One thread, as videos run in parallel."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
-    try:
-        import cv2
-    except ImportError as error:
-        raise InputError(f"OpenCV is missing ({error}); pip install opencv-contrib-python-headless") from error
+    import cv2
+
     cv2.setNumThreads(1)
     return cv2
 
 
 def import_av():
     """Import PyAV. Its errors are logged, so that `decode` can read them, but not printed."""
-    try:
-        import av
-    except ImportError as error:
-        raise InputError(f"PyAV is missing ({error}); pip install av") from error
+    import av
+
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)  # report errors that repeat those of the previous file
     logging.getLogger("libav").addHandler(logging.NullHandler())
@@ -172,7 +135,6 @@ class Decoded:
 
     seconds: float  # since the first frame, by the file's time stamps
     lasts: float  # duration in seconds
-    share: float  # of the video decoded so far, this frame included, 0 to 1, if the header is right
     frame: Any  # av.VideoFrame
     convert: Callable[[Any], Any]
 
@@ -259,7 +221,6 @@ def decode(path: Path) -> Iterator[Decoded]:
 
     with open_video(path) as (container, stream):
         rate = _rate_of(stream)
-        promised = stream.frames or (container.duration or 0) / av.time_base * rate
         demuxer = container.demux(stream)  # ends with an empty packet, which flushes the decoder
         packets = frames = damaged = since = 0  # `since`: frames since the last damage
         first, last, ended, cut_off = None, -1 / rate, False, False
@@ -290,7 +251,7 @@ def decode(path: Path) -> Iterator[Decoded]:
                 last = seconds
                 lasts = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 1 / rate
                 frames, since, whole = frames + 1, since + 1, whole and not frame.is_corrupt
-                yield Decoded(seconds, lasts, min(1.0, frames / max(1, promised)), frame, convert)
+                yield Decoded(seconds, lasts, frame, convert)
             if not whole and frames:  # the first frames may refer to earlier ones that were not recorded
                 damaged, since = damaged + 1, 0
         if container.format.name.startswith("mov"):
@@ -301,23 +262,18 @@ def decode(path: Path) -> Iterator[Decoded]:
         raise VideoError(f"cut off or damaged: {plural(frames, 'frame')} could be decoded")
 
 
-def read_frames(
-    path: Path, short_side: int = 0, every: int = 1, progress: Callable[[float], None] | None = None
-) -> Iterator[np.ndarray]:
+def read_frames(path: Path, short_side: int = 0, every: int = 1) -> Iterator[np.ndarray]:
     """Decode a video. Yields every `every`-th frame, from the first on, as RGB uint8 (height, width, 3).
 
-    The shorter side is scaled to `short_side` (0 keeps the size). `progress` is called now and then with the
-    share done. One frame is in memory at a time. Raises VideoError as `decode` and `resized` do.
+    The shorter side is scaled to `short_side` (0 keeps the size). One frame is in memory at a time. Raises
+    VideoError as `decode` and `resized` do.
     """
     height = width = 0
-    for number, frame in enumerate(decode(path)):
-        if number % every == 0:
-            picture = frame.picture()
-            if not number:  # the size may change within a stream; use the first frame's
-                height, width = resized(picture.shape[0], picture.shape[1], short_side)
-            yield resize(picture, height, width)
-        if progress and number % 16 == 15:
-            progress(frame.share)
+    for frame in itertools.islice(decode(path), 0, None, every):
+        picture = frame.picture()
+        if not height:  # the size may change within a stream; use the first frame's
+            height, width = resized(picture.shape[0], picture.shape[1], short_side)
+        yield resize(picture, height, width)
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:

@@ -137,7 +137,7 @@ def choose_flow(
     on_gpu = method == "tvl1" and device.type == "cuda"
     tvl1 = functools.partial(tvl1_flow, device=str(device) if on_gpu else "cpu")
     methods: dict[str, Callable] = {"tvl1": tvl1, **PLAIN_METHODS}
-    if method not in methods:  # from .flo files, or by a later version
+    if method not in methods:  # by another version
         raise InputError(f"the motion stream was trained on {method} flow of unknown origin: pass --flow-method")
     return Flow(methods[method], 1 if on_gpu else cpu_count(), on_gpu)
 

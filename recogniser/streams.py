@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from common.progress import progress_bar
-from data.jobs import Report, run_jobs
+from data.jobs import run_jobs
 from data.videos import VideoError
 from dataloader.clips import Batch, clips_of, each_once
 from engine.evaluation import InferenceNet
@@ -62,7 +62,7 @@ def clips_of_video(path: Path, makers: Sequence[ClipMaker]) -> Clips:
     return make_clips(whole_video(path, decoded), decoded)
 
 
-def _work(makers: Sequence[ClipMaker], path: Path, report: Report) -> bytes | str:
+def _work(makers: Sequence[ClipMaker], path: Path) -> bytes | str:
     """Pickle the clips of one video, or say why there are none. This is the job of a worker process.
 
     Pickled here, tensors travel as bytes. A pipe would use shared memory for each; containers have little.
@@ -186,7 +186,7 @@ class Recogniser:
             return
         makers = [replace(m, flow=m.flow and replace(m.flow, threads=1)) for m in self.makers]
         workers = [functools.partial(_work, makers)] * min(cpu_count(), 16)
-        for place, _, value in run_jobs(workers, videos):
+        for place, value in run_jobs(workers, videos):
             yield place, pickle.loads(value) if isinstance(value, bytes) else value
 
     def answer(self, clips: Clips) -> Answer:

@@ -55,7 +55,7 @@ def batch_from_disk(video: Path, root: Path, preparation, sampling: Sampling):
     if preparation.modality == "flow":
         for name in "uv":
             (root / "attempt" / name).mkdir(parents=True)
-        write_flow(dis_flow, preparation.flow_bound, side, quality, video, root / "attempt", lambda *_: None)
+        write_flow(dis_flow, preparation.flow_bound, side, quality, video, root / "attempt")
         for name in "uv":
             (root / name).mkdir()
             (root / "attempt" / name).rename(root / name / folder.name)
@@ -64,7 +64,7 @@ def batch_from_disk(video: Path, root: Path, preparation, sampling: Sampling):
     else:
         folder.mkdir()
         rate = preparation.sampling_rate if preparation.modality == "rgb" else 1
-        write_rgb(side, quality, rate, video, folder, lambda *_: None)
+        write_rgb(side, quality, rate, video, folder)
         sources, read = find_sources(index_frames(root, "rgb"), key), ReadFrame(root)
     return ClipDataset(sources, read, preparation, sampling)[0, 0]
 

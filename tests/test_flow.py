@@ -1,16 +1,14 @@
-"""Optical flow: direction and sign, quantisation, accuracy against ground truth, .flo files, pictures."""
+"""Optical flow: direction and sign, quantisation, accuracy against ground truth, extraction."""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import hashlib
 import itertools
 import json
 import platform
-import re
-import struct
+import sys
 from fractions import Fraction
 from math import floor
 from pathlib import Path
@@ -18,19 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from video_files import extract
 
 from data import extract_flow
-from data.flow import (
-    best_backend,
-    dis_flow,
-    flo_flow,
-    quantise,
-    raft_flow,
-    read_flo,
-    read_raft_weights,
-    tvl1_flow,
-)
-from data.videos import VideoError, read_frames
+from data.flow import best_backend, dis_flow, quantise, raft_flow, read_raft_weights, tvl1_flow
+from data.videos import read_frames
 from utils import InputError
 
 cv2 = pytest.importorskip("cv2")
@@ -42,17 +32,6 @@ def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
     blurred = cv2.GaussianBlur(noise, (0, 0), 3)
     blurred -= blurred.min()
     return (255 * blurred / blurred.max()).astype(np.uint8)
-
-
-def write_flo(path: Path, flow: np.ndarray) -> None:
-    """A .flo file byte by byte, as the format is described."""
-    height, width = flow.shape[:2]
-    data = struct.pack("<fii", 202021.25, width, height)
-    for row in flow:
-        for u, v in row:
-            data += struct.pack("<ff", u, v)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
 
 
 def raft_small(shared: Path) -> Path:
@@ -155,53 +134,6 @@ def test_endpoint_error_against_ground_truth(method, expected, shared):
         assert abs(found - error) < 0.02 + 0.03 * error, f"pair {number}: {found:.3f} px"
 
 
-# --- .flo files ----------------------------------------------------------------------------------------------
-
-
-def test_flo_files_are_read(tmp_path):
-    flow = np.random.default_rng(0).normal(0, 5, (3, 5, 2)).astype(np.float32)
-    flow[1, 2] = 1e10
-    write_flo(tmp_path / "1.flo", flow)
-    read = read_flo(tmp_path / "1.flo")
-    assert np.isnan(read[1, 2]).all()
-    read[1, 2] = flow[1, 2]
-    np.testing.assert_array_equal(read, flow)
-    (converted,) = flo_flow(tmp_path)
-    assert (converted[1, 2] == 0).all()
-
-
-def test_broken_flo_files_are_named(tmp_path):
-    write_flo(tmp_path / "a.flo", np.zeros((3, 5, 2)))
-    data = (tmp_path / "a.flo").read_bytes()
-    for broken in (b"", data[:8], data[:-1], b"XXXX" + data[4:]):
-        (tmp_path / "a.flo").write_bytes(broken)
-        with pytest.raises(VideoError, match=r"a\.flo"):
-            read_flo(tmp_path / "a.flo")
-
-
-def test_flo_folders_become_images_in_the_order_of_their_numbers(run, tmp_path):
-    """Flow k is (k, -k) px at twice the size: after scaling to half, x = k / 2 and y = -k / 2."""
-    for k in range(1, 12):
-        write_flo(tmp_path / "flows" / "fight" / "fi001" / f"flow-{k}.flo", np.full((64, 80, 2), (k, -k)))
-    (tmp_path / "flows" / "fight" / "fi002").mkdir()
-    for k in (1, 2, 4):
-        write_flo(tmp_path / "flows" / "fight" / "fi002" / f"flow-{k}.flo", np.zeros((64, 80, 2)))
-    out = tmp_path / "out"
-    flags = ("--method", "flo", "--short-side", "32", "--bound", "10")
-    run("data/extract_flow.py", tmp_path / "flows", out, *flags, code=1)
-    for axis, sign in (("u", 1), ("v", -1)):
-        folder = out / axis / "fight" / "fi001"
-        assert sorted(path.name for path in folder.iterdir()) == [f"frame{k:06d}.jpg" for k in range(1, 12)]
-        for k in range(1, 12):
-            image = np.asarray(Image.open(folder / f"frame{k:06d}.jpg"))
-            assert image.shape == (32, 40)
-            assert abs(image.mean() - (127.5 + sign * k / 2 * 12.75)) < 1.5
-    with open(out / "failed.csv", newline="") as file:
-        (failure,) = csv.DictReader(file)
-    assert failure["video"] == "fight/fi002"
-    assert "flow-2.flo is followed by flow-4.flo" in failure["reason"]
-
-
 # --- the script ----------------------------------------------------------------------------------------------
 
 
@@ -218,7 +150,7 @@ def moving(tmp_path_factory) -> Path:
     return root
 
 
-def test_tvl1_is_opencvs_and_image_k_is_the_flow_from_frame_k_to_the_next(moving, run, tmp_path):
+def test_tvl1_is_opencvs_and_image_k_is_the_flow_from_frame_k_to_the_next(moving, tmp_path):
     """Bytes are those of OpenCV's flow, quantised and coded. A run goes on, and has nothing left to do."""
     simplejpeg = pytest.importorskip("simplejpeg")
     if not hasattr(cv2, "optflow") or best_backend() != "numba":
@@ -234,54 +166,52 @@ def test_tvl1_is_opencvs_and_image_k_is_the_flow_from_frame_k_to_the_next(moving
             path = f"{name}/v_Biking_g01_c01/frame{number:06d}.jpg"
             expected[path] = simplejpeg.encode_jpeg(image, 90, "GRAY", "Gray")
     out = tmp_path / "out"
-    command = ("data/extract_flow.py", moving, out, "--device", "cpu", "--short-side", "0", "--workers", "1")
-    first = run(*command)
-    assert "tvl1: numba, on processors" in first.stdout
-    assert re.search(r"tvl1: about \d+ \w+ for \d+ pairs of frames in 1 process; --method dis", first.stdout)
-    assert "\r" not in first.stderr
+    command = ("flow", moving, out, "--device", "cpu", "--short-side", "0")
+    assert "tvl1: numba, on cpu; --method dis is" in extract(*command)
     found = {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("frame*.jpg"))}
     assert found.keys() == expected.keys()
     if platform.system() == "Linux" and platform.machine() == "x86_64":  # elsewhere compilers may round otherwise
         assert found == expected
     settings = {"method": "tvl1", "bound": 20.0, "short_side": 0, "quality": 90}
     assert json.loads((out / "extraction.json").read_text()) == {"kind": "flow", "version": 1, "settings": settings}
-    again = run(*command).stdout
-    assert "nothing left to do" in again and "tvl1:" not in again  # nothing to do, so nothing to measure
+    assert "nothing left to do" in extract(*command)
 
 
-def test_tensor_codes_flow_is_not_mixed_with_opencvs(moving, run, tmp_path):
+def test_tensor_codes_flow_is_not_mixed_with_opencvs(moving, monkeypatch, tmp_path):
     """Where numba does not work the tensor code does it, and says so in extraction.json."""
-    out, path = tmp_path / "out", tmp_path / "without"
-    path.mkdir()
-    (path / "sitecustomize.py").write_text("import sys; sys.modules['numba'] = None\n")
-    command = ("data/extract_flow.py", moving, out, "--device", "cpu", "--short-side", "48", "--workers", "1")
-    done = run(*command, PYTHONPATH=str(path))
-    assert "tvl1: torch, " in done.stdout and "pip install numba" in done.stdout
+    out, has_numba = tmp_path / "out", best_backend() == "numba"
+    command = ("flow", moving, out, "--device", "cpu", "--short-side", "32")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "data.tvl1.cpu", None)
+        best_backend.cache_clear()
+        done = extract(*command)
+        best_backend.cache_clear()
+    assert "tvl1: torch, " in done and "pip install numba" in done
     image = np.asarray(Image.open(out / "u" / "v_Biking_g01_c01" / "frame000005.jpg"))
-    assert abs(float(np.median(image)) - (128 - 1.5 * 6.375)) <= 2  # 4 px at 48 / 128 of the size
-    if best_backend() == "numba":
-        assert "backend torch there, none asked" in run(*command, code=2).stderr
+    assert abs(float(np.median(image)) - (128 - 6.375)) <= 2  # 4 px at a quarter of the size
+    if has_numba:
+        assert "backend torch there, none asked" in extract(*command, code=2)
 
 
-def test_settings_may_change_after_a_kill_before_the_first_video(moving, run, tmp_path):
+def test_settings_may_change_after_a_kill_before_the_first_video(moving, tmp_path):
     """What a run leaves that is killed then: its settings, a lock that nobody holds, half a video."""
     out = tmp_path / "out"
     (out / ".partial/dead/x/u").mkdir(parents=True)
     (out / ".partial/dead.lock").touch()
     claim = {"kind": "flow", "version": 1, "settings": {"method": "tvl1", "bound": 20.0, "short_side": 256}}
     (out / "extraction.json").write_text(json.dumps(claim))
-    command = ("data/extract_flow.py", moving, out, "--method", "dis", "--workers", "1")
-    run(*command, "--bound", "16")
+    command = ("flow", moving, out, "--method", "dis")
+    extract(*command, "--bound", "16")
     assert json.loads((out / "extraction.json").read_text())["settings"]["bound"] == 16
     assert not (out / ".partial").exists()
-    assert "bound 16.0 there, 20.0 asked" in run(*command, code=2).stderr
+    assert "bound 16.0 there, 20.0 asked" in extract(*command, code=2)
 
 
 @pytest.mark.gpu
 def test_tvl1_on_a_gpu(moving, run, tmp_path):
     out = tmp_path / "out"
     command = ("data/extract_flow.py", moving, out, "--device", "cuda", "--short-side", "0", "--workers", "2")
-    assert "on a GPU" in run(*command).stdout
+    assert "on cuda:0" in run(*command).stdout
     image = np.asarray(Image.open(out / "u" / "v_Biking_g01_c01" / "frame000005.jpg"))
     assert abs(float(np.median(image)) - (128 - 4 * 6.375)) <= 2
     assert json.loads((out / "extraction.json").read_text())["settings"]["device"] == "cuda"
@@ -308,7 +238,7 @@ def test_gpus_are_taken_but_not_for_what_was_begun_on_the_cpu(monkeypatch, tmp_p
 
 
 def test_raft_weights_are_named_in_the_settings_and_those_that_cannot_be_had_are_one_line(
-    shared, moving, run, tmp_path
+    shared, moving, monkeypatch, tmp_path
 ):
     args = argparse.Namespace(method="raft", weights=str(raft_small(shared)), batch_frames=8)
     _, settings = extract_flow.choose_method(args, "cpu")
@@ -319,19 +249,17 @@ def test_raft_weights_are_named_in_the_settings_and_those_that_cannot_be_had_are
         read_raft_weights(tmp_path / "text.pth")
     with pytest.raises(InputError, match=r"missing\.pth does not exist"):
         read_raft_weights(tmp_path / "missing.pth")
-    common = ["data/extract_flow.py", moving, tmp_path / "out", "--method", "raft", "--weights"]
-    offline = {"TORCH_HOME": str(tmp_path / "cache"), "https_proxy": "http://127.0.0.1:9"}
-    error = run(*common, "small", code=2, **offline).stderr
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    error = extract("flow", moving, tmp_path / "out", "--method", "raft", "--weights", "small", code=2)
     assert "cannot download RAFT weights" in error
     assert "--weights PATH" in error
 
 
-def test_bad_values_are_one_line(moving, run, tmp_path):
+def test_bad_values_are_one_line(moving, tmp_path):
     for arguments, message in (
         (["--bound", "0"], "--bound 0"),
         (["--batch-frames", "0"], "--batch-frames: must be at least 1, not 0"),
         (["--device", "cuda"], "--device cuda"),
-        (["--method", "flo"], "holds no .flo file"),
     ):
-        process = run("data/extract_flow.py", moving, tmp_path / "out", *arguments, code=2, CUDA_VISIBLE_DEVICES="")
-        assert message in process.stderr
+        assert message in extract("flow", moving, tmp_path / "out", *arguments, code=2)

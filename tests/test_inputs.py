@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from video_files import make_video, number_of, paint, write_film
+from video_files import extract, make_video, number_of, paint, write_film
 
 from data.videos import VideoError, count_frames, decode, find_videos, frame_rate, read_frames
 from recogniser.overlay import open_film
@@ -266,7 +266,7 @@ def test_a_colon_in_a_name_is_no_protocol(tmp_path, monkeypatch):
     assert numbers(Path("12:30.mp4")) == list(range(12)) and os.listdir() == ["12:30.mp4"]
 
 
-def test_each_videos_own_line_and_the_rest_goes_on(run, tmp_path):
+def test_each_videos_own_line_and_the_rest_goes_on(tmp_path):
     """Names that no list can hold, damaged and odd films, and files that are no videos, all in one folder."""
     root, out = tmp_path / "videos", tmp_path / "out"
     write_film(root / "good.mp4")
@@ -276,7 +276,7 @@ def test_each_videos_own_line_and_the_rest_goes_on(run, tmp_path):
     os.rename(write_film(root / "latin.mp4"), os.fsencode(root / "caf") + b"\xe9.mp4")
     for name in ("notes.txt", "a.zip"):
         (root / name).touch()
-    said = run("data/extract_rgb.py", root, out, "--sampling-rate", 1, "--workers", 1, code=1).stderr
+    said = extract("rgb", root, out, "--sampling-rate", 1, code=1)
     assert "left out: 2 files that no video is called like (a.zip, notes.txt)" in said
     for name in ("good", "12:30", "MJPEG"):
         assert len(list((out / name).iterdir())) == 12

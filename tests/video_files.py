@@ -1,15 +1,23 @@
-"""Small videos: of something that moves, and films of every kind that PyAV can write."""
+"""Small videos: of something that moves, and films of every kind that PyAV can write. Extraction of them."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
+import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import av
 import cv2
 import numpy as np
+
+from data import extraction
+from utils import InputError
 
 FRAMES, RATE = 26, 25
 BARS = 8  # a painted number's bits
@@ -78,3 +86,22 @@ def write_film(
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
     return path
+
+
+def one_by_one(workers: Sequence, jobs: Sequence):
+    """What run_jobs does, in this process."""
+    return ((place, workers[0](job)) for place, job in enumerate(jobs))
+
+
+def extract(kind: str, *arguments: object, code: int = 0) -> str:
+    """Run data/extract_<kind>.py in this process, to spare the start of others, and return what it prints."""
+    said, argv = io.StringIO(), ["extract", *map(str, arguments)]
+    with mock.patch.object(sys, "argv", argv), mock.patch.object(extraction, "run_jobs", one_by_one):  # noqa: SIM117
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            try:
+                found = importlib.import_module(f"data.extract_{kind}").main()
+            except InputError as error:
+                found = 2
+                print(error)
+    assert found == code, said.getvalue()
+    return said.getvalue()
