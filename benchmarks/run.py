@@ -30,8 +30,7 @@ import torch
 from benchmarks import classic
 from common.commandline import ArgumentParser
 from dataloader.clips import ClipDataset, Loader, clips_of, sent_ahead
-from dataloader.frames import CHANNELS, index_frames
-from dataloader.images import ReadFlow, ReadFrame, find_sources
+from dataloader.frames import CHANNELS, ReadFlow, ReadFrame, find_sources, index_frames
 from dataloader.names import Video
 from dataloader.preparation import default_preparation, to_input
 from dataloader.sampling import TestSampling, TrainSampling

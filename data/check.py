@@ -24,8 +24,7 @@ from common.commandline import ArgumentParser, bounded
 from common.progress import progress_bar
 from data.jobs import run_jobs
 from dataloader.extracted import extraction_settings
-from dataloader.frames import Index, find, index_frames, locate_video
-from dataloader.images import decode_gray, decode_rgb
+from dataloader.frames import Index, decode_gray, decode_rgb, find, index_frames, locate_video
 from dataloader.lists import Split, load_split
 from dataloader.names import Video, first_few, ucf_parts
 from dataloader.packed import Frames

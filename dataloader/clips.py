@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dataloader.extracted import extraction_settings
-from dataloader.frames import Index
-from dataloader.images import ReadSteps, Source, find_sources
+from dataloader.frames import Index, ReadSteps, Source, find_sources
 from dataloader.lists import Split, Video, hold_out_groups, load_split
 from dataloader.preparation import (
     TSN_SCALES,
@@ -57,15 +56,13 @@ class Batch(NamedTuple):
     flip: Tensor  # (videos * clips per video,) bool
     # Of each video's loss in the step of all processes. 0: a repeat that only keeps this process in step.
     weight: float = 1.0
-    problems: tuple[tuple[str, str], ...] = ()  # (video, reason) for each video replaced by another
 
 
 class ClipDataset(Dataset):
     """A dataset of videos as uint8 clips. Item (epoch, index) depends on (seed, epoch, index) alone.
 
     The type of `sampling` makes it a training or a test set. For an unreadable video the item is an
-    InputError, because an exception raised in a worker would arrive as a traceback. With `skip_errors`, the
-    next readable video replaces it, and the batch reports the problem.
+    InputError, because an exception raised in a worker would arrive as a traceback.
     """
 
     def __init__(
@@ -76,10 +73,9 @@ class ClipDataset(Dataset):
         sampling: TrainSampling | TestSampling,
         *,
         seed: int = 0,
-        skip_errors: bool = False,
     ) -> None:
         self.sources, self.read, self.preparation, self.sampling = sources, read, preparation, sampling
-        self.seed, self.skip_errors = seed, skip_errors
+        self.seed = seed
         length = preparation.clip_length
         for source in sources:
             if source.count < length:
@@ -94,16 +90,10 @@ class ClipDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> Batch | InputError:
         epoch, index = key
-        problems: list[tuple[str, str]] = []
-        for offset in range(len(self) if self.skip_errors else 1):
-            source = self.sources[(index + offset) % len(self)]
-            try:
-                return self.clips(source, rng_for(self.seed, epoch, index))._replace(problems=tuple(problems))
-            except InputError as error:
-                problems.append((source.video.name, str(error)))
-        # Evaluation never leaves a video out.
-        advice = ", or use --on-error skip to train without it" if isinstance(self.sampling, TrainSampling) else ""
-        return InputError(problems[-1][1] + advice)
+        try:
+            return self.clips(self.sources[index], rng_for(self.seed, epoch, index))
+        except InputError as error:
+            return error
 
     def clips(self, source: Source, rng: np.random.Generator) -> Batch:
         """Return one video's clips. Raises InputError for unreadable images."""
@@ -185,7 +175,6 @@ class Collate:
             images=images,
             clips=torch.cat([one.clips + int(offset) for one, offset in zip(batches, offsets, strict=False)]),
             flip=torch.cat([one.flip for one in batches]),
-            problems=tuple(problem for one in batches for problem in one.problems),
         )
         # Sending a tensor takes a shared file; small tensors are faster as plain arrays.
         if in_worker:
@@ -264,7 +253,6 @@ class Loader:
         self.dataset, self.batch_size = dataset, batch_size
         seed = dataset.seed if isinstance(dataset.sampling, TrainSampling) else None
         self.batches = EpochBatches(len(dataset), batch_size, seed=seed, rank=rank(), processes=processes())
-        self.problems: dict[str, str] = {}  # name of each replaced video -> reason
         self.workers = min(cpu_count(), 16) if workers is None else workers
         self.pin_memory = device.type == "cuda"
         self._loader = self._make(
@@ -305,7 +293,6 @@ class Loader:
         for batch in batches:
             if isinstance(batch, InputError):
                 raise batch
-            self.problems.update(batch.problems)
             yield batch._replace(**{name: torch.as_tensor(getattr(batch, name)) for name in SENT_AS_ARRAYS})
 
 
@@ -364,7 +351,6 @@ class DataSettings:
     batch_size: int = 1
     val_groups: int = 0
     allow_missing: bool = False
-    skip_errors: bool = False  # in training only: evaluation never leaves a video out
     workers: int | None = None
     seed: int = 0
 
@@ -385,8 +371,7 @@ def make_data(
         sources = find_sources(index, videos, settings.allow_missing)
         if not sources:
             raise InputError(f"no {subset} video of split {split.number} is under {index.root}; check --ucf-list")
-        skip = settings.skip_errors and isinstance(sampling, TrainSampling)
-        dataset = ClipDataset(sources, read, preparation, sampling, seed=settings.seed, skip_errors=skip)
+        dataset = ClipDataset(sources, read, preparation, sampling, seed=settings.seed)
         return Loader(dataset, batch, settings.workers, device)
 
     flow = preparation.modality != "rgb"  # or differences, which need every frame
@@ -396,14 +381,8 @@ def make_data(
     test = loader(split.test, testing, test_batch, "test")
     training, select = split.train, test
     if settings.val_groups:
-        try:
-            training, validation = hold_out_groups(split.train, settings.val_groups)
-            select = loader(validation, testing, test_batch, "validation")
-        except InputError as error:
-            if settings.training is not None:
-                raise
-            if rank() == 0:  # evaluation needs no training videos
-                print(f"note: no validation videos are tested beside: {error}")
+        training, validation = hold_out_groups(split.train, settings.val_groups)
+        select = loader(validation, testing, test_batch, "validation")
     if settings.training is None:
         return Data(split, None, select, test, index.root)
     sampling = replace(settings.training, scales=TSN_SCALES[:3] if flow else TSN_SCALES)  # as in TSN's code

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from common.progress import progress_bar
 from dataloader.clips import ClipDataset, Data, Loader, clips_of, sent_ahead
 from dataloader.extracted import fingerprint
-from dataloader.images import Source
+from dataloader.frames import Source
 from dataloader.preparation import Preparation
 from dataloader.sampling import TestSampling
 from engine.evaluation import InferenceNet

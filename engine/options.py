@@ -21,7 +21,7 @@ from utils import InputError, rank
 # A resumed run takes missing flags from the checkpoint, except these, which do not shape the training.
 NOT_RESTORED = {
     "resume", "evaluate", "output", "features", "pooling", "rgb_dir", "flow_dir", "ucf_list", "workers", "device",
-    "compile", "save_every_minutes", "allow_missing", "on_error", "weights", "flow_order", "tensorboard",
+    "compile", "save_every_minutes", "allow_missing", "weights", "flow_order", "tensorboard",
 }  # fmt: skip
 
 RECIPES = ("baseline", "tsn", "small")
@@ -53,8 +53,6 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
                             "that the test set only reports; of videos whose names tell no groups, N/18 of each "
                             "class; 0: choose by the test set, as the original did")
     group.add_argument("--allow-missing", action="store_true", help="go on without listed videos that are not on disk")
-    group.add_argument("--on-error", choices=("stop", "skip"), default="stop",
-                       help="skip: train with another video in place of one that can't be read; list them at the end")
     group.add_argument("--workers", type=bounded(int, 0), default=None, metavar="N",
                        help="loader processes (default: one per core, at most 16)")
 
@@ -234,7 +232,7 @@ def data_settings(args: argparse.Namespace) -> DataSettings:
         None if rule else Path(args.ucf_list), args.split,
         TestSampling(args.test_samples, args.test_views, args.test_starts),
         None if args.evaluate else training, args.batch_size, args.val_groups, args.allow_missing,
-        args.on_error == "skip", args.workers, args.seed,
+        args.workers, args.seed,
     )  # fmt: skip
 
 

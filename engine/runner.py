@@ -27,7 +27,7 @@ from engine.training import Training
 from saved.checkpoints import read_checkpoint, weights_hash, write_checkpoint
 from saved.predictions import write_predictions
 from saved.records import provenance, record_path, write_record
-from utils import check_output, plural, printable, processes, rank
+from utils import check_output, plural, processes, rank
 
 CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
 
@@ -81,10 +81,6 @@ class Run:
                         f"{self.output / CHECKPOINT}. Go on with the same command and --resume"
                     )
                     return
-            if problems := self.data.train.problems:
-                self.say(f"replaced {plural(len(problems), 'video')} that could not be read:")
-                for name, reason in sorted(problems.items()):
-                    self.say(printable(f"  {name}: {reason}"))
 
     @property
     def exit_code(self) -> int:

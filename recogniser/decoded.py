@@ -13,7 +13,7 @@ from tqdm import tqdm
 from data.flow import quantise
 from data.videos import VideoError, encode_jpeg
 from dataloader.clips import Batch, ClipDataset
-from dataloader.images import Source, decode_gray, decode_rgb
+from dataloader.frames import Source, decode_gray, decode_rgb
 from dataloader.names import Video
 from dataloader.packed import consecutive_runs
 from dataloader.preparation import Preparation

@@ -15,8 +15,7 @@ from matplotlib.colors import hsv_to_rgb
 from PIL import Image, ImageOps
 
 from dataloader.extracted import source_path
-from dataloader.frames import Index, find, index_frames
-from dataloader.images import ReadFlow, ReadFrame
+from dataloader.frames import Index, ReadFlow, ReadFrame, find, index_frames
 from report.outcome import Outcome
 from report.page import Card, Cards, Picture
 from saved.predictions import Predictions

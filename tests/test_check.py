@@ -85,9 +85,9 @@ def colour_for_flow(root: Path) -> None:
 @pytest.mark.parametrize(
     "damage, words",
     [
-        (truncate, "frame000003.jpg is not a whole JPEG"),
+        (truncate, "frame000003.jpg is not a whole image"),
         (odd_size, "frame000004.jpg is 30x24 (1 in all), the others 32x24"),
-        (empty_file, "frame000002.jpg is not a whole JPEG (the file is empty)"),
+        (empty_file, "frame000002.jpg is not a whole image (it begins with b'')"),
         (colour_for_flow, "frame000002.jpg is RGB, and flow is grayscale"),
     ],
 )
@@ -207,6 +207,6 @@ def test_own_videos_without_lists(run, tmp_path):
 
 def test_bad_input(run, tmp_path, template):
     assert "nothing to check" in run("data/check.py", code=2, cwd=tmp_path).stderr
-    assert "is not there" in run("data/check.py", "--rgb-dir", tmp_path / "no", code=2, cwd=tmp_path).stderr
+    assert "there is no folder" in run("data/check.py", "--rgb-dir", tmp_path / "no", code=2, cwd=tmp_path).stderr
     flags = ("--rgb-dir", template / "rgb", "--ucf-list", tmp_path / "no")
     assert "no folder" in run("data/check.py", *flags, code=2).stderr

@@ -19,8 +19,7 @@ from data.extract_rgb import write_rgb
 from data.flow import dis_flow
 from data.videos import VideoError, decode
 from dataloader.clips import ClipDataset
-from dataloader.frames import index_frames
-from dataloader.images import ReadFlow, ReadFrame, find_sources
+from dataloader.frames import ReadFlow, ReadFrame, find_sources, index_frames
 from dataloader.lists import Video
 from dataloader.packed import consecutive_runs
 from dataloader.preparation import default_preparation

@@ -9,7 +9,7 @@ from torch import nn
 
 import network
 from dataloader.clips import Batch, ClipDataset, clips_of
-from dataloader.images import Source
+from dataloader.frames import Source
 from dataloader.names import Video
 from dataloader.preparation import Preparation, to_input
 from dataloader.sampling import TestSampling as Sampling

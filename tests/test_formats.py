@@ -18,7 +18,7 @@ from torchvision.models import resnet18
 import run
 from data import make_split
 from dataloader.extracted import read_extraction, read_marker
-from dataloader.images import decode_gray, decode_rgb
+from dataloader.frames import decode_gray, decode_rgb
 from dataloader.packed import open_pack
 from dataloader.preparation import Preparation
 from report.outcome import read_learnt

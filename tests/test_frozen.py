@@ -10,8 +10,7 @@ import torch
 from conftest import SMALL, write_images
 
 from dataloader.clips import DataSettings, make_data
-from dataloader.frames import index_frames
-from dataloader.images import ReadFrame
+from dataloader.frames import ReadFrame, index_frames
 from dataloader.preparation import default_preparation
 from dataloader.sampling import TestSampling as Sampling
 from dataloader.sampling import TrainSampling

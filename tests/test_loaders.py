@@ -8,8 +8,7 @@ import torch
 
 from dataloader import clips as c
 from dataloader import extracted
-from dataloader.frames import index_frames
-from dataloader.images import ReadFrame
+from dataloader.frames import ReadFrame, index_frames
 from dataloader.preparation import default_preparation
 from dataloader.sampling import TestSampling, TrainSampling
 from utils import InputError
@@ -56,7 +55,7 @@ def test_flow_and_differences_are_cropped_at_tsns_three_scales(tiny):
 
 
 def test_a_test_alone_needs_no_training_videos(tiny):
-    data = make_data(tiny, training=None, val_groups=9)  # more groups than there are
+    data = make_data(tiny, training=None)
     assert data.train is None and data.select is data.test and len(data.test.dataset) == 6
     assert groups_of(make_data(tiny, training=None, val_groups=1).select) == ["g22"] * 3
 
@@ -68,13 +67,6 @@ def test_a_tests_batch_has_at_most_32_clips_or_256_on_a_gpu(tiny):
             batch = make_data(tiny, device, testing=TestSampling(samples, views)).test.batch_size
             clips = samples * views
             assert batch == 1 if clips > most else batch * clips <= most < (batch + 1) * clips
-
-
-def test_only_a_training_skips_broken_videos(tiny):
-    for skips in (False, True):
-        data = make_data(tiny, skip_errors=skips, val_groups=1)
-        assert data.train.dataset.skip_errors == skips
-        assert not data.select.dataset.skip_errors and not data.test.dataset.skip_errors
 
 
 @pytest.mark.parametrize(

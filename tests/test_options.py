@@ -56,7 +56,7 @@ def values_in(script, argv, monkeypatch):
 
 # what a resume does not take from its checkpoint
 OWN = {"resume", "evaluate", "output", "features", "pooling", "rgb_dir", "flow_dir", "ucf_list",
-       "workers", "device", "compile", "save_every_minutes", "allow_missing", "on_error", "weights", "flow_order",
+       "workers", "device", "compile", "save_every_minutes", "allow_missing", "weights", "flow_order",
        "tensorboard"}  # fmt: skip
 
 

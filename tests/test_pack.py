@@ -24,8 +24,7 @@ from PIL import Image
 from video_files import make_video
 
 from dataloader.clips import ClipDataset, Loader
-from dataloader.frames import index_frames
-from dataloader.images import ReadFlow, ReadFrame, find_sources
+from dataloader.frames import ReadFlow, ReadFrame, find_sources, index_frames
 from dataloader.lists import load_split
 from dataloader.preparation import default_preparation
 from dataloader.sampling import TestSampling, TrainSampling

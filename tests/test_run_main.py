@@ -16,15 +16,15 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals, /dev and users
 
 @pytest.mark.parametrize(
     ("where", "raised", "code", "said"),
-    [("images.ReadFrame.__call__", "KeyError('a bug')", 1, "KeyError"),
-     ("images.ReadFrame.__call__", "RuntimeError('unable to allocate shared memory(shm) for file </torch_1>')", 2,
+    [("frames.ReadFrame.__call__", "KeyError('a bug')", 1, "KeyError"),
+     ("frames.ReadFrame.__call__", "RuntimeError('unable to allocate shared memory(shm) for file </torch_1>')", 2,
       "--shm-size 2g"),
      ("runner.test", "KeyError('a bug')", 1, "KeyError")],  # the exception keeps the loaders, for which the end waits
 )  # fmt: skip
 def test_an_exception_ends_the_loader_processes_too(tiny, run, tmp_path, where, raised, code, said):
     script = patched(tmp_path, f"""
 import os
-from dataloader import images
+from dataloader import frames
 from engine import runner
 
 def fail(*_):
