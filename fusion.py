@@ -24,7 +24,7 @@ from scipy.special import log_softmax
 from common.accuracy import accuracy
 from common.commandline import ArgumentParser
 from report.metrics import METRICS, bootstrap, group_numbers, interval, mcnemar
-from report.outcome import Learnt, LearntOn, Outcome, describe, text
+from report.outcome import Learnt, LearntOn, Outcome, choice_label, describe, notes, text, warnings
 from saved.predictions import TestSet, align, check_same_classes, load_predictions
 from utils import InputError, check_writable, plural, run_main, write_json
 
@@ -160,7 +160,7 @@ def evaluate(
         "resampled": {"unit": unit, "count": int(groups.max()) + 1},
         "classes": len(test_set.class_names),
         "settings": {
-            "fusion": "chosen" if learnt else describe(normalize, weights),
+            "fusion": choice_label(learnt) if learnt else describe(normalize, weights),
             "normalize": normalize,
             "weights": weights,
         },
@@ -180,6 +180,7 @@ def evaluate(
     for source in test_set.sources.values():
         if "look_alikes" in source.meta:
             results["look_alikes"] = source.meta["look_alikes"]
+    results |= {"warnings": warnings(results, learnt), "notes": notes(results, learnt)}
     return Outcome(test_set, rows["fusion"], results, draws)
 
 
@@ -379,7 +380,7 @@ def fuse_test_set(args: argparse.Namespace, output: Path, split: str | None) -> 
     write_json(output / "results.json", outcome.results)
     print(text(outcome.results, title))
     if not args.no_report:
-        from report.sections import write_report  # here: matplotlib takes a moment to import
+        from report.page import write_report  # here: matplotlib takes a moment to import
 
         print(f"report: {write_report(outcome, output, title)}")
     return outcome

@@ -254,7 +254,7 @@ def score(
 
     from fusion import evaluate
     from report.outcome import text
-    from report.sections import write_report
+    from report.page import write_report
     from saved.predictions import align, load_predictions, write_predictions
 
     names = model.names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,38 +13,48 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.colors import hsv_to_rgb
-from PIL import Image, ImageOps
+from PIL import Image
+from scipy.special import softmax
 
 from dataloader.extracted import source_path
 from dataloader.frames import Index, ReadFlow, ReadFrame, find, index_frames
 from report.outcome import Outcome
-from report.page import Card, Cards, Picture
 from saved.predictions import Predictions
 from utils import InputError, plural
 
 BEST = 3  # guesses shown per stream, besides the true class
 HEIGHT, FRAMES = 80, 4  # pixels and frames of a strip, which takes about 8 kB
 MOST = 600  # at most this many videos have pictures; the page is then about 10 MB
-DARK = 40  # mean grey level below which frames are brightened
 
 
-def anchor(label: int, guess: int) -> str:
-    """Return the HTML anchor of the videos of class `label` that were classified as `guess`."""
-    return f"c{label}-{guess}"
+@dataclass(frozen=True)
+class Seen:
+    """What can be shown of a video: pictures as data URIs, and its file's path. None where it is unknown."""
+
+    frames: str | None = None
+    flow: str | None = None
+    path: str | None = None
 
 
-def mistakes(outcome: Outcome, chances: Mapping[str, np.ndarray]) -> tuple[list[Cards], int]:
-    """Return the mistakes by kind, and how many of them lack frames.
+@dataclass(frozen=True)
+class Mistake:
+    video: str
+    seen: Seen
+    guesses: Mapping[str, Sequence[tuple[str, float, bool]]]  # row -> (class, probability, is it the true one)
+
+
+def mistakes(outcome: Outcome) -> dict[str, list[Mistake]]:
+    """Return the mistakes by kind ("true class → guess: 3 videos").
 
     The most frequent kind comes first; within a kind, the most confident mistake.
-    chances: probabilities (videos, classes) of each stream and of fusion.
     """
     test_set = outcome.test_set
     names, labels, videos = test_set.class_names, test_set.labels, test_set.videos
-    guesses, sure = outcome.fused.argmax(axis=1), chances[outcome.main].max(axis=1)
+    chances = {name: softmax(logits, axis=1) for name, logits in outcome.rows.items()}
+    sure, guesses = chances[outcome.main].max(axis=1), outcome.fused.argmax(axis=1)
     wrong = np.flatnonzero(guesses != labels)
     wrong = wrong[np.argsort(-sure[wrong], kind="stable")]
-    shown = pictures(test_set.sources, [videos[row] for row in wrong[:MOST]])
+    shown = look_up(test_set.sources, [videos[row] for row in wrong[:MOST]])
 
     def best(values: np.ndarray, own: int) -> list[tuple[str, float, bool]]:
         """Return the first guess, other guesses of at least half a per cent, and always the true class."""
@@ -51,58 +62,21 @@ def mistakes(outcome: Outcome, chances: Mapping[str, np.ndarray]) -> tuple[list[
         taken = [first, *(guess for guess in others if values[guess] >= 0.005), own]
         return [(names[guess], values[guess], guess == own) for guess in dict.fromkeys(taken)]
 
-    kinds: dict[tuple[int, int], list[Card]] = {}
+    kinds: defaultdict[tuple[int, int], list[Mistake]] = defaultdict(list)
     for row in wrong.tolist():
-        seen, label = shown.get(videos[row], Seen()), int(labels[row])
+        label = int(labels[row])
         guessed = {name: best(values[row], label) for name, values in chances.items()}
-        card = Card(f"v{row}", videos[row], seen.pictures, seen.paths, guessed)
-        kinds.setdefault((label, int(guesses[row])), []).append(card)
-    found = [
-        Cards(cards, f"{names[label]} → {names[guess]}: {plural(len(cards), 'video')}", anchor(label, guess))
-        for (label, guess), cards in sorted(kinds.items(), key=lambda item: (-len(item[1]), item[0]))
-    ]
-    return found, len(wrong) - sum(one.frames for one in shown.values())
+        kinds[label, int(guesses[row])].append(Mistake(videos[row], shown.get(videos[row], Seen()), guessed))
+    return {
+        f"{names[label]} → {names[guess]}: {plural(len(found), 'video')}": found
+        for (label, guess), found in sorted(kinds.items(), key=lambda item: (-len(item[1]), item[0]))
+    }
 
 
-def pairs(outcome: Outcome, alike: Sequence[Mapping[str, Any]]) -> list[Card]:
-    """Return a card for each pair of look_alikes in results.json, with pictures of both videos."""
-    shown = pictures(
-        outcome.test_set.sources, [pair[part] for pair in alike for part in ("test", "training")]
-    )
-    cards = []
-    for number, pair in enumerate(alike):
-        both = [(part, pair[part], shown[pair[part]]) for part in ("test", "training")]
-        strips = [
-            Picture(one.source, one.alt, f"{part}: {name}")
-            for part, name, seen in both for one in seen.pictures[: int(seen.frames)]
-        ]  # fmt: skip
-        title = (
-            " and ".join(name for _, name, _ in both)
-            if not strips
-            else f"similarity {pair['similarity']:.2f}"
-        )
-        cards.append(Card(f"pair{number}", title, strips, [path for *_, seen in both for path in seen.paths]))
-    return cards
-
-
-# --- pictures ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What can be shown of a video: pictures (the first shows frames if `frames`) and its file's path."""
-
-    pictures: Sequence[Picture] = ()
-    frames: bool = False
-    paths: Sequence[str] = ()
-
-
-def pictures(sources: Mapping[str, Predictions], videos: Sequence[str]) -> dict[str, Seen]:
-    """Return what can be shown of each video. predictions.json says where the images are.
-
-    A missing or damaged image loses its picture only; the report is still written.
-    """
+def look_up(sources: Mapping[str, Predictions], videos: Sequence[str]) -> dict[str, Seen]:
+    """Return what can be shown of each video. predictions.json says where the images are."""
     rgb, flow = find_index(sources, "rgb"), find_index(sources, "flow")
+    # predict.py's videos are not extracted: it records their files
     files = {video: path for one in sources.values() for video, path in (one.meta.get("files") or {}).items()}
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda video: see(video, rgb, flow, files.get(video)), videos)
@@ -114,42 +88,27 @@ def find_index(sources: Mapping[str, Predictions], kind: Literal["rgb", "flow"])
     for source in sources.values():
         frames = source.meta.get("frames") or {}
         for root in filter(None, [frames.get("root"), *frames.get("more", [])]):
-            try:
+            with contextlib.suppress(InputError, OSError, ValueError):
                 return index_frames(root, kind)
-            except (InputError, OSError, ValueError):
-                continue
     return None
 
 
 def see(video: str, rgb: Index | None, flow: Index | None, path: str | None) -> Seen:
-    """Return pictures of one video. `path` is its file, if known (predict.py's videos are not extracted)."""
-    shown: list[Picture] = []
-    frames = False
+    """Return pictures of one video. A missing or damaged image only loses its picture."""
+    frames, motion = None, None
     lost = contextlib.suppress(InputError, OSError, ValueError, Image.DecompressionBombError)
     with lost:
         if rgb is not None:
             found: Any = find(rgb, video)
             path = path or source_path(rgb.root, found.folder)
             chosen = np.linspace(0, found.count - 1, min(FRAMES, found.count)).round().astype(int).tolist()
-            images = [small(image.transpose(1, 2, 0)) for image in ReadFrame(rgb.root)(found, chosen)]
-            dark = float(np.mean([np.mean(np.asarray(image)) for image in images])) < DARK
-            if dark:
-                images = [ImageOps.autocontrast(image, cutoff=1) for image in images]
-            shown.append(Picture(data_uri(images), f"frames of {video}", "frames brightened" if dark else ""))
-            frames = True
+            frames = data_uri([image.transpose(1, 2, 0) for image in ReadFrame(rgb.root)(found, chosen)])
     with lost:
         if flow is not None:
             pair: Any = find(flow, video)
             (xy,) = ReadFlow(flow.root)(pair, [pair[0].count // 2])
-            shown.append(Picture(data_uri([small(flow_colours(xy))]), f"optical flow of {video}"))
-    return Seen(shown, frames, [path] if path else [])
-
-
-def small(pixels: np.ndarray) -> Image.Image:
-    """Return (height, width, 3) uint8 pixels as a picture that is HEIGHT pixels high."""
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    width = min(max(round(image.width * HEIGHT / image.height), 1), 4 * HEIGHT)
-    return image.resize((width, HEIGHT), Image.Resampling.BILINEAR)
+            motion = data_uri([flow_colours(xy)])
+    return Seen(frames, motion, path)
 
 
 def flow_colours(xy: np.ndarray) -> np.ndarray:
@@ -161,15 +120,11 @@ def flow_colours(xy: np.ndarray) -> np.ndarray:
     return (255 * hsv_to_rgb(np.stack([hue, saturation, np.ones_like(hue)], -1))).astype(np.uint8)
 
 
-def data_uri(images: list[Image.Image]) -> str:
-    """Join images of one height side by side, and return them as a JPEG data URI."""
-    joined = Image.new(
-        "RGB", (sum(image.width for image in images) + 2 * (len(images) - 1), HEIGHT), "#808890"
-    )
-    left = 0
-    for image in images:
-        joined.paste(image, (left, 0))
-        left += image.width + 2
+def data_uri(pictures: Sequence[np.ndarray]) -> str:
+    """Return pictures (height, width, 3) uint8, scaled to HEIGHT and side by side, as a JPEG data URI."""
+    height, width, _ = pictures[0].shape
+    size = (min(max(round(width * HEIGHT / height), 1), 4 * HEIGHT), HEIGHT)
+    images = [Image.fromarray(np.ascontiguousarray(one)).resize(size) for one in pictures]
     data = io.BytesIO()
-    joined.save(data, "JPEG", quality=75)
+    Image.fromarray(np.hstack([np.asarray(image) for image in images])).save(data, "JPEG", quality=75)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

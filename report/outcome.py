@@ -40,9 +40,7 @@ class Learnt(BaseModel):
     """
 
     weights: dict[str, Annotated[float, Field(ge=0, le=LARGEST, strict=True)]]  # of each stream's logits
-    temperature: Annotated[
-        float, Field(ge=1 / LARGEST, le=LARGEST, strict=True)
-    ]  # softmax(sum / this) is calibrated
+    temperature: Annotated[float, Field(ge=1 / LARGEST, le=LARGEST, strict=True)]  # softmax(sum / this)
     learnt_on: LearntOn
     chosen: str = "learnt"
     log_loss: dict[str, float] = {}  # of each candidate on the held-out videos, cross-validated, nats
@@ -68,9 +66,8 @@ class ResultsFile(BaseModel):
 
 def read_learnt(path: str | Path) -> Learnt:
     """Read the chosen fusion from a results.json. Raises InputError for a file without it."""
-    return read_json(
-        path, ResultsFile, "`python fusion.py --learn` writes a results.json that holds weights"
-    ).learnt
+    remedy = "`python fusion.py --learn` writes a results.json that holds weights"
+    return read_json(path, ResultsFile, remedy).learnt
 
 
 @dataclass(frozen=True)
@@ -97,10 +94,6 @@ class Outcome:
 # --- words ---------------------------------------------------------------------------------------------
 
 
-def capital(line: str) -> str:
-    return line[:1].upper() + line[1:]
-
-
 def describe(normalize: str, weights: Sequence[float]) -> str:
     """Name the requested fusion: "average" unless a flag changed it."""
     parts = [normalize] if normalize != "none" else []
@@ -114,26 +107,23 @@ def choice_name(candidate: str) -> str:
     return names.get(candidate, f"{candidate} alone")
 
 
-def choice_label(learnt: dict) -> str:
+def choice_label(learnt: Learnt) -> str:
     """Name the fusion that was chosen on held-out videos, with learnt weights."""
-    if learnt["chosen"] != "learnt":
-        return choice_name(learnt["chosen"])
-    return f"learnt {' : '.join(f'{weight:.3f}' for weight in learnt['weights'].values())}"
+    if learnt.chosen != "learnt":
+        return choice_name(learnt.chosen)
+    return f"learnt {' : '.join(f'{weight:.3f}' for weight in learnt.weights.values())}"
 
 
-def choice_note(results: dict) -> str:
-    """Say which fusion was chosen and why; return "" if none was chosen."""
-    learnt = results.get("learnt")
-    if learnt is None:
-        return ""
-    on, chosen = learnt["learnt_on"], learnt["chosen"]
-    groups = f" in {plural(on['groups'], 'group')}" if on["groups"] < on["videos"] else ""
-    losses = ", ".join(f"{choice_name(name)} {loss:.3f}" for name, loss in learnt["log_loss"].items())
-    alone = chosen in results["streams"]
+def choice_note(learnt: Learnt) -> str:
+    """Say which fusion was chosen and why."""
+    on = learnt.learnt_on
+    groups = f" in {plural(on.groups, 'group')}" if on.groups < on.videos else ""
+    losses = ", ".join(f"{choice_name(name)} {loss:.3f}" for name, loss in learnt.log_loss.items())
+    alone = learnt.chosen in learnt.weights
     why = "no fusion is likelier beyond chance" if alone else "it is the likeliest"
     return (
-        f"{choice_name(chosen)}{' is better here' if alone else ' is chosen'}: {why} on "
-        f"{plural(on['videos'], 'other video')}{groups} (log loss: {losses}); temperature {learnt['temperature']:.3g}"
+        f"{choice_name(learnt.chosen)}{' is better here' if alone else ' is chosen'}: {why} on "
+        f"{plural(on.videos, 'other video')}{groups} (log loss: {losses}); temperature {learnt.temperature:.3g}"
     )
 
 
@@ -144,8 +134,8 @@ def gap_note(held_out: float, held_out_videos: int, test: float, test_videos: in
     if abs(held_out - test) < max(10, 3 * error):
         return ""
     why = (
-        "test videos differ from training videos (other recordings, other cameras?), or training videos have near "
-        "copies among themselves; quote the test figure"
+        "test videos differ from training videos (other recordings, other cameras?), or training videos have "
+        "near copies among themselves; quote the test figure"
         if held_out > test else "are copies of training videos in the test set?"
     )  # fmt: skip
     return f"held out {held_out:.1f}, test {test:.1f}: {why}"
@@ -156,33 +146,30 @@ def look_alike_note(alike: dict) -> str:
     if alike["warns"]:
         return (
             "Clips that look alike are on both sides of the split. Kept apart, accuracy is "
-            f"{alike['apart']:.0f} % (a linear head on RGB, in place of {alike['accuracy']:.0f} %). If they are from "
-            "the same recordings, take this figure. `run.py VIDEOS --groups REGEX` (or FILE.csv of video,group) splits "
-            "anew and keeps each recording on one side"
+            f"{alike['apart']:.0f} % (a linear head on RGB, in place of {alike['accuracy']:.0f} %). If they are "
+            "from the same recordings, take this figure. `run.py VIDEOS --groups REGEX` (or FILE.csv of "
+            "video,group) splits anew and keeps each recording on one side"
         )
     return (
-        f"look-alikes kept apart: {alike['apart']:.1f} % by a linear head on RGB, {alike['accuracy']:.1f} in the usual "
-        "cross-validation"
+        f"look-alikes kept apart: {alike['apart']:.1f} % by a linear head on RGB, {alike['accuracy']:.1f} in the "
+        "usual cross-validation"
     )
 
 
-def warnings(results: dict) -> list[str]:
+def warnings(results: dict, learnt: Learnt | None) -> list[str]:
     """Return the warnings above the figures: look-alikes across the split, held-out and test far apart."""
-    found = []
-    if results.get("look_alikes", {}).get("warns"):
-        found.append(look_alike_note(results["look_alikes"]))
-    learnt = results.get("learnt", {})
-    if learnt.get("held_out_top1") is not None:
-        on = learnt["learnt_on"]["videos"]
-        found.append(gap_note(learnt["held_out_top1"], on, results["fusion"]["top1"], results["videos"]))
-    return [line for line in found if line]
+    alike, gap = results.get("look_alikes", {}), ""
+    if learnt and learnt.held_out_top1 is not None:
+        on = learnt.learnt_on.videos
+        gap = gap_note(learnt.held_out_top1, on, results["fusion"]["top1"], results["videos"])
+    return [line for line in (look_alike_note(alike) if alike.get("warns") else "", gap) if line]
 
 
-def notes(results: dict) -> list[str]:
+def notes(results: dict, learnt: Learnt | None) -> list[str]:
     """Return the lines below the figures: choice, test against the better stream, intervals, look-alikes."""
+    found = [choice_note(learnt)] if learnt else []
     test, resampled, alike = results.get("mcnemar"), results["resampled"], results.get("look_alikes")
-    found = [choice_note(results)]
-    if test and test["against"] != results.get("learnt", {}).get("chosen"):  # else they answer the same
+    if test and not (learnt and learnt.chosen == test["against"]):  # else they answer the same
         name = "McNemar's exact test" if test["over"] == "videos" else "permutation test over groups"
         found.append(
             f"fusion against {test['against']} alone: {plural(test['only_fusion_right'], 'video')} right only by "
@@ -191,11 +178,10 @@ def notes(results: dict) -> list[str]:
     found.append(
         "intervals and test take videos as independent: nothing tells that two of a class are of one recording"
         if resampled["unit"] == "video" else
-        f"intervals and test are over {plural(resampled['count'], 'group')} of videos, since clips of one recording "
-        "are alike"
+        f"intervals and test are over {plural(resampled['count'], 'group')} of videos, since clips of one "
+        "recording are alike"
     )  # fmt: skip
-    found.append(look_alike_note(alike) if alike and not alike["warns"] else "")
-    return [line for line in found if line]
+    return found + ([look_alike_note(alike)] if alike and not alike["warns"] else [])
 
 
 def rows(results: dict) -> list[tuple[str, str]]:
@@ -204,18 +190,16 @@ def rows(results: dict) -> list[tuple[str, str]]:
     if len(streams) == 1:
         return streams
     asked = results["settings"]["fusion"]
-    named = choice_label(results["learnt"]) if "learnt" in results else asked
-    return [*streams, (f"fusion: {named}", "fusion"), *((name, name) for name in FUSIONS if name != asked)]
+    return [*streams, (f"fusion: {asked}", "fusion"), *((name, name) for name in FUSIONS if name != asked)]
 
 
 def text(results: dict, title: str) -> str:
     """Return the table as text, with the warnings above it and the notes below."""
     lines = [f"{title}: {plural(results['videos'], 'video')}, {results['classes']} classes, accuracy in %"]
-    lines += [f"!! {line}" for line in warnings(results)]
+    lines += [f"!! {line}" for line in results["warnings"]]
     if len(results["streams"]) != 2:
         lines += [f"{name}: {about['path']}" for name, about in results["streams"].items()]
-    shown = (*results["streams"], "fusion")
-    table = [(label if key in shown else f"  {label}", key) for label, key in rows(results)]
+    table = [(f"  {label}" if label in FUSIONS else label, key) for label, key in rows(results)]
     width = max(len(label) for label, _ in table)
     many = results["classes"] > FEW_CLASSES
     lines.append(f"{'':{width}}   top-1   95 % interval   {' top-5 ' if many else ''}  mean class")
@@ -225,4 +209,4 @@ def text(results: dict, title: str) -> str:
         lines.append(
             f"{label:{width}}  {found['top1']:6.2f}   {spread:15} {top5}   {found['mean_class']:10.2f}"
         )
-    return "\n".join([*lines, *([STD_NOTE] if len(table) > 1 else []), *notes(results)])
+    return "\n".join([*lines, *([STD_NOTE] if len(table) > 1 else []), *results["notes"]])

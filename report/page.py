@@ -1,166 +1,74 @@
-"""A report as plain data, and as one self-contained HTML page.
-
-sections.py fills the data; `write` renders the page and saves figures (.svg) and tables (.csv) beside it.
-"""
+"""The report: one self-contained HTML page about a test set, with its tables as CSV files beside it."""
 
 from __future__ import annotations
 
 import base64
 import io
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from report.plots import LIGHT, STYLE
-from utils import atomic_path, csv_text
+from report import gallery
+from report import outcome as words
+from report.outcome import Outcome
+from saved.predictions import Predictions
+from saved.records import in_words, provenance
+from utils import atomic_path, csv_text, plural
 
-# --- the data ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Text:
-    """A paragraph; `soft` marks a side remark."""
-
-    text: str
-    soft: bool = False
-    kind: str = "text"
-
-
-@dataclass(frozen=True)
-class Link:
-    """A table cell that links to an anchor of the page ("c3-5")."""
-
-    text: str
-    anchor: str
+WORST = 15  # classes in the table; the CSV has all
+WIDE = 25  # with more classes, the confusion matrix is wider than the page
+CHOSEN = {  # how far to trust an accuracy, by how its network's epoch was chosen (predictions.json chosen_by)
+    "test": "The epoch of {} was chosen by the accuracy on these same test videos, as in the original work: its "
+    "figures here are somewhat too high. --val-groups chooses without the test set.",
+    "val": "The epoch of {} was chosen on videos held out of training, not on these.",
+    "last": "The epoch of {} is the last of a number that was fixed before.",
+    "unknown": "How the epoch of {} was chosen is not recorded. The original training chooses it by the accuracy "
+    "on the test videos themselves, which makes such figures somewhat too high.",
+}
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells: text in the first `words` columns, numbers in the others.
+def write_report(outcome: Outcome, output: Path, title: str) -> Path:
+    """Write report.html, confusion.svg, confusion.csv and per_class.csv into `output`. Return the page's path."""
+    results, names = outcome.results, outcome.test_set.class_names
+    classes, counts, kinds = class_table(outcome), confusion(outcome), gallery.mistakes(outcome)
+    used = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
+    matrix = draw_confusion(counts[np.ix_(used, used)], [names[label] for label in used])
+    pairs = results.get("look_alikes", {}).get("pairs", []) if results.get("look_alikes", {}).get("warns") else []
+    alike = gallery.look_up(outcome.test_set.sources, [pair[part] for pair in pairs for part in ("test", "training")])
+    settings = ", ".join(f"{key} {value}" for key, value in results["settings"].items())
 
-    `main` is the row to highlight; rows from `aside` on are only for comparison.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[object]]
-    words: int = 1
-    main: int | None = None
-    aside: int | None = None
-    kind: str = "table"
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure, also written as <name>.svg. If less than `least` pixels wide, it scrolls sideways."""
-
-    name: str
-    figure: Figure
-    alt: str
-    least: int = 480
-    kind: str = "plot"
-
-    @property
-    def most(self) -> int:
-        """Return the width in pixels at which the figure's text is as large as the page's."""
-        return round(142 * self.figure.get_figwidth())
-
-
-@dataclass(frozen=True)
-class Picture:
-    source: str  # a data URI
-    alt: str
-    under: str = ""  # a line below it
-
-
-@dataclass(frozen=True)
-class Card:
-    """One video, or a pair: pictures, paths of the files, and the best guesses of each stream."""
-
-    anchor: str
-    title: str
-    pictures: Sequence[Picture]
-    paths: Sequence[str] = ()  # of the video files, if the extraction recorded them
-    guesses: Mapping[str, Sequence[tuple[str, float, bool]]] = field(
-        default_factory=dict
-    )  # stream -> (class, probability, whether it is the true class)
-
-
-@dataclass(frozen=True)
-class Cards:
-    """A group of cards; with a title, it starts collapsed."""
-
-    cards: Sequence[Card]
-    title: str = ""
-    anchor: str = ""
-    kind: str = "cards"
-
-
-@dataclass(frozen=True)
-class Section:
-    title: str
-    blocks: Sequence[Text | Table | Plot | Cards]
-    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)  # each is written as <name>.csv
-
-    @property
-    def anchor(self) -> str:
-        return "s-" + "-".join("".join(c if c.isalnum() else " " for c in self.title.lower()).split())
-
-    @property
-    def files(self) -> list[str]:
-        """Return the names of the files beside the page that hold the section's figures and tables."""
-        figures = [f"{block.name}.svg" for block in self.blocks if isinstance(block, Plot)]
-        return figures + [f"{name}.csv" for name in self.tables]
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A number in large type, with the colour of its stream and a line below."""
-
-    name: str
-    value: str
-    below: str
-    colour: str
-
-
-@dataclass(frozen=True)
-class Report:
-    title: str
-    summary: str
-    sections: Sequence[Section]
-    tiles: Sequence[Tile] = ()
-    notes: Sequence[str] = ()  # needed to read the tiles correctly
-    made: Sequence[tuple[str, str]] = ()  # how the report was made: (item, text)
-
-
-# --- the page ------------------------------------------------------------------------------------------
-
-
-def write(report: Report, path: Path) -> Path:
-    """Write the page to `path`, and every section's figures (.svg) and tables (.csv) into its folder."""
-    drawings = {}
-    for section in report.sections:
-        for plot in (block for block in section.blocks if isinstance(block, Plot)):
-            drawing = svg(plot)
-            with atomic_path(path.parent / f"{plot.name}.svg") as temporary:
-                temporary.write_bytes(drawing)
-            drawings[plot.name] = "data:image/svg+xml;base64," + base64.b64encode(drawing).decode()
-        for name, table in section.tables.items():
-            write_table(table, path.parent / f"{name}.csv")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["file_url"] = lambda path: Path(path).as_uri()
-    page = environment.get_template("page.html").render(report=report, drawings=drawings, light=LIGHT)
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
+    environment.filters |= {
+        "capital": lambda line: line[:1].upper() + line[1:], "plural": plural,
+        "bounds": lambda two: f"{two[0]:.1f} – {two[1]:.1f}",
+        "file_url": lambda path: Path(path).absolute().as_uri(),
+    }  # fmt: skip
+    page = environment.get_template("page.html").render(
+        title=title, results=results, main=outcome.main, streams=list(outcome.rows), rows=words.rows(results),
+        top5=results["classes"] > words.FEW_CLASSES, std_note=words.STD_NOTE, selection=selection(outcome),
+        pairs=pairs, alike=alike, worst=classes.head(WORST), kinds=kinds,
+        wrong=sum(map(len, kinds.values())), unused=len(names) - len(used), wide=len(used) > WIDE,
+        matrix="data:image/svg+xml;base64," + base64.b64encode(matrix).decode(),
+        made=[*sources(outcome), ("this page", in_words(provenance({}))), ("settings", settings)],
+    )  # fmt: skip
+    table = pd.DataFrame(counts, columns=names)
+    table.insert(0, "true class", names, allow_duplicates=True)
+    write_table(table, output / "confusion.csv")
+    write_table(classes, output / "per_class.csv")
+    for path, data in (output / "confusion.svg", matrix), (output / "report.html", page.encode()):
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(data)
+    return output / "report.html"
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
@@ -170,11 +78,82 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
         table.to_csv(temporary, index=False, float_format="%.4f", lineterminator="\n")
 
 
-def svg(plot: Plot) -> bytes:
-    """Return a figure as an SVG document. Text stays text: a browser finds a font for any script."""
+def class_table(outcome: Outcome) -> pd.DataFrame:
+    """Return a row per class with videos: class, videos, top-1 in % of each stream and fusion. Worst first."""
+    labels = outcome.test_set.labels
+    label, videos = np.unique(labels, return_counts=True)
+    table = pd.DataFrame({"class": [outcome.test_set.class_names[one] for one in label], "videos": videos})
+    for name, values in outcome.rows.items():
+        right = values.argmax(axis=1) == labels
+        table[name] = 100 * np.bincount(labels, weights=right)[label] / videos
+    return table.sort_values([outcome.main, "class"], ignore_index=True)
+
+
+def confusion(outcome: Outcome) -> np.ndarray:
+    """Return the counts (classes, classes): true classes in rows, guesses in columns."""
+    classes, guesses = len(outcome.test_set.class_names), outcome.fused.argmax(axis=1)
+    pairs = outcome.test_set.labels * classes + guesses
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
+    """Draw counts (classes, classes) as a heat map, an SVG. Many classes get small cells without numbers.
+
+    Text stays text, in fonts of the browser. Shades grow with the share of the row; a single mistake is visible.
+    """
+    count, wide = len(names), len(names) > WIDE
+    short = [name if len(name) <= 30 else f"{name[:15]}…{name[-14:]}" for name in names]
+    share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = 0.115 * count + 2 if wide else min(max(0.3 * count + 1.8, 3.4), 7)  # inches
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "confusion", "text.parse_math": False}
     file = io.BytesIO()
-    with rc_context({**STYLE, "svg.hashsalt": plot.name}), warnings.catch_warnings():
+    with rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser has a font for it
+        drawn = Figure(figsize=(side, side), layout="constrained")
+        axes = drawn.subplots()
+        # with these limits, one mistake in a hundred differs from white, and the darkest blue from black
+        shades = axes.imshow(np.where(matrix, share, np.nan), "Blues", vmin=-5, vmax=115, interpolation="none")
+        axes.set_xticks(range(count), short, rotation=90, fontsize=7 if wide else 8.5)
+        axes.set_yticks(range(count), short, fontsize=7 if wide else 8.5)
+        axes.set(xlabel="guessed", ylabel="true")
+        scale = drawn.colorbar(
+            shades, ax=axes, shrink=0.6, aspect=30, label="% of the true class", boundaries=range(0, 101, 4)
+        )
+        scale.set_ticks([0, 25, 50, 75, 100])
+        for row, column in () if wide else zip(*np.nonzero(matrix), strict=True):
+            tone = "white" if share[row, column] > 60 else "black"
+            axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=8, color=tone)
         unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # so a rerun gives the same bytes
-        plot.figure.savefig(file, format="svg", bbox_inches="tight", metadata=unsaid)
+        drawn.savefig(file, format="svg", bbox_inches="tight", metadata=unsaid)
     return file.getvalue()
+
+
+def selection(outcome: Outcome) -> list[str]:
+    """Say how the networks' epochs were chosen; skip heads, which have no epochs, and predict.py's videos."""
+    streams: dict[str, list[str]] = {}
+    for name, source in outcome.test_set.sources.items():
+        if epoch_of(source) != -1 and "files" not in source.meta:
+            how = source.meta.get("chosen_by")
+            streams.setdefault(how if how in CHOSEN else "unknown", []).append(name)
+    return [CHOSEN[how].format(" and ".join(names)) for how, names in streams.items()]
+
+
+def epoch_of(source: Predictions) -> int | None:
+    """Return the epoch of the network, -1 for a head."""
+    return (source.meta.get("checkpoint") or {}).get("epoch")
+
+
+def sources(outcome: Outcome) -> list[tuple[str, str]]:
+    """Return where each stream's predictions came from, as (item, text)."""
+    lines = []
+    for name, source in outcome.test_set.sources.items():
+        line = f"{source.path}, {source.level}-level logits"
+        if checkpoint := source.meta.get("checkpoint"):
+            line += f"; checkpoint {checkpoint.get('name')}"
+            line += f", epoch {epoch}" if (epoch := epoch_of(source)) != -1 else ""
+        if protocol := source.meta.get("protocol"):
+            line += "; " + ", ".join(f"{key} {value}" for key, value in protocol.items())
+        lines.append((name, line))
+        if made := in_words(source.meta.get("made")):
+            lines.append((f"{name}'s run", made))
+    return lines

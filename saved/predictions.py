@@ -22,7 +22,7 @@ from utils import InputError, atomic_path, printable, write_json
 KINDS = {"spatial": "spatial", "rgb": "spatial", "motion": "motion", "flow": "motion", "opf": "motion"}
 TAKEN = {  # other keys of results.json; a stream's name must differ, as it is the key of its accuracies
     "videos", "fusion", "average", "std", "learnt", "interval_95", "resampled", "mcnemar", "classes",
-    "settings", "streams", "splits",
+    "settings", "streams", "splits", "look_alikes", "warnings", "notes",
 }  # fmt: skip
 LEAST, MOST = 1e-30, 1e30  # of scores
 DATASETS = {"ucf101": "UCF101", "hmdb51": "HMDB51", "own": "own dataset", "demo": "the demo set"}

@@ -78,7 +78,7 @@ def test_names_in_predictions_reach_neither_terminal_nor_spreadsheet(run, tmp_pa
     process = run("fusion.py", tmp_path / "spatial", tmp_path / "motion", "--output", tmp_path / "out")
     assert "\x1b" not in process.stdout + process.stderr
     found = list((tmp_path / "out").glob("*.csv"))
-    assert len(found) == 3  # per class, confused pairs, confusion
+    assert len(found) == 2  # per class, confusion
     for path in found:
         with open(path, newline="", encoding="utf-8") as file:
             cells = [cell for row in csv.reader(file) for cell in row]
