@@ -88,7 +88,7 @@ def _files(root: Path, skip: Path | None) -> Iterator[Path]:
 
 
 def import_cv2():
-    """Import OpenCV for flow and live cameras, not for files. One thread, as videos run in parallel."""
+    """Import OpenCV for flow and resizing, not for files. One thread, as videos run in parallel."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
     import cv2
 

@@ -1,1 +1,1 @@
-"""The parts of predict.py: frames of a video or camera, windows of them, answers, and films of answers."""
+"""The parts of predict.py: clips of decoded frames, networks, answers, and films of answers."""

@@ -27,7 +27,6 @@ class Answer:
     weights: Sequence[float]  # of the streams in `logits`
     temperature: float = 1.0  # of the weighted mean; the one that fusion.py learns calibrates it
     notes: Sequence[str] = ()  # what was left out, as text
-    behind: float | None = None  # for a camera: seconds from the window's end to its answer
 
     def fused(self) -> np.ndarray:
         """Return logits (classes,): the weighted mean of the streams' mean logits, as in fusion.py."""
@@ -103,11 +102,10 @@ def as_table(video: str, answer: Answer) -> str:
 
 
 def as_line(answer: Answer) -> str:
-    """Return a rolling answer: seconds, the fused first guess, the streams' own, and a camera's delay."""
+    """Return the answer to a window: seconds, the fused first guess, and the streams' own."""
     beside = [f"{name} {guess}" for name, guess in answer.alone().items()] + list(answer.notes)
     line = f"{answer.start:7.1f} - {answer.end:5.1f} s   {answer.guess()}"
-    late = "" if answer.behind is None else f"   {answer.behind:.1f} s behind"
-    return line + (f"   ({', '.join(beside)})" if beside else "") + late
+    return line + (f"   ({', '.join(beside)})" if beside else "")
 
 
 def as_json(video: str, answer: Answer) -> str:
@@ -121,8 +119,6 @@ def as_json(video: str, answer: Answer) -> str:
         "moments": [{"second": round(at, 3), "probability": round(p, 6)} for at, p in answer.moments()],
         "notes": list(answer.notes),
     }
-    if answer.behind is not None:
-        result["behind"] = round(answer.behind, 3)
     for name in answer.probabilities():
         result[name] = {"top5": [{"class": c, "probability": round(p, 6)} for c, p in answer.top(5, name)]}
         if name in answer.logits:

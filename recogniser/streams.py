@@ -1,10 +1,13 @@
-"""The streams: trained networks and heads, how their clips are made, and their answer together."""
+"""The streams: trained networks and heads, loaded from checkpoints, and their answer together."""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import pickle
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -14,69 +17,36 @@ import torch
 from torch import nn
 
 from common.progress import progress_bar
+from data.flow import PLAIN_METHODS, raft_flow, raft_weights, read_raft_weights, tvl1_flow
 from data.jobs import run_jobs
 from data.videos import VideoError
 from dataloader.clips import Batch, clips_of, each_once
+from dataloader.lists import load_split
+from dataloader.names import UCF101_CLASSES
+from dataloader.preparation import Preparation
+from dataloader.sampling import TestSampling
 from engine.evaluation import InferenceNet
-from engine.temporal_heads import LinearHead
+from engine.features import feature_net
+from engine.temporal_heads import TEMPORAL, LinearHead, build_head
+from network import trained_model
 from recogniser.answers import Answer
-from recogniser.decoded import ClipMaker, DecodedFrames
-from recogniser.windows import Window, frames_in_memory, whole_video
+from recogniser.clips import (
+    PAIRS_AT_ONCE,
+    ClipMaker,
+    Clips,
+    Flow,
+    clips_of_video,
+    frames_in_memory,
+    make_clips,
+    rolling_windows,
+)
+from saved.checkpoints import Checkpoint, read_checkpoint
+from saved.head_file import HeadFile, read_head
 from utils import InputError, cpu_count
 
 FEW = 4  # fewer videos are decoded in this process, since starting workers takes seconds
-
-
-# --- from frames to clips, in any process --------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Clips:
-    """The networks' input for one window, from `start` to `end` seconds."""
-
-    start: float
-    end: float
-    frames: int  # of the window
-    batches: dict[str, Batch]  # by stream, for those that the window is long enough for
-    times: dict[str, np.ndarray]  # stream -> (samples,) seconds: the middle of each clip
-    too_short: Sequence[str]  # an explanation for each of the other streams
-
-
-def make_clips(window: Window, decoded: Sequence[DecodedFrames]) -> Clips:
-    """Make each stream's clips of a window. Raises VideoError if it is too short for every stream."""
-    able = [one for one in decoded if window.count >= one.fewest]
-    too_short = [f"the video {one.too_few(window.count)}" for one in decoded if one not in able]
-    if not able:
-        raise VideoError(min(decoded, key=lambda one: one.fewest).too_few(window.count))
-    batches, times = {}, {}
-    for one in able:
-        name = one.maker.name
-        batches[name] = one.clips(window.frames[one.short_side], window.count, window.first)
-        times[name] = window.seconds(one.starts(window.count) + one.fewest / 2)
-    return Clips(window.start, window.end, window.count, batches, times, too_short)
-
-
-def clips_of_video(path: Path, makers: Sequence[ClipMaker]) -> Clips:
-    """Decode a whole video and make each stream's clips of it."""
-    decoded = [DecodedFrames(maker, path.name) for maker in makers]
-    return make_clips(whole_video(path, decoded), decoded)
-
-
-def _work(makers: Sequence[ClipMaker], path: Path) -> bytes | str:
-    """Pickle the clips of one video, or say why there are none. This is the job of a worker process.
-
-    Pickled here, tensors travel as bytes. A pipe would use shared memory for each; containers have little.
-    """
-    try:
-        return pickle.dumps(clips_of_video(path, makers))
-    except Exception as error:  # any error costs this video only
-        return reason(error)
-
-
-def reason(error: BaseException) -> str:
-    """Say in one line why a video failed."""
-    known = isinstance(error, (VideoError, InputError))
-    return str(error) if known else f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+PER_SECOND = 2.5  # most clips per second of a rolling window; more would share most of their frames
+Frames: TypeAlias = str | Path | np.ndarray | Iterable[np.ndarray]
 
 
 # --- networks and heads --------------------------------------------------------------------------------
@@ -125,8 +95,6 @@ class TrainedHead:
 
 # --- all together --------------------------------------------------------------------------------------
 
-Frames: TypeAlias = str | Path | np.ndarray | Iterable[np.ndarray]
-
 
 @dataclass(frozen=True)
 class Recogniser:
@@ -142,10 +110,6 @@ class Recogniser:
     def makers(self) -> list[ClipMaker]:
         return [stream.maker for stream in self.streams]
 
-    def decoded(self, video: str) -> list[DecodedFrames]:
-        """Return the DecodedFrames of each stream for a video of this name."""
-        return [DecodedFrames(maker, video) for maker in self.makers]
-
     def __call__(self, video: Frames, rate: float = 25.0) -> Answer:
         """Name the action in a video: a path, or RGB uint8 frames (height, width, 3) at `rate` per second.
 
@@ -153,9 +117,13 @@ class Recogniser:
         """
         if isinstance(video, (str, Path)):
             return self.answer(clips_of_video(Path(video), self.makers))
-        decoded = self.decoded("frames")
-        window = frames_in_memory(video, [one.short_side for one in decoded], rate)
-        return self.answer(make_clips(window, decoded))
+        return self.answer(make_clips(frames_in_memory(video, self.makers, rate), self.makers))
+
+    def rolling(self, video: Path, seconds: float) -> Iterator[Answer]:
+        """Yield an answer for each window of `seconds`, one every half window. Raises VideoError."""
+        made: dict[str, dict[int, np.ndarray]] = {maker.name: {} for maker in self.makers}
+        for window in rolling_windows(video, self.makers, seconds):
+            yield self.answer(make_clips(window, self.makers, made))
 
     def answer_all(self, videos: Sequence[Path]) -> Iterator[Answer | str]:
         """Yield the answer to each video in order, or why it failed. Worker processes decode."""
@@ -165,7 +133,7 @@ class Recogniser:
             for place, clips in self._clips(videos):
                 try:
                     found[place] = clips if isinstance(clips, str) else self.answer(clips)
-                except (InputError, VideoError) as error:
+                except VideoError as error:
                     found[place] = str(error)
                 while shown in found:
                     bar.clear()
@@ -177,12 +145,7 @@ class Recogniser:
         """Yield (index, clips or the reason why there are none) of each video, as they become ready."""
         if len(videos) < FEW or any(maker.flow and maker.flow.on_gpu for maker in self.makers):
             for place, path in enumerate(videos):
-                try:
-                    yield place, clips_of_video(path, self.makers)
-                except Exception as error:
-                    if len(videos) == 1 and not isinstance(error, (VideoError, InputError)):
-                        raise
-                    yield place, reason(error)
+                yield place, _clips_or_reason(self.makers, path)
             return
         makers = [replace(m, flow=m.flow and replace(m.flow, threads=1)) for m in self.makers]
         workers = [functools.partial(_work, makers)] * min(cpu_count(), 16)
@@ -190,7 +153,7 @@ class Recogniser:
             yield place, pickle.loads(value) if isinstance(value, bytes) else value
 
     def answer(self, clips: Clips) -> Answer:
-        """Return the streams' answer to a window. Raises InputError if their scores are not finite."""
+        """Return the streams' answer to a window. Raises VideoError if their scores are not finite."""
         streams = {stream.maker.name: stream for stream in self.streams}
         logits = {name: streams[name].logits(batch) for name, batch in clips.batches.items()}
         times, samples = dict(clips.times), {name: len(own) for name, own in logits.items()}
@@ -211,7 +174,7 @@ class Recogniser:
             weighted(self.weights, list(logits)), self.temperature, tuple(notes),
         )  # fmt: skip
         if not all(np.isfinite(one).all() for one in (*logits.values(), answer.fused())):
-            raise InputError("the scores are not finite: the checkpoint, or --fusion's file, is damaged or diverged")
+            raise VideoError("its scores are not finite: the checkpoint, or --fusion's file, is damaged or diverged")
         return answer
 
 
@@ -219,3 +182,142 @@ def weighted(weights: Mapping[str, float], streams: Sequence[str]) -> list[float
     """Return the weights of these streams: 1 for a stream without one, and 1 for each if all would be 0."""
     chosen = [weights.get(name, 1.0) for name in streams]
     return chosen if sum(chosen) else [1.0] * len(chosen)
+
+
+def _clips_or_reason(makers: Sequence[ClipMaker], path: Path) -> Clips | str:
+    """Return the clips of one video, or why there are none: any error costs this video only."""
+    try:
+        return clips_of_video(path, makers)
+    except (VideoError, InputError) as error:
+        return str(error)
+    except Exception as error:
+        traceback.print_exc()
+        return f"internal error: {type(error).__name__}"
+
+
+def _work(makers: Sequence[ClipMaker], path: Path) -> bytes:
+    """Do this in a worker process. Pickled here, tensors travel as bytes.
+
+    A pipe would use shared memory for each; containers have little.
+    """
+    return pickle.dumps(_clips_or_reason(makers, path))
+
+
+# --- from checkpoints ----------------------------------------------------------------------------------
+
+
+def load_streams(
+    paths: Mapping[str, str], args: argparse.Namespace, dtype: torch.dtype, device: torch.device
+) -> tuple[list[Stream], list[str], list[TrainedHead]]:
+    """Load {"spatial": path, "motion": path, "head": path}. Return the streams, class names, and heads.
+
+    `args` are predict.py's flags. Those that have no effect on these networks are noted on stderr.
+    """
+    checkpoints: dict[str, Checkpoint] = {}
+    heads: list[TrainedHead] = []
+    pooling: dict[str, Sequence[str]] = {}
+    for name, path in paths.items():
+        file = read_head(path)
+        if file is not None:
+            belongs = "head" if file.stream == "both" else file.stream
+            heads.append(load_head(file))
+            checkpoints |= file.inputs
+            pooling |= file.pooling
+        else:
+            checkpoint = read_checkpoint(path, flow_order=args.flow_order or "original")
+            belongs = "spatial" if checkpoint.preparation["modality"] == "rgb" else "motion"
+            checkpoints[belongs] = checkpoint
+        if name != belongs:
+            raise InputError(f"--{name} {path} is a network of the {belongs} stream: pass it to --{belongs}")
+    names = choose_class_names(list(checkpoints.values()), args.ucf_list)
+    streams = []
+    for name, theirs in checkpoints.items():
+        checkpoint = theirs.in_order_of(names)
+        preparation = Preparation.from_dict(checkpoint.preparation)
+        samples = checkpoint.args.get("test_samples", 19)
+        if args.sliding:
+            samples = min(samples, max(5, round(PER_SECOND * args.sliding)))
+        views, starts = checkpoint.args.get("test_views", 1), checkpoint.args.get("test_starts", "spread")
+        flow = choose_flow(preparation, args, device) if preparation.modality == "flow" else None
+        maker = ClipMaker(name, preparation, TestSampling(args.samples or samples, views, starts), flow)
+        model = trained_model(checkpoint)
+        if name in pooling:  # it returns features, for a head
+            net = feature_net(model, preparation, pooling[name], dtype).to(device)
+        else:
+            net = InferenceNet(model, preparation, dtype).to(device)
+        streams.append(Stream(net, maker, device))
+    flows = [stream.maker.flow.name for stream in streams if stream.maker.flow]
+    note_unused(
+        args,
+        flow_method=bool(flows),
+        raft_weights=any(name.startswith("raft") for name in flows),
+        flow_order=any(one.source == "original" and one.in_channels == 20 for one in checkpoints.values()),
+        ucf_list=all(one.class_names is None for one in checkpoints.values()),
+    )
+    return streams, names, heads
+
+
+def note_unused(args: argparse.Namespace, **used: bool) -> None:
+    """Note on stderr which of these flags were given but have no effect."""
+    unused = [f"--{name.replace('_', '-')}" for name, is_used in used.items() if getattr(args, name) and not is_used]
+    if unused:
+        note(f"without effect here: {', '.join(unused)}")
+
+
+def load_head(file: HeadFile) -> TrainedHead:
+    """Build the head of a file. Raises InputError if this version does not know its kind or it is damaged."""
+    if file.kind not in ("linear", *TEMPORAL):
+        raise InputError(f"{file.path} is a head of a kind {file.kind}, which this version does not know; update it")
+    head = build_head(file.kind, file.features, len(file.class_names))
+    try:
+        head.load_state_dict(file.state_dict)
+    except RuntimeError:
+        raise InputError(f"{file.path} is a damaged head, its weights do not fit {file.kind}: train it again") from None
+    return TrainedHead(file.kind if file.stream == "both" else file.stream, head.eval(), list(file.inputs))
+
+
+def choose_class_names(checkpoints: Sequence[Checkpoint], lists: str | None) -> list[str]:
+    """Return the classes in label order: the checkpoints' own, --ucf-list's, UCF101's if there are 101, or numbers.
+
+    Raises InputError if the checkpoints differ in their classes.
+    """
+    known = {str(one.path): one.class_names for one in checkpoints if one.class_names is not None}
+    if not known:
+        source, count = str(checkpoints[0].path), checkpoints[0].num_classes
+        if lists:
+            known[lists] = load_split(lists, 1).class_names
+        elif count == len(UCF101_CLASSES):
+            known[source] = list(UCF101_CLASSES)
+        else:
+            note(f"{source} does not name its {count} classes, so they are numbered; --ucf-list DIR names them")
+            known[source] = [f"class {label}" for label in range(count)]
+    first, names = next(iter(known.items()))
+    for one in checkpoints:
+        own = known.get(str(one.path), names)
+        if one.num_classes != len(names) or [n.casefold() for n in own] != [n.casefold() for n in names]:
+            raise InputError(f"{first} and {one.path} differ in classes or their order: pass streams of one dataset")
+    return names
+
+
+def choose_flow(preparation: Preparation, args: argparse.Namespace, device: torch.device) -> Flow:
+    """Return --flow-method, by default the method that the network was trained on."""
+    trained = preparation.flow_method
+    name = args.flow_method or trained or "tvl1"
+    if not (trained or "").startswith(name):
+        note(f"the motion stream was trained on {trained or 'unknown'} flow, this is {name}; see --flow-method")
+    on_gpu = device.type != "cpu"
+    if name.startswith("raft"):
+        file = raft_weights(args.raft_weights or ("small" if trained == "raft_small" else "large"))
+        read_raft_weights(file)  # a wrong file is reported now
+        raft = functools.partial(raft_flow, weights=file, device=str(device), batch_frames=PAIRS_AT_ONCE)
+        return Flow(raft, on_gpu=on_gpu, name=name)
+    on_gpu = name == "tvl1" and device.type == "cuda"
+    tvl1 = functools.partial(tvl1_flow, device=str(device) if on_gpu else "cpu")
+    methods: dict[str, Callable] = {"tvl1": tvl1, **PLAIN_METHODS}
+    if name not in methods:  # by another version
+        raise InputError(f"the motion stream was trained on {name} flow of unknown origin: pass --flow-method")
+    return Flow(methods[name], 1 if on_gpu else cpu_count(), on_gpu, name)
+
+
+def note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)

@@ -22,7 +22,7 @@ from dataloader.clips import clips_of
 from dataloader.preparation import default_preparation, to_input
 from engine.temporal_heads import LinearHead
 from recogniser import export
-from recogniser.streams import clips_of_video
+from recogniser.clips import clips_of_video
 from saved.head_file import write_head
 from utils import InputError
 

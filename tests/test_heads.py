@@ -25,7 +25,7 @@ from engine.crossfit import (
     out_of_fold,
 )  # fmt: skip
 from engine.temporal_heads import TEMPORAL, LinearHead, build_head, train_temporal
-from recogniser.loading import load_head
+from recogniser.streams import load_head
 from saved.checkpoints import read_checkpoint
 from saved.feature_file import read_features, write_features
 from saved.head_file import read_head

@@ -1,0 +1,271 @@
+"""Decode videos and make clips of their frames in memory, as extraction would write and a loader read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from data.flow import quantise
+from data.videos import VideoError, count_frames, decode, encode_jpeg, frame_rate, resize, resized
+from dataloader.clips import Batch, ClipDataset
+from dataloader.frames import Source, decode_gray, decode_rgb
+from dataloader.names import Video
+from dataloader.packed import consecutive_runs
+from dataloader.preparation import Preparation
+from dataloader.sampling import TestSampling
+from utils import plural
+
+PAIRS_AT_ONCE = 8  # frame pairs per flow call: enough for RAFT's batches, few enough to spread over cores
+
+
+# --- one stream's clips --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A method of data.flow that maps frames to the flow between them, and how many threads may run it."""
+
+    method: Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]]
+    threads: int = 1
+    on_gpu: bool = False
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class ClipMaker:
+    """How one stream's clips are made of decoded frames.
+
+    They are made as by data/extract_rgb.py and data/extract_flow.py and read as by the loaders: flow is
+    computed and quantised, and all images are JPEG-coded and decoded. If the preparation lacks a setting of
+    the extraction, its default holds, except for the sampling rate: then every frame, as in others' frame
+    sets.
+    """
+
+    name: str  # of the stream, or of one of several inputs of a head
+    preparation: Preparation
+    sampling: TestSampling
+    flow: Flow | None = None  # for the modality flow
+
+    @property
+    def rate(self) -> int:
+        """Every how many frames one is used."""
+        return self.preparation.sampling_rate or 1 if self.preparation.modality == "rgb" else 1
+
+    @property
+    def short_side(self) -> int:
+        return 256 if self.preparation.short_side is None else self.preparation.short_side
+
+    @property
+    def quality(self) -> int:
+        return self.preparation.quality or 90
+
+    @property
+    def fewest(self) -> int:
+        """The number of frames that one clip needs."""
+        length = self.preparation.clip_length
+        return length + 1 if self.flow else (length - 1) * self.rate + 1
+
+    def too_few(self, count: int) -> str:
+        """Say what is wrong with a video of `count` frames."""
+        return f"has {plural(count, 'frame')}, and one clip of the {self.name} stream needs {self.fewest}"
+
+    def starts(self, count: int) -> np.ndarray:
+        """Return the frames at which the clips of a video of `count` frames begin, in time order. Shape (samples,)."""
+        if count < self.fewest:
+            raise VideoError(self.too_few(count))
+        sampling = replace(self.sampling, every=self.rate)
+        return self.rate * sampling.starts_in(self._images_of(count), self.preparation)
+
+    def needed(self, count: int) -> list[int]:
+        """Return the numbers of the frames, of `count`, that `clips` needs. Raises VideoError for too few."""
+        return np.unique(self.starts(count)[:, None] + np.arange(0, self.fewest, self.rate)).tolist()
+
+    def clips(self, window: Window, made: dict[int, np.ndarray] | None = None) -> Batch:
+        """Return the clips of a window, as a loader would. Raises VideoError for too few frames.
+
+        `made` keeps images for the next window: frame number -> uint8 (planes, height, width), the frame or
+        the flow from it to the next.
+        """
+        made = {} if made is None else made
+        for number in [number for number in made if number < window.first]:
+            del made[number]
+        frames = window.frames[self.short_side]
+        steps = self.starts(window.count)[:, None] + np.arange(self.preparation.clip_length) * self.rate
+        missing = [number for number in np.unique(window.first + steps).tolist() if number not in made]
+        if self.flow:
+            made.update(self._flows(self.flow, frames, missing))
+        else:
+            for number in missing:
+                data = encode_jpeg(frames[number], self.quality)
+                made[number] = decode_rgb(data, "the video").transpose(2, 0, 1)
+
+        def read(images: Mapping[int, np.ndarray], chosen: Sequence[int]) -> list[np.ndarray]:
+            return [images[window.first + step * self.rate] for step in chosen]
+
+        source = Source(Video("", -1, ""), made, self._images_of(window.count), "the video")
+        sampling = replace(self.sampling, every=self.rate)
+        return ClipDataset([source], read, self.preparation, sampling).clips(source, np.random.default_rng())
+
+    def _images_of(self, count: int) -> int:
+        """Return how many images extraction would write for `count` frames."""
+        return count - 1 if self.flow else -(-count // self.rate)
+
+    def _flows(
+        self, flow: Flow, frames: Mapping[int, np.ndarray], pairs: Sequence[int]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (number of a pair's first frame, its flow as read from disk) for all `pairs`, which are sorted."""
+
+        def compute(run: list[int]) -> list[np.ndarray]:
+            return [self._coded(one) for one in flow.method(frames[n] for n in range(run[0], run[-1] + 2))]
+
+        runs = list(consecutive_runs(pairs, PAIRS_AT_ONCE))
+        with ThreadPoolExecutor(flow.threads) as pool:
+            for run, flows in zip(runs, pool.map(compute, runs), strict=True):
+                yield from zip(run, flows, strict=True)
+
+    def _coded(self, flow: np.ndarray) -> np.ndarray:
+        images = quantise(flow, self.preparation.flow_bound or 20.0)
+        return np.stack([decode_gray(encode_jpeg(images[:, :, axis], self.quality), "the video") for axis in (0, 1)])
+
+
+# --- windows of decoded frames -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive frames of a video, from frame `first` on."""
+
+    first: int
+    times: np.ndarray  # (count + 1,) seconds at which the frames begin, and at which the last one ends
+    # short side -> frame number -> RGB uint8 (height, width, 3), for the frames that clips need
+    frames: Mapping[int, Mapping[int, np.ndarray]]
+
+    @property
+    def count(self) -> int:
+        return len(self.times) - 1
+
+
+def whole_video(path: Path, makers: Sequence[ClipMaker]) -> Window:
+    """Return a whole video, with only those frames that the streams' clips need. Raises VideoError.
+
+    Which frames they need depends on the number of frames. The number of packets is the first guess. If it is
+    wrong, the video is decoded again.
+    """
+    count = count_frames(path)
+    while True:
+        wanted = [(maker.short_side, set(maker.needed(count))) for maker in makers if count >= maker.fewest]
+        frames: dict[int, dict[int, np.ndarray]] = {maker.short_side: {} for maker in makers}
+        times = [0.0]
+        for number, frame in enumerate(decode(path)):
+            if sides := {side for side, numbers in wanted if number in numbers}:
+                add(frames, number, frame.picture(), sides)
+            times[number:] = [frame.seconds, frame.seconds + frame.lasts]
+        if len(times) - 1 == count:
+            return Window(0, np.array(times), frames)
+        count = len(times) - 1
+
+
+def rolling_windows(path: Path, makers: Sequence[ClipMaker], seconds: float) -> Iterator[Window]:
+    """Yield windows of `seconds` by the frames' times. Each begins half a window after the one before.
+
+    The last one reaches to the end of the video, unless that is less than a quarter of a window away. A
+    shorter video is one window. Where frames are too long for a window to hold enough for a clip, it is left
+    out. At most one window of frames is in memory. Raises VideoError.
+    """
+    rate, most = frame_rate(path), max(maker.fewest for maker in makers)
+    near = 0.5 / rate  # a window begins and ends with the frame nearest to its time
+    seconds, step = (max(1, round(span * rate)) / rate for span in (seconds, seconds / 2))
+    if seconds * rate < most - 0.5:
+        raise VideoError(
+            f"a window of {seconds:g} s is {plural(round(seconds * rate), 'frame')} at {rate:g} per second, and one "
+            f"clip needs {most}: pass --sliding {most / rate:.2f} or more"
+        )
+    fewest = min(maker.fewest for maker in makers)
+    frames: dict[int, dict[int, np.ndarray]] = {maker.short_side: {} for maker in makers}
+    times = [0.0]  # of the frames from `first` on, and the end of the last
+    first, begin, covered = 0, 0.0, 0.0  # `begin`: of the next window, `covered`: the end of the last one
+
+    def window(begin: float) -> Window:
+        before = sum(time <= begin - near for time in times[:-1])
+        chosen = {side: dict([*pictures.items()][before:]) for side, pictures in frames.items()}
+        return Window(first + before, np.array(times[before:]), chosen)
+
+    for number, frame in enumerate(decode(path)):
+        end = frame.seconds + frame.lasts
+        while len(times) > 1 and times[0] <= min(begin, end - seconds) - near:
+            for pictures in frames.values():
+                del pictures[first]
+            del times[0]
+            first += 1
+        add(frames, number, frame.picture(), frames)
+        times[-1:] = [frame.seconds, end]
+        if end > begin + seconds - near:
+            if (one := window(begin)).count >= fewest:
+                covered = begin + seconds
+                yield one
+            begin += step * ((end + near - begin - seconds) // step + 1)  # a long frame may end several windows
+    last = window(times[-1] - seconds)
+    if not covered or (times[-1] - covered > step / 2 + near / 2 and last.count >= fewest):
+        yield last
+
+
+def frames_in_memory(pictures: Iterable[np.ndarray], makers: Sequence[ClipMaker], rate: float) -> Window:
+    """Return a window of all frames, RGB uint8 (height, width, 3), of an iterable. Raises VideoError."""
+    if not 0 < rate < float("inf"):
+        raise VideoError(f"no video has {rate} frames per second")
+    frames: dict[int, dict[int, np.ndarray]] = {maker.short_side: {} for maker in makers}
+    count = 0
+    for count, picture in enumerate(pictures, 1):
+        shape, kind = np.shape(picture), getattr(picture, "dtype", type(picture).__name__)
+        if kind != np.uint8 or len(shape) != 3 or shape[2] != 3 or not min(shape):
+            raise VideoError(f"frame {count - 1} is {kind} {shape}, not RGB uint8 (height, width, 3)")
+        add(frames, count - 1, picture, frames)
+    return Window(0, np.arange(count + 1) / rate, frames)
+
+
+def add(frames: dict[int, dict[int, np.ndarray]], number: int, picture: np.ndarray, sides: Iterable[int]) -> None:
+    """Add a picture to a window's frames, scaled to each of these lengths of the shorter side; 0 keeps the size."""
+    height, width = picture.shape[:2]
+    for side in sides:
+        frames[side][number] = resize(picture, *resized(height, width, side))
+
+
+# --- all streams' clips --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Clips:
+    """The networks' input for one window, from `start` to `end` seconds."""
+
+    start: float
+    end: float
+    frames: int  # of the window
+    batches: dict[str, Batch]  # by stream, for those that the window is long enough for
+    times: dict[str, np.ndarray]  # stream -> (samples,) seconds: the middle of each clip
+    too_short: Sequence[str]  # an explanation for each of the other streams
+
+
+def make_clips(window: Window, makers: Sequence[ClipMaker], made: Mapping[str, dict] | None = None) -> Clips:
+    """Make each stream's clips of a window. Raises VideoError if it is too short for every stream.
+
+    `made`: by stream, what ClipMaker.clips keeps for the next window.
+    """
+    able = [maker for maker in makers if window.count >= maker.fewest]
+    too_short = [f"the video {maker.too_few(window.count)}" for maker in makers if maker not in able]
+    if not able:
+        raise VideoError(min(makers, key=lambda maker: maker.fewest).too_few(window.count))
+    batches, times = {}, {}
+    for maker in able:
+        batches[maker.name] = maker.clips(window, made[maker.name] if made else None)
+        middles = maker.starts(window.count) + maker.fewest / 2  # in frames of the window, possibly fractional
+        times[maker.name] = np.interp(middles, np.arange(len(window.times)), window.times)
+    return Clips(float(window.times[0]), float(window.times[-1]), window.count, batches, times, too_short)
+
+
+def clips_of_video(path: Path, makers: Sequence[ClipMaker]) -> Clips:
+    """Decode a whole video and make each stream's clips of it."""
+    return make_clips(whole_video(path, makers), makers)
