@@ -1,13 +1,12 @@
 """Split your own videos into training and test, and write the split as list files. Train with --ucf-list OUT.
 
-  python data/make_split.py VIDEOS OUT                 one split: train.txt, test.txt
-  python data/make_split.py VIDEOS OUT --folds 5       five: trainlist01.txt, testlist01.txt, ... for --split 1 to 5
+  python data/make_split.py VIDEOS OUT
 
 VIDEOS contains a folder per class. Each class is split in the same proportion. If VIDEOS contains folders train
 and test (or val, validation) with class folders, their split is used. Videos of one recording or person,
 and copies of one file, stay on one side; groups.csv beside the lists names these groups. A second
 run updates the script's own lists: videos keep their side, new ones are added, deleted ones are removed. Other
---groups than before split all of them anew.
+flags than before split all of them anew.
 """
 
 from __future__ import annotations
@@ -45,13 +44,13 @@ from utils import (
 )
 
 RECORD = "make_split.json"  # beside the lists: the flags with which they were made
+LISTS = ("test.txt", "train.txt")  # a video's part, 0 or 1, is its place here
 
 
-class Settings(BaseModel, extra="forbid"):
+class Settings(BaseModel):
     """The flags with which lists were made, as stored in the record."""
 
     test_fraction: float = Field(0.3, gt=0, lt=1)
-    folds: int | None = Field(None, ge=2)
     seed: int = Field(0, ge=0, lt=2**32)
     groups: str | None = None
 
@@ -60,37 +59,34 @@ def main() -> int:
     args = parse_arguments()
     made_with, anew = settings(args)
     if anew:
-        print(f"{args.out} is split anew: its lists were made with other --groups")
+        print(f"{args.out} is split anew: its lists were made with other flags")
     without = read_column(args.without, "reason") if args.without else ()
-    classes, given = find_classes(args.videos, args.out, without)
-    paths, class_names = list(classes), sorted(set(classes.values()))
+    classes, parts = find_classes(args.videos, args.out, without)
+    class_names = sorted(set(classes.values()))
     for name in class_names:
         print(f"  {printable(name)}: {plural(list(classes.values()).count(name), 'video')}")
-    copies = find_copies(args.videos, paths)
-    before, known = ({}, {}) if anew else read_before(args.out, made_with)
-    groups = group_videos(classes, made_with.groups, copies, known)
-    if given and made_with.folds:
-        raise InputError(f"{args.videos} is split into training and test already; leave --folds out")
-    if given:
+    copies = find_copies(args.videos, classes)
+    before = {} if anew else read_before(args.out)
+    groups = group_videos(classes, made_with.groups, copies)
+    if parts:
         print(f"{args.videos} is split into training and test by folders: their split is taken")
-        parts, share = {path: 0 if given[path] == "test" else 1 for path in paths}, None
     else:
-        number, share = made_with.folds, made_with.test_fraction
-        shares = [1 / number] * number if number else [share, 1 - share]
-        parts, share = assign(classes, groups, shares, made_with.seed, before), shares[0]
-    files = {"classes.txt": [f"{label} {name}" for label, name in enumerate(class_names)]}
-    for part, pair in enumerate(list_names(None if given else made_with.folds)):
-        split = ([path for path in paths if parts[path] != part], [path for path in paths if parts[path] == part])
-        say_split(pair, split, classes, groups, share)
-        for name, members in zip(pair, split, strict=True):
-            order = sorted(members, key=lambda path: (classes[path], path))
-            files[name] = [f"{path} {class_names.index(classes[path])}" for path in order]
+        parts = assign(classes, groups, made_with.test_fraction, made_with.seed, before)
+    say_split(parts, classes, groups)
     if several := [", ".join(same) for same in copies if len({classes[path] for path in same}) > 1]:
         print(f"warning: {plural(len(several), 'file')} in several classes: {first_few(several)}", file=sys.stderr)
     if before:
-        say_changes(set(before), set(paths))
-    write_lists(args.out, files, groups, made_with)
-    print(f"{plural(len(class_names), 'class')}, {plural(len(paths), 'video')}; train with --ucf-list {args.out}")
+        added, gone = sorted(classes.keys() - before.keys()), sorted(before.keys() - classes.keys())
+        for words, changed in ("new", added), ("gone", gone):
+            if changed:
+                print(f"{words} since the lists were made, {plural(len(changed), 'video')}: {first_few(changed)}")
+        print("all others stay on their side" if added or gone else "the lists are as they were")
+    files = {"classes.txt": [f"{label} {name}" for label, name in enumerate(class_names)]}
+    for part, name in enumerate(LISTS):
+        members = sorted((classes[path], path) for path in classes if parts[path] == part)
+        files[name] = [f"{path} {class_names.index(class_name)}" for class_name, path in members]
+    write_lists(args.out, files, groups, made_with, anew)
+    print(f"{plural(len(class_names), 'class')}, {plural(len(classes), 'video')}; train with --ucf-list {args.out}")
     return 0
 
 
@@ -98,11 +94,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of class folders of videos")
     parser.add_argument("out", type=Path, metavar="OUT", help="where to write the lists")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--test-fraction", type=bounded(float, 0.01, 0.99), metavar="F",
-                     help="test share of each class (default: 0.3)")  # fmt: skip
-    how.add_argument("--folds", type=bounded(int, 2), metavar="K",
-                     help="K splits instead; each video is tested in one of them")  # fmt: skip
+    parser.add_argument("--test-fraction", type=bounded(float, 0.01, 0.99), metavar="F",
+                        help="test share of each class (default: 0.3)")  # fmt: skip
     parser.add_argument("--groups", metavar="REGEX|CSV|none",
                         help="how to find a video's recording; one recording stays on one side. A regular expression: "
                         "its groups (...), or else its match, in the path under VIDEOS, such as 'rec\\d+'. A CSV file "
@@ -118,62 +111,33 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def settings(args: argparse.Namespace) -> tuple[Settings, bool]:
-    """Return the flags, or those of existing lists, and whether other --groups ask to split these anew.
-
-    Raises InputError if other flags differ from those of existing lists.
-    """
+    """Return the flags, completed by those of existing lists, and whether they ask to split these anew."""
     given = {name: getattr(args, name) for name in Settings.model_fields if getattr(args, name) is not None}
     if args.groups and Path(args.groups).is_file():
         given["groups"] = str(Path(args.groups).resolve())  # the same file from any working directory
     anew = f"delete {args.out} to split anew"
-    if not (args.out / RECORD).is_file():
-        if present := sorted(path.name for path in args.out.glob("*.txt")):
-            raise InputError(f"make_split.py did not make the lists in {args.out} ({first_few(present)}): {anew}")
-        return Settings(**given), False
-    made_with = read_json(args.out / RECORD, Settings, anew)
-    had = made_with.model_dump()
-    for name in given:
-        if given[name] != had[name] and name != "groups":
-            flag = f"--{name.replace('_', '-')}"
-            made = f"without {flag}" if had[name] is None else f"with {flag} {had[name]}"
-            raise InputError(f"{args.out} has lists that were made {made}: keep to that, or {anew}")
-    return Settings(**{**had, **given}), given.get("groups", had["groups"]) != had["groups"]
+    if (args.out / RECORD).is_file():
+        made_with = read_json(args.out / RECORD, Settings, anew)
+        wished = made_with.model_copy(update=given)
+        return wished, wished != made_with
+    if present := sorted(path.name for path in args.out.glob("*.txt")):
+        raise InputError(f"make_split.py did not make the lists in {args.out} ({first_few(present)}): {anew}")
+    return Settings(**given), False
 
 
-def list_names(folds: int | None) -> list[tuple[str, str]]:
-    """The file names (training list, test list) of each split."""
-    numbered = [(f"trainlist{i + 1:02d}.txt", f"testlist{i + 1:02d}.txt") for i in range(folds or 0)]
-    return numbered or [("train.txt", "test.txt")]
+def read_before(out: Path) -> dict[str, int]:
+    """Read {path: part} from the lists in `out`. Empty if there are none, or incomplete ones of a killed run.
 
-
-def read_before(out: Path, made_with: Settings) -> tuple[dict[str, int], dict[str, str]]:
-    """Read ({path: part}, {path without suffix, lower case: group}) from the lists in `out`, empty if none.
-
-    A part is a fold, or 0 for test and 1 for training videos. Incomplete lists of a killed run are ignored.
     Labels are not read: after a kill some are of the classes before.
     """
-    names = [name for pair in list_names(made_with.folds) for name in pair]
-    if not all((out / name).is_file() for name in (*names, "classes.txt", "groups.csv")):
-        return {}, {}
+    if not all((out / name).is_file() for name in LISTS):
+        return {}
     parts = {}
-    for part, name in [(1, names[0]), *enumerate(names[1::2])]:  # with folds, each video tests once
-        text = (out / name).read_bytes().decode("utf-8", "replace").replace("\r\n", "\n")
-        for line in filter(None, text.split("\n")):
-            path, _, label = line.rpartition(" ")
-            if not path or not label.isdigit():
-                what = f"`{printable(line)}` is no path and label"
-                raise InputError(f"{out / name}: {what}; delete {out} to split anew")
-            parts[path] = part
-    return parts, read_groups(out / "groups.csv")
-
-
-def say_changes(old: set[str], new: set[str]) -> None:
-    """Print which videos were added or removed since the lists were made."""
-    if added := sorted(new - old):
-        print(f"{plural(len(added), 'new video')} since the lists were made: {first_few(added)}")
-    if gone := sorted(old - new):
-        print(f"{plural(len(gone), 'video')} of the lists gone: {first_few(gone)}")
-    print("all others stay on their side" if added or gone else "the lists are as they were")
+    for part, name in enumerate(LISTS):
+        for line in (out / name).read_bytes().decode("utf-8", "replace").replace("\r\n", "\n").split("\n"):
+            if path := line.rpartition(" ")[0]:
+                parts[path] = part
+    return parts
 
 
 # --- the videos ----------------------------------------------------------------------------------------
@@ -181,8 +145,8 @@ def say_changes(old: set[str], new: set[str]) -> None:
 
 def find_classes(
     root: Path, out: Path | None = None, without: Collection[str] = ()
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Find ({path under root, with "/": class}, sorted; {path: "train" or "test"} if folders say so, or {}).
+) -> tuple[dict[str, str], dict[str, int]]:
+    """Find ({path under root, with "/": class}, sorted; {path: part}, a place in LISTS, if folders say so, or {}).
 
     A class is the first folder under root, or under root's folders train and test. Videos whose names can't
     be written to a list are left out with a warning. Raises InputError if the folders aren't classes.
@@ -210,11 +174,11 @@ def find_classes(
         raise InputError(f"{root} has one class folder ({first_few(names)}), or none: give the folder above them")
     if len(set(map(str.casefold, names))) < len(names):
         raise InputError(f"{root}: of {first_few(sorted(names), 999)} two are one class but for upper case; join them")
-    given = {path: sides[path.split("/")[0]] for path in classes} if sides else {}
-    for side in ("test", "train") if given else ():
-        if lacking := names - {name for path, name in classes.items() if given[path] == side}:
+    parts = {path: int(sides[path.split("/")[0]] == "train") for path in classes} if sides else {}
+    for part, side in enumerate(("test", "train") if sides else ()):
+        if lacking := names - {name for path, name in classes.items() if parts[path] == part}:
             raise InputError(f"{side} has no video of {first_few(sorted(lacking))}; add some")
-    return classes, given
+    return classes, parts
 
 
 def given_sides(paths: Iterable[str]) -> dict[str, str]:
@@ -223,18 +187,15 @@ def given_sides(paths: Iterable[str]) -> dict[str, str]:
     With training and test folders, a validation folder is ignored. Raises InputError if one side is missing,
     or if other folders are beside both.
     """
-    folders = {path.split("/")[0] for path in paths if "/" in path}
+    folders = sorted({path.split("/")[0] for path in paths if "/" in path})
     kinds = {folder: SIDES.get(folder.casefold()) for folder in folders}
-    test = "test" if "test" in kinds.values() else "val"
-    whole = {"train", test} <= set(kinds.values())
-    if others := sorted(folder for folder, kind in kinds.items() if kind is None):
-        if whole:
-            raise InputError(f"beside training and test folders there is {first_few(others)}, which is neither; "
-                             "move it out, or into them")  # fmt: skip
+    found = set(kinds.values())
+    test = "test" if "test" in found else "val"
+    if not {"train", test} <= found and (None in found or not found):
         return {}
-    if folders and not whole:
-        raise InputError(f"there is a folder {first_few(sorted(folders))}, which is no class: give one of classes, or "
-                         "one that holds train and test")  # fmt: skip
+    if None in found or not {"train", test} <= found:
+        raise InputError(f"the folders {first_few(folders)} are neither classes nor a split: give a folder of classes, "
+                         "or one that holds train and test and nothing else")  # fmt: skip
     return {folder: "train" if kind == "train" else "test" for folder, kind in kinds.items() if kind in ("train", test)}
 
 
@@ -253,14 +214,10 @@ def find_copies(root: Path, paths: Iterable[str]) -> list[list[str]]:
     return [sorted(same) for same in by_content.values() if len(same) > 1]
 
 
-def group_videos(
-    classes: dict[str, str], how: str | None, copies: Iterable[list[str]], before: dict[str, str]
-) -> dict[str, str]:
+def group_videos(classes: dict[str, str], how: str | None, copies: Iterable[list[str]]) -> dict[str, str]:
     """Return {path: its recording}; a video without one is its own. Prints the rule used, with an example.
 
-    how: --groups, or None for the names. before: recorded groups, which their videos keep; a new video that
-    belongs to several of these joins the first. Copies within a class join the first copy's group. Raises
-    InputError where --groups now joins several recorded groups; for names it is a warning.
+    how: --groups, or None for the names. Copies within a class join the first copy's group.
     """
     told = given_groups(how, list(classes)) if how else find_groups(list(classes), list(classes.values()))
     groups = {path: group or path for path, group in zip(classes, told, strict=True)}
@@ -274,17 +231,7 @@ def group_videos(
             if classes[other] == classes[first]:  # and all videos of the copy's recording
                 joined = groups[other]
                 groups |= {path: groups[first] for path in classes if groups[path] == joined}
-    keys = {path: without_suffix(path).casefold() for path in classes}
-    recorded = {path: before[key] or path for path, key in keys.items() if key in before}
-    kept: dict[str, str] = {}
-    pairs = [(path, group) for path, group in zip(classes, told, strict=True) if group and path in recorded]
-    if apart := [path for path, group in pairs if kept.setdefault(group, recorded[path]) != recorded[path]]:
-        words = f"recordings of {first_few(apart)} are others than in the lists; delete those to split anew"
-        if how:
-            raise InputError(f"--groups {how}: {words}")
-        print(f"warning: {words}, else they keep theirs", file=sys.stderr)
-    joins = {groups[path]: group for path, group in reversed(recorded.items())}
-    return {path: recorded.get(path, joins.get(group, group)) for path, group in groups.items()}
+    return groups
 
 
 def given_groups(how: str, paths: list[str]) -> list[str]:
@@ -311,22 +258,23 @@ def given_groups(how: str, paths: list[str]) -> list[str]:
 
 
 def assign(
-    classes: dict[str, str], groups: dict[str, str], shares: list[float], seed: int, before: dict[str, int]
+    classes: dict[str, str], groups: dict[str, str], share: float, seed: int, before: dict[str, int]
 ) -> dict[str, int]:
     """Return {path: part}. Groups, in shuffled order, go to the part that they bring nearest to its share.
 
-    shares: the parts' shares, with sum 1. before: {path: part} of videos that stay in place, with their
-    groups. A part without videos of a class has priority. Raises InputError if a class has too few groups.
+    share: of the test videos. before: {path: part} of videos that stay in place, with their groups. A part
+    without videos of a class has priority. Raises InputError if a class has too few groups.
     """
     names = sorted(set(classes.values()))
     sizes = {group: np.zeros(len(names)) for group in groups.values()}  # videos of each class
     for path, group in groups.items():
         sizes[group][names.index(classes[path])] += 1
     place = {groups[path]: part for path, part in before.items() if path in groups}
-    wanted = np.outer(shares, sum(sizes.values()))  # (parts, classes)
+    wanted = np.outer([share, 1 - share], sum(sizes.values()))  # (parts, classes)
     have = np.zeros_like(wanted)
-    for group, part in place.items():
-        have[part] += sizes[group]
+    for path, group in groups.items():
+        if group in place:
+            have[before.get(path, place[group]), names.index(classes[path])] += 1
     free = sorted(sizes.keys() - place.keys())
     for i in np.random.RandomState(seed).permutation(len(free)):
         new = sizes[free[i]]
@@ -338,47 +286,39 @@ def assign(
         own = sorted(group for group in sizes if sizes[group][label])
         raise InputError(
             f"{names[label]} has {plural(int(wanted[:, label].sum().round()), 'video')} of "
-            f"{plural(len(own), 'recording')} ({first_few(own)}), which stay together, and {len(shares)} are needed "
-            "that may go to either side; add others, leave the class out, or say with --groups what the recordings are"
+            f"{plural(len(own), 'recording')} ({first_few(own)}), which stay together, and two are needed, one "
+            "for each side; add others, leave the class out, or say with --groups what the recordings are"
         )
     return {path: before.get(path, place[group]) for path, group in groups.items()}
 
 
-def say_split(
-    pair: tuple[str, str], split: tuple[list[str], list[str]], classes: dict, groups: dict, share: float | None
+def say_split(parts: dict[str, int], classes: dict[str, str], groups: dict[str, str]) -> None:
+    """Print the sizes and the classes' test shares. Warn of recordings on both sides."""
+    test, of = (Counter(classes[path] for path in some) for some in ([p for p in classes if not parts[p]], classes))
+    shares = [test[name] / of[name] for name in of]
+    print(f"train.txt: {plural(len(classes) - test.total(), 'video')}, test.txt: {plural(test.total(), 'video')}, "
+          f"{test.total() / len(classes):.0%} ({min(shares):.0%} to {max(shares):.0%} of a class)", flush=True)
+    sides = [{groups[path] for path in classes if parts[path] == part} for part in (0, 1)]
+    if both := sorted(sides[0] & sides[1]):
+        print(f"warning: {plural(len(both), 'recording')} in training and test, as the folders or earlier lists are: "
+              f"{first_few(both)}", file=sys.stderr)  # fmt: skip
+
+
+def write_lists(
+    out: Path, files: dict[str, list[str]], groups: dict[str, str], made_with: Settings, anew: bool
 ) -> None:
-    """Print the sizes and the classes' test shares. Warn of shares far off and recordings on both sides.
-
-    Far off means by more than one video and by more than 15 %.
-    """
-    test, of = (Counter(classes[path] for path in some) for some in (split[1], classes))
-    shares = {name: test[name] / of[name] for name in sorted(of)}
-    print(f"{pair[0]}: {plural(len(split[0]), 'video')}, {pair[1]}: {plural(len(split[1]), 'video')}, "
-          f"{len(split[1]) / len(classes):.0%} ({min(shares.values()):.0%} to {max(shares.values()):.0%} of a class)",
-          flush=True)  # fmt: skip
-    far = [f"{value:.0%} of {name}" for name, value in shares.items()
-           if share and abs(value - share) * of[name] > max(1, 0.15 * of[name])]  # fmt: skip
-    if far:
-        print(f"warning: {first_few(far)} tests, not {share:.0%}, as recordings stay together", file=sys.stderr)
-    if both := sorted({groups[path] for path in split[0]} & {groups[path] for path in split[1]}):
-        print(f"warning: {plural(len(both), 'recording')} in training and test: {first_few(both)}", file=sys.stderr)
-
-
-def write_lists(out: Path, files: dict[str, list[str]], groups: dict[str, str], made_with: Settings) -> None:
-    """Write the record, groups.csv and the lists. Files that are already up to date are not written."""
+    """Write the record, groups.csv and the lists."""
     check_writable(out)
+    if anew:  # a kill from here on leaves no lists of other flags than the record's
+        (out / LISTS[0]).unlink(missing_ok=True)
+    write_json(out / RECORD, made_with.model_dump())
     table = io.StringIO()
     rows = ((path, "" if group == path else group) for path, group in sorted(groups.items()))
     csv.writer(table, lineterminator="\n").writerows([("video", "group"), *rows])
-    if not (out / RECORD).is_file():
-        write_json(out / RECORD, made_with.model_dump())
     texts = {"groups.csv": table.getvalue()} | {name: "\n".join(lines) + "\n" for name, lines in files.items()}
     for name, text in texts.items():
-        if not (out / name).is_file() or (out / name).read_bytes() != text.encode():
-            with atomic_path(out / name) as temporary:
-                temporary.write_bytes(text.encode())
-    if read_json(out / RECORD, Settings, "") != made_with:  # last: after a kill, the lists are split anew again
-        write_json(out / RECORD, made_with.model_dump())
+        with atomic_path(out / name) as temporary:
+            temporary.write_bytes(text.encode())
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from utils import InputError, write_json
 NAN, INF = float("nan"), float("inf")
 LEARNT = {"weights": {"a": 1.0, "b": 2.0}, "temperature": 1.0, "learnt_on": {"videos": 1, "groups": 1, "paths": []}}
 LABELS = {"a": 0, "b": 1}
-NO_FLAGS = dict.fromkeys(("test_fraction", "folds", "seed", "groups"))
+NO_FLAGS = dict.fromkeys(("test_fraction", "seed", "groups"))
 MARKER = {"settings": "0", "bytes": 9, "sha256": "0", "images": 1}
 # file -> what it says, and keys with values that do not fit
 FORMATS = {
@@ -40,7 +40,7 @@ FORMATS = {
         ("settings.bound", NAN), ("settings.quality", 101), ("version", 2), ("kind", "sound"), ("settings", []),
     ]),
     "run.json": ({"videos": "/v"}, [("videos", 3), ("videos", None)]),
-    "make_split.json": ({"seed": 3}, [("seed", -1), ("folds", 1), ("test_fraction", 1.0), ("other", 1)]),
+    "make_split.json": ({"seed": 3}, [("seed", -1), ("test_fraction", 1.0), ("groups", 1)]),
     "pack.json": ({"format": "two-stream pack", "kind": "rgb", "shards": []}, [
         ("kind", "sound"), ("shards", [{"name": "shard-0", "bytes": -1}]), ("shards", [{"name": "../x", "bytes": 1}]),
     ]),
