@@ -10,6 +10,7 @@ The exit code is 1 if anything is wrong.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -30,7 +31,6 @@ from dataloader.names import Video, first_few, ucf_parts
 from dataloader.packed import Frames
 from utils import InputError, cpu_count, plural, printable, run_main
 
-FRAMES = {None: 1, "flow": 1, "rgbdiff": 6, "greydiff": 4}  # RGB frames per clip, for 5 or 3 differences
 PAIRS = 10  # flow pairs per clip
 # The kinds of problems and what to do about each, in the order in which to do it.
 ADVICE = {
@@ -60,7 +60,7 @@ def main() -> int:
     args = parse_arguments()
     indexes = open_indexes(args)
     split = open_split(args, indexes)
-    problems, jobs = check_names(indexes, split.train + split.test, FRAMES[args.input])
+    problems, jobs = check_names(indexes, split.train + split.test)
     if not args.quick:
         problems += check_images(jobs, args.workers)
     for line in summary(split, indexes, problems):
@@ -70,7 +70,7 @@ def main() -> int:
     by_kind = {kind: [problem for problem in problems if problem.kind == kind] for kind in ADVICE}
     by_kind = {kind: found for kind, found in by_kind.items() if found}
     for number, (kind, found) in enumerate(by_kind.items(), 1):
-        videos = Counter(split.class_names[label] for _, label in {(p.video.name, p.video.label) for p in found})
+        videos = Counter(split.class_names[video.label] for video in {problem.video for problem in found})
         classes = first_few([f"{name} {count}" for name, count in videos.most_common()])
         print(printable(f"{number}. {kind}, {plural(videos.total(), 'video')} ({classes}): {ADVICE[kind]}"))
     for kind, found in by_kind.items():
@@ -89,8 +89,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ucf-list", metavar="DIR", help="folder of split lists, or 'none': by UCF101's group rule "
                         "(default: data/ucfTrainTestlist if it is there, else none)")
     parser.add_argument("--split", default="1", metavar="N", help="number of the split")
-    parser.add_argument("--input", choices=("flow", "rgbdiff", "greydiff"), help="what the motion stream sees, which "
-                        "says how long a video has to be (given none: flow, where there is flow)")
     parser.add_argument("--quick", action="store_true", help="don't decode the images")
     parser.add_argument("--workers", type=bounded(int, 1), default=cpu_count(), help="processes that decode")
     parser.add_argument("--all", action="store_true", help=f"show all problems, not just {SHOWN} of each kind")
@@ -124,52 +122,36 @@ def open_split(args: argparse.Namespace, indexes: dict[str, Index]) -> Split:
     return Split("own", args.split, classes, videos, [])
 
 
-def check_names(
-    indexes: dict[str, Index], videos: list[Video], frames_needed: int
-) -> tuple[list[Problem], list[Job]]:
+def check_names(indexes: dict[str, Index], videos: list[Video]) -> tuple[list[Problem], list[Job]]:
     """Check the names of folders and images. Returns the problems and the jobs left to decode."""
     problems: list[Problem] = []
     jobs: list[Job] = []
-    counts: dict[str, dict[Video, int]] = {"rgb": {}, "flow": {}}
-    for video in videos:
-        for kind, index in indexes.items():
-            name = locate_video(index, video) or video.name
-            noun, needed = ("RGB frame", frames_needed) if kind == "rgb" else ("flow pair", PAIRS)
-            if name in index.problems:
-                problems.append(Problem(video, "sequence", f"{index.root}: {index.problems[name]}"))
-                continue
-            try:
-                frames = find(index, name)
-            except InputError:
-                problems.append(Problem(video, "missing", f"{video.listed}: no {noun}s under {index.root}"))
-                continue
-            sequences = list(frames) if isinstance(frames, tuple) else [frames]
-            counts[kind][video] = count = sequences[0].count
-            jobs.append((video, index.root, sequences))
-            if count < needed:
-                text = f"{video.listed}: {plural(count, noun)}, a clip needs {needed}"
-                problems.append(Problem(video, "short", text))
-    rate = extraction_settings(indexes["rgb"].root).get("sampling_rate") if "rgb" in indexes else None
-    return problems + check_lengths(counts["rgb"], counts["flow"], rate), jobs
-
-
-def check_lengths(rgb: dict[Video, int], flow: dict[Video, int], rate: int | None) -> list[Problem]:
-    """Find videos without N - 1 flow pairs for N frames; every `rate`-th frame is kept (None: unknown)."""
-    both = [video for video in rgb if video in flow]
-    surplus = 1
-    if rate is None and both:
-        # For N frames, other tools write N - 1 or N flow images. The most common difference counts as right.
-        surplus, videos = Counter(rgb[video] - flow[video] for video in both).most_common(1)[0]
-        if surplus not in (0, 1) or 2 * videos <= len(both):
-            return []  # sampled at an unknown rate
-    problems = []
-    for video in both:
-        expected = -(-(flow[video] + surplus) // (rate or 1))
-        if rgb[video] != expected:
-            frames, pairs = plural(rgb[video], "RGB frame"), plural(flow[video], "flow pair")
-            text = f"{video.listed}: {frames} for {pairs}, not {expected}; extract it again"
-            problems.append(Problem(video, "length", text))
-    return problems
+    counts: dict[tuple[str, Video], int] = {}
+    for video, (kind, index) in itertools.product(videos, indexes.items()):
+        name = locate_video(index, video) or video.name
+        if name in index.problems:
+            problems.append(Problem(video, "sequence", f"{index.root}: {index.problems[name]}"))
+            continue
+        try:
+            frames = find(index, name)
+        except InputError:
+            noun = "RGB frames" if kind == "rgb" else "flow pairs"
+            problems.append(Problem(video, "missing", f"{video.listed}: no {noun} under {index.root}"))
+            continue
+        sequences = list(frames) if isinstance(frames, tuple) else [frames]
+        counts[kind, video] = count = sequences[0].count
+        jobs.append((video, index.root, sequences))
+        if kind == "flow" and count < PAIRS:
+            text = f"{video.listed}: {plural(count, 'flow pair')}, a clip needs {PAIRS}"
+            problems.append(Problem(video, "short", text))
+    rate = extraction_settings(indexes["rgb"].root).get("sampling_rate", 0) if "rgb" in indexes else 0
+    for video in videos if rate else ():
+        images, pairs = counts.get(("rgb", video)), counts.get(("flow", video))
+        # For every `rate`-th of N frames there are N - 1 flow pairs.
+        if images and pairs and images != (expected := -(-(pairs + 1) // rate)):
+            text = f"{plural(images, 'RGB frame')} for {plural(pairs, 'flow pair')}, not {expected}"
+            problems.append(Problem(video, "length", f"{video.listed}: {text}; extract it again"))
+    return problems, jobs
 
 
 def check_images(jobs: list[Job], workers: int) -> list[Problem]:
@@ -177,9 +159,10 @@ def check_images(jobs: list[Job], workers: int) -> list[Problem]:
     problems: dict[int, list[Problem]] = {}
     total = sum(sequence.count for _, _, sequences in jobs for sequence in sequences)
     with progress_bar(total, "decoding", " images") as bar:
-        for i, value in run_jobs([decode_video] * workers, [(root, frames) for _, root, frames in jobs]):
+        for i, found in run_jobs([decode_video] * workers, [(root, frames) for _, root, frames in jobs]):
             video, _, sequences = jobs[i]
-            found = [("images", f"decoding {sequences[0].folder}: {value}")] if isinstance(value, str) else value
+            if isinstance(found, str):  # the process has died
+                found = [("images", f"decoding {sequences[0].folder}: {found}")]
             problems[i] = [Problem(video, kind, text) for kind, text in found]
             bar.update(sum(sequence.count for sequence in sequences))
     return [problem for i in sorted(problems) for problem in problems[i]]
@@ -191,7 +174,8 @@ def decode_video(task: tuple[Path, list[Frames]]) -> list[tuple[str, str]]:
     is_rgb, folder = len(sequences) == 1, sequences[0].folder
     broken: list[str] = []
     sizes: dict[tuple[int, ...], list[str]] = {}  # (height, width) -> paths of the images
-    still = black = equal = True
+    black = equal = is_rgb
+    still = not is_rgb
     for sequence in sequences:
         first = None
         for i in range(sequence.count):
@@ -204,25 +188,25 @@ def decode_video(task: tuple[Path, list[Frames]]) -> list[tuple[str, str]]:
             sizes.setdefault(image.shape[:2], []).append(path)
             first = image if first is None else first
             black = black and int(image.max()) <= BLACK
-            still = still and not is_rgb and _differ(image, np.full_like(image, 128)) <= STILL
-            equal = equal and is_rgb and image.shape == first.shape and _differ(image, first) <= SAME
+            still = still and _differ(image, np.full_like(image, 128)) <= STILL
+            equal = equal and image.shape == first.shape and _differ(image, first) <= SAME
     problems = [(f"{len(broken)} broken images, the first: " if broken[1:] else "") + broken[0]] if broken else []
-    if len(sizes) > 1:
-        (usual, _), *others = sorted(sizes.items(), key=lambda size: -len(size[1]))
+    (usual, same), *others = sorted(sizes.items(), key=lambda size: -len(size[1])) or [((), [])]
+    if others:
         odd, paths = others[0]
         number = sum(len(some) for _, some in others)
         problems.append(f"{paths[0]} is {odd[1]}x{odd[0]} ({number} in all), the others {usual[1]}x{usual[0]}")
     found = [("images", "; ".join(problems))] if problems else []
-    if sizes and not is_rgb and still:
+    if same and still:
         found.append(("content", f"{folder}: no flow at all, every image is 128"))
-    elif sizes and is_rgb and (black or (equal and sum(map(len, sizes.values())) > 1)):
+    elif (black and same) or (equal and len(same) > 1):
         found.append(("content", f"{folder}: all images are {'black' if black else 'the same'}"))
     return found
 
 
 def _differ(one: np.ndarray, two: np.ndarray) -> int:
     """The largest absolute difference between two uint8 images."""
-    return int((np.maximum(one, two) - np.minimum(one, two)).max())
+    return int(np.abs(one.astype(int) - two).max())
 
 
 def is_complete(split: Split) -> bool:

@@ -33,7 +33,6 @@ from data.flow import (
     tvl1_flow,
 )
 from data.videos import VideoError, encode_jpeg, find_videos, read_frames
-from dataloader.extracted import extraction_settings
 from utils import InputError, cpu_count, file_digest, run_main
 
 METHODS = ("tvl1", *PLAIN_METHODS, "raft")
@@ -63,8 +62,8 @@ def parse_arguments() -> argparse.Namespace:
                         help="flow beyond this many pixels is clipped")
     device = parser.add_argument_group("tvl1 and raft")
     device.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
-                        help=f"auto: all GPUs, {WORKERS_PER_GPU} processes each, else the CPU; tvl1 that was begun on "
-                        "the CPU stays there, as a GPU rounds differently")
+                        help=f"auto: all GPUs, {WORKERS_PER_GPU} processes each, else the CPU. A GPU rounds "
+                        "differently, so a folder is of one of both")
     device.add_argument("--batch-frames", type=bounded(int, 1), default=BATCH_FRAMES, metavar="N",
                         help="frames at once on a GPU; more need more memory")
     raft = parser.add_argument_group("raft")
@@ -85,11 +84,6 @@ def find_devices(args: argparse.Namespace) -> list[str]:
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     if args.device == "cuda" and not gpus:
         raise InputError("--device cuda: PyTorch finds no GPU here; leave it out to compute on the CPU")
-    if gpus and args.device == "auto" and args.method == "tvl1" and not args.overwrite:
-        begun = extraction_settings(args.out)
-        if begun.get("method") == "tvl1" and "device" not in begun:
-            print(f"{args.out} was begun on the CPU, and goes on there; --device cuda needs another folder")
-            return ["cpu"]
     return gpus or ["cpu"]
 
 

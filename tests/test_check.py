@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from video_files import one_by_one
 
+from data import check as command
 from data.check import Problem, summary
 from dataloader.lists import load_split
+from utils import InputError
 
 FRAMES = 12
 
@@ -48,12 +52,18 @@ def prepared(template, tmp_path) -> Path:
 
 
 @pytest.fixture
-def check(run, prepared):
-    """check(code=...) -> the output of the command on the prepared set."""
+def check(monkeypatch, capsys, prepared):
+    """check(flags ...) -> the output of the command, by default on the prepared set, in this process."""
 
-    def check(*arguments, code=0, workers=1):
-        flags = ("--rgb-dir", prepared / "rgb", "--flow-dir", prepared / "flow", "--ucf-list", prepared / "lists")
-        return run("data/check.py", *flags, "--workers", workers, *arguments, code=code).stdout
+    def check(*flags, code=0, workers=0):
+        if not workers:
+            monkeypatch.setattr(command, "run_jobs", one_by_one)
+        if "--rgb-dir" not in flags:
+            folders = ("--rgb-dir", prepared / "rgb", "--flow-dir", prepared / "flow")
+            flags = (*folders, "--ucf-list", prepared / "lists", *flags)
+        monkeypatch.setattr(sys, "argv", ["check.py", "--workers", str(workers or 1), *map(str, flags)])
+        assert command.main() == code
+        return capsys.readouterr().out
 
     return check
 
@@ -151,18 +161,6 @@ def test_videos_that_show_nothing_are_named(check, prepared):
     assert "1. content, 3 videos (Hammering 2, HammerThrow 1): look at" in output
 
 
-@pytest.mark.parametrize(("input_", "needed"), [(None, 1), ("rgbdiff", 6)])
-def test_how_long_a_video_has_to_be_is_its_inputs(run, prepared, input_, needed):
-    flags = ("--rgb-dir", prepared / "rgb", "--ucf-list", prepared / "lists", "--quick")
-    folder = prepared / "rgb/v_Hammering_g01_c01"
-    for i in range(needed + 1, FRAMES + 1):
-        (folder / f"frame{i:06d}.jpg").unlink()
-    run("data/check.py", *flags, *(["--input", input_] if input_ else []))
-    if needed > 1:
-        (folder / f"frame{needed:06d}.jpg").unlink()
-        assert f"a clip needs {needed}" in run("data/check.py", *flags, "--input", input_, code=1).stdout
-
-
 @pytest.mark.parametrize("rate, kept, wrong", [(5, 3, False), (5, 4, True)])
 def test_frames_against_flow_at_the_sampling_rate(check, prepared, rate, kept, wrong):
     """12 frames sampled at 5 are frames 1, 6 and 11."""
@@ -176,16 +174,8 @@ def test_frames_against_flow_at_the_sampling_rate(check, prepared, rate, kept, w
     assert ("length, 1 video " in output) == wrong
 
 
-def test_frames_against_flow_of_other_tools(check, prepared):
-    """Most videos have one frame more than flow, so the one that hasn't is cut off."""
-    for i in (11, 12):
-        (prepared / "rgb" / "v_Hammering_g01_c01" / f"frame{i:06d}.jpg").unlink()
-    output = check("--quick", code=1)
-    assert "v_Hammering_g01_c01.avi: 10 RGB frames for 11 flow pairs, not 12" in output
-
-
-def test_incomplete_against_the_official_split(run, template):
-    output = run("data/check.py", "--rgb-dir", template / "rgb", "--ucf-list", "none", "--quick", code=1).stdout
+def test_incomplete_against_the_official_split(check, prepared):
+    output = check("--rgb-dir", prepared / "rgb", "--ucf-list", "none", "--quick", code=1)
     assert "2 of 2 training and 1 of 1 test videos are there (officially 9537 and 3783): not complete" in output
 
 
@@ -197,16 +187,21 @@ def test_complete_against_the_official_split(shared):
     assert summary(split, {}, problems) == [whole.format(3695, "not complete")]
 
 
-def test_own_videos_without_lists(run, tmp_path):
+def test_own_videos_without_lists(check, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     for name in ("fight/a b", "calm/c"):
         for i in range(FRAMES):
-            image(tmp_path / name / f"img_{i:06d}.jpg", "RGB")
-    output = run("data/check.py", "--rgb-dir", tmp_path, "--workers", 1, cwd=tmp_path).stdout
+            image(tmp_path / "own" / name / f"img_{i:06d}.jpg", "RGB")
+    output = check("--rgb-dir", tmp_path / "own")
     assert "24 frames\nall is well" in output and "no split lists" in output
 
 
-def test_bad_input(run, tmp_path, template):
-    assert "nothing to check" in run("data/check.py", code=2, cwd=tmp_path).stderr
-    assert "there is no folder" in run("data/check.py", "--rgb-dir", tmp_path / "no", code=2, cwd=tmp_path).stderr
-    flags = ("--rgb-dir", template / "rgb", "--ucf-list", tmp_path / "no")
-    assert "no folder" in run("data/check.py", *flags, code=2).stderr
+def test_bad_input(check, monkeypatch, tmp_path, template):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["check.py"])
+    with pytest.raises(InputError, match="nothing to check"):
+        command.main()
+    with pytest.raises(InputError, match="there is no folder"):
+        check("--rgb-dir", tmp_path / "no")
+    with pytest.raises(InputError, match="no folder"):
+        check("--rgb-dir", template / "rgb", "--ucf-list", tmp_path / "no")

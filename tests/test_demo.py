@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +14,11 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
+from video_files import one_by_one
 
 from data import make_demo
 from dataloader.lists import load_split
+from utils import InputError
 
 APPEARANCES = ("Checks", "Dots", "Stripes")
 MOTIONS = ("Fall", "Rise", "Spin")
@@ -26,19 +27,20 @@ FRAMES = 24
 
 
 @pytest.fixture(scope="module")
-def demo(run, tmp_path_factory) -> Path:
-    """The folder of a demo set with one clip per class and group, made as a user makes it."""
+def demo(tmp_path_factory) -> Path:
+    """The folder of a demo set of three groups with one clip per class."""
     folder = tmp_path_factory.mktemp("demo") / "set"
-    shown = run("data/make_demo.py", folder, "--clips", 1).stdout
-    assert "225 videos in 9 classes, 225 of them new" in shown
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(make_demo, "GROUPS", (1, 9, 17))
+        patch.setattr(make_demo, "run_jobs", one_by_one)
+        make_demo.render(folder, 0, 1)
     return folder
 
 
 @pytest.fixture(scope="module")
 def films(demo) -> dict[str, np.ndarray]:
-    """Some groups' videos decoded: name -> (frames, height, width, 3) uint8 RGB."""
-    paths = sorted(demo.rglob("*.avi"))
-    return {path.stem: decode(path) for path in paths if parts(path.stem)[2] in (1, 9, 17)}
+    """The videos decoded: name -> (frames, height, width, 3) uint8 RGB."""
+    return {path.stem: decode(path) for path in sorted(demo.rglob("*.avi"))}
 
 
 def decode(path: Path) -> np.ndarray:
@@ -64,9 +66,11 @@ def grey(frames: np.ndarray) -> np.ndarray:
 
 
 def test_names_groups_frames_and_split(demo, films):
-    paths = sorted(demo.rglob("*.avi"))
+    paths = [make_demo.video_path(demo / "videos", a, m, group, 1)
+             for a in make_demo.APPEARANCES for m in make_demo.MOTIONS for group in make_demo.GROUPS]  # fmt: skip
     wanted = {f"{c}/v_{c}_g{group:02d}_c01.avi" for c in CLASSES for group in range(1, 26)}
     assert {path.relative_to(demo / "videos").as_posix() for path in paths} == wanted
+    assert {path for path in paths if parts(path.stem)[2] in (1, 9, 17)} == set(demo.rglob("*.avi"))
     split = load_split(None, 1, [path.stem for path in paths], verbose=False)
     assert split.class_names == CLASSES
     assert len(split.train) == 9 * 18
@@ -75,23 +79,22 @@ def test_names_groups_frames_and_split(demo, films):
     assert {film.shape for film in films.values()} == {(FRAMES, 120, 160, 3)}
 
 
-def test_rendered_again_only_what_is_missing_and_to_the_same_bytes(demo, run, tmp_path):
-    copy = shutil.copytree(demo, tmp_path / "copy")
-    lost = copy / "videos/DotsSpin/v_DotsSpin_g03_c01.avi"
-    before = lost.read_bytes()
+def test_rendered_again_only_what_is_missing_and_to_the_same_bytes(demo):
+    lost, *kept = sorted(demo.rglob("*.avi"))
+    before, times = lost.read_bytes(), [path.stat().st_mtime_ns for path in kept]
     lost.unlink()
-    kept = {path: path.stat().st_mtime_ns for path in copy.rglob("*.avi")}
-    assert "225 videos in 9 classes, 1 of them new" in run("data/make_demo.py", copy, "--clips", 1).stdout
+    assert make_demo.render_group(demo / "videos", 0, 1, parts(lost.stem)[2]) == 1
     assert lost.read_bytes() == before
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert [path.stat().st_mtime_ns for path in kept] == times
 
 
-def test_another_seed_is_another_set(demo, run):
+def test_another_seed_is_another_set(demo):
     one, two = (make_demo.draw_scene(seed, "Dots", 1, 1) for seed in (0, 1))
     assert one.start != two.start
     assert not np.array_equal(one.backdrop, two.backdrop)
     assert not np.array_equal(one.sheet, two.sheet)
-    assert "another" in run("data/make_demo.py", demo, "--seed", 1, code=2).stderr
+    with pytest.raises(InputError, match="remove .* or choose another"):
+        make_demo.render(demo, 1, 1)
 
 
 # --- what a video shows --------------------------------------------------------------------------------
@@ -144,13 +147,12 @@ def test_the_motions_of_a_scene_begin_with_the_same_frame(films):
             assert np.array_equal(first[0], first[2])
 
 
-@pytest.mark.parametrize("motion", MOTIONS)
-def test_grey_images_do_not_show_what_is_painted(motion, tmp_path):
+def test_grey_images_do_not_show_what_is_painted(tmp_path):
     scene = make_demo.draw_scene(0, "Dots", 1, 1)
     films = []
     for appearance in APPEARANCES:  # the same scene in everything but the paint
         painted = dataclasses.replace(scene, sheet=make_demo.draw_sheet(appearance, 0))
-        make_demo.write_video(tmp_path / "film.avi", make_demo.film(painted, motion))
+        make_demo.write_video(tmp_path / "film.avi", make_demo.film(painted, "Spin"))
         films.append(decode(tmp_path / "film.avi"))
     for one, two in ((0, 1), (0, 2), (1, 2)):
         in_colour = np.abs(films[one].astype(float) - films[two]).mean()
