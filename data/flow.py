@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data.tvl1 import OPENCV_DEFAULTS
 from data.videos import VideoError, import_cv2
 from utils import InputError, plural
 
@@ -34,7 +33,7 @@ def best_backend(device: str = "cpu") -> str:
             from data.tvl1.cpu import tvl1_pair
 
             blank = np.zeros((32, 32), np.uint8)
-            tvl1_pair(blank, blank, OPENCV_DEFAULTS)
+            tvl1_pair(blank, blank)
             return "numba"
         import torch
 
@@ -61,7 +60,7 @@ def tvl1_flow(
         from data.tvl1.cpu import tvl1_pair
 
         for one, two in itertools.pairwise(_grey(frames)):
-            yield tvl1_pair(one, two, OPENCV_DEFAULTS).transpose(1, 2, 0)
+            yield tvl1_pair(one, two).transpose(1, 2, 0)
         return
     import torch
 

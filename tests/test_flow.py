@@ -93,12 +93,12 @@ def test_the_flow_of_a_pair_is_the_same_wherever_the_video_begins(height):
 
 def test_raft_points_from_each_frame_to_the_next(shared):
     """The same for RAFT, on sides that are no multiples of 8, whatever the batch."""
-    big = texture(180, 200)
-    frames = [big[20 - 2 * k : 160 - 2 * k, 20 - 3 * k : 177 - 3 * k] for k in range(4)]
+    big = texture(150, 160)
+    frames = [big[20 - 2 * k : 143 - 2 * k, 20 - 3 * k : 149 - 3 * k] for k in range(3)]
     flows = list(raft_flow(iter(frames), raft_small(shared), batch_frames=2))
-    assert len(flows) == 3
+    assert len(flows) == 2
     for flow in flows:
-        assert flow.shape == (140, 157, 2)
+        assert flow.shape == (123, 129, 2)
         assert flow.dtype == np.float32
         np.testing.assert_allclose(np.median(flow, axis=(0, 1)), (3, 2), atol=0.3)
     alone = list(raft_flow(iter(frames), raft_small(shared), batch_frames=1))

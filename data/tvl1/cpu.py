@@ -18,32 +18,31 @@ import cv2
 import numpy as np
 from numba import njit
 
-from data.tvl1 import TVL1
+from data import tvl1
 
 FLOAT_EPSILON = np.finfo(np.float32).eps
 
 
-def tvl1_pair(first: np.ndarray, second: np.ndarray, parameters: TVL1) -> np.ndarray:
+def tvl1_pair(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Compute the flow from `first` to `second`, both (height, width), grey 0..255.
 
     Returns float32 (2, height, width) in pixels, x then y. The costly steps release the GIL, so pairs can be
     computed in parallel threads.
     """
-    scale_step = parameters.scale_step
-    longer: Any = 1 / scale_step  # Any, as OpenCV's type hints don't allow a scalar factor
+    longer: Any = 1 / tvl1.SCALE_STEP  # Any, as OpenCV's type hints don't allow a scalar factor
     I0s, I1s = [np.float32(first)], [np.float32(second)]
-    for _ in parameters.pyramid(*first.shape)[1:]:
+    for _ in tvl1.pyramid(*first.shape)[1:]:
         for images in (I0s, I1s):
-            images.append(cv2.resize(images[-1], None, fx=scale_step, fy=scale_step))
+            images.append(cv2.resize(images[-1], None, fx=tvl1.SCALE_STEP, fy=tvl1.SCALE_STEP))
     u = np.zeros((2, *I0s[-1].shape), np.float32)
     for I0, I1 in zip(reversed(I0s), reversed(I1s), strict=True):
         if u.shape[1:] != I0.shape:
             u = np.stack([cv2.multiply(cv2.resize(component, I0.shape[::-1]), longer) for component in u])
-        u = _solve_scale(I0, I1, u, parameters)
+        u = _solve_scale(I0, I1, u)
     return u
 
 
-def _solve_scale(I0: np.ndarray, I1: np.ndarray, start: np.ndarray, parameters: TVL1) -> np.ndarray:
+def _solve_scale(I0: np.ndarray, I1: np.ndarray, start: np.ndarray) -> np.ndarray:
     """Compute the flow on one scale, starting from the flow `start` (2, height, width)."""
     height, width = I0.shape
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
@@ -56,18 +55,16 @@ def _solve_scale(I0: np.ndarray, I1: np.ndarray, start: np.ndarray, parameters: 
     p = np.zeros((2, 2, height + 1, width + 1), np.float32)
     u1, u2 = u[:, :height, :width]
     squares = np.empty_like(I0)
-    weights = parameters.lambda_ * parameters.theta, parameters.theta, parameters.tau / parameters.theta
-    constants = np.array([*weights, parameters.epsilon**2 * height * width], np.float32)
-    for _ in range(parameters.warps):
+    constants = np.array([*tvl1.WEIGHTS, tvl1.EPSILON**2 * height * width], np.float32)
+    for _ in range(tvl1.WARPS):
         warped = cv2.remap(maps, columns + u1, rows + u2, cv2.INTER_CUBIC)  # 0 outside the image
         I1w, I1wx, I1wy = (np.ascontiguousarray(warped[:, :, channel]) for channel in range(3))
         rho_c = I1w - I1wx * u1 - I1wy * u2 - I0
         known = I1wx, I1wy, I1wx * I1wx + I1wy * I1wy, rho_c
-        for _ in range(parameters.outer_iterations):
-            if parameters.median_size > 1:
-                for component in (u1, u2):
-                    component[:] = cv2.medianBlur(np.ascontiguousarray(component), parameters.median_size)
-            if _relax(u, p, squares, *known, *constants, parameters.inner_iterations):
+        for _ in range(tvl1.OUTER_ITERATIONS):
+            for component in (u1, u2):
+                component[:] = cv2.medianBlur(np.ascontiguousarray(component), tvl1.MEDIAN_SIZE)
+            if _relax(u, p, squares, *known, *constants, tvl1.INNER_ITERATIONS):
                 break
     return np.stack([u1, u2])
 

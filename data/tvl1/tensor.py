@@ -31,14 +31,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.tvl1 import OPENCV_DEFAULTS, TVL1
+from data import tvl1
 
 Planes = Sequence[Tensor]  # each (B, H, W)
 Iterate = Callable[..., tuple[Tensor, ...]]
 
 
 @torch.no_grad()
-def tvl1_pairs(first: Tensor, second: Tensor, parameters: TVL1 = OPENCV_DEFAULTS, compiled: bool = False) -> Tensor:
+def tvl1_pairs(first: Tensor, second: Tensor, compiled: bool = False) -> Tensor:
     """Compute the flow between images of `first` and `second`, each (B, H, W), uint8 or float, grey 0..255.
 
     Returns float32 (B, 2, H, W) on the same device, in pixels, x then y. The stopping rule is applied to each
@@ -52,7 +52,7 @@ def tvl1_pairs(first: Tensor, second: Tensor, parameters: TVL1 = OPENCV_DEFAULTS
     batch, check_every = (1, 1) if first.device.type == "cpu" else (max(1, len(first)), 5)
     iterate = _compiled_iterate() if compiled else _iterate
     pairs = zip(first.float().split(batch), second.float().split(batch), strict=True)
-    return torch.cat([_solve_pyramid(I0, I1, parameters, check_every, iterate) for I0, I1 in pairs])
+    return torch.cat([_solve_pyramid(I0, I1, check_every, iterate) for I0, I1 in pairs])
 
 
 @cache
@@ -60,49 +60,47 @@ def _compiled_iterate() -> Iterate:
     return torch.compile(_iterate, dynamic=True)
 
 
-def _solve_pyramid(first: Tensor, second: Tensor, parameters: TVL1, check_every: int, iterate: Iterate) -> Tensor:
+def _solve_pyramid(first: Tensor, second: Tensor, check_every: int, iterate: Iterate) -> Tensor:
     """Compute the flow of (B, H, W) float images, from the coarsest scale to the finest."""
-    sizes = parameters.pyramid(*first.shape[1:])
+    sizes = tvl1.pyramid(*first.shape[1:])
     I0s, I1s = [first], [second]
     for height, width in sizes[1:]:
         for images in (I0s, I1s):
-            images.append(_resize(images[-1], height, width, 1 / parameters.scale_step, 1 / parameters.scale_step))
+            images.append(_resize(images[-1], height, width, 1 / tvl1.SCALE_STEP, 1 / tvl1.SCALE_STEP))
     u = first.new_zeros(len(first), 2, *sizes[-1])
     for I0, I1, (height, width) in zip(reversed(I0s), reversed(I1s), reversed(sizes), strict=True):
         if u.shape[2:] != (height, width):
-            u = _resize(u, height, width, u.shape[2] / height, u.shape[3] / width) / parameters.scale_step
-        u = _solve_scale(I0, I1, u, parameters, check_every, iterate)
+            u = _resize(u, height, width, u.shape[2] / height, u.shape[3] / width) / tvl1.SCALE_STEP
+        u = _solve_scale(I0, I1, u, check_every, iterate)
     return u
 
 
-def _solve_scale(I0: Tensor, I1: Tensor, u: Tensor, parameters: TVL1, check_every: int, iterate: Iterate) -> Tensor:
+def _solve_scale(I0: Tensor, I1: Tensor, u: Tensor, check_every: int, iterate: Iterate) -> Tensor:
     """Refine the flow `u` (B, 2, H, W) from I0 to I1 (B, H, W) on one scale."""
     edge = F.pad(I1[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     I1x, I1y = (edge[:, 1:-1, 2:] - edge[:, 1:-1, :-2]) / 2, (edge[:, 2:, 1:-1] - edge[:, :-2, 1:-1]) / 2
     maps = torch.stack([I1, I1x, I1y], 1)
     unknowns = torch.cat([u.transpose(0, 1), u.new_zeros(4, *I0.shape)])  # u1, u2, p11, p12, p21, p22: (6, B, H, W)
-    for _ in range(parameters.warps):
+    for _ in range(tvl1.WARPS):
         u1, u2 = unknowns[:2]
         I1w, I1wx, I1wy = _warp(maps, u1, u2).unbind(1)
         rho_c = I1w - I1wx * u1 - I1wy * u2 - I0
         inverse = 1 / (I1wx**2 + I1wy**2).clamp(min=torch.finfo(torch.float32).eps)
-        _relax(unknowns, (I1wx, I1wy, rho_c, inverse), parameters, check_every, iterate)
+        _relax(unknowns, (I1wx, I1wy, rho_c, inverse), check_every, iterate)
     return unknowns[:2].transpose(0, 1).contiguous()
 
 
-def _relax(unknowns: Tensor, known: Planes, parameters: TVL1, check_every: int, iterate: Iterate) -> None:
+def _relax(unknowns: Tensor, known: Planes, check_every: int, iterate: Iterate) -> None:
     """Iterate eqs. (3) to (6) in place. Every `check_every` iterations, drop pairs at rest from the batch."""
-    limit = parameters.epsilon**2 * unknowns[0, 0].numel()
-    weights = parameters.lambda_ * parameters.theta, parameters.theta, parameters.tau / parameters.theta, limit
+    weights = *tvl1.WEIGHTS, tvl1.EPSILON**2 * unknowns[0, 0].numel()
     pairs = torch.arange(unknowns.shape[1], device=unknowns.device)
     moving = torch.ones_like(pairs, dtype=torch.bool)
     state: Planes = unknowns.unbind()
-    for _ in range(parameters.outer_iterations):
-        if parameters.median_size > 1:
-            state = (*(_median(component, parameters.median_size) for component in state[:2]), *state[2:])
-        for iteration in range(1, parameters.inner_iterations + 1):
+    for _ in range(tvl1.OUTER_ITERATIONS):
+        state = (*map(_median, state[:2]), *state[2:])
+        for iteration in range(1, tvl1.INNER_ITERATIONS + 1):
             *state, moving = iterate(*state, *known, moving, *weights)
-            if iteration % check_every and iteration < parameters.inner_iterations:
+            if iteration % check_every and iteration < tvl1.INNER_ITERATIONS:
                 continue
             if moving.all():
                 continue
@@ -188,7 +186,7 @@ def _resize(images: Tensor, height: int, width: int, step_y: float, step_x: floa
     return images
 
 
-def _median(images: Tensor, size: int) -> Tensor:
-    """Median-filter (B, H, W) with size x size windows; edge pixels are repeated."""
-    edge = F.pad(images[:, None], (size // 2,) * 4, mode="replicate")
-    return F.unfold(edge, size).median(1).values.view_as(images)
+def _median(images: Tensor) -> Tensor:
+    """Median-filter (B, H, W); edge pixels are repeated."""
+    edge = F.pad(images[:, None], (tvl1.MEDIAN_SIZE // 2,) * 4, mode="replicate")
+    return F.unfold(edge, tvl1.MEDIAN_SIZE).median(1).values.view_as(images)
