@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
-import os
-import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,22 +30,21 @@ from saved.feature_file import FORMAT, check_target, read_about, read_features, 
 from utils import InputError, check_name, plural, processes
 
 MIDDLE = 5  # the frame in the middle of a stack of 10 flow pairs, counted from the stack's first
-SYNC_SECONDS = 10.0  # work lost in a power cut, at most; a killed process loses one batch
-
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 POOLINGS = tuple(f"{stage}.{pool}" for stage in STAGES for pool in ("mean", "max"))
 # If the task is far from ImageNet, the last stage's mean is the least informative: docs/results.md.
 DEFAULT_POOLING = {"spatial": ("layer3.mean", "layer4.mean"), "motion": ("layer3.mean",)}
 
+Rows = dict[str, np.ndarray]  # fingerprint of a video's images -> features (samples, features) float16
+
+
+# --- the network ---------------------------------------------------------------------------------------
+
 
 def last_pooling(model: Network) -> tuple[str, ...]:
     """Return the pooling that the last layer sees. timm networks, without stages here, have no other."""
     return ("layer4.mean",) if model.stages else ("pre-logits",)
-
-
-def default_pooling(model: Network, stream: str) -> tuple[str, ...]:
-    return DEFAULT_POOLING[stream] if model.stages else last_pooling(model)
 
 
 class PooledTrunk(nn.Module):
@@ -59,13 +55,10 @@ class PooledTrunk(nn.Module):
         self.trunk, self.pooling = trunk, tuple(pooling)
 
     def forward(self, x: Tensor) -> Tensor:
-        trunk = self.trunk
-        x = trunk.stem(x)
+        x = self.trunk.stem(x)
         found: dict[str, Tensor] = {}
-        for stage in STAGES:
-            if len(found) == len(self.pooling):  # later stages are not needed
-                break
-            x = getattr(trunk, stage)(x)  # (N, C, H / 4, W / 4); later stages double C and halve the sides
+        for stage in STAGES[: STAGES.index(max(self.pooling).partition(".")[0]) + 1]:  # later ones are not needed
+            x = getattr(self.trunk, stage)(x)  # (N, C, H / 4, W / 4); later stages double C and halve the sides
             if f"{stage}.mean" in self.pooling:
                 found[f"{stage}.mean"] = x.mean((2, 3), dtype=torch.float32)  # (N, C)
             if f"{stage}.max" in self.pooling:
@@ -77,7 +70,9 @@ def feature_net(
     model: Network, preparation: Preparation, pooling: Sequence[str], dtype: torch.dtype, compiled: bool = False
 ) -> InferenceNet:
     """Return an InferenceNet whose two outputs are both the pooled features."""
-    check_pooling(pooling, model)
+    known = POOLINGS if model.stages else last_pooling(model)
+    if not set(pooling) <= set(known) or len(set(pooling)) < len(pooling):
+        raise InputError(f"--pooling {' '.join(pooling)}: name some of {', '.join(known)}, each once")
     trunk = (lambda own: PooledTrunk(own, pooling)) if model.stages else None
     net = InferenceNet(model, preparation, dtype, trunk=trunk, head=nn.Identity())
     if compiled:
@@ -86,21 +81,18 @@ def feature_net(
 
 
 def feature_count(model: Network, pooling: Sequence[str]) -> int:
-    """Return the number of features that the poolings produce."""
+    """Return the number of features that the poolings produce. Each stage of a ResNet doubles them."""
     if not model.stages:
         return model.fc.in_features
-    widths = {}
-    for stage in STAGES:
-        block = getattr(model, stage)[-1]
-        widths[stage] = (block.conv3 if hasattr(block, "conv3") else block.conv2).out_channels
-    return sum(widths[name.partition(".")[0]] for name in pooling)
+    return sum(model.fc.in_features >> STAGES[::-1].index(name.partition(".")[0]) for name in pooling)
 
 
-def check_pooling(pooling: Sequence[str], model: Network | None = None) -> None:
-    known = POOLINGS if model is None or model.stages else last_pooling(model)
-    unknown = [name for name in pooling if name not in known]
-    if unknown or len(set(pooling)) < len(pooling):
-        raise InputError(f"--pooling {' '.join(pooling)}: name some of {', '.join(known)}, each once")
+def trunk_hash(model: Network) -> str:
+    """SHA-256 of a network's weights without the last layer, which does not affect features."""
+    return weights_hash({name: value for name, value in model.state_dict().items() if not name.startswith("fc.")})
+
+
+# --- features of a split -------------------------------------------------------------------------------
 
 
 def extract_features(
@@ -120,88 +112,77 @@ def extract_features(
     run; only the others are computed.
     """
     path = Path(args.features)
-    stream = "spatial" if preparation.modality == "rgb" else "motion"
-    pooling = args.pooling or default_pooling(model, stream)
-    check_pooling(pooling, model)
     check_target(path)
     check_name(data.root)
     if processes() > 1:
         raise InputError("--features works in one process: start it without torchrun")
     if checkpoint is not None:  # its classes do not matter here
         model = trained_model(checkpoint, preparation.size)
+    stream = "spatial" if preparation.modality == "rgb" else "motion"
+    pooling = args.pooling or (DEFAULT_POOLING[stream] if model.stages else last_pooling(model))
     preparation = at_stack_middles(preparation)
     sampling = data.test.dataset.sampling
     assert isinstance(sampling, TestSampling)
     dtype = amp_dtype(args.amp, device)
+    net = feature_net(model, preparation, pooling, dtype, args.compile).to(device)
     sources, subset = sources_of(data)
+    listed = [(s.video.name, s.video.label, s.video.group, part) for s, part in zip(sources, subset, strict=True)]
     keys = [made_of(data.root, source) for source in sources]
-    row = {"preparation": preparation.as_dict(), **sampling.about(), "pooling": list(pooling),
-           "dtype": str(dtype).removeprefix("torch.")}  # fmt: skip
     weights = str(args.resume or args.weights)
     weights = str(Path(weights).resolve()) if Path(weights).is_file() else weights  # valid in any folder
+    # What a row depends on beside its images; then all that the file says.
+    row = {"preparation": preparation.as_dict(), **sampling.about(), "pooling": list(pooling),
+           "dtype": str(dtype).removeprefix("torch.")}  # fmt: skip
     trunk = {"arch": args.arch, "sha256": trunk_hash(model)}
     about = {
         "stream": stream, **data.about(), **row,
         "network": {**trunk, "checkpoint" if checkpoint else "weights": weights,
                     "flow_order": getattr(args, "flow_order", "original"), "seed": args.seed},
-        "videos_sha256": list_hash(sources, subset),
+        "videos_sha256": hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
         "frames": {**data.frames(sources), "made_of": keys},
     }  # fmt: skip
-    about, wanted = (json.loads(json.dumps(one)) for one in (about, {**row, **trunk}))  # as JSON reads them
+    about, settings = (json.loads(json.dumps(one)) for one in (about, {**row, **trunk}))  # as JSON reads them
+    partial = path.with_name(path.name + ".partial")
     with owned(path.parent, path.name, "--features"):
         if read_about(path) == {"format": FORMAT, **about}:
             print(f"{path} is there already, of this network, these videos and these settings")
             return 0
-        net = feature_net(model, preparation, pooling, dtype, args.compile).to(device)
-        shape = (sampling.samples, feature_count(model, pooling))
-        head = json.dumps(wanted).encode() + b"\n"
-        partial = path.with_name(path.name + ".partial")
-        record = np.dtype([("key", f"S{len(keys[0])}"), ("values", "<f2", shape)])
-        rows = read_rows(path, wanted)
-        with append_to(partial, head, record) as (file, done):
-            todo = {key: s for key, s in zip(keys, sources, strict=True) if key not in rows and key not in done}
-            say_todo(path, len(set(keys)), len(todo), f"{args.arch} on {device.type}, {sampling.clips} clips each")
+        rows = read_rows(path, settings)
+        with appended(partial, json.dumps(settings)) as (file, more):
+            rows |= more
+            todo = {key: source for key, source in zip(keys, sources, strict=True) if key not in rows}
+            videos = len(set(keys))
+            kept = f", {videos - len(todo):,} of them there already" if len(todo) < videos else ""
+            print(f"features of {plural(videos, 'video')}{kept}: {args.arch} on {device.type}, {sampling.clips} clips "
+                  f"each -> {path}", flush=True)  # fmt: skip
             if todo:
-                dataset = ClipDataset(
-                    list(todo.values()), data.test.dataset.read, preparation, sampling, seed=args.seed
-                )
+                read = data.test.dataset.read
+                dataset = ClipDataset(list(todo.values()), read, preparation, sampling, seed=args.seed)
                 batch = max(1, (256 if device.type == "cuda" else 32) // sampling.clips)
                 loader = Loader(dataset, batch, args.workers, device)
-                _compute(net, loader, sampling, preparation, device, file, list(todo))
-        rows |= logged(partial, head, record)
+                for key, values in zip(todo, compute(net, loader, device), strict=True):
+                    for array in (np.array(key), values):
+                        np.save(file, array)
+                    file.flush()
+                    rows[key] = values
         values = np.stack([rows[key] for key in keys])
-        write_features(
-            path, [s.video.name for s in sources], [s.video.label for s in sources], subset, values, about,
-            [s.video.group for s in sources],
-        )  # fmt: skip
-        rows.clear()  # Windows cannot remove a file that is still mapped
+        names, labels, groups, _ = zip(*listed, strict=True)
+        write_features(path, names, labels, subset, values, about, groups)
         partial.unlink()
-    print(f"written: {path}, {len(sources):,} x {shape[0]} x {shape[1]}")
+    print(f"written: {path}, {len(sources):,} x {values.shape[1]} x {values.shape[2]}")
     return 0
 
 
-def say_todo(path: Path, videos: int, todo: int, how: str) -> None:
-    kept = f", {videos - todo:,} of them there already" if todo < videos else ""
-    print(f"features of {plural(videos, 'video')}{kept}: {how} -> {path}", flush=True)
-
-
 @torch.inference_mode()
-def _compute(
-    net, loader, sampling: TestSampling, preparation: Preparation, device, file: BinaryIO, keys: list[str]
-) -> None:
-    """Compute the features of the loader's videos and append each video's key and features to `file`."""
-    synced, left = time.monotonic(), iter(keys)
-    with progress_bar(len(keys), "features", "video") as bar:
+def compute(net: InferenceNet, loader: Loader, device: torch.device) -> Iterator[np.ndarray]:
+    """Yield each video's features, (samples, features) float16, averaged over views."""
+    sampling = loader.dataset.sampling
+    assert isinstance(sampling, TestSampling)
+    with progress_bar(len(loader.dataset), "features", "video") as bar:
         for batch in sent_ahead(loader.epoch(0), device):
-            values = net(clips_of(batch, preparation.modality, device))[1]  # (videos * views * samples, features)
-            values = values.unflatten(0, (len(batch.names), sampling.views, sampling.samples))
-            values = values.mean(1)  # over views: (videos, samples, features)
-            for one in values.half().cpu().numpy():
-                file.write(next(left).encode() + one.tobytes())
-            file.flush()
-            if time.monotonic() - synced > SYNC_SECONDS:
-                os.fsync(file.fileno())
-                synced = time.monotonic()
+            values = net(clips_of(batch, net.preparation.modality, device))[1]  # (videos * views * samples, features)
+            values = values.unflatten(0, (len(batch.names), sampling.views, sampling.samples)).mean(1)
+            yield from values.half().cpu().numpy()  # (videos, samples, features)
             bar.update(len(batch.names))
 
 
@@ -232,63 +213,47 @@ def at_stack_middles(preparation: Preparation) -> Preparation:
     return replace(preparation, margin=round(MIDDLE / (preparation.sampling_rate or 1)))
 
 
-def trunk_hash(model: Network) -> str:
-    """SHA-256 of a network's weights without the last layer, which does not affect features."""
-    return weights_hash({name: value for name, value in model.state_dict().items() if not name.startswith("fc.")})
-
-
-def list_hash(sources: list[Source], subset: list[str]) -> str:
-    """SHA-256 of the list of videos: their names, labels, groups and side of the split."""
-    rows = [(s.video.name, s.video.label, s.video.group, part) for s, part in zip(sources, subset, strict=True)]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
 # --- rows that are there already -----------------------------------------------------------------------
 
 
-def read_rows(path: Path, settings: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Return the rows of a features file with these settings, keyed by fingerprint.
+def read_rows(path: Path, settings: dict[str, Any]) -> Rows:
+    """Return the rows of a features file with these settings.
 
-    Each row is (samples, features) float16. Returns no rows if the settings differ, or if the file is absent,
-    damaged or from another version.
+    There are none if the settings differ, or if the file is absent, damaged or from another version.
     """
     about = read_about(path) or {}
     try:
         if any({**about, **about["network"]}[name] != value for name, value in settings.items()):
             return {}
         return dict(zip(about["frames"]["made_of"], read_features(path).values, strict=True))
-    except (InputError, KeyError, TypeError, ValueError):  # from another version, or damaged: it is rewritten
+    except (InputError, KeyError, TypeError, ValueError):
         return {}
 
 
-@contextmanager
-def append_to(path: Path, head: bytes, record: np.dtype) -> Iterator[tuple[BinaryIO, set[str]]]:
-    """Open a partial file for appending records (key, values); yield (file, keys of its records).
+@contextlib.contextmanager
+def appended(path: Path, settings: str) -> Iterator[tuple[BinaryIO, Rows]]:
+    """Open a partial file for appending; yield (file, its rows).
 
-    The file begins with `head`, a line of JSON with the settings. A file with other settings is overwritten.
+    It holds arrays as np.save writes them: the settings, then the key and the values of each row. A file with
+    other settings is overwritten. Half a row, which a killed run may leave, is cut off.
     """
+    rows: Rows = {}
     try:
-        with open(path, "a+b") as file:  # in append mode all writes go to the end
-            file.seek(0)
-            if file.read(len(head)) != head:
-                if file.tell():
-                    print(f"note: {path} was begun with other settings, and is begun again", file=sys.stderr)
-                file.truncate(0)
-                file.write(head)
-                file.flush()
-            whole = (file.seek(0, os.SEEK_END) - len(head)) // record.itemsize
-            file.truncate(len(head) + whole * record.itemsize)  # a killed run may leave half a record
-            yield file, set(logged(path, head, record))
+        path.touch()
+        with open(path, "r+b") as file:
+            whole = 0  # bytes
+            with contextlib.suppress(EOFError, ValueError):  # np.load raises them at the end and within half a row
+                same = str(np.load(file)) == settings
+                while same:
+                    whole = file.tell()
+                    key, values = str(np.load(file)), np.load(file)
+                    rows[key] = values
+            file.seek(whole)
+            file.truncate()
+            if not whole:
+                np.save(file, np.array(settings))
+            yield file, rows
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror or error}; what is done is kept: free some space and start again"
         ) from error
-
-
-def logged(path: Path, head: bytes, record: np.dtype) -> dict[str, np.ndarray]:
-    """Return the rows of a partial file by key, as memory maps."""
-    count = (path.stat().st_size - len(head)) // record.itemsize
-    if not count:  # an empty file cannot be mapped
-        return {}
-    rows = np.memmap(path, record, "r", len(head), count)
-    return dict(zip(rows["key"].astype(str).tolist(), rows["values"], strict=True))

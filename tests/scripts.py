@@ -21,7 +21,8 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = ["torch", "torchvision", "cv2", "pandas", "sklearn.linear_model", "sklearn.model_selection", "matplotlib"]
+HEAVY = ["torch", "torchvision", "cv2", "pandas", "sklearn.linear_model", "sklearn.model_selection", "matplotlib",
+         "timm"]
 
 
 @cache

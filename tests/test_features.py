@@ -3,9 +3,6 @@
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -14,7 +11,7 @@ from conftest import CLASSES, ROOT, SMALL
 
 from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation, flip_clips, flow_picture, to_input
 from dataloader.sampling import test_starts as spread
-from engine.features import check_pooling, feature_count, feature_net
+from engine.features import feature_count, feature_net
 from network import build_model
 from saved.feature_file import read_features, write_features
 from utils import InputError
@@ -74,34 +71,22 @@ def test_features_are_those_of_the_network_that_is_named(tiny, run, extracted, t
     assert found.about["network"]["checkpoint"] == str(trained.resolve())
 
 
-def test_killed_and_started_again_it_goes_on_with_the_same_result(tiny, run, extracted, tmp_path):
+def test_killed_and_started_again_it_goes_on_with_the_same_result(tiny, run, strike, extracted, tmp_path):
     script, flag, images = FLAGS["spatial"]
     out, partial = tmp_path / "f.npz", tmp_path / "f.npz.partial"
     command = [script, flag, tiny / images, *SMALL, "--features", out]
     whole = read_features(extracted / "spatial.npz")
-    record = 32 + whole.values[0].nbytes  # what it was made of, and its values
-    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not (partial.exists() and partial.stat().st_size > 3000 + record):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    expected = whole.values.copy()
-    if partial.exists():  # else it was faster than the signal
-        with open(partial, "r+b") as file:
-            head = len(file.readline())
-            done = (partial.stat().st_size - head) // record
-            # what is done is taken from the file, half a video is not
-            file.seek(head + 32)
-            file.write(np.full(expected[0].size, 7, np.float16).tobytes())
-            expected[0] = 7
-            file.truncate(head + done * record)
-            file.seek(0, 2)
-            file.write(b"\0" * (record // 3))
-        assert done
-    run(*command)
+    killed = strike("in a row of features", 5, signal.SIGKILL, ROOT / script, *command[1:])
+    assert killed.returncode == -signal.SIGKILL and not out.exists()
+    with open(partial, "r+b") as file:
+        np.load(file), np.load(file)
+        # what is done is taken from the file, half a video is not
+        np.save(file, np.full(whole.values[0].shape, 7, np.float16))
+        file.truncate(partial.stat().st_size - 100)
+    assert "12 videos, 1 of them there already" in run(*command).stdout
     found = read_features(out)
-    assert found.videos == whole.videos
-    np.testing.assert_array_equal(found.values, expected)
+    assert found.videos == whole.videos and (found.values[0] == 7).all() and not partial.exists()
+    np.testing.assert_array_equal(found.values[1:], whole.values[1:])
     assert "is there already" in run(*command).stdout
 
 
@@ -172,4 +157,4 @@ def test_poolings_are_means_and_maxima_of_stages():
     assert found.shape[1] == feature_count(model, pooling) == 512 + 256 + 512
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
     with pytest.raises(InputError, match=r"layer5\.mean"):
-        check_pooling(["layer5.mean"])
+        feature_net(model, preparation, ["layer5.mean"], torch.float32)
