@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
+import re
 import shlex
 import socket
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel
 
-from common.formats import Count, read_json
-from utils import InputError, check_writable, is_alive, rank, write_json
+from utils import InputError, check_writable, is_alive, rank
 
 PATIENCE = 15.0  # seconds until the loader workers of a killed run notice; until then they hold its lock
-
-
-class Owner(BaseModel):
-    """.owner.json."""
-
-    pid: Count
-    host: str
-    started: str
-    command: str
 
 
 @contextlib.contextmanager
 def owned(folder: str | os.PathLike, file: str = "", flag: str = "--output") -> Iterator[None]:
     """Lock `folder`, or one `file` in it, for the duration of the block. Rank 0 holds the lock for all.
 
-    The lock is the operating system's: it ends with its process, however that ends. Raises InputError, which names
-    the owner and the `flag` that chooses another place, if another run holds the lock.
+    The lock is the operating system's: it ends with its process, however that ends. A note beside it names the
+    owner. Raises InputError with this note, and the `flag` that chooses another place, if another run holds it.
     """
     if rank() > 0:
         yield
@@ -43,23 +33,24 @@ def owned(folder: str | os.PathLike, file: str = "", flag: str = "--output") -> 
     folder = Path(folder)
     check_writable(folder)
     name = f".{file or 'owner'}"
-    note, lock = folder / f"{name}.json", FileLock(folder / f"{name}.lock")
-    owner = _read(note)
-    dead = owner is not None and owner.host == socket.gethostname() and not is_alive(owner.pid)
+    note, lock = folder / f"{name}.txt", FileLock(folder / f"{name}.lock")
+    host = socket.gethostname()
+    owner = re.match(r"process (\d+) on (.+) since ", _read(note))
+    dead = owner is not None and owner[2] == host and not is_alive(int(owner[1]))
     try:
         lock.acquire(timeout=PATIENCE if dead else 0)
     except Timeout:
+        said = textwrap.shorten(_read(note), 300, placeholder=" ...") or "it has just started or is ending"
         raise InputError(
-            f"{folder / file} belongs to a run that still writes there ({_describe(_read(note))}): wait for its end or "
-            f"stop it, or choose another {flag}"
+            f"{folder / file} belongs to a run that still writes there ({said}): wait for its end or stop it, "
+            f"or choose another {flag}"
         ) from None
     except (OSError, NotImplementedError) as error:
         print(f"note: no lock on {folder / file} ({error}): see that no other run writes there", file=sys.stderr)
     try:
         command = shlex.join(["python", *sys.argv])
-        started = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-        own = Owner(pid=os.getpid(), host=socket.gethostname(), started=started, command=command)
-        write_json(note, own.model_dump())
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        note.write_text(f"process {os.getpid()} on {host} since {started}: {command}", "utf-8", "surrogateescape")
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -67,15 +58,8 @@ def owned(folder: str | os.PathLike, file: str = "", flag: str = "--output") -> 
         lock.release()
 
 
-def _read(note: Path) -> Owner | None:
+def _read(note: Path) -> str:
     try:
-        return read_json(note, Owner, "")
-    except InputError:  # the other run is just starting or ending
-        return None
-
-
-def _describe(owner: Owner | None) -> str:
-    if not owner:
-        return "it has just started or is ending"
-    command = textwrap.shorten(owner.command, 200, placeholder=" ...")
-    return f"process {owner.pid} on {owner.host} since {owner.started}: {command}"
+        return note.read_text("utf-8", "surrogateescape")
+    except OSError:  # there is no owner, or it is just starting or ending
+        return ""
