@@ -289,7 +289,7 @@ def save(
         return write_head(path, about, state, inputs, stream_networks)
     whole = {**networks[stream].state_dict(), **state}
     sha256 = weights_hash(whole)
-    progress = {"epoch": -1, "batch": 0, "best_prec1": -1.0, "ema": None, "state_dict": whole}
+    progress = {"epoch": -1, "batch": 0, "best_prec1": -1.0, "state_dict": whole}
     write_checkpoint(
         {**progress, "head": {"kind": head, "choice": choice}, "weights_sha256": sha256}, path,
         arch=one["network"]["arch"], class_names=one["class_names"], dataset=one["dataset"], split=one["split"],

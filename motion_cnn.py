@@ -32,12 +32,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         "crop": "squash", "flip": False,
     },  # the original's code; its README crops and flips: --crop random --flip --test-resize crop
     "tsn": {
-        "epochs": 340, "batch_size": 128, "lr": 5e-3, "schedule": "step", "milestones": [190 / 340, 300 / 340],
-        "weight_decay": 5e-4, "clip_grad": 20.0, "dropout": 0.7, "fc_std": 1e-3, "partial_bn": True,
-        "crop": "multiscale", "crop_positions": 13, "conv1_lr_factor": 5.0,
-        "test_samples": 25, "test_views": 10, "test_resize": "center", "test_starts": "tsn",
+        **options.TSN, "lr": 5e-3, "clip_grad": 20.0, "dropout": 0.7, "conv1_lr_factor": 5.0,
         "flow_mean": 0.5, "flow_std": 0.226,
-    },  # TSN's released code (Caffe), with the epochs that tsn-pytorch and mmaction share
+        "epochs": 340, "milestones": [190 / 340, 300 / 340],  # as in tsn-pytorch and mmaction
+    },
     "small": {**options.SMALL, "flow_picture": 12.0, "test_samples": 16},
 }  # fmt: skip
 # For --input rgbdiff. Source: tsn-pytorch's README, the only one with such a recipe.

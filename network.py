@@ -102,11 +102,11 @@ def build_model(
     `arch` is one of `architectures()`, or "timm:NAME".
 
     `weights` is "none" (random), "imagenet" (torchvision's or timm's, downloaded once), a torchvision weight
-    set such as "IMAGENET1K_V2", or the path of any checkpoint. From our checkpoints it takes the weights used
-    in evaluation. The original's motion checkpoints have channels in `flow_order` (foreign.FLOW_ORDERS). RGB
-    weights are adapted to any other channel count by cross-modality initialisation. A last layer for other
-    classes starts at random: normal with standard deviation `fc_std` and no bias (TSN's code: .001), or
-    torch's default for 0. `dropout` acts on the pooled features (TSN, section 3.2: 0.8 spatial, 0.7 motion).
+    set such as "IMAGENET1K_V2", or the path of any checkpoint. The original's motion checkpoints have channels
+    in `flow_order` (foreign.FLOW_ORDERS). RGB weights are adapted to any other channel count by cross-modality
+    initialisation. A last layer for other classes starts at random: normal with standard deviation `fc_std`
+    and no bias (TSN's code: .001), or torch's default for 0. `dropout` acts on the pooled features (TSN,
+    section 3.2: 0.8 spatial, 0.7 motion).
     """
     model: Network
     if arch.startswith(TIMM):
@@ -136,7 +136,7 @@ def rgb_normalisation(arch: str) -> dict[str, Any]:
 
 
 def trained_model(checkpoint: Checkpoint, size: int | None = None) -> Network:
-    """Build the network of any project's checkpoint, in evaluation mode, with the weights used in evaluation.
+    """Build the network of any project's checkpoint, in evaluation mode.
 
     `size` overrides the checkpoint's image size, in pixels; some timm networks accept only one size.
     """
@@ -145,10 +145,10 @@ def trained_model(checkpoint: Checkpoint, size: int | None = None) -> Network:
     # because some hold tables that are in no checkpoint.
     with torch.random.fork_rng([]), torch.device("cpu" if checkpoint.arch.startswith(TIMM) else "meta"):
         model = build_model(checkpoint.arch, checkpoint.in_channels, checkpoint.num_classes, size=size)
-    problem = explain_mismatch(model, checkpoint.tested_state)
+    problem = explain_mismatch(model, checkpoint.state_dict)
     if problem:
         raise InputError(f"{checkpoint.path} does not fit {checkpoint.arch}: {problem}")
-    model.load_state_dict(checkpoint.tested_state, assign=True)
+    model.load_state_dict(checkpoint.state_dict, assign=True)
     return model.eval()
 
 

@@ -28,11 +28,9 @@ from utils import run_main, seed_everything, set_up_device
 RECIPES: dict[str, dict[str, Any]] = {
     "baseline": {"batch_size": 25, "lr": 5e-4, "consensus": "sum"},  # the original's
     "tsn": {
-        "epochs": 80, "batch_size": 128, "lr": 1e-3, "schedule": "step", "milestones": [30 / 80, 60 / 80],
-        "weight_decay": 5e-4, "clip_grad": 40.0, "dropout": 0.8, "fc_std": 1e-3, "partial_bn": True,
-        "crop": "multiscale", "crop_positions": 13,
-        "test_samples": 25, "test_views": 10, "test_resize": "center", "test_starts": "tsn",
-    },  # TSN's released code (Caffe), with the epochs that tsn-pytorch and mmaction share
+        **options.TSN, "lr": 1e-3, "clip_grad": 40.0, "dropout": 0.8,
+        "epochs": 80, "milestones": [30 / 80, 60 / 80],  # as in tsn-pytorch and mmaction
+    },
     "small": {**options.SMALL, "test_samples": 10},
 }  # fmt: skip
 

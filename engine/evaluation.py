@@ -126,7 +126,7 @@ class TestResult:
 def test(training: Training, loader: Loader, check_stop: Callable[[], None] = lambda: None) -> TestResult:
     """Compute the logits of all videos, shared among all processes. The training state does not change."""
     preparation, device, settings = training.preparation, training.device, training.settings
-    net = InferenceNet(training.tested_model, preparation, training.dtype, settings.compile).to(device)
+    net = InferenceNet(training.model, preparation, training.dtype, settings.compile).to(device)
     sampling = loader.dataset.sampling
     assert isinstance(sampling, TestSampling)
     logits: dict[str, np.ndarray] = {}

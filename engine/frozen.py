@@ -138,8 +138,7 @@ def start_from_linear_head(
         fit = fit_linear(samples, np.arange(count), labels, groups, classes, FOLDS, training.settings.seed)
     except InputError as error:
         raise InputError(f"no linear head to start from: {error} (or --no-linear-start)") from None
-    for model in (training.model, training.tested_model):  # the same network, or its moving average
-        model.load_state_dict(fit.state, strict=False)  # the state has only fc.weight and fc.bias
+    training.model.load_state_dict(fit.state, strict=False)  # the state has only fc.weight and fc.bias
     return (
         f"starts from a linear head on {plural(count, 'video')} x {samples.shape[1]} clips: top-1 "
         f"{100 * np.mean(fit.held_out.argmax(1) == labels):.2f} % of videos held out of it, C {fit.choice['C']:.3g} by "

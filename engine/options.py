@@ -24,8 +24,13 @@ NOT_RESTORED = {
     "compile", "save_every_minutes", "allow_missing", "weights", "flow_order", "tensorboard",
 }  # fmt: skip
 
-RECIPES = ("baseline", "tsn", "small")
-SMALL = {  # for both streams: a linear head, then the last stage (Kumar et al. 2022), docs/small_data.md
+# What both streams share of two recipes.
+TSN = {  # TSN's released code (Caffe)
+    "batch_size": 128, "schedule": "step", "weight_decay": 5e-4, "fc_std": 1e-3, "partial_bn": True,
+    "crop": "multiscale", "crop_positions": 13,
+    "test_samples": 25, "test_views": 10, "test_resize": "center", "test_starts": "tsn",
+}  # fmt: skip
+SMALL = {  # a linear head, then the last stage (Kumar et al. 2022), docs/small_data.md
     "arch": "resnet50", "size": 160, "crop": "multiscale", "flip": True, "train_from": "layer4", "linear_start": True,
     "epochs": 10, "eval_every": 10000, "batch_size": 16, "lr": 5e-3, "schedule": "cosine", "label_smoothing": 0.1,
     "weight_decay": 5e-4, "clip_grad": 5.0, "test_views": 2,
@@ -40,7 +45,7 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     # A usage line with all flags would fill a screen.
     parser = ArgumentParser(description, usage="%(prog)s [--resume [PATH]] [--evaluate] [--recipe tsn] [flags]")
     parser.set_defaults(**_settings())
-    parser.add_argument("--recipe", choices=RECIPES, default="baseline",
+    parser.add_argument("--recipe", choices=("baseline", "tsn", "small"), default="baseline",
                         help="baseline: the original's; tsn: what the better peers share; small: for up to 2,000 "
                              "videos, the last stage alone, from a linear head on. Sets defaults; any flag wins")
 
@@ -88,8 +93,6 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
                             "What is frozen is computed once for each clip")
     group.add_argument("--label-smoothing", type=bounded(float, 0, 1),
                        help="share of a label given to all classes (Szegedy et al. 2016, section 7)")
-    group.add_argument("--ema", type=bounded(float, 0, 1), metavar="DECAY",
-                       help="test an exponential moving average of the weights; 0: off, .999 is usual")
 
     group = parser.add_argument_group("augmentation")
     group.add_argument("--size", type=bounded(int, 1, 4096), help="side of the network's input, in pixels")
@@ -111,7 +114,6 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     group.add_argument("--features", metavar="OUT.npz",
                        help="write the pooled features of training and test videos, from --weights or --resume's "
                             "network, and stop")
-
     group.add_argument("--pooling", nargs="+", metavar="STAGE.POOL",
                        help="what --features takes of each clip: the mean or max over the image of layer1 to layer4; "
                             "layer4.mean is what the last layer sees, and of timm's networks pre-logits (default: "
@@ -137,8 +139,6 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     group = parser.add_argument_group("recipe details")
     group.add_argument("--milestones", type=bounded(float, 0, 1), nargs="*", metavar="F",
                        help="of --schedule step, as fractions of --epochs")
-    group.add_argument("--warmup-epochs", type=bounded(int, 0),
-                       help="epochs of linear warm-up of lr (step and cosine)")
     group.add_argument("--partial-bn", action=Switch,
                        help="freeze every batch norm but the first (TSN 3.2)")
     group.add_argument("--linear-start", action=Switch, default=False,
@@ -189,19 +189,13 @@ def open_checkpoint(args: argparse.Namespace, *modalities: str) -> Checkpoint | 
     the checkpoint's.
     """
     if args.resume is None:
-        _scale_lr(args)
         return None
     checkpoint = read_checkpoint(args.resume, *modalities, flow_order=getattr(args, "flow_order", "original"))
     if "arch" in args.given and args.arch != checkpoint.arch:
         raise InputError(f"--arch {args.arch}: {args.resume} is a {checkpoint.arch}; leave --arch out")
-    saved = dict(checkpoint.args)
-    if checkpoint.source != "two-stream" and args.schedule != "plateau":
-        # Another project saves lr as its schedule left it; our schedule starts from the initial lr.
-        saved.pop("lr", None)
-    if "recipe" in args.given and args.recipe != saved.get("recipe"):
-        _scale_lr(args)
+    if "recipe" in args.given and args.recipe != checkpoint.args.get("recipe"):
         args.given |= set(args.of_recipe)
-    for name, value in saved.items():
+    for name, value in checkpoint.args.items():
         if name not in args.given | NOT_RESTORED and hasattr(args, name):
             setattr(args, name, value)
     args.arch = checkpoint.arch
@@ -213,15 +207,6 @@ def open_checkpoint(args: argparse.Namespace, *modalities: str) -> Checkpoint | 
         epoch = f", epoch {checkpoint.epoch}" if checkpoint.epoch >= 0 else ""
         print(f"{args.resume}: a checkpoint of {author}{epoch}{momentum}")
     return checkpoint
-
-
-def _scale_lr(args: argparse.Namespace) -> None:
-    """Scale the small recipe's lr with --batch-size if --lr is not given (Goyal et al. 2017, section 2.1)."""
-    if args.recipe == "small" and "batch_size" in args.given and "lr" not in args.given:
-        lr, usual = args.of_recipe["lr"], args.of_recipe["batch_size"]
-        args.lr *= args.batch_size / usual
-        if rank() == 0 and args.batch_size != usual:
-            print(f"--lr {args.lr:g}: the recipe's {lr:g} times {args.batch_size} / {usual}, as --batch-size is")
 
 
 def data_settings(args: argparse.Namespace) -> DataSettings:

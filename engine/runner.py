@@ -18,18 +18,22 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from dataloader.clips import Data
-from dataloader.names import first_few
 from dataloader.sampling import TestSampling
-from engine.board import Board
 from engine.evaluation import TestResult, test
 from engine.owner import owned
 from engine.training import Training
 from saved.checkpoints import read_checkpoint, weights_hash, write_checkpoint
 from saved.predictions import write_predictions
 from saved.records import provenance, record_path, write_record
-from utils import check_output, plural, processes, rank
+from utils import InputError, check_output, plural, processes, rank
 
 CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
+CHOSEN_BY = {
+    "val": "model_best is chosen by videos held out of training",
+    "last": "tested once, after the last epoch: nothing is chosen by the test set",
+    "test": "model_best is chosen by the test set, which flatters its accuracy; --val-groups 3 holds training videos "
+            "out to choose by",
+}  # fmt: skip
 
 
 class Run:
@@ -47,8 +51,10 @@ class Run:
         # Plain values, as checkpoints store them.
         self.flags = {name: str(value) if isinstance(value, Path) else value
                       for name, value in vars(args).items() if name not in ("given", "of_recipe")}  # fmt: skip
-        wanted = args.tensorboard and data.train is not None and self.leads
-        self.board = Board(self.output / "tensorboard") if wanted else None
+        # What selects the evaluated epoch: "last" if nothing does.
+        once = args.eval_every >= args.epochs
+        self.chosen_by = "val" if args.val_groups else "last" if once else "test"
+        self.board: Any = None  # TensorBoard's writer
         self.signal = 0  # number of the signal that asked to stop; 0: none
         self.best_written = False  # whether the predictions on disk are model_best's for the test videos
         self.saved_at = time.monotonic()
@@ -65,22 +71,21 @@ class Run:
         Ctrl-C or SIGTERM saves the training and ends the block after the batch; `exit_code` then says so.
         """
         assert self.data.train is not None
-        with owned(self.output):
+        with owned(self.output), contextlib.ExitStack() as stack:
             self._make_room(training)
-            for line in (self._headline(training), *self._notes(training)):
-                self.say(line)
-            if self.board:
-                self.board.open(training.epoch)
-            with self._signals(), contextlib.closing(self.board) if self.board else contextlib.nullcontext():
-                try:
-                    yield
-                except _Stopped:
-                    # Not --resume PATH: without the same --output, data and lists, it would go on elsewhere.
-                    self.say(
-                        f"stopped by {signal.Signals(self.signal).name}; nothing is lost, all is in "
-                        f"{self.output / CHECKPOINT}. Go on with the same command and --resume"
-                    )
-                    return
+            self.say(f"{self._headline(training)}\n{CHOSEN_BY[self.chosen_by]}")
+            if self.args.tensorboard and self.leads:
+                self.board = stack.enter_context(_board(self.output / "tensorboard", training.epoch))
+            stack.enter_context(self._signals())
+            try:
+                yield
+            except _Stopped:
+                # Not --resume PATH: without the same --output, data and lists, it would go on elsewhere.
+                self.say(
+                    f"stopped by {signal.Signals(self.signal).name}; nothing is lost, all is in "
+                    f"{self.output / CHECKPOINT}. Go on with the same command and --resume"
+                )
+                return
 
     @property
     def exit_code(self) -> int:
@@ -102,7 +107,7 @@ class Run:
         """Evaluate on the videos that select the model. The training is saved first, in case this fails."""
         # All processes use rank 0's batch-norm statistics, as DistributedDataParallel does in training.
         if processes() > 1:
-            for buffer in training.tested_model.buffers():
+            for buffer in training.model.buffers():
                 dist.broadcast(buffer, 0)
         self.save(training, False)
         return test(training, self.data.select, lambda: self.stop_if_asked(training))
@@ -156,7 +161,7 @@ class Run:
         if best is None or best.best_prec1 != training.best_prec1:  # left in this folder by another training
             self.say(f"the best epoch was before those in {self.output}: the predictions are the last epoch's")
             return
-        training.tested_model.load_state_dict(best.tested_state)
+        training.model.load_state_dict(best.state_dict)
         result = self._final_test(training, best.epoch, path.name)
         which = f"of epoch {best.epoch}" if best.epoch >= 0 else "the linear head, which no epoch made better"
         self.say(f"model_best, {which} | test: {result}")
@@ -229,66 +234,44 @@ class Run:
 
     def _headline(self, training: Training) -> str:
         data, split = self.data, self.data.split
-        train = f"{len(data.train.dataset):,} training and " if data.train else ""
         shared = f" x {processes()} processes" if processes() > 1 else ""
-        plan = ""
+        train = plan = ""
         if data.train:
+            train = f"{len(data.train.dataset):,} training and "
             within = f" after {plural(training.batch, 'step')}" if training.batch else ""
             done = f", from epoch {training.epoch}{within} on," if training.epoch or training.batch else ""
-            often = f"every {self.args.eval_every}" if self.args.eval_every > 1 else "each"
-            plan = f"{plural(training.settings.epochs, 'epoch')}{done} of {plural(len(data.train), 'step')}, "
-            plan += f"a test after {often}; "
+            plan = f"{plural(training.settings.epochs, 'epoch')}{done} of {plural(len(data.train), 'step')}; "
         return (
             f"{self.stream} stream: {split.dataset} split {split.number}, {len(split.class_names)} classes, "
             f"{train}{plural(len(data.test.dataset), 'test video')}; {self.args.arch} on {training.device.type}"
             f"{shared}, {str(training.dtype).removeprefix('torch.')}\n{plan}writes to {self.output}"
         )
 
-    def _notes(self, training: Training) -> Iterator[str]:
-        """Yield what the user should know before training for days."""
-        assert self.data.train is not None
-        trained = {source.video.label for source in self.data.train.dataset.sources}
-        untrained = [name for label, name in enumerate(self.data.split.class_names) if label not in trained]
-        if untrained:
-            yield f"note: no training video in {plural(len(untrained), 'class')}: {first_few(untrained)}"
-        yield {
-            "val": "model_best is chosen by videos held out of training",
-            "last": "tested once, after the last epoch: nothing is chosen by the test set",
-            "test": "model_best is chosen by the test set, which flatters its accuracy; --val-groups 3 holds training "
-                    "videos out to choose by",
-        }[self._chosen_by(training)]  # fmt: skip
-        if training.epoch >= training.settings.epochs:
-            yield f"nothing is left of --epochs {training.settings.epochs}; a higher number trains further"
-
-    def _chosen_by(self, training: Training) -> str:
-        """Return what selects the evaluated epoch: "val", "test", or "last" if nothing does."""
-        once = self.args.eval_every >= training.settings.epochs
-        return "val" if self.args.val_groups else "last" if once else "test"
-
     def _make_room(self, training: Training) -> None:
         """Check the disk space, and rename another training's files in case --resume was forgotten."""
         if not self.leads:
             return
-        # Weights, momentum and moving average, in two checkpoints and a temporary one.
-        size = 3 * (3 if training.ema else 2) * sum(tensor.nbytes for tensor in training.model.state_dict().values())
+        # Weights and momentum, in two checkpoints and a temporary one.
+        size = 3 * 2 * sum(tensor.nbytes for tensor in training.model.state_dict().values())
         own = [(self.output / name).resolve() for name in (CHECKPOINT, BEST)]
         goes_on = self.args.resume is not None and self.args.resume.resolve() in own
         check_output(self.output, size, replaced=own if goes_on else ())
         if goes_on or not own[0].is_file():
             return
-        prefixes = itertools.chain(["old_"], (f"old{number}_" for number in itertools.count(2)))
+        prefixes = (f"old{number}_" for number in itertools.count(1))
         free = next(prefix for prefix in prefixes if not (self.output / f"{prefix}{CHECKPOINT}").exists())
         for name in (BEST, f"{self.prefix}_train.csv", f"{self.prefix}_test.csv", CHECKPOINT):
             if (self.output / name).is_file():
                 os.replace(self.output / name, self.output / f"{free}{name}")
-        start = "a training from the start" if self.args.resume is None else f"going on from {self.args.resume}"
-        self.say(f"{start}; {self.output} held another: its files are now {self.output}/{free}*")
+        self.say(f"{self.output} held another training: its files are now {self.output}/{free}*")
 
     def _record(self, phase: str, row: dict[str, float], epoch: int) -> None:
         if self.leads:
             write_record(record_path(self.output, self.prefix, phase), row)
         if self.board:
-            self.board.add(phase, row, epoch)
+            for name, value in row.items():
+                self.board.add_scalar(f"{phase}/{name}", value, epoch)
+            self.board.flush()
 
     def _write(self, result: TestResult, training: Training, subset: str, epoch: int, name: str) -> None:
         """Write predictions: those of test videos to the output folder, of validation videos to its val/."""
@@ -299,9 +282,8 @@ class Run:
         about = {
             **self.data.about(), "subset": subset, "labels": result.labels,
             "protocol": {**dataset.sampling.about(), **training.preparation.as_dict()},
-            "checkpoint": {"name": name, "epoch": epoch,
-                           "weights_sha256": weights_hash(training.tested_model.state_dict())},
-            "chosen_by": None if self.data.train is None else self._chosen_by(training),
+            "checkpoint": {"name": name, "epoch": epoch, "weights_sha256": weights_hash(training.model.state_dict())},
+            "chosen_by": None if self.data.train is None else self.chosen_by,
             "made": provenance(self.flags), "frames": self.data.frames(dataset.sources),
         }  # fmt: skip
         folder = self.output if subset == "test" else self.output / "val"
@@ -310,3 +292,12 @@ class Run:
 
 class _Stopped(Exception):
     """Raised between two batches after Ctrl-C or SIGTERM."""
+
+
+def _board(folder: Path, epoch: int) -> Any:
+    """Return TensorBoard's writer, for epochs from this one on; points of epochs trained again are hidden."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+    return SummaryWriter(str(folder), purge_step=epoch)

@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from common.progress import duration, progress_bar
 from dataloader.clips import Batch, clips_of, sent_ahead
@@ -39,14 +38,12 @@ class TrainingSettings:
     schedule: str = "plateau"  # plateau | step | cosine
     patience: int = 1
     milestones: tuple[float, ...] = ()  # fractions of `epochs`
-    warmup_epochs: int = 0
     accumulate: int = 1
     consensus: str = "mean"  # mean | sum
     clip_grad: float = 0.0
     partial_bn: bool = False
     train_from: str = "all"  # all | layer3 | layer4 | fc: stages below are frozen (network.ResNet.split)
     label_smoothing: float = 0.0
-    ema: float = 0.0
     amp: str = "auto"
     compile: bool = False
 
@@ -54,13 +51,9 @@ class TrainingSettings:
         """Return the schedule's factor on `lr` in this epoch, from 0; 1 for plateau: it follows the loss."""
         if self.schedule == "plateau":
             return 1.0
-        warmup = min(self.warmup_epochs, self.epochs - 1)
-        if epoch < warmup:
-            return (epoch + 1) / (warmup + 1)
         if self.schedule == "step":
             return 0.1 ** sum(epoch >= round(fraction * self.epochs) for fraction in self.milestones)
-        done = min(1.0, (epoch - warmup) / (self.epochs - warmup))
-        return (1 + math.cos(math.pi * done)) / 2  # Loshchilov and Hutter 2017 (SGDR), equation 5
+        return (1 + math.cos(math.pi * epoch / self.epochs)) / 2  # Loshchilov and Hutter 2017 (SGDR), equation 5
 
 
 class Training:
@@ -80,9 +73,6 @@ class Training:
         fused = device.type in ("cpu", "cuda") and not self.scaler.is_enabled()
         self.optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=fused)
         self.plateau = ReduceLROnPlateau(self.optimizer, factor=0.1, patience=settings.patience)
-        # The moving average includes batch norm's statistics.
-        average = get_ema_multi_avg_fn(settings.ema)
-        self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if settings.ema else None
         self.epoch = 0  # the epoch in progress, from 0
         self.batch = 0  # number of its batches that are done
         self.best_prec1 = -1.0  # best evaluation so far; -1: none
@@ -98,7 +88,6 @@ class Training:
         With trains=False (evaluation only), only the weights and their epoch are restored. Raises
         InputError if the network or the classes do not fit.
         """
-        checkpoint = checkpoint.in_order_of(class_names)
         problem = explain_mismatch(self.model, checkpoint.state_dict)
         if problem is None and checkpoint.class_names not in (None, class_names):
             its, ours = next((a, b) for a, b in zip(checkpoint.class_names, class_names, strict=True) if a != b)
@@ -106,12 +95,35 @@ class Training:
         if problem:
             raise InputError(f"{checkpoint.path} does not fit this data: {problem}")
         self.model.load_state_dict(checkpoint.state_dict, strict=False)  # num_batches_tracked may be absent
-        if self.ema is not None:
-            self.ema.module.load_state_dict(checkpoint.state_dict, strict=False)
-        if checkpoint.source == "two-stream":
-            self._load_progress(checkpoint, trains)
-        else:
-            self.epoch, self.best_prec1 = checkpoint.epoch + 1, checkpoint.best_prec1
+        self.epoch, self.best_prec1 = checkpoint.epoch + 1, checkpoint.best_prec1
+        if checkpoint.source == "two-stream" and trains:
+            self._load_progress(checkpoint)
+
+    def _load_progress(self, checkpoint: Checkpoint) -> None:
+        """Restore the rest of our own checkpoint: optimizer, plateau schedule and the epoch in progress."""
+        state, settings, path = checkpoint.raw, self.settings, checkpoint.path
+        if "optimizer" not in state:
+            raise InputError(f"{path} holds weights alone: start from them with --weights, or test: --evaluate")
+        if state["batch"] and settings.batch_size != state["args"]["batch_size"]:
+            raise InputError(f"{path} stands within an epoch of --batch-size {state['args']['batch_size']}: finish it "
+                             f"before you train with {settings.batch_size}")  # fmt: skip
+        fresh = [dict(group) for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        # This run's flags override the saved momentum, decay and rates. Only plateau's reductions of the rate
+        # are kept, unless --lr changed; then the new rate applies from here on.
+        same_lr = settings.lr == state["args"]["lr"]
+        plateau = settings.schedule == state["args"]["schedule"] == "plateau"
+        for group, new in zip(self.optimizer.param_groups, fresh, strict=True):
+            taken_off = group["lr"] / group["initial_lr"] if plateau and same_lr else 1.0
+            group.update({name: value for name, value in new.items() if name != "params"})
+            group["lr"] = group["initial_lr"] * taken_off
+        if plateau:
+            self.plateau.load_state_dict(state["scheduler"])
+            self.plateau.patience = settings.patience
+        self.scaler.load_state_dict(state["scaler"])
+        self.batch, self.times = state["batch"], list(state["times"])
+        if rank() == 0:  # one process continues with the sums of all
+            self.sums = state["sums"].to(self.sums)
 
     def distribute(self) -> None:
         """Set `stepped` to the network as a step calls it: compiled or distributed if the settings say so."""
@@ -134,11 +146,6 @@ class Training:
             freeze_batchnorm(self.model, but=0)
         elif self.settings.partial_bn:
             freeze_batchnorm(self.model)
-
-    @property
-    def tested_model(self) -> Any:  # a Network
-        """The network to evaluate: the moving average if there is one."""
-        return self.ema.module if self.ema is not None else self.model
 
     def set_lr(self) -> None:
         """Set the schedule's learning rate for the epoch. Plateau's stays where evaluations have set it."""
@@ -172,55 +179,12 @@ class Training:
             "batch": self.batch,
             "best_prec1": self.best_prec1,
             "state_dict": self.model.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.plateau.state_dict(),
             "scaler": self.scaler.state_dict(),
             "sums": self.sums_of_all(),
             "times": list(self.times),
         }
-
-    def _load_progress(self, checkpoint: Checkpoint, trains: bool) -> None:
-        """Restore the rest of our own checkpoint: optimizer, plateau schedule and the epoch in progress."""
-        state, settings = checkpoint.raw, self.settings
-        self.epoch, self.batch = state["epoch"] + 1, state["batch"]
-        self.best_prec1 = state["best_prec1"]
-        if self.ema is not None and state["ema"] is not None:
-            self.ema.load_state_dict(state["ema"])
-        if not trains:
-            return
-        if "optimizer" not in state:
-            raise InputError(
-                f"{checkpoint.path} holds weights alone: start from them with --weights, or test: --evaluate"
-            )
-        if self.batch and settings.batch_size != state["args"]["batch_size"]:
-            raise InputError(
-                f"{checkpoint.path} stands within an epoch, whose batches --batch-size {settings.batch_size} would cut "
-                "anew: finish this epoch first"
-            )
-        fresh = [dict(group) for group in self.optimizer.param_groups]
-        try:
-            self.optimizer.load_state_dict(state["optimizer"])
-        except ValueError:
-            raise InputError(
-                f"{checkpoint.path}: its optimizer is for other weights; start from them with "
-                f"--weights {checkpoint.path}"
-            ) from None
-        # This run's flags override the saved momentum, decay and rates. Only plateau's reductions of the rate
-        # are kept, unless --lr changed; then the new rate applies from here on.
-        same_lr = settings.lr == state["args"]["lr"]
-        plateau = settings.schedule == state["args"]["schedule"] == "plateau"
-        for group, new in zip(self.optimizer.param_groups, fresh, strict=True):
-            taken_off = group["lr"] / group["initial_lr"] if plateau and same_lr else 1.0
-            group.update({name: value for name, value in new.items() if name != "params"})
-            group["lr"] = group["initial_lr"] * taken_off
-        if plateau:
-            self.plateau.load_state_dict(state["scheduler"])
-            self.plateau.patience = settings.patience
-        self.scaler.load_state_dict(state["scaler"])
-        if rank() == 0:  # one process continues with the sums of all
-            self.sums = state["sums"].to(self.sums)
-        self.times = list(state["times"])
 
 
 def amp_dtype(choice: str, device: torch.device) -> torch.dtype:
@@ -229,14 +193,12 @@ def amp_dtype(choice: str, device: torch.device) -> torch.dtype:
         return {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[choice]
     if device.type == "cuda":
         hardware = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # also true where it is emulated
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        hardware = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     else:
-        hardware = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_has_bf16()
+        hardware = False
     return torch.bfloat16 if hardware else torch.float32
-
-
-def _cpu_has_bf16() -> bool:
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def consensus(logits: Tensor, clips: int, how: str) -> Tensor:
@@ -260,35 +222,30 @@ def train_one_epoch(
 ) -> dict[str, float]:
     """Train the epoch in progress, from its first unfinished batch, and return its record row.
 
-    `loader` is a Loader, or an engine.frozen.FrozenLoader with the same methods.
-
-    `after_batch` is called when a batch is entirely complete: the run may be saved or stopped there.
+    `loader` is a Loader, or an engine.frozen.FrozenLoader with the same methods. `after_batch` is called
+    when a batch is entirely complete: the run may be saved or stopped there.
     """
     training.set_train_mode()
     recent: list[tuple[list[str], Tensor]] = []  # losses not yet checked: reading them waits for the device
     shown = 0.0
     start = asked = time.perf_counter()
-    first, clips_seen = training.batch, 0
+    first, batches = training.batch, len(loader)
     name = f"epoch {training.epoch} of {training.settings.epochs}"
-    with progress_bar(len(loader), name, "batch", training.batch, disable=rank() > 0) as bar:
-        for batch in sent_ahead(loader.epoch(training.epoch, training.batch), training.device):
+    with progress_bar(batches, name, "batch", first, disable=rank() > 0) as bar:
+        for batch in sent_ahead(loader.epoch(training.epoch, first), training.device):
             training.times[1] += time.perf_counter() - asked
             loss = train_step(training, batch)
             recent.append((batch.names, loss))
             training.batch += 1
-            clips_seen += len(batch.clips)
             now = time.perf_counter()
             training.times[0] += now - asked
-            if now - shown > 0.5 or len(recent) >= 50 or training.batch == len(loader):
+            if now - shown > 0.5 or len(recent) >= 50 or training.batch == batches:
                 check_losses(recent)
                 mean_loss, top1 = (training.sums[:2] / training.sums[3]).tolist()
-                per_second = clips_seen * processes() / (now - start)
-                epochs = training.settings.epochs - training.epoch - training.batch / len(loader)
-                left = duration(epochs * len(loader) * (now - start) / (training.batch - first))
-                bar.set_postfix_str(
-                    f"loss {mean_loss:.3f}, top-1 {100 * top1:.1f} %, {per_second:.0f} clips/s, all epochs: {left}",
-                    refresh=False,
-                )
+                epochs = training.settings.epochs - training.epoch - training.batch / batches
+                left = duration(epochs * batches * (now - start) / (training.batch - first))
+                said = f"loss {mean_loss:.3f}, top-1 {100 * top1:.1f} %, all epochs: {left}"
+                bar.set_postfix_str(said, refresh=False)
                 shown = now
             bar.update()
             after_batch(training)
@@ -296,8 +253,8 @@ def train_one_epoch(
     loss_sum, top1, top5, videos = training.sums_of_all().tolist()
     return {
         "Epoch": training.epoch,
-        "Batch Time": training.times[0] / len(loader),
-        "Data Time": training.times[1] / len(loader),
+        "Batch Time": training.times[0] / batches,
+        "Data Time": training.times[1] / batches,
         "Loss": loss_sum / videos,
         "Prec@1": 100 * top1 / videos,
         "Prec@5": 100 * top5 / videos,
@@ -315,16 +272,15 @@ def train_step(training: Training, batch: Batch) -> Tensor:
         images = clips_of(batch, training.preparation.modality, device)  # (videos * clips, images * planes, H, W) uint8
         inputs = to_input(images, training.preparation)  # (videos * clips, channels, H, W) float32
     labels = batch.labels.to(device, non_blocking=True)  # (videos,)
-    clips = len(batch.clips) // len(batch.names)
+    videos = len(batch.names)
+    clips = len(batch.clips) // videos
     training.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=device)
-    parts = min(settings.accumulate, len(batch.names))
-    edges = [len(batch.names) * part // parts for part in range(parts + 1)]
-    for low, high in itertools.pairwise(edges):
-        last = high == len(batch.names)
+    parts = min(settings.accumulate, videos)
+    for low, high in itertools.pairwise(videos * part // parts for part in range(parts + 1)):
         with contextlib.ExitStack() as stack:
-            if not last and isinstance(training.stepped, DistributedDataParallel):
-                stack.enter_context(training.stepped.no_sync())
+            if high < videos and isinstance(training.stepped, DistributedDataParallel):
+                stack.enter_context(training.stepped.no_sync())  # gradients are averaged once, after the last part
             with torch.autocast(device.type, training.dtype, enabled=training.dtype != torch.float32):
                 logits = training.stepped(inputs[low * clips : high * clips])  # (videos * clips, classes)
             scores = consensus(logits.float(), clips, settings.consensus)  # (videos, classes)
@@ -345,9 +301,7 @@ def train_step(training: Training, batch: Batch) -> Tensor:
         nn.utils.clip_grad_norm_(training.model.parameters(), settings.clip_grad)
     training.scaler.step(training.optimizer)
     training.scaler.update()
-    if training.ema is not None:
-        training.ema.update_parameters(training.model)
-    return total / len(batch.names)
+    return total / videos
 
 
 def check_losses(recent: list[tuple[list[str], Tensor]]) -> None:

@@ -87,7 +87,7 @@ def export(target: Path, checkpoint: Path, flow_order: str = "original") -> None
         if head is not None:
             raise InputError(f"{checkpoint} is a head with its networks: export a .onnx or a .pt2, or use it as it is")
         read = read_checkpoint(checkpoint, flow_order=flow_order)
-        write_safetensors(target, read.tested_state, {name: getattr(read, name) for name in HELD})
+        write_safetensors(target, read.state_dict, {name: getattr(read, name) for name in HELD})
         print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, {read.arch} for {plural(read.num_classes, 'class')}")
         return
     made = of_head(head) if head else of_checkpoint(read_checkpoint(checkpoint, flow_order=flow_order))

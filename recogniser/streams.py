@@ -231,8 +231,7 @@ def load_streams(
             raise InputError(f"--{name} {path} is a network of the {belongs} stream: pass it to --{belongs}")
     names = choose_class_names(list(checkpoints.values()), args.ucf_list)
     streams = []
-    for name, theirs in checkpoints.items():
-        checkpoint = theirs.in_order_of(names)
+    for name, checkpoint in checkpoints.items():
         preparation = Preparation.from_dict(checkpoint.preparation)
         samples = checkpoint.args.get("test_samples", 19)
         if args.sliding:

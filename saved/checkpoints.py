@@ -6,8 +6,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,8 +19,8 @@ from torch import Tensor
 from common.formats import Finite, Names, check
 from dataloader.preparation import Preparation, SavedPreparation
 from saved import foreign
-from saved.safe import SAFETENSORS_KEY, check_weights, load_checkpoint, safetensors_library
-from utils import InputError, atomic_path, rank
+from saved.safe import SAFETENSORS_KEY, load_checkpoint, safetensors_library
+from utils import InputError, atomic_path
 
 FORMAT, HEAD_FORMAT = "two-stream", "two-stream-head"  # the "format" field of our own files
 
@@ -56,29 +56,6 @@ class Checkpoint:
     class_names: list[str] | None  # in label order; None for other projects' files, which don't store them
     raw: dict[str, Any]  # everything in the file
 
-    @property
-    def tested_state(self) -> dict[str, Tensor]:
-        """The weights that evaluation uses: the moving average if training kept one, else `state_dict`."""
-        return (_average(self.raw, self.path) if self.source == FORMAT else None) or self.state_dict
-
-    def in_order_of(self, class_names: Sequence[str]) -> Checkpoint:
-        """Return the network with its classes in the order of `class_names`.
-
-        Only tsn-pytorch's HMDB51 networks need this, with the official lists; TSN's own lists match them.
-        """
-        names = list(class_names)
-        swapped = [name for pair in foreign.HMDB51_SWAPPED for name in pair]
-        if self.source != "tsn-pytorch" or len(names) != 51 or names != sorted(names) or not {*swapped} <= {*names}:
-            return self
-        rows = list(range(len(names)))
-        for pair in foreign.HMDB51_SWAPPED:
-            first, second = map(names.index, pair)
-            rows[first], rows[second] = second, first
-        if rank() == 0:
-            print(f"{self.path}: its classes are taken to be in TSN's order of HMDB51 ({', '.join(swapped)} swapped)")
-        fc = {name: self.state_dict[name][rows] for name in ("fc.weight", "fc.bias")}
-        return replace(self, state_dict=self.state_dict | fc)
-
 
 def write_checkpoint(state: Mapping[str, Any], *paths: str | os.PathLike, **header: Any) -> None:
     """Write a checkpoint, `header` and `state`, to each path.
@@ -101,8 +78,7 @@ def save_tensors(content: Mapping[str, Any], *paths: str | os.PathLike) -> None:
 def write_safetensors(path: str | os.PathLike, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Write a state_dict as .safetensors, with `about` (HELD) as JSON in the file's own metadata.
 
-    A single file keeps the weights and their description together. Pass `checkpoint.tested_state` for the
-    weights that evaluation uses.
+    A single file keeps the weights and their description together.
     """
     save = safetensors_library().torch.save
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
@@ -153,21 +129,8 @@ def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str =
 def read_state_dict(path: str | os.PathLike, flow_order: str = "original") -> dict[str, Tensor]:
     """Return the weights of any project's checkpoint, in torchvision's names and float32, for training.
 
-    If a checkpoint of ours holds a moving average, return that: its evaluation used it. `flow_order` is as in
-    `read_checkpoint`.
+    `flow_order` is as in `read_checkpoint`.
     """
     content = load_checkpoint(path)
     state = foreign.find_weights(content, path)
-    if content.get("format") == FORMAT:
-        return _average(content, path) or state
-    return foreign.rename(state, flow_order)[1]
-
-
-def _average(content: dict, path: str | os.PathLike) -> dict[str, Tensor] | None:
-    """The moving average in a checkpoint of ours, in torchvision's names; None if training kept none."""
-    average = content.get("ema")
-    if average is None:
-        return None
-    state = {name.removeprefix("module."): value for name, value in average.items() if name != "n_averaged"}
-    check_weights(state, path)
-    return state
+    return state if content.get("format") == FORMAT else foreign.rename(state, flow_order)[1]

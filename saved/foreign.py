@@ -33,8 +33,6 @@ PROTOCOLS = {"original": (19, 1, "original"), "two-stream-pytorch": (25, 10, "sp
 # The number of channels by which conv1 of the original's motion network is rolled to get our order [f0..f9].
 # The original's loader put frame j at position j - 1, older revisions at j - 5, and the oldest at j.
 FLOW_ORDERS = {"original": 2, "older": 10, "oldest": 0}
-# TSN's class_list for HMDB51 swaps the classes of each of these pairs; the official lists are sorted.
-HMDB51_SWAPPED = (("kick", "kick_ball"), ("sword", "sword_exercise"))
 # (blocks per layer, width and width per group of the first 3x3 convolution, bottleneck) -> torchvision's name
 ARCHITECTURES = {
     ((2, 2, 2, 2), 64, 64, False): "resnet18",
@@ -100,7 +98,7 @@ def describe(
     finished = _number(content, "epoch")  # the original saved this epoch's number, the others the next one's
     return {
         "source": source, "state_dict": weights, "arch": arch, "num_classes": weights["fc.weight"].shape[0],
-        "in_channels": channels, "preparation": preparation.as_dict(), "args": dict(protocol) | _learning_rate(content),
+        "in_channels": channels, "preparation": preparation.as_dict(), "args": dict(protocol),
         "epoch": -1 if finished is None else int(finished) - (source != "original"),
         "best_prec1": _number(content, "best_prec1") or 0.0,
     }  # fmt: skip
@@ -127,15 +125,6 @@ def _preparation(source: str, in_channels: int) -> Preparation:
     if source in ("two-stream-pytorch", "tsn-pytorch"):
         return Preparation("flow", 224, "center", (0.5,), (0.226,), in_channels // 2, "tvl1", 20.0)
     return Preparation("flow", 224, "squash", (0.0,), (1.0,), in_channels // 2, "tvl1", 20.0)
-
-
-def _learning_rate(content: dict) -> dict[str, float]:
-    """The flags found in the optimizer's state: the last learning rate (after decay) and the weight decay."""
-    optimizer = content.get("optimizer")
-    groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
-    group = groups[0] if isinstance(groups, list) and groups and isinstance(groups[0], dict) else {}
-    values = {name: _number(group, name) for name in ("lr", "weight_decay")}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _number(content: dict, name: str) -> float | None:

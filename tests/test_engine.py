@@ -176,15 +176,6 @@ def test_a_step_depends_on_seed_epoch_and_batch_alone():
     assert len({loss(2, 1), loss(1, 2), loss(2, 0), loss(2, 1, seed=1)}) == 4
 
 
-def test_the_moving_average_follows_each_step():
-    training = make_training(regression(), ema=0.9)
-    biases = []
-    for number in range(2):
-        step(make_batch(seed=number), training)
-        biases.append(training.model[3].bias.detach().clone())
-    torch.testing.assert_close(training.ema.module[3].bias, 0.9 * biases[0] + 0.1 * biases[1])  # it begins at the first
-
-
 # --- an epoch ------------------------------------------------------------------------------------------
 
 

@@ -134,7 +134,7 @@ def test_safetensors_is_tested_as_its_checkpoint_and_starts_a_training(tiny, run
     for name, logits in wanted.items():
         np.testing.assert_array_equal(found[name], logits)
     start = build_model("resnet18", 3, 101, str(tmp_path / "m.safetensors"))
-    trained = read_checkpoint(tmp_path / "out/checkpoint.pth.tar").tested_state
+    trained = read_checkpoint(tmp_path / "out/checkpoint.pth.tar").state_dict
     torch.testing.assert_close(start.state_dict(), trained, rtol=0, atol=0)
 
 

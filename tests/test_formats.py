@@ -22,7 +22,7 @@ from dataloader.frames import decode_gray, decode_rgb
 from dataloader.packed import open_pack
 from dataloader.preparation import Preparation
 from report.outcome import read_learnt
-from saved.checkpoints import FORMAT, HEAD_FORMAT, read_checkpoint, read_state_dict
+from saved.checkpoints import HEAD_FORMAT, read_checkpoint
 from saved.feature_file import read_about, read_features, write_features
 from saved.head_file import read_head
 from saved.predictions import load_predictions
@@ -123,13 +123,12 @@ def head_file(weights: torch.Tensor, head: torch.Tensor) -> dict:
 
 
 def test_weights_that_are_not_finite_name_no_action(tmp_path):
-    """Of a network, of the average that a training keeps of it, of a head and of what a head stands on."""
+    """Of a network, of a head and of what a head stands on."""
     state = resnet18(num_classes=3).state_dict()
     state["fc.weight"][1, 2] = NAN
     good, bad = torch.zeros(2, 2), torch.tensor([[0.0, INF], [0.0, 0.0]])
-    network = {"format": FORMAT, "state_dict": {"fc.weight": good}, "ema": {"n_averaged": 1, "module.fc.weight": bad}}
     for content, read_it, name in (
-        (state, read_checkpoint, "fc.weight"), (network, read_state_dict, "fc.weight"),
+        (state, read_checkpoint, "fc.weight"),
         (head_file(good, bad), read_head, "weight"), (head_file(bad, good), read_head, "conv1.weight"),
     ):  # fmt: skip
         torch.save(content, tmp_path / "w.pth")

@@ -93,7 +93,7 @@ def test_steps_are_those_of_the_whole_network(make, train_from):
 def test_what_does_not_fit_is_computed_each_time_to_the_same_bits(make, capsys):
     results = []
     for memory in (1e9, 300_000, 0):  # a version of a video: 2 clips x 256 x 4 x 4 x 4 bytes
-        training, loader = make(train_from="layer4", ema=0.5)
+        training, loader = make(train_from="layer4")
         training.distribute()
         cached = FrozenLoader(loader, training, 2, memory)
         results.append(steps(training, cached, range(3)))
@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_computed_each_time_to_the_same_bits(make, capsys):
 def test_the_last_layer_starts_as_a_linear_head(make):
     plain, loader = make()
     assert training_loader(loader, plain) is loader  # nothing is frozen
-    training, loader = make(train_from="layer4", ema=0.9)
+    training, loader = make(train_from="layer4")
     training.distribute()
     cached = FrozenLoader(loader, training, 3)
     before = weights(training)
@@ -118,7 +118,6 @@ def test_the_last_layer_starts_as_a_linear_head(make):
     after = weights(training)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"fc.weight", "fc.bias"}
-    assert torch.equal(training.ema.module.fc.weight, training.model.fc.weight)
     # by itself: the network on the videos' clips says what they are
     network = copy.deepcopy(training.model).eval()
     rest = cached.frozen
@@ -133,7 +132,7 @@ def test_the_last_layer_starts_as_a_linear_head(make):
 
 
 RECIPE = (*SMALL, "--recipe", "small", "--batch-size", 2, "--epochs", 3, "--lr", 0.01, "--dropout", 0.5,
-          "--ema", 0.9, "--accumulate", 2, "--seed", 3)  # fmt: skip
+          "--accumulate", 2, "--seed", 3)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +154,7 @@ def test_a_stopped_small_training_goes_on_to_the_same_bits(untouched, tiny, run,
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
     run(*flags, "--resume")
     ends = [torch.load(folder / "checkpoint.pth.tar", weights_only=True) for folder in (untouched[0], tmp_path)]
-    for part in ("state_dict", "ema"):
-        assert all(torch.equal(value, ends[1][part][name]) for name, value in ends[0][part].items())
+    assert all(torch.equal(value, ends[1]["state_dict"][name]) for name, value in ends[0]["state_dict"].items())
     momentum = [[one["momentum_buffer"] for one in end["optimizer"]["state"].values()] for end in ends]
     assert len(momentum[0]) > 2 and all(torch.equal(a, b) for a, b in zip(*momentum, strict=True))
     for path in untouched[0].glob("*.pickle"):

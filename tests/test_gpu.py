@@ -41,7 +41,7 @@ def test_the_network_says_what_it_says_on_a_cpu(kind, compiled, monkeypatch):
     ids=["everything random", "compiled", "small", "half"],
 )  # fmt: skip
 def test_stopped_and_resumed_to_the_same_bits(flags, tiny, run, strike, tmp_path):
-    arguments = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *FEW, "--deterministic", "--ema", 0.9, *flags)
+    arguments = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *FEW, "--deterministic", *flags)
     run(*arguments, "--output", tmp_path / "whole")
     process = strike(
         "in a batch", 4, signal.SIGKILL, ROOT / arguments[0], *arguments[1:], "--output", tmp_path / "parts",

@@ -221,7 +221,7 @@ def test_only_rgb_weights_reach_another_input(imagenet_file, tmp_path, change, t
 
 def test_a_checkpoint_is_its_network_and_a_misfit_is_told_in_one_line():
     state = models.resnet18(num_classes=5).state_dict()
-    about = {"path": "run.pth.tar", "in_channels": 3, "num_classes": 5, "tested_state": state,
+    about = {"path": "run.pth.tar", "in_channels": 3, "num_classes": 5, "state_dict": state,
              "preparation": Preparation().as_dict()}  # fmt: skip
     model = network.trained_model(SimpleNamespace(arch="resnet18", **about))
     assert not model.training and all(torch.equal(model.state_dict()[name], state[name]) for name in state)

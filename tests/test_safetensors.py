@@ -42,7 +42,7 @@ def test_ours_comes_back_with_all_it_says(tmp_path):
     assert found.class_names == ABOUT["class_names"] and found.args == {"test_samples": 5} and found.best_prec1 == 62.5
     assert json.loads(json.dumps(PREPARATION)) == found.preparation
     for name, value in state.items():
-        torch.testing.assert_close(found.tested_state[name], value, rtol=0, atol=0)
+        torch.testing.assert_close(found.state_dict[name], value, rtol=0, atol=0)
     # the format as its authors describe it: length of the header, the header, the bytes
     data = (tmp_path / "m.safetensors").read_bytes()
     (length,) = struct.unpack("<Q", data[:8])

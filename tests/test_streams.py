@@ -88,14 +88,14 @@ def test_a_training_from_the_start_keeps_what_another_left_and_resume_moves_noth
     stream, (script, flag, folder, *rest), output, _ = both["motion"]
     shutil.copytree(output, tmp_path / "out")
     arguments = (script, flag, folder, *rest[:-1], tmp_path / "out", "--seed", 1)
-    assert f"{tmp_path / 'out'}/old_*" in run(*arguments, "--epochs", 1).stdout
+    assert f"{tmp_path / 'out'}/old1_*" in run(*arguments, "--epochs", 1).stdout
     prefix = STREAMS[stream][3]
     for name in ("checkpoint.pth.tar", "model_best.pth.tar", f"{prefix}_train.csv", f"{prefix}_test.csv"):
-        assert (tmp_path / "out" / f"old_{name}").read_bytes() == (output / name).read_bytes()
+        assert (tmp_path / "out" / f"old1_{name}").read_bytes() == (output / name).read_bytes()
     process = run(*arguments, "--epochs", 2, "--resume")
     assert "epoch 1:" in process.stdout and "epoch 0:" not in process.stdout
     assert "2 epochs, from epoch 1 on, of 2 steps" in process.stdout
-    assert (tmp_path / "out/old_checkpoint.pth.tar").read_bytes() == (output / "checkpoint.pth.tar").read_bytes()
+    assert (tmp_path / "out/old1_checkpoint.pth.tar").read_bytes() == (output / "checkpoint.pth.tar").read_bytes()
     after = torch.load(tmp_path / "out/checkpoint.pth.tar", weights_only=True)
     assert after["epoch"] == 1
     buffers = after["optimizer"]["state"]
@@ -123,12 +123,10 @@ def test_both_streams_fuse(both, tiny, run, tmp_path):
 
 def test_the_tsn_recipe_and_rgb_differences(tiny, run, tmp_path):
     common = (*SMALL, "--recipe", "tsn", "--epochs", 1, "--batch-size", 3, "--test-samples", 2, "--size", 64)
-    run("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *common, "--output", tmp_path / "s", "--ema", 0.9,
-        "--label-smoothing", 0.1, "--accumulate", 2, "--schedule", "cosine", "--warmup-epochs", 1)  # fmt: skip
+    run("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *common, "--output", tmp_path / "s",
+        "--label-smoothing", 0.1, "--accumulate", 2, "--schedule", "cosine")  # fmt: skip
     saved = torch.load(tmp_path / "s/checkpoint.pth.tar", weights_only=True)
     assert saved["preparation"]["test_resize"] == "center" and saved["args"]["dropout"] == 0.8
-    averaged = saved["ema"]["module.fc.weight"]
-    assert not torch.equal(averaged, saved["state_dict"]["fc.weight"])
     # batch norms but the first keep their statistics
     assert torch.equal(saved["state_dict"]["layer1.0.bn1.running_mean"], torch.zeros(64))
     assert not torch.equal(saved["state_dict"]["bn1.running_mean"], torch.zeros(64))
