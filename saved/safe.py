@@ -1,26 +1,20 @@
 """The only reader of pickles, arrays and checkpoints: it returns plain data and executes nothing in a file.
 
-A pickle is a program that calls the functions it names. torch's weights-only loader reads the zip files of
-torch.save. Other pickles go through Python's pickle.Unpickler, with a find_class that allows only the
-functions in `names`. docs/safe_loading.md states the guarantees.
+A pickle is a program that calls the functions it names. Python's own pickle.Unpickler reads it here with a
+find_class that knows only the functions in `names`, which are this project's. A checkpoint is a pickle beside
+the bytes of its tensors, which are read here as well. docs/safe_loading.md states the guarantees.
 """
 
 from __future__ import annotations
 
-import lzma
 import math
 import os
 import pickle
-import re
 import struct
-import warnings
 import zipfile
-import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from mmap import ACCESS_READ, mmap
-from types import SimpleNamespace
 from typing import IO, Any, ClassVar
 
 import numpy as np
@@ -31,7 +25,13 @@ from utils import InputError
 MAX_PICKLE_BYTES = 1 << 30  # 25 samples x 10 views of UCF101's test set take 382 MB
 SAFETENSORS_KEY = "two-stream"  # our key in the metadata of .safetensors files
 MAX_DEPTH = 64  # of nested containers
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in files of PyTorch before 1.6
 _NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")  # dtypes
+_STORAGES = {  # torch's storage classes by dtype
+    "Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
+    "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool",
+    "ComplexFloat": "complex64", "ComplexDouble": "complex128",
+}  # fmt: skip
 
 
 class Refused(Exception):
@@ -58,11 +58,8 @@ def load_pickle(path: str | os.PathLike) -> Any:
     """
     with _reading(path, "a pickle of plain data") as file:
         _check_size(_size(file), MAX_PICKLE_BYTES)
-        head = file.read(512)
-        if head[:4] == b"PK\x03\x04":
+        if zipfile.is_zipfile(file):
             raise Refused("it is a zip archive, as torch.save writes checkpoints")
-        if head[:1] == b"<" or head.startswith(b"version https://git-lfs"):
-            raise Refused(_what_else(head, "pickle"))
         file.seek(0)
         return _plain(_Unpickler(file).load())
 
@@ -80,7 +77,7 @@ def load_arrays(path: str | os.PathLike, only: str | None = None) -> Any:
             file.seek(0)
             return _load_array(file, _size(file))
         with zipfile.ZipFile(file) as archive:
-            members = [member for member in archive.infolist() if member.filename.endswith(f"{only or ''}.npy")]
+            members = [one for one in archive.infolist() if one.filename.endswith(f"{only or ''}.npy")]
             _check_size(sum(member.file_size for member in members), limit)
             arrays = {}
             for member in members:
@@ -90,20 +87,16 @@ def load_arrays(path: str | os.PathLike, only: str | None = None) -> Any:
 
 
 def _load_array(file: IO[bytes], size: int) -> Any:
-    head = file.read(512)
-    if head[:6] != b"\x93NUMPY":
-        raise Refused(_what_else(head, "numpy.save"))
-    file.seek(0)
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(file)
+    form = np.lib.format
+    old = form.read_magic(file) == (1, 0)
+    shape, _, dtype = form.read_array_header_1_0(file) if old else form.read_array_header_2_0(file)
     if dtype.kind == "O":
         _check_size(size, MAX_PICKLE_BYTES)
         return _plain(_Unpickler(file).load())
     if dtype.hasobject or math.prod(shape) * dtype.itemsize > size:
         raise Refused("it declares more than it holds")
     file.seek(0)
-    return np.lib.format.read_array(file, allow_pickle=False)
+    return form.read_array(file, allow_pickle=False)
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict:
@@ -113,50 +106,49 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
     memory. Raises InputError if the file is missing, damaged or asks for anything but data.
     """
     with _reading(path, "a checkpoint of weights and plain data") as file:
-        head = file.read(512)
+        head = file.read(9)
         file.seek(0)
-        if str(path).endswith(".safetensors") or head[8:9] == b"{":
+        if str(path).endswith(".safetensors") or head[8:] == b"{":
             return _load_safetensors(path)
-        size = _size(file)
-        if head[:4] == b"PK\x03\x04":
-            content, size = _load_zip(path, file)
-        elif head[:1] == b"\x80":
-            content = _load_legacy(file)
-        else:
-            raise Refused(_what_else(head, "torch.save"))
+        content = _plain(_load_zip(file) if head.startswith(b"PK\x03\x04") else _load_legacy(file))
         if not isinstance(content, dict):
             raise Refused(f"it holds a {type(content).__name__} instead of a dict")
-        return _plain(content, _own(size))
+        return content
 
 
 def check_weights(state: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Raise InputError for weights that hold NaN or infinity."""
     for name, value in state.items():
         if not value.isfinite().all():
-            raise InputError(f"{path}: {name} holds NaN or infinity: its training diverged; take an earlier checkpoint")
+            why = "its training diverged; take an earlier checkpoint"
+            raise InputError(f"{path}: {name} holds NaN or infinity: {why}")
 
 
 @contextmanager
 def _reading(path: str | os.PathLike, wanted: str) -> Iterator[IO[bytes]]:
     """Open `path`. Turn any error that its content causes in the block into a one-line InputError."""
-    damage = (
-        ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, EOFError, RuntimeError,
-        pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
-    )  # fmt: skip
     try:
         with open(path, "rb") as file:
-            if not _size(file):
+            head = file.read(512).lstrip().lower()
+            if not head:
                 raise Refused("it is empty")
+            if head.startswith((b"<!doctype", b"<html")):
+                raise Refused("it is a web page; download the file itself")
+            if head.startswith(b"version https://git-lfs"):
+                raise Refused("it is a Git LFS pointer; fetch the file itself with `git lfs pull`")
+            file.seek(0)
             yield file
             return
     except Refused as error:
         reason = str(error)
     except MemoryError:
         reason = "it needs more memory than there is"
-    except damage as error:
-        reason = f"it is damaged ({type(error).__name__}), get it again"
     except OSError as error:
         raise InputError(f"cannot open {path}: {error.strerror or error}") from None
+    except InputError:
+        raise
+    except Exception as error:  # a program of arbitrary bytes can fail in any way
+        reason = f"it is damaged ({type(error).__name__}), get it again"
     raise InputError(f"{path} is not {wanted}: {reason}; nothing in it was run")
 
 
@@ -169,35 +161,48 @@ def _check_size(size: int, limit: int) -> None:
         raise Refused(f"it takes more than {limit >> 20} MB")
 
 
-def _what_else(head: bytes, writer: str) -> str:
-    if head.lstrip()[:1] == b"<":
-        return "it is a web page; download the file itself"
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
-    return f"{writer} did not write it"
-
-
 # --- checkpoints ---------------------------------------------------------------------------------------
 
 
-def _load_zip(path: str | os.PathLike, file: IO[bytes]) -> tuple[Any, int]:
-    """Return the content and its tensors' bytes. torch.load checks neither checksums nor compression."""
+def _load_zip(file: IO[bytes]) -> Any:
+    """Read data.pkl and the tensors' records beside it. zipfile compares the checksum of what it reads."""
     import torch
 
     with zipfile.ZipFile(file) as archive:
-        records = archive.infolist()
-        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
             raise Refused("its records are not as torch.save writes them")
-        if archive.testzip() is not None:
-            raise Refused("its checksums do not match, so it was damaged on the way")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about other pickle protocols than torch.save's
-            content = torch.load(path, "cpu", weights_only=True, mmap=True)
-        return content, sum(record.file_size for record in records if "/data/" in record.filename)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise Refused(f"it asks to run or make {named[1]}" if named else "its pickle is not one of data") from None
+        (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+        folder = name.removesuffix("/data.pkl")
+        if f"{folder}/byteorder" in archive.namelist() and archive.read(f"{folder}/byteorder") != b"little":
+            raise Refused("its numbers are in another byte order")
+
+        def read(key: Any, dtype: Any, count: int) -> Any:
+            data = bytearray(archive.read(f"{folder}/data/{key}"))
+            return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+
+        with archive.open(name) as program:
+            return _TorchUnpickler(program, read).load()
+
+
+def _load_legacy(file: IO[bytes]) -> Any:
+    """Read a file from PyTorch before 1.6: five pickles, then each storage's count and numbers."""
+    import torch
+
+    if _Unpickler(file).load() != _LEGACY_MAGIC:
+        raise Refused("torch.save did not write it")
+    _version, _sizes = _Unpickler(file).load(), _Unpickler(file).load()
+    unpickler = _TorchUnpickler(file, lambda _key, dtype, count: torch.empty(count, dtype=dtype))
+    content, keys = unpickler.load(), _Unpickler(file).load()
+    for key in keys:
+        storage = unpickler.storages.pop(key)
+        data = bytearray(file.read(8 + storage.nbytes))
+        if data[:8] != struct.pack("<q", len(storage)) or len(data) != 8 + storage.nbytes:
+            raise Refused("it declares more numbers than it holds")
+        if len(storage):
+            storage.copy_(torch.frombuffer(data, dtype=storage.dtype, offset=8))
+    if unpickler.storages:
+        raise Refused("it lacks the numbers of a tensor")
+    return content
 
 
 def _load_safetensors(path: str | os.PathLike) -> dict[str, Any]:
@@ -225,53 +230,6 @@ def safetensors_library() -> Any:
     return safetensors
 
 
-def _load_legacy(file: IO[bytes]) -> Any:
-    """Read a file from PyTorch before 1.6, with our unpickler in place of pickle's.
-
-    torch's weights-only loader lacks the opcode for Python 2's 64-bit integers, which optimizers use as ids.
-    """
-    import torch
-
-    rebuild = torch._utils._rebuild_tensor
-
-    class Unpickler(_Unpickler):
-        names = _Unpickler.names | {
-            ("torch", "Size"): _Function(lambda sides: torch.Size(sides)),
-            ("torch._utils", "_rebuild_tensor"): _Function(rebuild),  # before PyTorch 0.4
-            ("torch._utils", "_rebuild_tensor_v2"): _Function(lambda *arguments: rebuild(*arguments[:4])),
-            ("torch._utils", "_rebuild_parameter"): _Function(lambda tensor, *_: tensor),
-        }
-
-    module = SimpleNamespace(__name__="pickle", Unpickler=Unpickler, load=lambda file, **_: Unpickler(file).load())
-    # torch would look for a tar archive in an object with a fileno; an mmap has none.
-    with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-        return torch.load(data, "cpu", pickle_module=module, weights_only=False)  # type: ignore[arg-type]
-
-
-def _own(size: int) -> Callable[[Any], Any]:
-    """Return a function that copies a file's tensors out of its memory map. `size`: bytes of its numbers."""
-    import torch
-
-    owned: dict[int, Any] = {}  # a storage's address -> its copy, which its tensors share
-
-    def tensor(found: Any) -> Any:
-        nonlocal size
-        if not isinstance(found, torch.Tensor) or found.layout is not torch.strided or found.device.type != "cpu":
-            raise Refused("it has a tensor of another kind than weights")
-        storage = found.untyped_storage()
-        if storage.data_ptr() not in owned:
-            size -= storage.nbytes()
-            if size < 0:
-                raise Refused("it declares more numbers than it holds")
-            owned[storage.data_ptr()] = storage.clone()
-        if found.numel() * found.itemsize > storage.nbytes():
-            raise Refused(f"it has a tensor of shape {tuple(found.shape)} in {storage.nbytes()} bytes")
-        view = torch.empty(0, dtype=found.dtype)
-        return view.set_(owned[storage.data_ptr()], found.storage_offset(), found.shape, found.stride())
-
-    return tensor
-
-
 # --- pickles -------------------------------------------------------------------------------------------
 
 
@@ -280,13 +238,36 @@ class _Unpickler(pickle.Unpickler):
 
     names: ClassVar[dict[tuple[str, str], Any]] = {}
 
-    def __init__(self, file: Any, **_: object) -> None:
+    def __init__(self, file: Any) -> None:
         super().__init__(file, encoding="latin1")  # keeps array bytes in Python 2's strings intact
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.names:
             raise Refused(f"it asks to run or make {show(module)}.{show(name)}")
         return self.names[module, name]
+
+
+class _TorchUnpickler(_Unpickler):
+    """Load torch.save's pickle. `read(key, dtype, count)` returns a storage as a flat tensor."""
+
+    def __init__(self, file: Any, read: Callable[[Any, Any, int], Any]) -> None:
+        super().__init__(file)
+        self.read = read
+        self.storages: dict[Any, Any] = {}  # tensors that share a storage share its memory
+
+    def persistent_load(self, about: Any) -> _Made:
+        import torch
+
+        _storage, name, key, _device, count, *view = about
+        if name not in _STORAGES.values() or any(view):
+            raise Refused("it has a tensor of another kind than weights")
+        dtype = getattr(torch, name)
+        if key not in self.storages:
+            self.storages[key] = self.read(key, dtype, count)
+        found = self.storages[key]
+        if len(found) != count or found.dtype != dtype:
+            raise Refused("it declares more numbers than it holds")
+        return _Made(found)
 
 
 class _Function:
@@ -348,17 +329,28 @@ def _array(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -
     stored = np.dtype(dtype.order + dtype.code)
     if len(content) != math.prod(shape) * stored.itemsize:
         raise Refused(f"it has a numpy array of shape {shape} in {len(content)} bytes")
-    array = np.frombuffer(content, stored).astype(dtype.code).reshape(shape, order="F" if order == "F" else "C")
+    numbers = np.frombuffer(content, stored).astype(dtype.code)
+    array = numbers.reshape(shape, order="F" if order == "F" else "C")
     return _Made(array if axes is None else array.transpose(axes))
 
 
 def _objects(content: Any, shape: Any, fortran: Any) -> list:
     """Return the list that an object array was pickled as, or a list of rows if it has two dimensions."""
-    if type(content) is not list or math.prod(shape) != len(content) or len(shape) > 2 or (len(shape) == 2 and fortran):
+    columns_first = len(shape) == 2 and fortran
+    if type(content) is not list or math.prod(shape) != len(content) or len(shape) > 2 or columns_first:
         raise Refused("it has a numpy array of objects of an impossible shape")
     if len(shape) < 2:
         return content
     return [content[place : place + shape[1]] for place in range(0, len(content), shape[1] or 1)]
+
+
+def _tensor(storage: _Made, offset: int, shape: Any, strides: Any, *_: Any) -> _Made:
+    """Return a view of a storage. It lies inside, and has no more numbers than the storage."""
+    flat, numbers = storage.value, math.prod(shape)
+    end = offset + 1 + sum((side - 1) * step for side, step in zip(shape, strides, strict=True))
+    if min(offset, *shape, *strides, 0) < 0 or max(offset, numbers, end if numbers else 0) > len(flat):
+        raise Refused(f"it has a tensor of shape {tuple(shape)} in {flat.nbytes} bytes")
+    return _Made(flat.as_strided(shape, strides, offset))
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
@@ -386,12 +378,21 @@ _Unpickler.names = {
         )
     },
 }
+_TorchUnpickler.names = {
+    **_Unpickler.names,
+    ("torch", "Size"): _Function(tuple),
+    ("torch._utils", "_rebuild_tensor"): _Function(_tensor),  # before PyTorch 0.4
+    ("torch._utils", "_rebuild_tensor_v2"): _Function(_tensor),
+    ("torch._utils", "_rebuild_parameter"): _Function(lambda tensor, *_: tensor),
+    **{("torch", f"{name}Storage"): dtype for name, dtype in _STORAGES.items()},
+    **{("torch.cuda", f"{name}Storage"): dtype for name, dtype in _STORAGES.items()},
+}
 
 
-def _plain(content: Any, tensor: Callable[[Any], Any] | None = None) -> Any:
+def _plain(content: Any) -> Any:
     """Rebuild a pickle's result as containers without attributes of strings, numbers, arrays and tensors.
 
-    `tensor` copies each tensor. An object that occurs in several places stays one object.
+    An object that occurs in several places stays one object.
     """
     done: dict[int, Any] = {}
 
@@ -412,12 +413,8 @@ def _plain(content: Any, tensor: Callable[[Any], Any] | None = None) -> Any:
                 made[key] = rebuild(value[key], depth + 1)
         elif kind in (list, tuple, set):
             made = kind(rebuild(item, depth + 1) for item in value)
-        elif kind is _Made and value.value is not None:
-            made = rebuild(value.value, depth + 1)
-        elif (isinstance(value, (np.ndarray, np.generic)) and value.dtype != object) or kind.__name__ == "Size":
-            made = value  # an array, or torch.Size
-        elif tensor and kind.__module__.partition(".")[0] == "torch":
-            made = tensor(value)
+        elif kind is _Made and value.value is not None:  # an array, a number, a tensor, or objects in a list
+            made = rebuild(value.value, depth + 1) if type(value.value) is list else value.value
         else:
             raise Refused("it leaves an object half made")
         done[id(value)] = made

@@ -1,6 +1,7 @@
 """Mutate pickles and checkpoints, good and hostile, and read them: each must be read or refused in one line.
 
     python tests/fuzz_loaders.py 100000
+    python tests/fuzz_loaders.py 300 FOLDER    # reads the files in FOLDER, too; the last line is JSON of refusals
 
 Fails (exit code 1) if a reader raises anything but InputError, or does anything that Python's audit events show
 (sys.addaudithook) beyond opening its own file: running a command, importing a module, opening another file, a socket.
@@ -10,12 +11,14 @@ from __future__ import annotations
 
 import codecs
 import io
+import json
 import pickle
 import random
 import sys
 import tempfile
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -78,7 +81,7 @@ def mutate_checkpoint(data: bytes, others: list[bytes], programs: list[bytes], r
     return hostile_files.zip_file(records)
 
 
-def main(inputs: int, folder: Path) -> None:
+def main(inputs: int, folder: Path, more: list[Path]) -> None:
     rng, path, sentinel = random.Random(0), folder / "input", folder / "sentinel"
     pickles, checkpoints = files(f"echo x > {sentinel.as_posix()}")
     counts: Counter[str] = Counter()
@@ -87,13 +90,31 @@ def main(inputs: int, folder: Path) -> None:
     for data in checkpoints[-60::20]:
         path.write_bytes(data)
         load_checkpoint(path)
-    armed, seen = False, []
+    seen: list[str] = []
 
     def hook(event: str, arguments: tuple) -> None:
-        own = str(arguments[0]) == str(path) and "r" in str(arguments[1] or "r") if event == "open" else True
-        if armed and (event not in ALLOWED_EVENTS or not own):
+        own = str(arguments[0]) == str(reading) and "r" in str(arguments[1] or "r") if event == "open" else True
+        if reading and (event not in ALLOWED_EVENTS or not own):
             seen.append(f"{event} {arguments!r:.100}")
 
+    def refusal(file: Path, read: Callable) -> str | None:
+        """Return why a file is refused, None if it is read. Ends the program if anything else happens."""
+        nonlocal reading
+        reading, said = file, None
+        try:
+            read(file)
+        except InputError as error:
+            said = str(error)
+            if not said.isprintable() or len(said) > 600:
+                seen.append(f"said {said!r}")
+        finally:  # anything else is a crash, with its traceback
+            reading = None
+        if seen or sentinel.exists():
+            sys.exit(f"{file}, {read.__name__}: {seen or 'the sentinel is there'}")
+        counts[f"{read.__name__} {'refused' if said else 'read'}"] += 1
+        return said
+
+    reading: Path | None = None
     sys.addaudithook(hook)
     try:  # what declares more memory than there is must be refused, too
         import resource
@@ -102,27 +123,19 @@ def main(inputs: int, folder: Path) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), used + (1 << 30)))
     except (ImportError, OSError):
         print("memory is not limited on this system")
+    said = {file.name: refusal(file, load_pickle if file.suffix == ".pickle" else load_checkpoint) for file in more}
+    counts.clear()
     for number in range(inputs):
-        read = (load_pickle, load_checkpoint)[number % 2]
-        if read is load_pickle:
-            path.write_bytes(mutate(rng.choice(pickles), pickles, rng))
-        else:
+        if number % 2:
             path.write_bytes(mutate_checkpoint(rng.choice(checkpoints), checkpoints, pickles, rng))
-        armed = True
-        try:
-            read(path)
-            counts[f"{read.__name__} read"] += 1
-        except InputError as error:
-            counts[f"{read.__name__} refused"] += 1
-            if not str(error).isprintable() or len(str(error)) > 600:
-                seen.append(f"said {str(error)!r}")
-        finally:  # anything else is a crash, with its traceback
-            armed = False
-        if seen or sentinel.exists():
-            sys.exit(f"input {number}, {read.__name__}: {seen or 'the sentinel is there'}")
+        else:
+            path.write_bytes(mutate(rng.choice(pickles), pickles, rng))
+        refusal(path, (load_pickle, load_checkpoint)[number % 2])
     print(f"{inputs} inputs: nothing but data and refusals, {dict(counts)}")
+    if more:
+        print(json.dumps(said))
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
-        main(int(sys.argv[1]), Path(name))
+        main(int(sys.argv[1]), Path(name), sorted(Path(sys.argv[2]).iterdir()) if sys.argv[2:] else [])
