@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ TAKEN = {  # other keys of results.json; a stream's name must differ, as it is t
     "videos", "fusion", "average", "std", "learnt", "interval_95", "resampled", "mcnemar", "classes",
     "settings", "streams", "splits", "look_alikes", "warnings", "notes",
 }  # fmt: skip
-LEAST, MOST = 1e-30, 1e30  # of scores
+MOST = 1e30  # of scores: their squares, in a std, stay within float64's range
 DATASETS = {"ucf101": "UCF101", "hmdb51": "HMDB51", "own": "own dataset", "demo": "the demo set"}
 
 
@@ -141,40 +141,37 @@ def load_predictions(path: str | Path) -> Predictions:
     path = _find(Path(path))
     if path.suffix.lower() in SUFFIXES:
         read = read_scores(path)
-        content, labels, named = read.scores, read.labels, read.class_names
+        content, own_labels, class_names = read.scores, read.labels, read.class_names
     else:
-        content, labels, named = load_pickle(path), None, None
-    if not isinstance(content, dict) or not content:
-        raise InputError(f"{path} is not a prediction file: expected a dict of videos, found {_name(content)}")
-    about = path.parent / "predictions.json"
-    remedy = "test that stream again or remove it"
-    read_meta = labels is None and about.is_file()
-    meta = read_json(about, PredictionsFile, remedy).model_dump(exclude_unset=True) if read_meta else {}
-    class_names = list(map(printable, meta.get("class_names") or named or UCF101_CLASSES))
-    spelling = {name.casefold(): name for name in class_names}
-    own_classes = labels is not None and named is None  # labels without class names: the scores tell how many
-    logits: dict[str, np.ndarray] = {}
-    for name, scores in content.items():
-        _check_scores(scores, path, name, None if own_classes else len(class_names), bool(meta or named))
-        video = canonical(name, spelling)
-        if video in logits:
-            raise InputError(f"{path} holds {video} twice, in two spellings; remove one")
-        logits[video] = scores
-    _check_whole(logits, path)
-    if labels is None:
-        labels = meta["labels"] if meta else _ucf101_labels(logits)
-    known = {canonical(name, spelling): label for name, label in labels.items()}
-    unknown = sorted(set(logits) - set(known))
-    if unknown and meta:
-        raise InputError(f"predictions.json beside {path} has no {first_few(unknown)}; test that stream again")
-    if unknown:
+        content, own_labels, class_names = load_pickle(path), None, None
+    classes = _check_scores(content, path)
+    meta, about = {}, path.parent / "predictions.json"
+    if own_labels is None and about.is_file():
+        remedy = "test that stream again or remove it"
+        meta = read_json(about, PredictionsFile, remedy).model_dump(exclude_unset=True)
+        class_names = meta["class_names"]
+    ours = list(map(printable, class_names or UCF101_CLASSES))
+    if classes != len(ours) and (class_names or own_labels is None):
+        source = "its list of classes names" if class_names else "UCF101 has"
+        remedy = "test that stream again, with the predictions.json of the test beside it"
+        raise InputError(f"{path} has scores of {classes} classes, but {source} {len(ours)}; {remedy}")
+
+    spelling = {name.casefold(): name for name in ours}
+    logits = {canonical(name, spelling): scores for name, scores in content.items()}
+    if len(logits) < len(content):
+        raise InputError(f"{path} holds a video twice, in two spellings; remove one")
+    labels = own_labels or meta.get("labels") or _ucf101_labels(logits)
+    labels = {canonical(name, spelling): label for name, label in labels.items()}
+    if unknown := sorted(set(logits) - set(labels)):
         raise InputError(
-            f"{path} has no predictions.json beside it, nor UCF101's names of videos: {first_few(unknown)}; "
-            "put the file that was written with it there"
+            f"{path} has no label for {first_few(unknown)}: it needs the predictions.json that was written with it "
+            "beside it, or UCF101's names of videos"
         )
-    stream = _stream(path, meta)
-    found = Predictions(path, stream, logits, {v: known[v] for v in logits}, list(class_names), meta)
-    return _check_own_labels(replace(found, class_names=named or [])) if own_classes or named else found
+    labels = {video: labels[video] for video in logits}
+    if own_labels is not None:
+        _check_own_labels(path, labels, classes, ucf101=not class_names and classes == len(ours))
+        ours = ours if class_names or labels == _ucf101_labels(logits) else []
+    return Predictions(path, _stream(path, meta), logits, labels, ours, meta)
 
 
 def write_predictions(
@@ -243,67 +240,52 @@ def _find(path: Path) -> Path:
     raise InputError(f"no predictions at {path}; test that stream first (--resume PATH --evaluate), or give a file")
 
 
-def _ucf101_labels(videos: Sequence[str] | dict[str, np.ndarray]) -> dict[str, int]:
+def _ucf101_labels(videos: Iterable[str]) -> dict[str, int]:
     """Labels, in classInd's order, of the videos whose keys are UCF101's."""
     order = {name: label for label, name in enumerate(UCF101_CLASSES)}
     classes = {video: parts[0] for video in videos if (parts := ucf_parts(video))}
     return {video: order[name] for video, name in classes.items() if name in order}
 
 
-def _check_scores(scores: object, path: Path, video: object, classes: int | None, listed: bool) -> None:
-    """Check one entry: a name, and a finite array of 1 or 2 dimensions with `classes` columns unless None."""
-    if not isinstance(video, str):
-        raise InputError(f"{path} is not a prediction file: a key is {_name(video)}, not a video's name")
-    if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiu" or scores.ndim not in (1, 2):
-        raise InputError(f"{path}: {video} holds {_name(scores)} where (classes,) or (samples, classes) belongs")
-    if not scores.size:
-        raise InputError(f"{path}: {video} holds no scores; test that stream again")
-    if not np.isfinite(scores).all():
-        raise InputError(f"{path}: the scores of {video} are not finite (NaN or infinity); test that stream again")
-    if classes is not None and scores.shape[-1] != classes:
-        source = "its list of classes names" if listed else "UCF101 has"
-        remedy = "test that stream again" if listed else "other data need the predictions.json of their test beside it"
-        raise InputError(f"{path}: {video} has scores of {scores.shape[-1]} classes, but {source} {classes}; {remedy}")
-
-
-def _check_whole(logits: dict[str, np.ndarray], path: Path) -> None:
-    if len({scores.ndim for scores in logits.values()}) > 1:
-        raise InputError(f"{path} mixes video-level and frame-level scores; keep one kind in a file")
-    lengths = sorted({scores.shape[-1] for scores in logits.values()})
-    if len(lengths) > 1:
-        raise InputError(f"{path} has scores of {lengths[0]} and of {lengths[-1]} classes; keep one kind in a file")
-    if lengths[0] == 1:
+def _check_scores(content: Any, path: Path) -> int:
+    """Return the number of classes. Raises InputError unless names are mapped to finite scores of one kind."""
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{path} is not a prediction file: expected a dict of videos, found {_name(content)}")
+    for video, scores in content.items():
+        if not isinstance(video, str):
+            raise InputError(f"{path} is not a prediction file: a key is {_name(video)}, not a video's name")
+        if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiu" or scores.ndim not in (1, 2):
+            raise InputError(
+                f"{path}: {video} holds {_name(scores)} where (classes,) or (samples, classes) belongs"
+            )
+        if not scores.size or not float(np.abs(scores).max()) <= MOST:  # a NaN compares false
+            raise InputError(
+                f"{path}: the scores of {video} are none, not finite (NaN or infinity) or beyond {MOST:g}; test "
+                "that stream again"
+            )
+    if len({(scores.ndim, scores.shape[-1]) for scores in content.values()}) > 1:
+        raise InputError(f"{path} mixes scores of several lengths, or of videos and of samples; keep one kind")
+    classes = next(iter(content.values())).shape[-1]
+    if classes == 1:
         raise InputError(f"{path} is of one class, so there is nothing to tell apart; fuse streams of two or more")
-    low = min(float(scores.min()) for scores in logits.values())
-    high = max(float(scores.max()) for scores in logits.values())
-    if low == high:
+    low = min(float(scores.min()) for scores in content.values())
+    high = max(float(scores.max()) for scores in content.values())
+    if high - low < 1 / MOST:
         raise InputError(f"{path}: every score is {low:g}, which predicts nothing; test that stream again")
-    if high - low < LEAST or max(-low, high) > MOST:  # their squares, in a std, leave float64's range
-        video = max(logits, key=lambda name: float(np.abs(logits[name]).max()))
-        raise InputError(
-            f"{path}: scores from {low:g} to {high:g}, the largest of {video}, are no network's; logits lie between "
-            f"{LEAST:g} and {MOST:g}: divide them all by one number, or test that stream again"
-        )
+    return classes
 
 
-def _check_own_labels(found: Predictions) -> Predictions:
+def _check_own_labels(path: Path, labels: dict[str, int], classes: int, ucf101: bool) -> None:
     """Check the labels that a file brings itself: within range, and UCF101's if the videos' names are."""
-    wrong = next((video for video, label in found.labels.items() if not 0 <= label < found.classes), None)
-    if wrong is not None:
+    for video, label in labels.items():
+        if not 0 <= label < classes:
+            raise InputError(f"{path} labels {video} {label} of {classes} classes; labels count from 0")
+    known = _ucf101_labels(labels) if ucf101 else {}
+    if differing := sorted(video for video, label in known.items() if labels[video] != label):
         raise InputError(
-            f"{found.path} labels {wrong} {found.labels[wrong]}, and has scores of {found.classes} classes; "
-            "labels count from 0"
-        )
-    if found.class_names or found.classes != len(UCF101_CLASSES):
-        return found
-    ucf101 = _ucf101_labels(found.logits)
-    differing = sorted(video for video, label in ucf101.items() if found.labels[video] != label)
-    if differing:
-        raise InputError(
-            f"{found.path} has another order of classes than UCF101's classInd, or labels differently: "
+            f"{path} has another order of classes than UCF101's classInd, or labels differently: "
             f"{first_few(differing)}; add class_names to it, in its order"
         )
-    return replace(found, class_names=list(UCF101_CLASSES)) if len(ucf101) == len(found.logits) else found
 
 
 def check_same_classes(first: Predictions, other: Predictions) -> None:

@@ -218,7 +218,7 @@ def _load_safetensors(path: str | os.PathLike) -> dict[str, Any]:
         return state
     about = parse_json(text, dict[str, Any], path, "get it again")
     # The file has no optimizer state; when training resumes from it, engine.training reports that.
-    return {**about, "format": SAFETENSORS_KEY, "state_dict": state, "batch": 0, "ema": None}
+    return {**about, "format": SAFETENSORS_KEY, "state_dict": state, "batch": 0}
 
 
 def safetensors_library() -> Any:

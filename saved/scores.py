@@ -8,7 +8,6 @@ holds a structured array, or a dict of either kind. A `.csv` has a header line t
 from __future__ import annotations
 
 import re
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -138,37 +137,22 @@ def _read_csv(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # of columns that it leaves out
             table = pd.read_csv(path, encoding="utf-8-sig", dtype=str, keep_default_na=False, index_col=False)
-    except pd.errors.ParserWarning:
-        raise InputError(
-            f"{path}: its lines have more columns than its first line names: a decimal comma, or one at their end?"
-        ) from None
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(f"{path} is no table with a first line of columns' names ({error})".strip()) from None
-    if table.empty:
-        raise InputError(f"{path} has a first line and no other; write a line per video")
-    columns: dict[str, str] = {}  # role -> its first column; a later one is a class, such as "file"
-    for column in table:
-        role = next((role for role in ("names", "labels") if column.strip().lower() in ROLES[role]), "")
-        columns.setdefault(role, column)
-    columns.pop("", None)
-    if "names" not in columns:
-        raise InputError(
-            f"{path}: no column of its first line is called video; name the columns video,label,<class>,..."
-        )
-    found: dict[str, Any] = {role: table.pop(column).str.strip().tolist() for role, column in columns.items()}
-    try:
+        columns: dict[str, str] = {}  # role -> its first column; a later one is a class, such as "file"
+        for column in table:
+            role = next((role for role in ("names", "labels") if column.strip().lower() in ROLES[role]), "")
+            columns.setdefault(role, column)
+        columns.pop("", None)
+        found: dict[str, Any] = {role: table.pop(column).str.strip().tolist() for role, column in columns.items()}
         found["scores"] = table.to_numpy(float)
-    except ValueError as error:
-        raise InputError(f"{path}: a score is no number ({error}); correct it") from None
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:  # pandas' parser errors are ValueErrors
+        raise InputError(
+            f"{path} is no table of video,label,<class>,... with these names in its first line and numbers, with a "
+            f"decimal point, below: {error}".strip()
+        ) from None
     classes = [column.strip() for column in table]
     numbers = [int(match[1][:9]) for name in classes if (match := _NUMBERED.fullmatch(name))]
-    if len(numbers) < len(classes):
-        return {**found, "class_names": classes}
     # A table's columns may be sorted as text: 0, 1, 10, 2.
-    if sorted(numbers) not in (list(range(len(numbers))), list(range(1, len(numbers) + 1))):
-        print(f"note: {path}: its columns' numbers have gaps or repeat; they are taken as they stand", file=sys.stderr)
-        return found
-    if numbers and min(numbers) == 1:
-        print(f"note: {path}: its columns are numbered from 1; column 1 is taken for label 0", file=sys.stderr)
+    if sorted(numbers) not in (list(range(len(classes))), list(range(1, len(classes) + 1))):
+        return {**found, "class_names": classes}
     found["scores"] = found["scores"][:, np.argsort(numbers).astype(int)]
     return found
