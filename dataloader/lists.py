@@ -6,12 +6,12 @@ Error messages about a list name the file and line.
 from __future__ import annotations
 
 import csv
+import io
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from dataloader.names import (
     UCF101_CLASSES,
@@ -32,7 +32,8 @@ OFFICIAL_COUNTS = {  # (training, test) videos of each split
 }
 _HMDB51_FILE = re.compile(r"(?P<class>.+)_test_split(?P<number>\d+)\.txt")
 _NUMBER = re.compile(r"(?:list|split|fold|train|test|val)[ _-]*0*(\d+)", re.IGNORECASE)
-_NUMBERED = re.compile(r"(\d+)[\s,]+(\S.*)")  # a class with its number
+_NUMBERED = re.compile(r"(\d{1,9})[\s,]+(\S.*)")  # a class with its number
+_TRAILING = re.compile(r"\s-?\d{1,9}(?=(?:\s-?\d{1,9})?$)")  # numbers after a path, at most two
 _CLASS_FILES = ("classind.txt", "classes.txt")
 _FORMS = ("`path`", "`path label`", "`path num_frames label`")
 
@@ -64,7 +65,8 @@ def load_split(
       HMDB51   <class>_test_splitN.txt for each class
       own      train.txt and test.txt; for several splits a number in the names, as in trainlist02.txt or
                ucf101_rgb_val_split_2.txt ("val" means test if there is no test list). Lines are `path`,
-               `path label` or TSN's `path num_frames label`. Classes and order come from classes.txt (or
+               `path label` or TSN's `path num_frames label`. A path names its class, by a folder or UCF101's
+               naming, if any path does; otherwise labels do. Classes and order come from classes.txt (or
                classInd.txt) if there is one, else from the paths: ordered by label, as in UCF101, or sorted
 
     Groups come from groups.csv beside the lists, if present (columns video and group; a video without a row
@@ -181,18 +183,19 @@ def read_lists(folder: Path, number: str) -> tuple[Path, Split]:
     for place in [folder, *sorted(child for child in folder.iterdir() if child.is_dir())]:
         files = sorted(place.glob("*.txt"))
         if any(_HMDB51_FILE.fullmatch(file.name) for file in files):
-            lists = _read_hmdb51(place, files, number)
+            split = _read_hmdb51(place, files, number)
         elif any(_role(file) for file in files):
-            lists = _read_train_and_test(place, files, number)
+            split = _read_train_and_test(place, files, number)
         else:
             continue
-        trained = {video.name.casefold() for video in lists.train}
-        if leaks := [video.listed for video in lists.test if video.name.casefold() in trained]:
+        videos = [*split.train, *split.test]
+        count = Counter(video.name.casefold() for video in videos)
+        if repeated := [video.listed for video in videos if count[video.name.casefold()] > 1]:
             raise InputError(
-                f"{place}: split {number} leaks: {plural(len(leaks), 'video')} in both train and test "
-                f"({first_few(leaks)}); delete from one list"
+                f"{place}: of split {number}, {len(repeated)} lines name a video that another line names "
+                f"({first_few(repeated)}), and a video in both train and test leaks: delete all but one line"
             )
-        return place, lists
+        return place, split
     raise InputError(
         f"{folder} holds no split lists; expected trainlist01.txt and testlist01.txt (UCF101), "
         "<class>_test_split1.txt (HMDB51), or train.txt and test.txt (data/make_split.py writes them)"
@@ -203,30 +206,26 @@ def _read_hmdb51(folder: Path, files: Sequence[Path], number: str) -> Split:
     matches = [(match, file) for file in files if (match := _HMDB51_FILE.fullmatch(file.name))]
     found = {(match["class"], match["number"].lstrip("0")): file for match, file in matches}
     class_names = sorted({class_ for class_, _ in found})
-    train: list[Video] = []
-    test: list[Video] = []
+    sides: dict[str, list[Video]] = {"0": [], "1": [], "2": []}  # unused in this split, training, test
     for label, class_ in enumerate(class_names):
         if (class_, number) not in found:
             others = sorted({n for c, n in found if c == class_})
             raise InputError(f"{folder} has no {class_}_test_split{number}.txt, only of split {first_few(others)}")
-        seen: dict[str, str] = {}
         for where, text in _read_text(found[class_, number]):
             path, use, *_ = [*text.rsplit(None, 1), ""]  # split from the right: names may contain spaces
-            if use not in ("0", "1", "2"):
-                raise InputError(f"{where}: expected `name.avi 0|1|2`, found `{text}`; correct the line")
-            video = Video(video_key(path, class_), label, f"{class_}/{path}")
-            _once(video, where, seen)
-            if use != "0":  # 0: not used in this split
-                (train if use == "1" else test).append(video)
-    return Split("hmdb51", number, class_names, train, test)
+            if use not in sides:
+                raise InputError(f"{where}: expected `name.avi 0|1|2`, found `{text[:80]}`; correct the line")
+            sides[use].append(Video(video_key(path, class_), label, f"{class_}/{path}"))
+    return Split("hmdb51", number, class_names, sides["1"], sides["2"])
 
 
 def _read_train_and_test(folder: Path, files: Sequence[Path], number: str) -> Split:
-    by_role = defaultdict(list)
+    by_role: dict[tuple[str, str], Path] = {}
     for file in files:
         if role := _role(file):
             in_name = _NUMBER.search(file.stem)
-            by_role[role, in_name[1] if in_name else "only"].append(file)
+            # TSN has two lists of the same videos, rgb and flow; either will do.
+            by_role.setdefault((role, in_name[1] if in_name else "only"), file)
     splits = sorted({"1" if n == "only" else n for _, n in by_role})
     if number not in splits:
         raise InputError(f"{folder} has no lists of split {number}, only of split {first_few(splits, 10)}")
@@ -235,23 +234,13 @@ def _read_train_and_test(folder: Path, files: Sequence[Path], number: str) -> Sp
     for role, name in (("train", "train"), (test_role, "test")):
         if (role, chosen) not in by_role:
             raise InputError(f"{folder} has no {name} list of split {number}; add it, as {name}.txt for example")
-    lists = [_read_list(by_role[role, chosen]) for role in ("train", test_role)]
-    lines = [*lists[0], *lists[1]]
-    class_file = next((file for file in files if file.name.casefold() in _CLASS_FILES), None)
-    if class_file:
-        class_names, first = _read_classes(class_file)
-        numbers = _numbering(lines, class_names, first)
-    else:
-        class_names, numbers = _classes_in(lines, folder)
-    labels = _labels(lines, class_names, numbers)
+    train, test = (_parse_list(_read_text(by_role[role, chosen])) for role in ("train", test_role))
+    lines = [*train, *test]
+    class_names, labels = _classes_and_labels(lines, folder)
     keys = video_keys([line.path for line in lines], [class_names[label] for label in labels])
     videos = [Video(key, label, line.path) for key, label, line in zip(keys, labels, lines, strict=True)]
-    count = len(lists[0])
-    seen: tuple[dict[str, str], dict[str, str]] = {}, {}
-    for i, (video, line) in enumerate(zip(videos, lines, strict=True)):
-        _once(video, line.where, seen[i >= count])
     dataset = "ucf101" if tuple(class_names) == UCF101_CLASSES else "own"
-    return Split(dataset, number, class_names, videos[:count], videos[count:])
+    return Split(dataset, number, class_names, videos[: len(train)], videos[len(train) :])
 
 
 def _role(file: Path) -> str | None:
@@ -260,157 +249,113 @@ def _role(file: Path) -> str | None:
     return next((role for role in ("train", "test", "val") if role in file.stem.casefold()), None)
 
 
-def _once(video: Video, where: str, seen: dict[str, str]) -> None:
-    before = seen.setdefault(video.name.casefold(), where)
-    if video.name.endswith("/") or before != where:
-        what = "names no video" if before == where else f"is {video.name} again, after {before}"
-        raise InputError(f"{where}: `{video.listed}` {what}; correct the line, or delete one of the two lines")
-
-
 def _read_text(file: Path) -> list[tuple[str, str]]:
-    """Return ("file line 7", text) of every non-blank line; CRLF and a byte-order mark are accepted."""
+    """Return ("file line 7", text) of every non-blank line; CRLF and a byte-order mark are accepted.
+
+    Bytes that are not UTF-8 are decoded like file names, to match names on disk.
+    """
     try:
-        content = file.read_bytes()
+        with open(file, encoding="utf-8-sig", errors="surrogateescape") as opened:
+            lines = _lines(opened, str(file))
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from None
-    if b"\0" in content:
-        raise InputError(f"{file} is not UTF-8 text; save it as UTF-8")
-    lines = _lines(content, str(file))
-    if not lines:
-        raise InputError(f"{file} is empty; write a line per video, or per class")
+    if not lines or any("\0" in text for _, text in lines):
+        raise InputError(f"{file} is empty or not UTF-8 text; write a line per video, or per class")
     return lines
 
 
-def _lines(content: bytes, name: str) -> list[tuple[str, str]]:
-    """Split into lines. Bytes that are not UTF-8 are decoded like file names, to match names on disk."""
-    text = content.decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
-    return [(f"{name} line {i}", line.strip()) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-
-
-def _read_classes(file: Path) -> tuple[list[str], int]:
-    """Read lines `1 ApplyEyeMakeup` or plain names: (class names in label order, first label as written)."""
-    lines = _read_text(file)
-    numbered = [_NUMBERED.fullmatch(text) for _, text in lines]
-    names, first = [text for _, text in lines], 0
-    if numbered[0]:
-        by_number = {}
-        for (where, text), match in zip(lines, numbered, strict=True):
-            if not match:
-                raise InputError(f"{where}: `{text}` has no number, other classes have; write it as `1 {text}`")
-            by_number[_number(match[1], where)] = match[2]
-        first, names = min(by_number), [by_number[i] for i in sorted(by_number)]
-        if sorted(by_number) != list(range(first, first + len(lines))) or first > 1:
-            raise InputError(f"{file}: the classes must be numbered 1, 2, 3, ... with no gap and no repeat")
-    if repeated := [name for name, count in Counter(map(str.casefold, names)).items() if count > 1]:
-        raise InputError(f"{file}: the class {repeated[0]} occurs twice; delete one of the two lines")
-    return names, first
-
-
-def _number(digits: str, where: str) -> int:
-    if len(digits.strip()) > 9:  # Python itself refuses some thousands of digits
-        raise InputError(f"{where}: {digits.strip()[:9]}... is too high a number; correct the line")
-    return int(digits)
-
-
-def _read_list(files: list[Path]) -> list[_Line]:
-    """Read one list. TSN keeps two lists of the same videos, rgb and flow; either will do then."""
-    lists = [_parse_list(_read_text(file)) for file in files]
-    if len({frozenset((without_suffix(line.path), line.label) for line in lines) for lines in lists}) > 1:
-        raise InputError(f"{files[0]} and {files[1].name} are of the same split but differ; move one away")
-    return lists[0]
+def _lines(opened: Iterable[str], name: str) -> list[tuple[str, str]]:
+    return [(f"{name} line {i}", line.strip()) for i, line in enumerate(opened, 1) if line.strip()]
 
 
 def _parse_list(texts: list[tuple[str, str]]) -> list[_Line]:
     """Parse lines, from the right, as `path`, `path label` or `path num_frames label`, as most lines are."""
-    trailing = [re.findall(r"\s-?\d+(?=(?:\s-?\d+)?$)", re.sub(r"\s+", " ", text)) for _, text in texts]
+    trailing = [_TRAILING.findall(re.sub(r"\s+", " ", text)) for _, text in texts]
     form = Counter(map(len, trailing)).most_common(1)[0][0]
     lines = []
     for (where, text), numbers in zip(texts, trailing, strict=True):
         path = text.rsplit(None, form)[0] if len(numbers) >= form > 0 else text
-        if path[0] == path[-1] == '"':  # as Windows copies a path
-            path = path[1:-1]
-        more_after_suffix = any(without_suffix(word) != word for word in path.replace("\\", "/").split(" ")[:-1])
-        if len(numbers) < form or more_after_suffix:
-            raise InputError(f"{where}: expected {_FORMS[form]} as in other lines, found `{text}`; correct the line")
         path = path.replace("\\", "/").rstrip("/")
-        lines.append(_Line(where, path, _number(numbers[-1], where) if form else None))
+        if len(numbers) < form or without_suffix(path)[-1:] in ("", "/"):
+            found = text[:80]
+            raise InputError(f"{where}: expected {_FORMS[form]} as in other lines, found `{found}`; correct the line")
+        lines.append(_Line(where, path, int(numbers[-1]) if form else None))
     return lines
 
 
 def is_listable(path: str, class_name: str, class_names: Iterable[str]) -> bool:
     """Return whether lists can hold a video: reading back its line gives the same path and class."""
     numbered = _NUMBERED.fullmatch(f"0 {class_name}".strip())
-    index = {name.casefold(): name for name in class_names}
+    index = {name.casefold(): i for i, name in enumerate(class_names)}
     try:
-        (line,) = _parse_list(_lines(f"{path} 0\n".encode(), ""))
+        text = io.TextIOWrapper(io.BytesIO(f"{path} 0\n".encode()), "utf-8-sig")
+        (line,) = _parse_list(_lines(text, ""))
     except (InputError, ValueError):
         return False
     same = line.path == path and numbered is not None and numbered[2] == class_name
     return same and _named_class(path, index) == index[class_name.casefold()]
 
 
-def _named_class(path: str, index: dict[str, Any]) -> Any:
-    """Return what `index` (keyed by lower-case names) has for the class that a path names, or None."""
-    parts = ucf_parts(path)
-    candidates = [*(parts[:1] if parts else ()), *reversed(path.split("/")[:-1])]
-    return next((index[name.casefold()] for name in candidates if name.casefold() in index), None)
-
-
-def _classes_in(lines: list[_Line], folder: Path) -> tuple[list[str], dict[int, int]]:
-    """Derive the classes and the meaning of each written label, if no file names the classes.
-
-    The classes are those of the paths, ordered by label. Without labels: UCF101's order, or sorted.
-    """
+def _classes_and_labels(lines: list[_Line], folder: Path) -> tuple[list[str], list[int]]:
+    """Return the class names in label order, and each line's class, 0-based."""
     remedy = f"name the classes in {folder / 'classes.txt'}, one per line in the order of their labels"
-    by_label: dict[int, Counter[str]] = defaultdict(Counter)
+    class_file = next((file for file in folder.glob("*.txt") if file.name.casefold() in _CLASS_FILES), None)
+    names, first = _read_classes(class_file) if class_file else (_classes_in(lines, remedy), 0)
+    index = {name.casefold(): i for i, name in enumerate(names)}
+    labels = [_named_class(line.path, index) for line in lines]
+    if labels.count(None) == len(labels):  # no path names a class: the labels alone do
+        labels = [None if line.label is None else line.label - first for line in lines]
+    written: dict[int, int] = {}  # class -> its label in the lists
+    meant: dict[int, int] = {}  # and back
+    result = []
+    for line, label in zip(lines, labels, strict=True):
+        if label is None or not 0 <= label < len(names):
+            raise InputError(f"{line.where}: {line.path} is of none of the {len(names)} classes; correct the line")
+        result.append(label)
+        if line.label is not None:
+            before = written.setdefault(label, line.label), meant.setdefault(line.label, label)
+            if before != (line.label, label):
+                raise InputError(
+                    f"{line.where}: earlier lines give {line.label} another class, or {names[label]} another label; "
+                    f"correct the line, or {remedy}"
+                )
+    if class_file or not written:
+        return names, result
+    order = sorted(range(len(names)), key=lambda label: written.get(label, len(names)))
+    return [names[label] for label in order], [order.index(label) for label in result]
+
+
+def _read_classes(file: Path) -> tuple[list[str], int]:
+    """Read lines `1 ApplyEyeMakeup` or plain names: (class names in label order, first label as written)."""
+    texts = [text for _, text in _read_text(file)]
+    matches = [match for text in texts if (match := _NUMBERED.fullmatch(text))]
+    by_number = {int(match[1]): match[2] for match in matches}
+    names, first = texts, 0
+    if _NUMBERED.fullmatch(texts[0]):
+        names, first = [by_number[i] for i in sorted(by_number)], min(by_number)
+        if first > 1 or sorted(by_number) != list(range(first, first + len(texts))):
+            raise InputError(f"{file}: number all classes 1, 2, 3, ... without a gap or a repeat, or none")
+    if len({name.casefold() for name in names}) < len(names):
+        raise InputError(f"{file}: a class occurs twice; delete one of the two lines")
+    return names, first
+
+
+def _classes_in(lines: list[_Line], remedy: str) -> list[str]:
+    """Return the classes that the paths name: in UCF101's order if they are UCF101's, else sorted."""
     names: dict[str, str] = {}
     for line in lines:
         parts, folders = ucf_parts(line.path), line.path.split("/")[:-1]
         if not parts and not folders:
             raise InputError(f"{line.where}: no folder tells the class of {line.path}; {remedy}")
         name = parts[0] if parts else folders[-1]
-        name = names.setdefault(name.casefold(), name)
-        if line.label is not None:
-            by_label[line.label][name] += 1
-    ucf101 = {name.casefold(): i for i, name in enumerate(UCF101_CLASSES)}
-    if names.keys() <= ucf101.keys():
-        names = {folded: UCF101_CLASSES[ucf101[folded]] for folded in sorted(names, key=ucf101.__getitem__)}
-    else:
-        names = dict(sorted(names.items()))
-    if not by_label:
-        return list(names.values()), {}
-    # The majority of a label's lines defines its meaning; _labels reports a line that differs.
-    meant = {label: by_label[label].most_common(1)[0][0].casefold() for label in sorted(by_label)}
-    if sorted(meant.values()) != sorted(names):
-        raise InputError(f"the labels and the folders' names in the lists of {folder} don't match one to one; {remedy}")
-    return [names[name] for name in meant.values()], {label: i for i, label in enumerate(meant)}
+        names.setdefault(name.casefold(), name)
+    if names.keys() <= {name.casefold() for name in UCF101_CLASSES}:
+        return [name for name in UCF101_CLASSES if name.casefold() in names]
+    return [names[name] for name in sorted(names)]
 
 
-def _numbering(lines: list[_Line], class_names: list[str], first: int) -> dict[int, int]:
-    """Map written labels to classes if a file names the classes. Labels start at 0 (TSN) or 1 (UCF101).
-
-    Paths that name classes decide which; otherwise `first`, the first number in the file, does.
-    """
-    index = {name.casefold(): i for i, name in enumerate(class_names)}
-    told = [(line.label, _named_class(line.path, index)) for line in lines]
-    offsets = Counter(label - by_path for label, by_path in told if label is not None and by_path is not None)
-    base = offsets.most_common(1)[0][0] if offsets else first
-    return {label + base: label for label in range(len(class_names))}
-
-
-def _labels(lines: list[_Line], class_names: list[str], numbers: dict[int, int]) -> list[int]:
-    """Return each line's class, 0-based. Its path and its label must agree."""
-    index = {name.casefold(): i for i, name in enumerate(class_names)}
-    by_path = [_named_class(line.path, index) for line in lines]
-    paths_tell = any(label is not None for label in by_path)
-    labels = []
-    for line, told in zip(lines, by_path, strict=True):
-        label = told if line.label is None else numbers.get(line.label)
-        if label is None or (told is None and paths_tell):
-            what = line.path if told is None and (paths_tell or line.label is None) else f"the label {line.label}"
-            raise InputError(f"{line.where}: {what} is none of the {len(class_names)} classes; correct the line")
-        if told not in (None, label):
-            raise InputError(f"{line.where}: the label {line.label} means {class_names[label]}, the path says "
-                             f"{class_names[told]}; correct the line")  # fmt: skip
-        labels.append(label)
-    return labels
+def _named_class(path: str, index: dict[str, int]) -> int | None:
+    """Return the class that a path names, from `index` {lower-case name: class}, or None."""
+    parts = ucf_parts(path)
+    candidates = [*(parts[:1] if parts else ()), *reversed(path.split("/")[:-1])]
+    return next((index[name.casefold()] for name in candidates if name.casefold() in index), None)

@@ -116,19 +116,17 @@ TEST = "Biking/v_Biking_g01_c01.avi\n"
 @pytest.mark.parametrize(
     "train, test, words",
     [
-        (TRAIN + "Biking/v_Biking_g01_c01.avi 11\n", TEST, ["leak", "Biking/v_Biking_g01_c01.avi"]),
-        (TRAIN + "Biking/V_biking_g01_c01.AVI 11\n", TEST, ["leak"]),
-        (TRAIN + "Biking/v_Biking_g08_c01.avi 11\n", TEST, ["trainlist01.txt line 3", "line 1", "delete one"]),
+        (TRAIN + "Biking/V_biking_g01_c01.AVI 11\n", TEST, ["leak", "2 lines", "Biking/V_biking_g01_c01.AVI"]),
+        (TRAIN + "Biking/v_Biking_g08_c01.avi 11\n", TEST, ["2 lines", "delete all but one"]),
         (TRAIN + "Flying/v_Flying_g08_c01.avi 11\n", TEST, ["trainlist01.txt line 3", "Flying", "none of the 101"]),
-        (TRAIN + "Biking/v_Biking_g09_c01.avi 26\n", TEST, ["line 3", "label 26 means Diving", "Biking"]),
-        (TRAIN + "Biking/v_Biking_g09_c01.avi 102\n", TEST, ["line 3", "label 102 is none"]),
+        (TRAIN + "Biking/v_Biking_g09_c01.avi 26\n", TEST, ["line 3", "earlier lines give 26 another class"]),
+        (TRAIN + "Biking/v_Biking_g09_c01.avi 102\n", TEST, ["line 3", "or Biking another label"]),
         (TRAIN + "Biking/v_Biking_g09_c01.avi eleven\n", TEST, ["line 3", "expected `path label`"]),
-        (TRAIN + "Biking/a.avi " + "9" * 5000 + "\n", TEST, ["line 3", "too high"]),
-        (TRAIN + "Biking/.avi 11\n", TEST, ["line 3", "names no video"]),
+        (TRAIN + "Biking/a.avi " + "9" * 5000 + "\n", TEST, ["line 3", "expected `path label`"]),
+        (TRAIN + "Biking/.avi 11\n", TEST, ["line 3", "expected `path label`"]),
         (TRAIN + "/ 11\n", TEST, ["line 3"]),
         ("", TEST, ["trainlist01.txt is empty"]),
         (TRAIN, b"\xff\xfeB\0i\0", ["testlist01.txt", "UTF-8"]),
-        (TRAIN, b"Biking/v_\0.avi", ["testlist01.txt", "not UTF-8 text"]),
     ],
 )  # fmt: skip
 def test_bad_lists_are_told_by_file_and_line(tmp_path, train, test, words):
@@ -146,8 +144,9 @@ def test_absent_lists(tmp_path):
     assert "no lists of split 2, only of split 1" in error(tmp_path, 2)
     (tmp_path / "testlist01.txt").unlink()
     assert "no test list of split 1" in error(tmp_path)
-    write(tmp_path, {"testlist01.txt": TEST, "classInd.txt": "1 Biking\n" + "2" * 5000 + " Diving\n"})
-    assert "classInd.txt line 2: 222222222... is too high" in error(tmp_path)
+    for classes in ("1 Biking\n" + "2" * 5000 + " Diving\n", "1 Biking\n3 Diving\n", "1 Biking\nDiving\n"):
+        write(tmp_path, {"testlist01.txt": TEST, "classInd.txt": classes})
+        assert "classInd.txt: number all classes" in error(tmp_path)
     write(tmp_path, {f"trainlist{n:02}.txt": TRAIN for n in range(2, 9)})
     write(tmp_path, {"train.txt": TRAIN})  # without a number: split 1
     assert "no lists of split 9, only of split 1, 2, 3, 4, 5, 6, 7, 8" in error(tmp_path, 9)
@@ -194,8 +193,6 @@ def test_hmdb51(tmp_path):
     assert f"{name} line 2: expected `name.avi 0|1|2`" in error(folder)
     write(folder, {name: "a b.avi 1 \n2\n"})
     assert f"{name} line 2" in error(folder)
-    write(folder, {name: "a b.avi 1 \na b.avi 0\n"})
-    assert f"{name} line 2" in error(folder)
     write(folder, {name: "a b.avi 1 \na b.avi 2\n"})
     assert "a b.avi" in error(folder)
 
@@ -226,7 +223,7 @@ def test_hmdb51_with_a_class_that_lacks_the_split(tmp_path):
         ("Biking/x.avi 9 10\nDiving/y.avi 9 25", "Diving/z 9 25", "Biking Diving", "Biking/x Diving/y Diving/z"),
         ("b/1.avi 5\na/2.avi 7", "a/9.avi 7", "b a", "b/1 a/2 a/9"),  # a class without a video
         # as people write paths
-        ('"C:\\My%Videos\\run\\a%1.avi" 0\r\nC:\\My%Videos\\sit%down\\b%2.avi 1\r\n/x%y/run/c/ 0', "v/run/d.avi 0",
+        ('C:\\My%Videos\\run\\a%1.avi 0\r\nC:\\My%Videos\\sit%down\\b%2.avi 1\r\n/x%y/run/c/ 0', "v/run/d.avi 0",
          "run sit%down", "run/a%1 sit%down/b%2 run/c run/d"),
     ],
 )  # fmt: skip
@@ -254,14 +251,12 @@ def test_tsn_lists_of_rgb_and_flow(tmp_path):
     split = load_split(tmp_path, 2)
     assert [(video.name, video.label) for video in split.train + split.test] == [
         ("Hammering_g08_c01", 0), ("HammerThrow_g08_c01", 1), ("HandstandPushups_g01_c01", 2)]  # fmt: skip
-    write(tmp_path, {"ucf101_flow_train_split_2.txt": rgb.replace("08", "09")})
-    assert "differ" in error(tmp_path, 2)
 
 
 def test_own_lists_that_do_not_tell_their_classes(tmp_path):
     for train, told in (
         ("1.avi\n", "train.txt line 1: no folder tells the class of 1.avi"),
-        ("a/1.avi 0\na/2.avi 1\n", "don't match one to one"), ("clips/1 40 0\nclips/2 41 1\n", "classes.txt"),
+        ("a/1.avi 0\na/2.avi 1\n", "line 2: earlier lines"), ("clips/1 40 0\nclips/2 41 1\n", "classes.txt"),
     ):  # fmt: skip
         write(tmp_path, {"train.txt": train, "test.txt": "clips/3 42 1\n" if "clips" in train else "a/9.avi 0\n"})
         assert told in error(tmp_path)
@@ -269,7 +264,7 @@ def test_own_lists_that_do_not_tell_their_classes(tmp_path):
     split = load_split(tmp_path, 1)
     assert [video.name for video in split.train + split.test] == ["run/1", "sit down/2", "sit down/3"]
     write(tmp_path, {"test.txt": "clips/3 42 2\n"})
-    assert "label 2 is none of the 2 classes" in error(tmp_path)
+    assert "clips/3 is of none of the 2 classes" in error(tmp_path)
     several = "run/mon/1.avi\nrun/tue/1.avi\nsit down/1.avi\n"  # of one name, which keep their folders
     write(tmp_path, {"train.txt": several, "test.txt": "test/sit down/1.avi\nx/run/2.avi\n"})
     split = load_split(tmp_path, 1)
