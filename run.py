@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,14 +23,13 @@ from pydantic import BaseModel
 from common.commandline import ArgumentParser
 from common.formats import read_json
 from common.progress import duration
-from data.make_split import find_classes, given_sides
+from data.make_split import find_classes
 from data.steps import StepFailed, Steps
 from data.videos import VideoFile, find_videos
 from dataloader.extracted import read_marker
 from dataloader.lists import read_column
-from dataloader.names import UCF101_CLASSES, ucf_parts
+from dataloader.names import UCF101_CLASSES, first_few, ucf_parts
 from engine.owner import owned
-from report.outcome import read_learnt
 from utils import (
     FEW,
     InputError,
@@ -39,6 +37,7 @@ from utils import (
     check_name,
     check_writable,
     cpu_count,
+    csv_text,
     plural,
     printable,
     run_main,
@@ -59,17 +58,19 @@ WAYS = {
     "train": "training both networks (--way heads is the fast way)",
 }
 UCF101 = {name.casefold() for name in UCF101_CLASSES}
+LEFT_OUT = "left_out.csv"
 
 
 def main() -> int:
     args = parse_arguments()
     found = find_videos(args.videos, skip=args.record)
-    if args.test:
-        check_test(args, found)
+    unlisted = check_classes(args, found)
     way = args.way or ("heads" if len(found) <= FEW else "train")
-    ucf101 = all((parts := ucf_parts(video.name)) and parts[0].casefold() in UCF101 for video in found)
     print(printable(f"{plural(len(found), 'video')} in {args.videos}: {WAYS[way]}"), flush=True)
-    choose_folders(args, usual=way == "train" and ucf101)
+    if way == "train" and not (args.test or args.lists):
+        names = [ucf_parts(video.name) for video in found]
+        args.lists = "none" if all(name and name[0].casefold() in UCF101 for name in names) else None
+    choose_folders(args, way)
     check_network(args, way)
     few = len(found) <= FEW_VIDEOS
     if way == "heads":
@@ -80,9 +81,9 @@ def main() -> int:
         write_json(args.record / "run.json", {"videos": str(args.videos.resolve())})
         try:
             if way == "heads":
-                heads_way(args, few)
+                heads_way(args, unlisted, few)
             else:
-                train_way(args, ucf101)
+                train_way(args, unlisted)
         except StepFailed as failure:
             return failure.code
     return 0
@@ -98,7 +99,9 @@ def parse_arguments() -> argparse.Namespace:
                        help="class folders of videos to test on (default: a part of VIDEOS)")
     group.add_argument("--groups", metavar="REGEX|CSV",
                        help="which videos belong to one recording and stay together; see data/make_split.py -h")
-    group.add_argument("--lists", type=Path, metavar="DIR", help="split lists (default: data/make_split.py makes them)")
+    group.add_argument("--lists", metavar="DIR|none",
+                       help="split lists, as --ucf-list in spatial_cnn.py -h (default: data/make_split.py makes them; "
+                            "with --way train UCF101 has its own split)")
     group = parser.add_argument_group("networks")
     group.add_argument("--arch", help="as in spatial_cnn.py -h (default: resnet50; with --way train: resnet101)")
     group.add_argument("--weights", metavar="imagenet|none|PATH",
@@ -108,62 +111,63 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--flow-flags", default="", metavar='"..."', type=shlex.split,
                        help="more flags for data/extract_flow.py")
     group = parser.add_argument_group("folders")
-    group.add_argument("--record", type=Path, metavar="DIR",
-                       help="for results (default: record/<name of VIDEOS>; for UCF101 with --way train: "
-                            "record)")
+    group.add_argument("--record", type=Path, metavar="DIR", help="for results (default: record/<name of VIDEOS>)")
     group.add_argument("--data", type=Path, metavar="DIR",
-                       help="for frames, flow, lists, features (default: data in --record; for UCF101 with --way "
-                            "train: data)")
+                       help="for frames, flow, lists, features (default: data in --record; with --way train: "
+                            "data_train)")
     return parser.parse_args()
 
 
 # --- before anything is made ---------------------------------------------------------------------------
 
 
-def choose_folders(args: argparse.Namespace, usual: bool) -> None:
-    """Fill in --record and --data. Two folders of videos never share a record, even if they have one name.
+def check_classes(args: argparse.Namespace, found: Sequence[VideoFile]) -> list[str]:
+    """Raise InputError if VIDEOS, or --test, doesn't hold a folder for each class.
 
-    `usual`: use the README's folders for UCF101. A record's run.json names its folder of videos.
+    Return the videos whose names no list can hold, with the folder that link_sides gives them.
     """
+    if args.test and args.videos.resolve().is_relative_to(args.test.resolve()):
+        raise InputError(f"--test {args.test} holds the videos of {args.videos}; give a folder of others")
+    unlisted, names = [], []
+    for folder, side in ((args.videos, "train/"), (args.test, "test/")) if args.test else ((args.videos, ""),):
+        classes, parts = find_classes(folder, args.record)
+        if side and parts:
+            raise InputError(f"{folder} is split into train and test itself: leave --test out, or give a part")
+        sides = {path.split("/")[0] for path in parts}  # other folders beside these are left out on purpose
+        videos = [video.name for video in (find_videos(folder) if folder == args.test else found)]
+        unlisted += [side + path for path in videos
+                     if path not in classes and (not parts or path.split("/")[0] in sides)]  # fmt: skip
+        names.append(set(classes.values()))
+    if differing := names[0] ^ names[-1]:
+        raise InputError(f"only one of {args.videos} and {args.test} has a class {first_few(sorted(differing))}")
+    return unlisted
+
+
+def choose_folders(args: argparse.Namespace, way: str) -> None:
+    """Fill in --record and --data. A record's run.json names its folder of videos: no two share a record."""
     home = args.videos.resolve()
     check_name(home)
     if args.record is None:
-        first = Path("record") if usual else Path("record") / (home.name or "videos")
-        if first.resolve().is_relative_to(home):  # `run.py .`: folders in VIDEOS are taken for classes
-            first = home.parent / "record" / home.name
-        numbered = (first.with_name(f"{first.name}_{number}") for number in itertools.count(2))
-        args.record = next(path for path in itertools.chain([first], numbered) if recorded(path) in (None, str(home)))
-        if args.record != first:
-            print(printable(f"{first} is of {recorded(first)}: what is found out here goes to {args.record}"))
-    elif recorded(args.record) not in (None, str(home)):
-        raise InputError(f"--record {args.record} is of {recorded(args.record)}: choose another, or leave it out")
-    if args.data is None:
-        args.data = Path("data") if usual and args.record == Path("record") else args.record / "data"
+        args.record = Path("record") / (home.name or "videos")
+        if args.record.resolve().is_relative_to(home):  # `run.py .`: folders in VIDEOS are taken for classes
+            args.record = home.parent / "record" / home.name
+    file = args.record / "run.json"
+    if file.exists():
+        owner = read_json(file, RunFile, "remove it, or choose another --record").videos
+        if owner != str(home):
+            raise InputError(f"{args.record} has the results of {owner}: choose another folder with --record")
+    if args.data is None:  # the two ways extract other images
+        args.data = args.record / ("data" if way == "heads" else "data_train")
     for flag, path in (("--record", args.record), ("--data", args.data)):
         if path.resolve().is_relative_to(home):
             raise InputError(f"{flag} {path} lies in {args.videos}, whose folders are classes: choose one outside")
         check_writable(path)
 
 
-def check_test(args: argparse.Namespace, found: Sequence[VideoFile]) -> None:
-    """See that --test holds other videos than VIDEOS, and that neither is split itself."""
-    for folder, videos in ((args.videos, found), (args.test, find_videos(args.test))):
-        if given_sides(video.name for video in videos):
-            raise InputError(f"{folder} is split into train and test itself: leave --test out, or give a part")
-    if args.videos.resolve().is_relative_to(args.test.resolve()):
-        raise InputError(f"--test {args.test} holds the videos of {args.videos}; give a folder of others")
-
-
 class RunFile(BaseModel):
     """The content of a record's run.json."""
 
     videos: str
-
-
-def recorded(record: Path) -> str | None:
-    """Return the folder of videos that a record belongs to, None for a new record."""
-    file = record / "run.json"
-    return read_json(file, RunFile, "remove it, or choose another --record").videos if file.exists() else None
 
 
 def check_network(args: argparse.Namespace, way: str) -> None:
@@ -177,14 +181,13 @@ def check_network(args: argparse.Namespace, way: str) -> None:
 # --- the two ways --------------------------------------------------------------------------------------
 
 
-def heads_way(args: argparse.Namespace, few: bool) -> None:
+def heads_way(args: argparse.Namespace, unlisted: Sequence[str], few: bool) -> None:
     """Extract, split, compute features, fit heads, fuse. Motion is grey differences and optical flow."""
     record, data, step = args.record, args.data, Steps(7 if args.lists else 8)
-    videos = extract(args, step, "heads", ["--sampling-rate", 1, "--short-side", 160], ["--method", "dis"])
-    lists = make_lists(args, step, videos)
+    extract(args, step, "heads", unlisted, ["--sampling-rate", 1, "--short-side", 160], ["--method", "dis"])
+    common = [*make_lists(args, step), *network_flags(args, "resnet50")]
     rgb, flow = data / "rgb", data / "flow"
     spatial, grey, motion = (data / f"{name}.npz" for name in ("rgb", "greydiff", "flow"))
-    common = ["--ucf-list", lists, *network_flags(args, "resnet50")]
     rgb_look, motion_look = (FEW_RGB, FEW_MOTION) if few else (MANY_RGB, MANY_MOTION)
     step("features of RGB", "spatial_cnn.py", "--rgb-dir", rgb, "--features", spatial, *rgb_look, *common)
     step("features of grey differences", "motion_cnn.py", "--input", "greydiff", "--rgb-dir", rgb, "--features", grey,
@@ -195,15 +198,11 @@ def heads_way(args: argparse.Namespace, few: bool) -> None:
     fuse(args, step, record / "heads/linear", "checkpoint.pth.tar", "--learn")
 
 
-def train_way(args: argparse.Namespace, ucf101: bool) -> None:
-    """Extract, split, train both streams, fuse. UCF101 is split by its own lists, or by its group rule."""
-    record, data, own = args.record, args.data, not (args.lists or (ucf101 and not args.test))
-    step = Steps(6 if own else 5)
-    videos = extract(args, step, "train", [], [])
-    official = Path("data/ucfTrainTestlist")
-    lists = make_lists(args, step, videos) if own or args.lists else official if official.is_dir() else "none"
-    missing = ["--allow-missing"] if not own and read_left_out(data / LEFT_OUT) else []
-    common = ["--ucf-list", lists, "--resume", "auto", *missing, *network_flags(args)]
+def train_way(args: argparse.Namespace, unlisted: Sequence[str]) -> None:
+    """Extract, split, train both streams, fuse."""
+    record, data, step = args.record, args.data, Steps(5 if args.lists else 6)
+    extract(args, step, "train", unlisted, [], [])
+    common = [*make_lists(args, step), "--resume", "auto", *network_flags(args)]
     step("spatial stream", "spatial_cnn.py", "--rgb-dir", data / "rgb", "--output", record / "spatial", *common)
     step("motion stream", "motion_cnn.py", "--flow-dir", data / "flow", "--output", record / "motion", *common)
     fuse(args, step, record, "model_best.pth.tar")
@@ -220,29 +219,30 @@ def as_words(flags: Mapping[str, object]) -> list[str]:
 # --- their steps ---------------------------------------------------------------------------------------
 
 
-def extract(args: argparse.Namespace, step: Steps, way: str, rgb_flags: Sequence, flow_flags: Sequence) -> Path:
-    """Extract frames and flow, and write left_out.csv. Return the folder of the videos."""
-    videos, data = args.videos, args.data
+def videos_of(args: argparse.Namespace) -> Path:
+    """Return the folder of all videos: VIDEOS, or one with links to VIDEOS and --test."""
+    return args.data / "videos" if args.test else args.videos
+
+
+def extract(
+    args: argparse.Namespace, step: Steps, way: str, unlisted: Sequence[str], rgb_flags: Sequence, flow_flags: Sequence
+) -> None:
+    """Extract frames and flow, and write left_out.csv: the videos that can't be used, with the reason."""
+    videos, rgb, flow = videos_of(args), args.data / "rgb", args.data / "flow"
     if args.test:
-        videos = data / "videos"
         link(videos / "train", args.videos)
         link(videos / "test", args.test)
-    find_classes(videos)  # raises for wrong class folders before anything is extracted
-    rgb, flow = data / "rgb", data / "flow"
     partly = (0, 1)  # 1: some videos can't be read
     step("RGB frames", "data/extract_rgb.py", videos, rgb, *rgb_flags, passed=partly)
     step("optical flow", "data/extract_flow.py", videos, flow, *flow_flags, *args.flow_flags, passed=partly)
-    left_out = read_left_out(rgb / "failed.csv") | read_left_out(flow / "failed.csv")
+    left_out = {csv_text(video): "no list can hold its name: rename it" for video in unlisted}
     for video in find_videos(videos):
-        made = read_marker(rgb, video.folder)
-        if made and made.images < SHORTEST[way]:
-            left_out.setdefault(video.name, f"{plural(made.images, 'frame')}, and {SHORTEST[way]} are needed")
-    with atomic_path(data / LEFT_OUT) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        made = read_marker(flow, video.folder)
+        if made and made.images + 1 < SHORTEST[way]:  # one image is the flow between two frames
+            left_out[csv_text(video.name)] = f"{plural(made.images + 1, 'frame')}, and {SHORTEST[way]} are needed"
+    left_out |= read_left_out(rgb / "failed.csv") | read_left_out(flow / "failed.csv")
+    with atomic_path(args.data / LEFT_OUT) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("video", "reason"), *sorted(left_out.items())])
-    return videos
-
-
-LEFT_OUT = "left_out.csv"
 
 
 def link(place: Path, folder: Path) -> None:
@@ -261,14 +261,14 @@ def read_left_out(path: Path) -> dict[str, str]:
     return read_column(path, "reason") if path.is_file() else {}
 
 
-def make_lists(args: argparse.Namespace, step: Steps, videos: Path) -> Path:
-    """Make the split lists, or update earlier ones to the present videos. Return their folder."""
+def make_lists(args: argparse.Namespace, step: Steps) -> list[object]:
+    """Make the split lists, or update earlier ones to the present videos. Return the streams' flags for them."""
     if args.lists:
-        return args.lists
+        return ["--ucf-list", args.lists, *(["--allow-missing"] if read_left_out(args.data / LEFT_OUT) else [])]
     lists = args.data / ("lists_test" if args.test else "lists")
     flags = as_words({"--groups": args.groups, "--without": args.data / LEFT_OUT})
-    step("split into training and test", "data/make_split.py", videos, lists, *flags)
-    return lists
+    step("split into training and test", "data/make_split.py", videos_of(args), lists, *flags)
+    return ["--ucf-list", lists]
 
 
 def fuse(args: argparse.Namespace, step: Steps, streams: Path, checkpoint: str, *flags: str) -> None:
@@ -279,10 +279,6 @@ def fuse(args: argparse.Namespace, step: Steps, streams: Path, checkpoint: str, 
         told = [f"{video}: {reason}" for video, reason in list(rows.items())[:20]]
         print(f"\nleft out: {plural(len(rows), 'video')} that could not be used, listed in {args.data / LEFT_OUT}:",
               *map(printable, told), sep="\n  ")  # fmt: skip
-    if "--learn" in flags:
-        learnt = read_learnt(output / "results.json")
-        if learnt.joined:  # one head on both streams' features is two checkpoints of its own
-            networks = {flag: Path(learnt.joined) / path.name for flag, path in networks.items()}
     files = {flag: (path / checkpoint).as_posix() for flag, path in networks.items()}
     files |= {"--fusion": (output / "results.json").as_posix()} if "--learn" in flags else {}
     print("\n" + printable(f"Name the action in a new video:  python predict.py VIDEO {shlex.join(as_words(files))}"))

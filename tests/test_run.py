@@ -17,7 +17,7 @@ from conftest import ROOT
 from video_files import make_video
 
 import run as script
-from data.steps import Steps
+from data.steps import Steps, call
 from saved.feature_file import read_features
 from saved.predictions import load_predictions
 from utils import InputError
@@ -36,14 +36,15 @@ def make_videos(folder, classes=("clap", "wave"), each=5, name="{}.avi"):
 
 @pytest.fixture(scope="module")
 def once(run, tmp_path_factory):
-    """A folder in which run.py went through `videos` once, of which three can't be used, and what it printed."""
+    """A folder in which run.py went through `videos` once, of which four can't be used, and what it printed."""
     folder = tmp_path_factory.mktemp("once")
     make_videos(folder / "videos")
     (folder / "videos/clap/bad.avi").write_bytes(b"no video")
     made = make_video(folder / "videos/wave/short.avi", 3, frames=3, size=(64, 48)).read_bytes()
     if sys.platform == "linux":
-        with open(os.fsencode(folder) + b"/videos/wave/latin-\xe4.avi", "wb") as file:
-            file.write(made)
+        for name in (b"latin-\xe4.avi", b"back\\slash.avi"):  # names that no list can hold
+            with open(os.fsencode(folder) + b"/videos/wave/" + name, "wb") as file:
+                file.write(made)
     return folder, run("run.py", "videos", *NETWORK, cwd=folder).stdout
 
 
@@ -74,8 +75,9 @@ def test_few_videos_take_the_fast_way_to_the_table_and_a_prediction(once, run, t
         assert words in said
     with open(record / "data/left_out.csv", newline="") as file:
         left_out = {row[0] for row in csv.reader(file)}
-    latin = {"wave/latin-\\udce4.avi"} if sys.platform == "linux" else set()
-    assert left_out == {"video", "clap/bad.avi", "wave/short.avi"} | latin
+    odd = {"wave/latin-\\udce4.avi", "wave/back\\slash.avi"} if sys.platform == "linux" else set()
+    assert left_out == {"video", "clap/bad.avi", "wave/short.avi"} | odd
+    assert f"left out: {len(left_out) - 1} videos" in said
     assert rows(record).keys() == {f"{name}/{number}" for name in ("clap", "wave") for number in range(5)}
 
     # the last line's command answers for a new video, as the head and the fusion answered when they were tested
@@ -84,12 +86,13 @@ def test_few_videos_take_the_fast_way_to_the_table_and_a_prediction(once, run, t
     video = sorted(json.loads((record / "heads/linear/spatial/predictions.json").read_text())["labels"])[0]
     shutil.copy(folder / f"videos/{video}.avi", tmp_path / "new.avi")
     answer = json.loads(run("predict.py", tmp_path / "new.avi", *flags, "--json", cwd=folder).stdout)
-    heads = folder / Path(flags[flags.index("--spatial") + 1]).parents[1]
     # where the fusion chose one stream, the other one is not computed
     logits = {stream: answer[stream]["logits"] for stream in ("spatial", "motion") if stream in answer}
-    assert logits
-    if heads.name == "joined":  # one head on both streams' features says the sum of what they say
+    heads = record / "heads/linear"
+    if joined := results["learnt"]["joined"]:  # one head on both streams' features says the sum of what they say
+        heads = folder / joined
         logits = {".": {name: sum(one[name] for one in logits.values()) for name in ("clap", "wave")}}
+    assert logits
     for stream, told in logits.items():
         found = load_predictions(heads / stream)
         expected = dict(zip(found.class_names, found.logits[video].tolist(), strict=True))
@@ -105,8 +108,8 @@ def test_given_again_only_what_a_changed_video_needs_is_done(again, run):
     make_video(again / "videos/clap/new.avi", 98, frames=14, size=(64, 48))
     (again / "videos/wave/4.avi").unlink()
     said = run("run.py", "videos", *NETWORK, cwd=again).stdout
-    assert "1 new video since the lists were made: clap/new.avi" in said
-    assert "1 video of the lists gone: wave/4.avi" in said
+    assert "new since the lists were made, 1 video: clap/new.avi" in said
+    assert "gone since the lists were made, 1 video: wave/4.avi" in said
     assert said.count("features of 10 videos, 8 of them there already") == 3
     assert (record / "fusion/results.json").is_file()
     for name, before in old.items():
@@ -116,19 +119,40 @@ def test_given_again_only_what_a_changed_video_needs_is_done(again, run):
         assert changed == ["clap/3"], name
 
 
-def test_another_folder_of_the_same_name_with_groups_and_test_videos_of_its_own(again, run):
-    make_videos(again / "other/videos", ("sit", "stand"), each=4)
-    make_videos(again / "tests", ("sit", "stand"), each=2, name="new{}.avi")
-    before = (again / "record/videos/fusion/results.json").read_text()
-    said = run("run.py", "other/videos", "--test", "tests", "--groups", r"(\d)\.avi", *NETWORK, cwd=again).stdout
-    assert "record/videos is of" in said and "goes to record/videos_2" in said
-    assert (again / "record/videos/fusion/results.json").read_text() == before
-    found = read_features(again / "record/videos_2/data/rgb.npz")
-    assert found.about["class_names"] == ["sit", "stand"] and set(found.groups.tolist()) == set("0123")
-    tested = {found.videos[row] for row in found.rows("test")}
-    assert tested == {f"{name}/new{number}" for name in ("sit", "stand") for number in range(2)}
-    assert len(found.rows("train")) == 8
-    assert "is of" in run("run.py", "other/videos", "--record", "record/videos", cwd=again, code=2).stderr
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Run run.py in tmp_path with steps that only note their commands, but for those in `real`; return them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(script, "check_network", lambda *_: None)
+
+    def commands(*words, real=()):
+        taken = []
+
+        def step(_, title, *command, passed=(0,)):
+            taken.append([*map(str, command)])
+            if command[0] in real:
+                assert call(taken[-1]) in passed
+
+        monkeypatch.setattr(Steps, "__call__", step)
+        monkeypatch.setattr("sys.argv", ["run.py", *map(str, words)])
+        script.main()
+        return taken
+
+    return commands
+
+
+def test_groups_and_test_videos_of_its_own(commands, tmp_path):
+    make_videos(tmp_path / "videos", ("sit", "stand"), each=4)
+    make_videos(tmp_path / "tests", ("sit", "stand"), each=2, name="new{}.avi")
+    flags = ("--test", "tests", "--groups", r"(\d)\.avi", "--way", "train")
+    taken = commands("videos", *flags, real=["data/make_split.py"])
+    lists = Path("record/videos/data_train/lists_test")
+    assert str(lists) in taken[3]
+    groups = {row[1] for row in csv.reader((lists / "groups.csv").read_text().splitlines()[1:])}
+    assert groups == set("0123")
+    tested = {line.split()[0] for line in (lists / "test.txt").read_text().splitlines()}
+    assert tested == {f"test/{name}/new{number}.avi" for name in ("sit", "stand") for number in range(2)}
+    assert len((lists / "train.txt").read_text().splitlines()) == 8
 
 
 def test_too_few_videos_end_it_before_features(run, tmp_path):
@@ -140,64 +164,70 @@ def test_too_few_videos_end_it_before_features(run, tmp_path):
     assert "goes on from there" not in ended.stderr and "features of RGB" not in ended.stdout
     assert (tmp_path / "record/videos/data/rgb").is_dir()
     assert len(list(videos.iterdir())) == 2
-    assert "lies in" in run("run.py", ".", "--record", "out", *NETWORK, cwd=videos, code=2).stderr
 
 
-def test_what_is_wrong_is_told_before_anything_is_made(run, tmp_path, monkeypatch):
-    make_videos(tmp_path / "videos", each=2)
-    assert "absent.pth: no such file" in run("run.py", "videos", "--weights", "absent.pth", cwd=tmp_path, code=2).stderr
-    assert not list(tmp_path.rglob("*.jpg"))
+def test_what_is_wrong_is_told_before_anything_is_made(tmp_path, monkeypatch):
     (tmp_path / "junk.pth").write_bytes(b"junk")
-    for given, told in (("resnet1", None), "resnet1 is not"), (("resnet18", str(tmp_path / "junk.pth")), "junk.pth"):
+    for arch, weights, told in [("resnet1", None, "resnet1 is not"), ("resnet18", "junk.pth", "junk.pth"),
+                                ("resnet18", "absent.pth", "absent.pth: no such file")]:  # fmt: skip
         with pytest.raises(InputError, match=told):
-            script.check_network(argparse.Namespace(arch=given[0], weights=given[1]), "heads")
-    (tmp_path / "record/videos/run.json").write_text("{")
+            monkeypatch.chdir(tmp_path)
+            script.check_network(argparse.Namespace(arch=arch, weights=weights), "heads")
+    split = [f"split/{side}/{name}/1" for side in ("train", "test") for name in ("clap", "wave")]
+    for name in ("videos/clap/1", "videos/wave/1", *split, "flat/1", "one/clap/1"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.avi").touch()
     (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path)
-    make_videos(tmp_path / "split/train"), make_videos(tmp_path / "split/test")
-    for words, told in [
-        ("videos", "run.json cannot be read"), ("empty", "holds no video"),
-        ("videos --test gone", "gone does not exist"), ("videos --test videos", "holds the videos of videos"),
-        ("videos --test split", "split is split into"), ("split --test videos", "split is split into"),
+    for name, text in (("damaged", "{"), ("taken", '{"videos": "/other"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(text)
+    before = sorted(tmp_path.rglob("*"))
+    for where, words, told in [
+        (".", "empty", "holds no video"), (".", "flat", "flat: in no class folder"),
+        (".", "videos --test gone", "gone is no folder"), (".", "videos --test videos", "holds the videos of videos"),
+        (".", "videos --test split", "split is split into"),
+        (".", "videos --test flat", "flat: in no class folder"), (".", "videos --test one", "one class folder"),
+        (".", "videos --record damaged", "run.json cannot be read"),
+        (".", "videos --record taken", "taken has the results of /other"),
+        ("videos", ". --record out", "lies in"), ("videos/clap", ".", "in no class folder"),
     ]:  # fmt: skip
+        monkeypatch.chdir(tmp_path / where)
         monkeypatch.setattr("sys.argv", ["run.py", *words.split()])
         with pytest.raises(InputError, match=told):
             script.main()
+    assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_number_of_videos_and_their_names_decide(tmp_path, monkeypatch):
-    taken = []
-    monkeypatch.setattr(Steps, "__call__", lambda _, title, *command, passed=(0,): taken.append([*map(str, command)]))
+def test_the_number_of_videos_and_their_names_decide(commands, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "FEW", 1)
-    monkeypatch.setattr(script, "check_network", lambda *_: None)
-
-    def commands(folder, *flags):
-        taken.clear()
-        monkeypatch.setattr("sys.argv", ["run.py", str(folder), *flags])
-        script.main()
-        return [*taken]
-
-    monkeypatch.chdir(tmp_path)
     for name in ("a/1.avi", "b/1.avi"):
         (tmp_path / "own" / name).parent.mkdir(parents=True)
         (tmp_path / "own" / name).touch()
     own = commands("own")
     data = ["data/extract_rgb.py", "data/extract_flow.py", "data/make_split.py"]
     assert [command[0] for command in own] == [*data, "spatial_cnn.py", "motion_cnn.py", "fusion.py"]
-    assert str(own[0][2]).startswith("record")
-    with pytest.raises(InputError, match=r"results\.json"):  # no step has made it
-        commands("own", "--way", "heads")
-    assert "heads.py" in [command[0] for command in taken]
-
-    for name in ("Biking", "Diving"):
-        (tmp_path / f"ucf/{name}").mkdir(parents=True)
-        for number in (1, 8):
-            (tmp_path / f"ucf/{name}/v_{name}_g{number:02d}_c01.avi").touch()
-    ucf = commands("ucf")
-    assert ucf[2][ucf[2].index("--ucf-list") + 1] == "none" and "--resume" in ucf[2] and ucf[0][2] == "data/rgb"
-    (tmp_path / "data/ucfTrainTestlist").mkdir(parents=True)
+    heads = commands("own", "--way", "heads")
+    assert "heads.py" in [command[0] for command in heads]
+    assert own[0][2] != heads[0][2]  # other images: the one way doesn't meet the other's
+    for number in ("1", "8"):
+        for name in ("Biking", "Diving"):
+            path = tmp_path / f"ucf/{name}/v_{name}_g0{number}_c01.avi"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
     ucf = commands("ucf", "--flags", "--recipe tsn")
-    assert ucf[2][ucf[2].index("--ucf-list") + 1].endswith("ucfTrainTestlist") and ucf[3][-2:] == ["--recipe", "tsn"]
+    assert ucf[2][ucf[2].index("--ucf-list") + 1] == "none" and "--resume" in ucf[2]
+    assert ucf[3][-2:] == ["--recipe", "tsn"]
+
+
+def test_a_video_is_too_short_for_training_by_its_own_frames(tmp_path):
+    """RGB has every 10th frame by default: a video of 14 frames has two of them, and a stack of flow."""
+    make_videos(tmp_path / "videos", each=1)
+    make_video(tmp_path / "videos/wave/short.avi", 3, frames=8, size=(64, 48))
+    one = ["--workers", "1"]
+    args = argparse.Namespace(videos=tmp_path / "videos", data=tmp_path / "data", test=None, flow_flags=one)
+    script.extract(args, Steps(2), "train", [], one, ["--method", "dis"])
+    found = script.read_left_out(tmp_path / "data/left_out.csv")
+    assert found == {"wave/short.avi": "8 frames, and 11 are needed"}
 
 
 @pytest.mark.slow
