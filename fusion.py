@@ -14,7 +14,6 @@ streams' linear heads. It chooses on other videos; use those that --val-groups h
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from common.accuracy import accuracy
-from common.commandline import ArgumentParser
+from common.commandline import ArgumentParser, bounded
 from report.metrics import METRICS, bootstrap, group_numbers, interval, mcnemar
 from report.outcome import Learnt, LearntOn, Outcome, choice_label, describe, notes, text, warnings
 from saved.predictions import TestSet, align, check_same_classes, load_predictions
@@ -62,9 +61,7 @@ def learn_weights(streams: Sequence[np.ndarray], labels: np.ndarray) -> tuple[np
     from scipy.optimize import minimize  # here: it takes a moment to import
 
     scales = np.array([logits.std() for logits in streams])
-    inputs = np.stack(
-        [logits / by for logits, by in zip(streams, scales, strict=True)]
-    )  # (streams, videos, classes)
+    inputs = np.stack([one / by for one, by in zip(streams, scales, strict=True)])  # (streams, videos, classes)
     targets = np.full(inputs.shape[1:], 1 / (len(labels) + 2) / inputs.shape[2])
     targets[np.arange(len(labels)), labels] += 1 - 1 / (len(labels) + 2)
 
@@ -171,9 +168,8 @@ def evaluate(
     }
     if len(streams) > 1:
         better = max(streams, key=lambda name: found[name]["top1"])
-        test = mcnemar(
-            rows["fusion"].argmax(axis=1) == labels, streams[better].argmax(axis=1) == labels, groups
-        )
+        ours, theirs = (rows[name].argmax(axis=1) == labels for name in ("fusion", better))
+        test = mcnemar(ours, theirs, groups)
         results["mcnemar"] = {"against": better, **test, "over": f"{unit}s"}
     if learnt:
         results["learnt"] = learnt.model_dump()
@@ -195,39 +191,15 @@ def mean_over_splits(outcomes: Mapping[str, Outcome]) -> dict:
 
     The intervals come from the mean of the splits' bootstrap draws, which must be independent (own seeds).
     """
-    first = next(iter(outcomes.values()))
-    if any(list(one.test_set.streams) != list(first.test_set.streams) for one in outcomes.values()):
-        raise InputError(
-            "the splits hold different streams; look at the paths and at predictions.json in them"
-        )
-    total: dict = {"videos": sum(len(one.test_set.videos) for one in outcomes.values()), "interval_95": {}}
-    for row in first.draws:
-        if all(row in one.draws for one in outcomes.values()):
-            total[row] = {
-                m: float(np.mean([one.results[row][m] for one in outcomes.values()])) for m in METRICS
-            }
-            draws = {m: np.mean([one.draws[row][m] for one in outcomes.values()], axis=0) for m in METRICS}
-            total["interval_95"][row] = {metric: interval(values) for metric, values in draws.items()}
+    found = list(outcomes.values())
+    if any(list(one.test_set.streams) != list(found[0].test_set.streams) for one in found):
+        raise InputError("the splits hold different streams; look at the paths and at predictions.json in them")
+    total: dict = {"videos": sum(len(one.test_set.videos) for one in found), "interval_95": {}}
+    for row in found[0].draws:
+        total[row] = {m: float(np.mean([one.results[row][m] for one in found])) for m in METRICS}
+        draws = {m: np.mean([one.draws[row][m] for one in found], axis=0) for m in METRICS}
+        total["interval_95"][row] = {metric: interval(values) for metric, values in draws.items()}
     return {**total, "splits": {split: one.results for split, one in outcomes.items()}}
-
-
-def scale_warning(test_set: TestSet) -> str | None:
-    """Return a warning if streams differ widely in scale, such as a sum of 19 logits beside a mean of 19.
-
-    Return None if a predictions.json beside each pickle shows that all are this project's means.
-    """
-    streams = test_set.streams
-    if all(source.meta for source in test_set.sources.values()):
-        return None
-    spread = {name: float(logits.std()) for name, logits in streams.items()}
-    quiet, loud = min(spread, key=spread.__getitem__), max(spread, key=spread.__getitem__)
-    factor = spread[loud] / spread[quiet]
-    if factor < 5:  # about 3 is usual (docs/results.md); a sum beside a mean differs by 19 / 3 or more
-        return None
-    return (
-        f"warning: the logits of {loud} are {factor:.0f} times as large as those of {quiet} and decide a plain "
-        "average; is one file a sum over samples, the other a mean? --learn or --normalize std puts them level"
-    )
 
 
 # --- the script ----------------------------------------------------------------------------------------
@@ -248,7 +220,7 @@ def parse_args() -> argparse.Namespace:
     add("--learn", nargs="*", metavar="PATH",
         help="choose one stream, the average, learnt weights or heads.py's joined head by likelihood on predictions "
              "of other videos: one PATH per stream (default: the folder val beside each)")
-    add("--weights", nargs="+", type=float, metavar="W", help="one per stream (default: 1 for each)")
+    add("--weights", nargs="+", type=bounded(float, 0, 1e6), metavar="W", help="one per stream (default: 1 for each)")
     add("--normalize", choices=("none", "std"), default="none",
         help="std: divide each stream's logits by their standard deviation over the test set")
     add = parser.add_argument_group("output").add_argument
@@ -257,40 +229,36 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()  # fmt: skip
 
 
-def paths_of(args: argparse.Namespace) -> dict[str, str]:
-    """Return the streams' paths from the flags, or the defaults. Keys are spatial and motion, or numbers."""
-    if args.pickles:
-        return {str(place): path for place, path in enumerate(args.pickles)}
+def paths_of(args: argparse.Namespace) -> list[str]:
+    """Return the streams' paths from the flags, or the defaults."""
     default = "_split{}" if args.splits else ""
-    defaults = {"spatial": SPATIAL + default, "motion": MOTION + default}
-    return {"spatial": args.spatial or defaults["spatial"], "motion": args.motion or defaults["motion"]}
+    return args.pickles or [args.spatial or SPATIAL + default, args.motion or MOTION + default]
 
 
-def load(paths: Mapping[str, str], split: str | None) -> TestSet:
-    """Load the streams' predictions with aligned videos. `split` replaces {} in their paths."""
+def load(paths: Sequence[str], split: str | None, named: bool) -> TestSet:
+    """Load the streams' predictions with aligned videos. `split` replaces {} in their paths.
+
+    `named`: they must be the spatial and the motion stream. Otherwise they keep the names in their files.
+    """
     predictions = []
-    for kind, path in paths.items():
+    for place, path in enumerate(paths):
         if split and "{}" not in path:
             raise InputError(f"with --splits, {path} needs a {{}} where the split's number goes")
         one = load_predictions(path.replace("{}", split) if split else path)
         if split and str(one.meta.get("split", split)) != split:
-            raise InputError(
-                f"{one.path} was made on split {one.meta['split']}, not {split}; look at the path"
-            )
-        predictions.append(one if kind.isdecimal() else one.as_stream(kind))
+            raise InputError(f"{one.path} was made on split {one.meta['split']}, not {split}; look at the path")
+        predictions.append(one.as_stream(("spatial", "motion")[place]) if named else one)
     return align(predictions)
 
 
-def learn(args: argparse.Namespace, paths: Mapping[str, str], test_set: TestSet, split: str | None) -> Learnt:
+def learn(args: argparse.Namespace, test_set: TestSet, split: str | None) -> Learnt:
     """Choose a fusion on --learn's predictions, or on those in the folder val beside each test set's."""
     beside = [str(source.path.parent / "val") for source in test_set.sources.values()]
-    held_out = load(dict(zip(paths, args.learn or beside, strict=True)), split if args.learn else None)
+    held_out = load(args.learn or beside, split if args.learn else None, not args.pickles)
     check_same_classes(next(iter(test_set.sources.values())), next(iter(held_out.sources.values())))
     for (name, source), other in zip(test_set.sources.items(), held_out.sources.values(), strict=True):
         if source.meta and other.meta and source.stream != other.stream:
-            raise InputError(
-                f"{other.path} is of the {other.stream} stream, {source.path} of {name}; order them alike"
-            )
+            raise InputError(f"{other.path} is of {other.stream}, {source.path} of {name}; order them alike")
     if both := sorted(set(test_set.videos) & set(held_out.videos)):
         raise InputError(
             f"{len(both):,} of the {plural(len(held_out.videos), 'video')} to learn from are tested, too "
@@ -301,16 +269,15 @@ def learn(args: argparse.Namespace, paths: Mapping[str, str], test_set: TestSet,
     groups = group_numbers(held_out.videos, held_out.labels, groups_of(held_out))
     streams = dict(zip(test_set.streams, held_out.streams.values(), strict=True))
     chosen, losses = choose(streams, joined, held_out.labels, groups)
+    logits = list(streams.values())
+    weights = np.array([float(chosen in (name, "average", "joined")) for name in streams])
     if chosen == "learnt":
-        weights, temperature = learn_weights(list(streams.values()), held_out.labels)
-        fused = fuse(list(streams.values()), weights)
+        weights, temperature = learn_weights(logits, held_out.labels)
+        fused = fuse(logits, weights)
     else:
-        weights = np.array([float(chosen in (name, "average", "joined")) for name in streams])
         weights /= weights.sum()
         # the joined head is the sum of two parts, but predict.py takes their mean
-        fused = (
-            joined / 2 if joined is not None and chosen == "joined" else fuse(list(streams.values()), weights)
-        )
+        fused = joined / 2 if joined is not None and chosen == "joined" else fuse(logits, weights)
         _, temperature = learn_weights([fused], held_out.labels)
     return Learnt(
         weights=dict(zip(test_set.streams, weights.tolist(), strict=True)),
@@ -342,38 +309,26 @@ def joined_head(test_set: TestSet, videos: list[str]) -> Path | None:
 
 def check(args: argparse.Namespace) -> None:
     """Check the combinations of arguments that argparse can't. Raises InputError."""
+    streams = len(args.pickles) or 2
     if args.pickles and (args.spatial or args.motion):
         raise InputError("give either a list of predictions or --spatial and --motion, not both")
-    streams, weights = len(args.pickles) or 2, args.weights or [1.0]
-    if args.weights and len(weights) != streams:
-        raise InputError(
-            f"--weights gives {plural(len(weights), 'number')} for {plural(streams, 'stream')}; give one for each"
-        )
-    if not all(0 <= weight <= 1e6 for weight in weights) or not any(weights):
-        raise InputError("--weights takes numbers from 0 up to 1e6, not all of them 0")
-    if args.learn is not None and streams == 1:
-        raise InputError("--learn chooses between streams; name two or more")
+    if args.weights and (len(args.weights) != streams or not any(args.weights)):
+        raise InputError(f"--weights takes {plural(streams, 'number')} that aren't all 0, one for each stream")
     if args.learn is not None and (args.weights or args.normalize != "none"):
         raise InputError("--learn finds the weights itself; leave out --weights and --normalize")
-    if args.learn and len(args.learn) != streams:
-        raise InputError(
-            f"--learn names {plural(len(args.learn), 'path')} for {plural(streams, 'stream')}; give one for each"
-        )
-    if paths := [split for split in args.splits or [] if not split.isdecimal()]:
-        raise InputError(f"--splits takes numbers, not {paths[0]!r}; name streams before it")
-    if args.splits and len(set(args.splits)) < len(args.splits):
-        raise InputError("--splits names a split twice; name each once")
+    if args.learn is not None and (streams == 1 or len(args.learn) not in (0, streams)):
+        raise InputError(f"--learn chooses between two or more streams; give {plural(streams, 'path')}, or none")
+    for split in args.splits or []:
+        if not split.isdecimal() or args.splits.count(split) > 1:
+            raise InputError(f"--splits takes different numbers, not {split!r}; name streams before it")
 
 
 def fuse_test_set(args: argparse.Namespace, output: Path, split: str | None) -> Outcome:
     """Load, fuse, print and save one test set."""
-    paths = paths_of(args)
-    test_set = load(paths, split)
-    learnt = None if args.learn is None else learn(args, paths, test_set, split)
+    test_set = load(paths_of(args), split, not args.pickles)
+    learnt = None if args.learn is None else learn(args, test_set, split)
     check_writable(output)
     title = f"split {split}" if split else test_set.title
-    if args.normalize == "none" and args.learn is None and (warning := scale_warning(test_set)):
-        print(warning, file=sys.stderr)
     seed = args.splits.index(split) if split else 0
     joined = load_predictions(learnt.joined).matrix(test_set.videos) if learnt and learnt.joined else None
     outcome = evaluate(test_set, args.weights, args.normalize, seed, learnt, joined)
@@ -402,9 +357,7 @@ def main() -> None:
     print(f"{'':10}   top-1   95 % interval   mean class")
     for row, bounds in total["interval_95"].items():
         low, high = bounds["top1"]
-        print(
-            f"{row:10}  {total[row]['top1']:6.2f}   {low:6.2f} - {high:6.2f}   {total[row]['mean_class']:10.2f}"
-        )
+        print(f"{row:10}  {total[row]['top1']:6.2f}   {low:6.2f} - {high:6.2f}   {total[row]['mean_class']:10.2f}")
 
 
 if __name__ == "__main__":

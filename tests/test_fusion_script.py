@@ -13,8 +13,6 @@ from conftest import ROOT
 from prediction_files import CLASSES, fuse, make_streams, write
 
 import fusion
-from dataloader.names import UCF101_CLASSES
-from fusion import scale_warning
 from saved.predictions import align, load_predictions
 from utils import InputError
 
@@ -62,30 +60,6 @@ def test_streams_line_up_by_video_whatever_their_order_and_spelling(tmp_path: Pa
     assert test_set.labels.tolist() == [2, 36]
 
 
-def test_a_mean_beside_a_sum_is_noticed_and_two_usual_streams_are_not(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    names = [f"Archery_g01_c{i:02d}" for i in range(1, 9)]
-    for spatial, motion, noticed in ((1, 3, False), (19, 57, False), (19, 3, True), (1, 57, True)):
-        for stream, size in (("spatial", spatial), ("motion", motion)):
-            write(tmp_path / stream, stream, {name: rng.normal(0, size, 101).astype("f4") for name in names})
-        line = scale_warning(align([load_predictions(tmp_path / stream) for stream in ("spatial", "motion")]))
-        assert (line is not None) == noticed, (spatial, motion)
-        if line:
-            assert "sum" in line
-            assert "\n" not in line
-
-
-def test_two_streams_that_say_how_they_were_made_need_no_warning(records: Path) -> None:
-    spatial, _, labels = make_streams()
-    write(records / "spatial", "spatial", {name: 99 * row for name, row in spatial.items()}, labels)
-    assert scale_warning(align([load_predictions(records / stream) for stream in ("spatial", "motion")])) is None
-    known, unknown = ({"YoYo_g01_c01": scale * np.arange(101, dtype=np.float32)} for scale in (1, 19))
-    about = {"dataset": "ucf101", "class_names": list(UCF101_CLASSES)}
-    write(records / "known", "spatial", known, {"YoYo_g01_c01": 100}, **about)
-    write(records / "unknown", "motion", unknown)
-    assert scale_warning(align([load_predictions(records / name) for name in ("known", "unknown")]))
-
-
 def test_a_stream_goes_by_the_name_that_its_predictions_say(tmp_path: Path) -> None:
     spatial, _, labels = make_streams()
     for said in ("iframe", "gen_flow", "flow"):
@@ -117,23 +91,20 @@ def rename(folder: Path, stream: object) -> Path:
     ("arguments", "words"),
     [
         ("a b --spatial c", "not both"),
-        ("a b c --weights 1 1", "2 numbers for 3 streams"),
-        ("--weights 1", "1 number for 2 streams"),
-        ("--weights 1 -0.1", "from 0 up"),
-        ("--weights 1 inf", "from 0 up"),
-        ("--weights 1 nan", "from 0 up"),
-        ("--weights 0 0", "not all of them 0"),
-        ("--splits 1 2 1", "names a split twice"),
+        ("a b c --weights 1 1", "3 numbers"),
+        ("--weights 1 -0.1", "from 0 to"),
+        ("--weights 1 nan", "from 0 to"),
+        ("--weights 0 0", "aren't all 0"),
+        ("--splits 1 2 1", "different numbers"),
         ("--splits 1 2 a{} b{}", "numbers, not 'a{}'; name streams before it"),
-        ("a --learn b", "name two or more"),
+        ("a --learn b", "two or more"),
         ("--learn a b --weights 1 2", "finds the weights itself"),
         ("--learn --normalize std", "finds the weights itself"),
-        ("a b c --learn d e", "2 paths for 3 streams"),
+        ("a b c --learn d e", "give 3 paths, or none"),
         ("", None),
         ("a", None),
         ("a b --learn", None),
         ("a b c --learn d e f --splits 1 2", None),
-        ("a b c --weights 0 0 0.5", None),
         ("--spatial a --motion b --weights 1 0 --splits 1 2", None),
     ],
 )
@@ -151,8 +122,8 @@ def test_paths_of_streams_and_splits(records: Path, monkeypatch) -> None:
         monkeypatch.setattr(sys, "argv", ["fusion.py", *map(str, arguments)])
         args = fusion.parse_args()
         args.splits = [split] if split else None
-        paths = fusion.paths_of(args)
-        return [str(one.path.parent) for one in fusion.load(paths, split).sources.values()]
+        found = fusion.load(fusion.paths_of(args), split, not args.pickles)
+        return [str(one.path.parent) for one in found.sources.values()]
 
     spatial, motion, labels = make_streams()
     for folder in ("record/spatial", "record/spatial_split7"):
