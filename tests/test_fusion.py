@@ -9,6 +9,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import prediction_files
 import pytest
 from prediction_files import top1
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
@@ -22,19 +23,17 @@ from utils import InputError
 # --- real predictions ----------------------------------------------------------------------------------
 
 
-def test_real_predictions_give_the_known_figures(shared: Path, run, tmp_path: Path) -> None:
+def test_real_predictions_give_the_known_figures(shared: Path, tmp_path: Path, capsys) -> None:
     source = shared / "data/predictions_split1"
-    process = run(
-        "fusion.py", "--spatial", source / "spatial_video_preds.pickle", "--motion",
-        source / "motion_video_preds.pickle", "--output", tmp_path, "--no-report",
-    )  # fmt: skip
+    spatial, motion = (source / f"{stream}_video_preds.pickle" for stream in ("spatial", "motion"))
+    said = prediction_files.fuse("--spatial", spatial, "--motion", motion, "--output", tmp_path, "--no-report")
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["videos"] == 3783
     found = {name: round(results[name]["top1"], 2) for name in ("spatial", "motion", "fusion", "average", "std")}
     assert found == {"spatial": 81.89, "motion": 80.65, "fusion": 88.95, "average": 88.95, "std": 90.51}
     for shown in ("81.89", "80.65", "88.95", "90.51"):
-        assert shown in process.stdout
-    assert process.stderr == ""
+        assert shown in said
+    assert capsys.readouterr().err == ""
 
     # An independent reading of the same files: labels by hand from classInd, metrics by scikit-learn.
     order = [line.split()[1] for line in (shared / "data/ucfTrainTestlist/classInd.txt").read_text().splitlines()]

@@ -198,16 +198,3 @@ def test_what_can_not_be_learnt_from_is_one_line(tmp_path: Path) -> None:
             fuse(*flags(tmp_path, "--learn", *paths))
     with pytest.raises(InputError, match="order them alike"):
         fuse(spatial, motion, "--learn", motion / "val", spatial / "val")
-
-
-NEGATIVE = {"weights": {"a": -1}, "temperature": 1, "learnt_on": {"videos": 1, "groups": 1, "paths": []}}
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"learnt": {"weights": {"spatial": "x"}}}', json.dumps({"learnt": NEGATIVE}),
-             json.dumps({"learnt": {**NEGATIVE, "weights": {"a": 1}, "temperature": 1e-320}})]
-)
-def test_a_results_json_without_learnt_weights_is_one_line(tmp_path: Path, text: str) -> None:
-    (tmp_path / "results.json").write_text(text)
-    with pytest.raises(InputError, match="cannot be read .*holds weights"):
-        read_learnt(tmp_path / "results.json")

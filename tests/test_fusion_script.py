@@ -227,19 +227,6 @@ def test_labels_that_nobody_knows_are_asked_for(tmp_path: Path) -> None:
     line_of(error, "11 classes", "101")
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{", '{"format": 2}', '{"format": 1, "class_names": ["a"], "labels": {"v": 1}}', "[" * 100_000,
-     '{"format": 1, "class_names": ["a"], "labels": {"v": "a"}}', '{"format": 1, "class_names": 3, "labels": {}}'],
-)  # fmt: skip
-def test_a_bad_predictions_json_gets_one_line(tmp_path: Path, text: str) -> None:
-    path = write(tmp_path, "spatial", {"v": np.float32([1, 2, 3])})
-    (tmp_path / "predictions.json").write_text(text)
-    with pytest.raises(InputError) as error:
-        load_predictions(path)
-    line_of(error, "predictions.json")
-
-
 def test_streams_of_different_classes_labels_or_splits_are_refused(tmp_path: Path) -> None:
     spatial, motion, labels = make_streams()
     first = load_predictions(write(tmp_path / "spatial", "spatial", spatial, labels))

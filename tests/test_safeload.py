@@ -112,16 +112,12 @@ def test_real_predictions(shared):
 def training_state() -> dict:
     """What a training saves: weights, optimizer, schedule, generators."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    model(torch.randn(2, 3, 8, 8)).sum().backward()
-    optimizer.step()
-    generator = random.Random(3)
     base = torch.arange(12.0)
     return {
         "epoch": 3, "best_prec1": 81.9, "class_names": ["Hammering", "HammerThrow"], "none": None,
-        "state_dict": model.state_dict(), "optimizer": optimizer.state_dict(),
-        "scheduler": torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5, 5]).state_dict(),
-        "counter": Counter({3: 1}), "random": generator.getstate(),
+        "state_dict": model.state_dict(), "parameter": torch.nn.Parameter(torch.ones(2)),
+        "optimizer": {"state": {0: {"momentum_buffer": torch.ones(4)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        "scheduler": {"milestones": Counter([3, 5, 5]), "last_epoch": 3}, "random": random.Random(3).getstate(),
         "rng": torch.get_rng_state(), "half": torch.ones(3).half(), "bfloat16": torch.ones(2).bfloat16(),
         "long": torch.tensor(2**40), "bool": torch.tensor([True]), "empty": torch.zeros(0, 5),
         "views": [base, base[3:7], base.view(3, 4).t(), base.view(3, 4)[:, 1]], "ordered": OrderedDict(a=1),
