@@ -28,7 +28,7 @@ from common.commandline import ArgumentParser
 from dataloader.preparation import Preparation
 from engine.features import PooledTrunk
 from network import Network, trained_model
-from recogniser.loading import load_head
+from recogniser.streams import load_head
 from saved.checkpoints import HELD, Checkpoint, read_checkpoint, write_safetensors
 from saved.foreign import FLOW_ORDERS
 from saved.head_file import HeadFile, read_head
