@@ -120,7 +120,8 @@ def choice_note(learnt: Learnt) -> str:
     groups = f" in {plural(on.groups, 'group')}" if on.groups < on.videos else ""
     losses = ", ".join(f"{choice_name(name)} {loss:.3f}" for name, loss in learnt.log_loss.items())
     alone = learnt.chosen in learnt.weights
-    why = "no fusion is likelier beyond chance" if alone else "it is the likeliest"
+    likeliest = min(learnt.log_loss, key=learnt.log_loss.__getitem__) == learnt.chosen
+    why = "it is the likeliest" if likeliest else f"no {'fusion' if alone else 'other'} is likelier beyond chance"
     return (
         f"{choice_name(learnt.chosen)}{' is better here' if alone else ' is chosen'}: {why} on "
         f"{plural(on.videos, 'other video')}{groups} (log loss: {losses}); temperature {learnt.temperature:.3g}"
