@@ -19,7 +19,7 @@ import argparse
 import shlex
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,16 +33,16 @@ from common.progress import progress_bar
 from dataloader.names import first_few
 from dataloader.preparation import Preparation
 from engine.crossfit import Fit, fit_first_or_all, fit_linear, fit_temporal, look_alikes, video_means
-from engine.features import feature_count, last_pooling, trunk_hash
+from engine.features import feature_count, trunk_hash
 from engine.owner import owned
 from engine.temporal_heads import TEMPORAL
 from network import Network, build_model, trained_model
 from report.outcome import gap_note, look_alike_note
-from saved.checkpoints import read_checkpoint, weights_hash, write_checkpoint
+from saved.checkpoints import read_checkpoint
 from saved.feature_file import Features, read_features
 from saved.head_file import write_head
 from saved.predictions import write_predictions
-from utils import InputError, run_main, set_up_device, write_json
+from utils import InputError, run_main, set_up_device
 
 HEADS = ("linear", *TEMPORAL)
 Inputs = dict[str, Features]  # of one head, by name: the stream, or "motion flow" and "motion greydiff"
@@ -73,21 +73,19 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
-    device = set_up_device(args.device)
+    args.device = set_up_device(args.device)
     streams = load_streams(args)
-    everything = {name: one for files in streams.values() for name, one in files.items()}
-    networks = {name: load_network(one) for name, one in everything.items()}
+    networks = {name: load_network(one) for name, one in together(streams).items()}
     alike = check_look_alikes(args, streams)
     with owned(args.output):
         rows: list[Row] = []
         for head in args.head:
-            alone = [{name: one} for name, one in streams.items()] if head == "linear" else []
-            rows += [fit_and_write(args, head, one, networks, device, alike) for one in alone]
+            alone = list(streams.items()) if head == "linear" else []
+            rows += [fit_and_write(args, head, {stream: own}, networks, alike) for stream, own in alone]
             if len(alone) == 2:
                 rows.append(average(rows[-2:]))
             if len(alone) != 1:
-                rows.append(fit_and_write(args, head, streams, networks, device, alike))
-        write_json(args.output / "heads.json", [row.about() for row in rows])
+                rows.append(fit_and_write(args, head, streams, networks, alike))
     print(table(rows))
     if alike:
         print(look_alike_note(alike))
@@ -110,22 +108,18 @@ def load_streams(args: argparse.Namespace) -> dict[str, Inputs]:
             if name in streams.setdefault(stream, {}):
                 raise InputError(f"{path} and {streams[stream][name].path} are both of {name}: name one of them")
             streams[stream][name] = one
-    everything = [one for files in streams.values() for one in files.values()]
-    first, *others = everything
+    everything = list(together(streams).values())
+    first = everything[0]
     for one in everything:
         if twice := sorted(video for video, count in Counter(one.videos).items() if count > 1):
             raise InputError(f"{one.path} holds videos twice, {first_few(twice)}: each is in training or in "
                              "the test, once; mend the lists and extract the features again")  # fmt: skip
-        for subset in ("train", "test"):
-            if not len(one.rows(subset)):
-                raise InputError(f"{one.path} holds no {subset} videos; extract features without --evaluate")
-    for one in others:
-        if lacking := sorted(set(first.videos) ^ set(one.videos)):
-            raise InputError(f"{first.path} and {one.path} are not of the same videos: {first_few(lacking)}")
+        if {"train", "test"} - set(one.subset.tolist()):
+            raise InputError(f"{one.path} lacks training or test videos; extract features without --evaluate")
         same = first.videos == one.videos and first.about["class_names"] == one.about["class_names"]
         if not same or (first.labels != one.labels).any() or (first.subset != one.subset).any():
             raise InputError(f"{first.path} and {one.path} are of different splits; extract both with one list")
-    joined = streams.values() if args.head == ["linear"] else [{one.path: one for one in everything}]
+    joined = streams.values() if args.head == ["linear"] else [together(streams)]
     for files in joined:
         if len({one.values.shape[1] for one in files.values()}) > 1:
             paths = " and ".join(str(one.path) for one in files.values())
@@ -133,8 +127,12 @@ def load_streams(args: argparse.Namespace) -> dict[str, Inputs]:
     return streams
 
 
+def together(streams: Mapping[str, Inputs]) -> Inputs:
+    return {name: one for own in streams.values() for name, one in own.items()}
+
+
 def load_network(features: Features) -> Network:
-    """Load the network that computed the features, in evaluation mode, to store it in a checkpoint."""
+    """Load the network that computed the features, in evaluation mode, to store it with the head."""
     about, preparation = features.about["network"], Preparation.from_dict(features.about["preparation"])
     if "checkpoint" in about:
         model = trained_model(read_checkpoint(about["checkpoint"], flow_order=about["flow_order"]))
@@ -143,8 +141,6 @@ def load_network(features: Features) -> Network:
         torch.manual_seed(about["seed"])  # for random weights
         model = build_model(about["arch"], preparation.channels, classes, about["weights"], size=preparation.size)
         model.eval()
-    if features.values.shape[2] != feature_count(model, features.about["pooling"]):
-        raise InputError(f"{features.path} has others than its network's features; extract them again")
     if trunk_hash(model) != about["sha256"]:
         where = about.get("checkpoint") or about["weights"]
         raise InputError(f"{features.path} was made by another network than {where} is now; extract the features again")
@@ -170,74 +166,63 @@ class Row:
         """Return top-1 (per cent) on held-out training videos and on test videos."""
         return accuracy(self.held_out, self.truth[0])["top1"], accuracy(self.test, self.truth[1])["top1"]
 
-    def about(self) -> dict[str, Any]:
-        held_out, test = self.scores()
-        figures = {"held_out_top1": held_out, "test_top1": test, "seconds": round(self.seconds, 1)}
-        return {"head": self.head, "stream": self.stream, **figures, "choice": self.choice}
+
+def average(rows: Sequence[Row]) -> Row:
+    """Average two streams' logits as fusion.py does, and return the result as a row."""
+    held_out, test = (np.mean([getattr(row, part) for row in rows], 0) for part in ("held_out", "test"))
+    return Row(rows[0].head, "average", held_out, test, rows[0].truth, sum(row.seconds for row in rows), {})
 
 
 def fit_and_write(
-    args: argparse.Namespace,
-    head: str,
-    streams: dict[str, Inputs],
-    networks: dict[str, Network],
-    device: torch.device,
-    alike: dict[str, Any] | None,
+    args: argparse.Namespace, head: str, streams: dict[str, Inputs], networks: dict[str, Network], alike: Any
 ) -> Row:
-    """Fit a head on the features of one stream, or of both joined, and write its predictions and checkpoint.
-
-    A linear head on both streams is written as two heads that sum to it: predict.py takes joined/spatial and
-    joined/motion like any two streams.
-    """
+    """Fit a head on the features of one stream, or of both joined, and write its predictions and checkpoint."""
     start = time.monotonic()
-    inputs = {name: one for files in streams.values() for name, one in files.items()}
+    inputs = together(streams)
     one = next(iter(inputs.values()))
-    train, test, classes = one.rows("train"), one.rows("test"), len(one.about["class_names"])
-    both = len(streams) == 2
-    name = ("joined" if head == "linear" else "both") if both else next(iter(streams))
+    name = next(iter(streams)) if len(streams) == 1 else "joined" if head == "linear" else "both"
+    fit = fit_head(args, head, name, inputs, networks)
     folder = args.output / "joined" if name == "joined" else args.output / head / name
-    values = [each.values for each in inputs.values()]
-    rest = (train, one.labels, one.groups, classes, args.folds, args.seed)
-    if head != "linear":
-        total = (args.folds + 1) * TEMPORAL[head].epochs  # limit: the final fit may stop earlier
-        with progress_bar(total, f"{head} {name}", "epoch") as bar:
-            fit = fit_temporal(head, values, *rest, device, bar.update)
-        sha256 = save(folder, head, name, inputs, networks, fit.state, fit.choice)
-    else:
-        stages = one.about["pooling"]
-        if both:
-            fit = fit_linear(np.concatenate([video_means(each) for each in values], 1)[:, None], *rest)
-        elif len(values) == 1 and len(stages) > 1:
-            first = feature_count(networks[next(iter(inputs))], stages[:1])
-            fit = fit_first_or_all(first, values[0], *rest)
-        else:
-            fit = fit_linear(np.concatenate(values, 2), *rest)
+    parts = [(folder, name, inputs, fit.state)]
+    if name == "joined":
+        # Two heads that sum to it: predict.py takes joined/spatial and joined/motion like any two streams.
         widths = [sum(each.values.shape[2] for each in own.values()) for own in streams.values()]
-        hashes = []
-        for (stream, own), weight in zip(streams.items(), fit.state["fc.weight"].split(widths, 1), strict=True):
-            state = {"fc.weight": weight.contiguous(), "fc.bias": fit.state["fc.bias"] / len(streams)}
-            place = folder / stream if both else folder
-            hashes.append(save(place, head, stream, own, networks, state, fit.choice))
-        sha256 = "+".join(hashes)
-    write_said(folder, head if name == "both" else name, inputs, fit, sha256, alike)
+        bias, weights = fit.state["fc.bias"] / 2, fit.state["fc.weight"].split(widths, 1)
+        parts = [(folder / stream, stream, own, {"fc.weight": weight.contiguous(), "fc.bias": bias})
+                 for (stream, own), weight in zip(streams.items(), weights, strict=True)]  # fmt: skip
+    hashes = []
+    for place, stream, own, state in parts:
+        about = {"kind": head, "stream": stream, "choice": fit.choice}
+        trunks = {each: networks[each].state_dict() for each in own}
+        hashes.append(write_head(place / "checkpoint.pth.tar", about, state, own, trunks))
+    write_said(folder, head if name == "both" else name, inputs, fit, "+".join(hashes), alike)
+    train, test = one.rows("train"), one.rows("test")
     truth, seconds = (one.labels[train], one.labels[test]), time.monotonic() - start
     return Row(head, name, fit.held_out, fit.logits[test].mean(1), truth, seconds, fit.choice)
 
 
-def write_said(
-    folder: Path, stream: str, inputs: Inputs, fit: Fit, sha256: str, alike: dict[str, Any] | None
-) -> None:
+def fit_head(args: argparse.Namespace, head: str, name: str, inputs: Inputs, networks: dict[str, Network]) -> Fit:
+    one = next(iter(inputs.values()))
+    values = [each.values for each in inputs.values()]
+    rest = (one.rows("train"), one.labels, one.groups, len(one.about["class_names"]), args.folds, args.seed)
+    if head != "linear":
+        total = (args.folds + 1) * TEMPORAL[head].epochs  # limit: the final fit may stop earlier
+        with progress_bar(total, f"{head} {name}", "epoch") as bar:
+            return fit_temporal(head, values, *rest, args.device, bar.update)
+    if name == "joined":  # streams may differ in their number of samples
+        return fit_linear(np.concatenate([video_means(each) for each in values], 1)[:, None], *rest)
+    stages = one.about["pooling"]
+    if len(values) == 1 and len(stages) > 1:
+        return fit_first_or_all(feature_count(networks[name], stages[:1]), values[0], *rest)
+    return fit_linear(np.concatenate(values, 2), *rest)
+
+
+def write_said(folder: Path, stream: str, inputs: Inputs, fit: Fit, sha256: str, alike: Any) -> None:
     """Write a head's predictions: for test videos to `folder`, for held-out training videos to its val/."""
     one = next(iter(inputs.values()))
     protocols = {
         name: {"samples": each.about["samples"], "views": each.about["views"], **each.about["preparation"]}
         for name, each in inputs.items()
-    }
-    about = {
-        **{key: one.about[key] for key in ("dataset", "split", "class_names")},
-        "protocol": protocols if len(inputs) > 1 else next(iter(protocols.values())),
-        "checkpoint": {"name": "checkpoint.pth.tar", "epoch": -1, "weights_sha256": sha256},
-        **({"look_alikes": alike} if alike else {}),
     }
     root, *more = (each.about["frames"]["root"] for each in inputs.values())
     for subset, place in (("test", folder), ("val", folder / "val")):
@@ -245,13 +230,17 @@ def write_said(
         videos = [one.videos[row] for row in rows]
         logits = fit.logits[rows] if subset == "test" else fit.held_out[:, None]
         folders = {video: one.about["frames"]["folders"][video] for video in videos}
-        more_about = {
+        about = {
+            **{key: one.about[key] for key in ("dataset", "split", "class_names")},
             "subset": subset,
             "labels": dict(zip(videos, one.labels[rows].tolist(), strict=True)),
             "groups": dict(zip(videos, map(str, one.groups[rows]), strict=True)),
+            "protocol": protocols if len(inputs) > 1 else next(iter(protocols.values())),
+            "checkpoint": {"name": "checkpoint.pth.tar", "epoch": -1, "weights_sha256": sha256},
             "frames": {"root": root, "folders": folders, "more": more},
+            **({"look_alikes": alike} if alike else {}),
         }
-        write_predictions(place, stream, dict(zip(videos, logits, strict=True)), {**about, **more_about})
+        write_predictions(place, stream, dict(zip(videos, logits, strict=True)), about)
 
 
 def check_look_alikes(args: argparse.Namespace, streams: dict[str, Inputs]) -> dict[str, Any] | None:
@@ -264,38 +253,6 @@ def check_look_alikes(args: argparse.Namespace, streams: dict[str, Inputs]) -> d
         return look_alikes(one.values, one.labels, one.groups, one.videos, test, classes, args.folds, args.seed)
     except InputError:
         return None
-
-
-def average(rows: Sequence[Row]) -> Row:
-    """Average two streams' logits as fusion.py does, and return the result as a row."""
-    held_out, test = (np.mean([getattr(row, part) for row in rows], 0) for part in ("held_out", "test"))
-    return Row(rows[0].head, "average", held_out, test, rows[0].truth, sum(row.seconds for row in rows), {})
-
-
-def save(
-    folder: Path, head: str, stream: str, inputs: Inputs, networks: dict[str, Network], state: dict[str, torch.Tensor],
-    choice: dict[str, Any],
-) -> str:  # fmt: skip
-    """Write the checkpoint that predict.py loads, and return the hash of its weights.
-
-    A linear head on the input of a network's last layer is stored as that layer, in an ordinary checkpoint of
-    the stream. Other heads are stored with the networks that make their features.
-    """
-    path, one = folder / "checkpoint.pth.tar", next(iter(inputs.values())).about
-    seen_last = tuple(one["pooling"]) == last_pooling(networks[next(iter(inputs))])
-    if head != "linear" or len(inputs) > 1 or not seen_last:
-        about = {"kind": head, "stream": stream, "choice": choice}
-        stream_networks = {name: networks[name].state_dict() for name in inputs}
-        return write_head(path, about, state, inputs, stream_networks)
-    whole = {**networks[stream].state_dict(), **state}
-    sha256 = weights_hash(whole)
-    progress = {"epoch": -1, "batch": 0, "best_prec1": -1.0, "state_dict": whole}
-    write_checkpoint(
-        {**progress, "head": {"kind": head, "choice": choice}, "weights_sha256": sha256}, path,
-        arch=one["network"]["arch"], class_names=one["class_names"], dataset=one["dataset"], split=one["split"],
-        preparation=one["preparation"], args={"test_samples": one["samples"], "test_views": one["views"]},
-    )  # fmt: skip
-    return sha256
 
 
 # --- what it says --------------------------------------------------------------------------------------

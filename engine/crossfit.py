@@ -20,6 +20,7 @@ from utils import InputError
 
 # Values of C for logistic regression. They assume z-scores with a mean square length of 1.
 STRENGTHS = tuple((10.0 ** np.arange(-1, 5.01, 0.5)).tolist())
+CHOSEN_BY = "cross-entropy of {} of the training videos"
 ABSENT = 20.0  # a class without training videos gets a logit this far below all others
 
 
@@ -37,8 +38,7 @@ def make_folds(labels: np.ndarray, groups: np.ndarray, number: int, seed: int) -
     """Make stratified folds that keep groups together; return (held-out indices of each fold, a description).
 
     There are fewer than `number` folds if most classes have fewer groups. A class with a single group is held
-    out once, and the heads that score it never saw that class. That is honest but uninformative. Raises
-    InputError if there is only one class, or if most classes have a single video or group.
+    out once, and the heads that score it never saw that class. Raises InputError if nothing can be held out.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -70,6 +70,12 @@ def out_of_fold(folds: Sequence[np.ndarray], fit: Callable[[np.ndarray, np.ndarr
     return np.concatenate(found, -2)[..., np.argsort(order), :]
 
 
+def lowest_loss(curve: np.ndarray, labels: np.ndarray) -> tuple[int, list[float]]:
+    """Return which of these logits (tried, n, classes) have the lowest cross-entropy, and that of each."""
+    losses = [cross_entropy(logits, labels) for logits in curve]
+    return int(np.argmin(losses)), losses
+
+
 # --- logistic regression -------------------------------------------------------------------------------
 
 
@@ -90,26 +96,21 @@ def fit_linear(
         return np.moveaxis(np.tensordot(weights, means[held], (2, 1)), 1, 2) + biases[:, None]
 
     curve = out_of_fold(chosen, path)  # (strengths, n, classes)
-    losses = [cross_entropy(logits, y) for logits in curve]
-    best = int(np.argmin(losses))
+    best, losses = lowest_loss(curve, y)
     weights, biases = logistic_path(means, y, classes, STRENGTHS[: best + 1])
     weight, bias = weights[-1].astype(np.float32), biases[-1].astype(np.float32)
-    choice = {
-        "C": STRENGTHS[best], "chosen_by": f"cross-entropy of {how} of the training videos",
-        "tried": dict(zip(map(str, STRENGTHS), losses, strict=True)),
-    }  # fmt: skip
+    choice = {"C": STRENGTHS[best], "chosen_by": CHOSEN_BY.format(how), "tried": losses}
     logits = np.stack([row.astype(np.float32) @ weight.T + bias for row in values])
     return Fit(logits, curve[best], choice, {"fc.weight": torch.from_numpy(weight), "fc.bias": torch.from_numpy(bias)})
 
 
 def fit_first_or_all(first: int, values: np.ndarray, *rest: Any) -> Fit:
-    """Run `fit_linear` on the first `first` features and on all; return the fit that does better held-out.
+    """Run `fit_linear` on the first `first` features and on all; return the fit with the lower held-out loss.
 
-    Better means a lower cross-entropy. With few videos, a middle stage alone often works best:
-    docs/small_data.md.
+    With few videos, a middle stage alone often works best: docs/small_data.md.
     """
     part, whole = fit_linear(values[..., :first], *rest), fit_linear(values, *rest)
-    if min(whole.choice["tried"].values()) <= min(part.choice["tried"].values()):
+    if min(whole.choice["tried"]) <= min(part.choice["tried"]):
         return whole
     weight = torch.zeros_like(whole.state["fc.weight"])
     weight[:, :first] = part.state["fc.weight"]
@@ -189,13 +190,9 @@ def fit_temporal(
         )[1]  # fmt: skip
 
     curves = out_of_fold(chosen, curve)  # (epochs, n, classes)
-    losses = [cross_entropy(logits, labels[train]) for logits in curves]
-    best = int(np.argmin(losses))
+    best, losses = lowest_loss(curves, labels[train])
     head, _ = train_temporal(recipe, streams, labels, classes, train, best + 1, seed, device, tick=tick)
-    choice = {
-        "epochs": best + 1, "of": recipe.epochs, "chosen_by": f"cross-entropy of {how} of the training videos",
-        "tried": losses,
-    }  # fmt: skip
+    choice = {"epochs": best + 1, "of": recipe.epochs, "chosen_by": CHOSEN_BY.format(how), "tried": losses}
     everyone = predict_temporal(head, streams, np.arange(len(labels)), device)
     state = {name: value.cpu() for name, value in head.state_dict().items()}
     return Fit(everyone[:, None], curves[best], choice, state)
@@ -219,9 +216,9 @@ def look_alikes(
     fifth as many clusters as videos but at least three per class, so that no class is a single cluster.
 
     Returns accuracy: top-1 in per cent, cross-validated by video or by `groups`, whichever is lower; apart:
-    with look-alikes kept together; p: of the difference (McNemar's exact test over videos); shared: fraction
-    of test videos with a training video in their cluster; pairs: the most similar of these, {"test",
-    "training", "similarity" (cosine)}; warns: whether one recording is probably on both sides of the split.
+    with look-alikes kept together; p: of the difference (McNemar's exact test over videos); clusters: their
+    number; shared: fraction of test videos with a training video in their cluster; pairs: the most similar of
+    these, by cosine; warns: whether one recording is probably on both sides of the split.
     """
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.stats import binomtest
@@ -251,11 +248,12 @@ def look_alikes(
     accuracy, lower = 100 * float(known.mean()), 100 * float(apart.mean())
     p = float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
     shared = float(mixed[test].mean())
-    pairs = [
-        {"test": videos[tested[i]], "training": videos[trained[nearest[i]]],
-         "similarity": round(float(cosines[i, nearest[i]]), 3)}
-        for i in order if mixed[tested[i]]
-    ]  # fmt: skip
-    warns = accuracy - lower > FAR and p < CHANCE and shared > 0.5
-    found = {"accuracy": accuracy, "apart": lower, "p": p, "shared": shared, "clusters": int(clusters.max())}
-    return {**found, "pairs": pairs, "warns": warns}
+    return {
+        "accuracy": accuracy, "apart": lower, "p": p, "shared": shared, "clusters": int(clusters.max()),
+        "pairs": [
+            {"test": videos[tested[i]], "training": videos[trained[nearest[i]]],
+             "similarity": round(float(cosines[i, nearest[i]]), 3)}
+            for i in order if mixed[tested[i]]
+        ],
+        "warns": accuracy - lower > FAR and p < CHANCE and shared > 0.5,
+    }  # fmt: skip

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from common.formats import Count, Names, Natural, check, parse_json
 from dataloader.names import first_few
@@ -57,18 +57,10 @@ def check_target(path: Path) -> None:
 
 
 def write_features(
-    path: str | Path,
-    videos: Sequence[str],
-    labels: Sequence[int],
-    subset: Sequence[str],
-    values: np.ndarray,
-    about: dict[str, Any],
-    groups: Sequence[str] = (),
-) -> None:
-    """Write the file atomically. `values` may be a memory map; it is copied in parts.
-
-    Without `groups`, each video is a group of its own.
-    """
+    path: str | Path, videos: Sequence[str], labels: Sequence[int], subset: Sequence[str], values: np.ndarray,
+    about: dict[str, Any], groups: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Write the file atomically. Without `groups`, each video is a group of its own."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(
             file, videos=np.array(videos), labels=np.array(labels, dtype=np.int64), subset=np.array(subset),
@@ -80,8 +72,6 @@ def write_features(
 class Network(BaseModel):
     """The network that computed the features; its weights are the file `checkpoint` or named by `weights`."""
 
-    model_config = ConfigDict(extra="allow")
-
     arch: str
     sha256: str
     checkpoint: str | None = None
@@ -92,8 +82,6 @@ class Network(BaseModel):
 
 class FeaturesAbout(BaseModel):
     """The `about` entry of a features file."""
-
-    model_config = ConfigDict(extra="allow")
 
     format: Literal[1]
     stream: Literal["spatial", "motion"]

@@ -32,8 +32,6 @@ class HeadInput(BaseModel):
 
 
 class HeadAbout(BaseModel):
-    """The head's kind and stream."""
-
     kind: str
     stream: Literal["spatial", "motion", "both"]
 
@@ -73,20 +71,20 @@ def write_head(
     `inputs` are its features. `trunks` are the state_dicts of the networks that computed them, under the same
     names; their last layers are left out. Returns the hash of `state`.
     """
-    first = next(iter(inputs.values())).about
+    about = next(iter(inputs.values())).about
     parts = {
         name: {
-            "arch": features.about["network"]["arch"], "preparation": features.about["preparation"],
-            "samples": features.about["samples"], "views": features.about["views"],
-            "pooling": features.about["pooling"], "features": features.values.shape[-1],
+            "arch": features.about["network"]["arch"],
+            **{key: features.about[key] for key in ("preparation", "samples", "views", "pooling")},
+            "features": features.values.shape[-1],
             "state_dict": {key: value for key, value in trunks[name].items() if not key.startswith("fc.")},
         }
         for name, features in inputs.items()
-    }  # fmt: skip
+    }
     sha256 = weights_hash(state)
-    about = {key: first[key] for key in ("class_names", "dataset", "split")}
-    content = {"format": HEAD_FORMAT, **about, "inputs": parts, "head": dict(head), "state_dict": dict(state)}
-    save_tensors({**content, "weights_sha256": sha256}, path)
+    content = {"format": HEAD_FORMAT, **{key: about[key] for key in ("class_names", "dataset", "split")},
+               "inputs": parts, "head": dict(head), "state_dict": dict(state), "weights_sha256": sha256}  # fmt: skip
+    save_tensors(content, path)
     return sha256
 
 
@@ -96,10 +94,10 @@ def read_head(path: str | os.PathLike) -> HeadFile | None:
     if raw.get("format") != HEAD_FORMAT:
         return None
     content = check(raw, HeadContent, path, "train it again")
-    for state in (content.state_dict, *(part.state_dict for part in content.inputs.values())):
-        check_weights(state, path)
+    check_weights(content.state_dict, path)
     names, inputs = content.class_names, {}
     for name, part in content.inputs.items():
+        check_weights(part.state_dict, path)
         norm = part.state_dict.get("layer4.0.downsample.1.weight")  # None for timm: pre-logits
         features = part.features if norm is None else norm.shape[0]
         # The last layer is a placeholder; its output is never used.
@@ -110,8 +108,8 @@ def read_head(path: str | os.PathLike) -> HeadFile | None:
             Path(path), HEAD_FORMAT, state, part.arch, len(names), Preparation.from_dict(preparation).channels,
             preparation, args, -1, 0.0, names, {},
         )  # fmt: skip
-    pooling: dict[str, Sequence[str]] = {name: part.pooling for name, part in content.inputs.items()}
-    width = sum(part.features for part in content.inputs.values())
     return HeadFile(
-        Path(path), content.head.kind, content.head.stream, content.state_dict, names, inputs, pooling, width
-    )
+        Path(path), content.head.kind, content.head.stream, content.state_dict, names, inputs,
+        {name: part.pooling for name, part in content.inputs.items()},
+        sum(part.features for part in content.inputs.values()),
+    )  # fmt: skip

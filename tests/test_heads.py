@@ -26,7 +26,6 @@ from engine.crossfit import (
 )  # fmt: skip
 from engine.temporal_heads import TEMPORAL, LinearHead, build_head, train_temporal
 from recogniser.streams import load_head
-from saved.checkpoints import read_checkpoint
 from saved.feature_file import read_features, write_features
 from saved.head_file import read_head
 from utils import InputError
@@ -301,7 +300,7 @@ def features(tiny, run, tmp_path_factory):
     for stream, script, flag, images in (
         ("spatial", "spatial_cnn.py", "--rgb-dir", "rgb"), ("motion", "motion_cnn.py", "--flow-dir", "flow"),
     ):  # fmt: skip
-        run(script, flag, tiny / images, *SMALL, "--test-samples", 8, "--pooling", "layer4.mean",
+        run(script, flag, tiny / images, *SMALL, "--size", 32, "--test-samples", 8, "--pooling", "layer4.mean",
             "--features", folder / f"{stream}.npz")  # fmt: skip
     return folder
 
@@ -310,65 +309,38 @@ def load(folder, stream, kind="video"):
     return pickle.loads((folder / f"{stream}_{kind}_preds.pickle").read_bytes())
 
 
-def test_linear_heads_are_streams_like_any_other(features, tiny, run, tmp_path):
+def test_heads_on_both_streams(features, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(TEMPORAL, "inception", replace(TEMPORAL["inception"], epochs=3))
     out = tmp_path / "my heads"
-    told = run("heads.py", "--spatial", features / "spatial.npz", "--motion", features / "motion.npz",
-               "--output", out).stdout  # fmt: skip
-    assert "average" in told and "2 folds by group" in told
-    assert f"fusion.py --spatial '{out}/linear/spatial' --motion" in told
-    assert f"predict.py VIDEO --spatial '{out}/linear/spatial/checkpoint.pth.tar'" in told
-    narrow = read_features(features / "spatial.npz")
-    with pytest.raises(InputError, match="others than its network's"):
-        heads.load_network(replace(narrow, values=narrow.values[:, :, 1:]))
+    both = {name: read_features(features / f"{name}.npz") for name in ("spatial", "motion")}
+    flags = [word for name, one in both.items() for word in (f"--{name}", str(one.path))]
+    monkeypatch.setattr(sys, "argv", ["heads.py", *flags, "--head", "linear", "inception", "--output", str(out)])
+    heads.main()
+    told = capsys.readouterr().out
+    rows = [line.split()[:2] for line in told.splitlines()[2:] if "cross-entropy" in line or "average" in line]
+    assert rows == [["linear", "spatial"], ["linear", "motion"], ["linear", "average"], ["linear", "joined"],
+                    ["inception", "both"]]  # fmt: skip
+    assert "2 folds by group" in told and f"fusion.py --spatial '{out}/linear/spatial' --motion" in told
+    assert "predict.py VIDEO --" in told and f"'{out}/" in told
     trained = {f"{name}_g{group}_c01" for name in CLASSES for group in ("08", "22")}
     tested = {f"{name}_g{group}_c01" for name in CLASSES for group in ("01", "02")}
-    for stream in ("spatial", "motion"):
-        folder = out / "linear" / stream
-        assert set(load(folder, stream)) == tested and set(load(folder / "val", stream)) == trained
-        assert json.loads((folder / "val/predictions.json").read_text())["subset"] == "val"
-    # the checkpoint's test, through the whole network, says what the head says
-    spatial = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", "--ucf-list", "none", "--workers", 0)
-    run(*spatial, "--output", tmp_path / "test", "--resume", out / "linear/spatial/checkpoint.pth.tar", "--evaluate",
-        "--amp", "off")  # fmt: skip
-    for kind in ("frame", "video"):
-        ours, theirs = load(out / "linear/spatial", "spatial", kind), load(tmp_path / "test", "spatial", kind)
-        for video, logits in ours.items():
-            assert logits.shape == theirs[video].shape
-            spread = max(1e-3, float(np.ptp(logits[..., [2, 34, 35]])))
-            assert np.abs(logits - theirs[video]).max() < 0.1 * spread
-    # fine-tuning may start from it
-    head = out / "linear/spatial/checkpoint.pth.tar"
-    run(*spatial, "--output", tmp_path / "fine", "--arch", "resnet18", "--size", 64, "--weights", head, "--epochs", 1,
-        "--lr", 1e-9, "--batch-size", 6)  # fmt: skip
-    tuned = torch.load(tmp_path / "fine/checkpoint.pth.tar", weights_only=True)["state_dict"]["fc.weight"]
-    started = torch.load(head, weights_only=True)["state_dict"]["fc.weight"]
-    torch.testing.assert_close(tuned, started, atol=1e-4, rtol=1e-4)
-
-
-def test_all_heads_on_both_streams(features, monkeypatch, tmp_path):
-    paths = [str(features / f"{name}.npz") for name in ("spatial", "motion")]
-    flags = ["--spatial", paths[0], "--motion", paths[1], "--head", "linear", "inception", "--output", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["heads.py", *flags])
-    heads.main()
-    rows = json.loads((tmp_path / "heads.json").read_text())
-    assert [(row["head"], row["stream"]) for row in rows] == [
-        ("linear", "spatial"), ("linear", "motion"), ("linear", "average"), ("linear", "joined"), ("inception", "both"),
-    ]  # fmt: skip
-    assert set(load(tmp_path / "inception/both", "inception")) == set(load(tmp_path / "linear/motion", "motion"))
+    for folder, name in (("linear/spatial", "spatial"), ("joined", "joined"), ("inception/both", "inception")):
+        assert set(load(out / folder, name)) == tested and set(load(out / folder / "val", name)) == trained
+        assert json.loads((out / folder / "val/predictions.json").read_text())["subset"] == "val"
     # the joined head is the sum of its two parts, which are two streams' checkpoints
-    both = {name: read_features(features / f"{name}.npz") for name in ("spatial", "motion")}
     means = {name: torch.from_numpy(one.values).double().mean(1) for name, one in both.items()}
-    parts = {name: read_checkpoint(tmp_path / "joined" / name / "checkpoint.pth.tar").state_dict for name in both}
+    parts = {name: read_head(out / "joined" / name / "checkpoint.pth.tar").state_dict for name in both}
     said = sum(means[name] @ part["fc.weight"].double().T + part["fc.bias"] for name, part in parts.items())
-    for video, logits in load(tmp_path / "joined", "joined").items():
+    for video, logits in load(out / "joined", "joined").items():
         np.testing.assert_allclose(said[both["motion"].videos.index(video)], logits, rtol=1e-2, atol=1e-2)
     # what predict.py reads answers as the predictions say
-    head = load_head(read_head(tmp_path / "inception/both/checkpoint.pth.tar"))
-    for video, logits in load(tmp_path / "inception/both", "inception").items():
-        own = {name: one.values[one.videos.index(video)] for name, one in both.items()}
-        np.testing.assert_allclose(head.answer(own)[0], logits, rtol=1e-3, atol=1e-4)
+    for folder, name in (("linear/spatial", "spatial"), ("inception/both", "inception")):
+        head = load_head(read_head(out / folder / "checkpoint.pth.tar"))
+        for video, logits in load(out / folder, name).items():
+            own = {each: one.values[one.videos.index(video)] for each, one in both.items() if each in head.inputs}
+            np.testing.assert_allclose(head.answer(own).mean(0), logits, rtol=1e-3, atol=1e-4)
     # a file that was changed by hand
-    whole = torch.load(tmp_path / "inception/both/checkpoint.pth.tar", weights_only=True)
+    whole = torch.load(out / "inception/both/checkpoint.pth.tar", weights_only=True)
     for change in ({"head": {"kind": "inception"}}, {"inputs": []}, {"state_dict": {}}):
         torch.save({**whole, **change}, tmp_path / "changed.pth.tar")
         with pytest.raises(InputError, match=r"changed.pth.tar (is an?|cannot be read) .*train it again"):
@@ -394,11 +366,12 @@ def test_what_cannot_work_is_told(tmp_path):
     moved = ["a/1", "a/2", "b/1", "b/3"]
     cases = {
         "of the motion stream": (made_up(tmp_path / "wrong.npz", "motion"), None),
-        "holds no train videos": (made_up(tmp_path / "test.npz", "spatial", subset=["test"] * 4), None),
+        "lacks training or test videos": (made_up(tmp_path / "test.npz", "spatial", subset=["test"] * 4), None),
         "holds videos twice, a/1": (
             made_up(tmp_path / "twice.npz", "spatial", videos=["a/1", "a/1", "b/1", "b/2"]), None),
-        "not of the same videos": (spatial, made_up(tmp_path / "m1.npz", "motion", videos=moved)),
-        "different splits": (spatial, made_up(tmp_path / "m2.npz", "motion", subset=["test", "train"] * 2)),
+        "m1.npz are of different splits": (spatial, made_up(tmp_path / "m1.npz", "motion", videos=moved)),
+        "m2.npz are of different splits": (
+            spatial, made_up(tmp_path / "m2.npz", "motion", subset=["test", "train"] * 2)),
     }  # fmt: skip
     for said, (one, other) in cases.items():
         args = argparse.Namespace(spatial=[one], motion=[other] if other else [], head=["linear"])

@@ -69,9 +69,6 @@ def test_features_heads_and_answers(run, tiny, trained, tmp_path):
     head = tmp_path / "mean/linear/spatial/checkpoint.pth.tar"
     for network in (path, head):
         assert CLASSES[0] in run("predict.py", video, "--spatial", network, "--json").stdout
-    trunk = {name: value for name, value in read_checkpoint(path).state_dict.items() if name.startswith("trunk.")}
-    linear = read_checkpoint(head)
-    assert linear.arch == "timm:test_vit" and all(torch.equal(linear.state_dict[name], trunk[name]) for name in trunk)
 
 
 def test_exports_compute_what_timm_computes(run, trained, tmp_path):
