@@ -6,7 +6,7 @@
     python fusion.py --learn VAL_SPATIAL VAL_MOTION          # the best of several, on held-out videos
     python fusion.py --splits 1 2 3                          # record/spatial_split1 ...: mean over splits
 
-The result is the plain average of the streams' logits unless --learn, --normalize or --weights say otherwise.
+The result is the plain average of the streams' logits unless --learn or --weights say otherwise.
 --learn chooses one stream, the average, learnt weights, or the joined head that heads.py wrote beside the
 streams' linear heads. It chooses on other videos; use those that --val-groups held out of both trainings.
 """
@@ -35,19 +35,9 @@ CHANCE = 1.5  # a fusion must gain this many standard errors in likelihood over 
 # --- fusing scores -------------------------------------------------------------------------------------
 
 
-def scale(logits: np.ndarray, normalize: str) -> float:
-    """Return the divisor of a stream's logits: 1 or their standard deviation over the test set, no labels."""
-    return float(logits.std()) if normalize == "std" else 1.0
-
-
-def fuse(
-    streams: Sequence[np.ndarray], weights: Sequence[float] | np.ndarray | None = None, normalize: str = "none"
-) -> np.ndarray:
-    """Return the weighted mean of several streams' logits (videos, classes), rows aligned.
-
-    normalize: "none", or "std" to divide each stream by its own standard deviation.
-    """
-    return np.average([logits / scale(logits, normalize) for logits in streams], axis=0, weights=weights)
+def fuse(streams: Sequence[np.ndarray], weights: Sequence[float] | np.ndarray | None = None) -> np.ndarray:
+    """Return the weighted mean of several streams' logits (videos, classes), rows aligned."""
+    return np.average(list(streams), axis=0, weights=weights)
 
 
 def learn_weights(streams: Sequence[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, float]:
@@ -123,7 +113,6 @@ def choose(
 def evaluate(
     test_set: TestSet,
     weights: list[float] | None = None,
-    normalize: str = "none",
     seed: int = 0,
     learnt: Learnt | None = None,
     joined: np.ndarray | None = None,
@@ -137,9 +126,9 @@ def evaluate(
     streams, labels, videos = test_set.streams, test_set.labels, test_set.videos
     logits = list(streams.values())
     weights = weights or [1.0] * len(logits)
-    rows = {**streams, "fusion": fuse(logits, weights, normalize)}
+    rows = {**streams, "fusion": fuse(logits, weights)}
     if len(streams) > 1:
-        rows |= {"average": fuse(logits), "std": fuse(logits, normalize="std")}
+        rows |= {"average": fuse(logits), "std": fuse([one / one.std() for one in logits])}
     if learnt:
         # predict.py averages the two parts of a joined head, which gives half of its logits
         rows["fusion"] = learnt.fuse(logits) if joined is None else joined / 2 / learnt.temperature
@@ -156,15 +145,8 @@ def evaluate(
         },
         "resampled": {"unit": unit, "count": int(groups.max()) + 1},
         "classes": len(test_set.class_names),
-        "settings": {
-            "fusion": choice_label(learnt) if learnt else describe(normalize, weights),
-            "normalize": normalize,
-            "weights": weights,
-        },
-        "streams": {
-            name: {**source.about(), "divided_by": scale(streams[name], normalize)}
-            for name, source in test_set.sources.items()
-        },
+        "settings": {"fusion": choice_label(learnt) if learnt else describe(weights), "weights": weights},
+        "streams": {name: source.about() for name, source in test_set.sources.items()},
     }
     if len(streams) > 1:
         better = max(streams, key=lambda name: found[name]["top1"])
@@ -221,8 +203,6 @@ def parse_args() -> argparse.Namespace:
         help="choose one stream, the average, learnt weights or heads.py's joined head by likelihood on predictions "
              "of other videos: one PATH per stream (default: the folder val beside each)")
     add("--weights", nargs="+", type=bounded(float, 0, 1e6), metavar="W", help="one per stream (default: 1 for each)")
-    add("--normalize", choices=("none", "std"), default="none",
-        help="std: divide each stream's logits by their standard deviation over the test set")
     add = parser.add_argument_group("output").add_argument
     add("--output", type=Path, default=Path("record/fusion"), metavar="DIR", help="for results and report")
     add("--no-report", action="store_true", help="write results.json only")
@@ -314,8 +294,8 @@ def check(args: argparse.Namespace) -> None:
         raise InputError("give either a list of predictions or --spatial and --motion, not both")
     if args.weights and (len(args.weights) != streams or not any(args.weights)):
         raise InputError(f"--weights takes {plural(streams, 'number')} that aren't all 0, one for each stream")
-    if args.learn is not None and (args.weights or args.normalize != "none"):
-        raise InputError("--learn finds the weights itself; leave out --weights and --normalize")
+    if args.learn is not None and args.weights:
+        raise InputError("--learn finds the weights itself; leave out --weights")
     if args.learn is not None and (streams == 1 or len(args.learn) not in (0, streams)):
         raise InputError(f"--learn chooses between two or more streams; give {plural(streams, 'path')}, or none")
     for split in args.splits or []:
@@ -331,7 +311,7 @@ def fuse_test_set(args: argparse.Namespace, output: Path, split: str | None) -> 
     title = f"split {split}" if split else test_set.title
     seed = args.splits.index(split) if split else 0
     joined = load_predictions(learnt.joined).matrix(test_set.videos) if learnt and learnt.joined else None
-    outcome = evaluate(test_set, args.weights, args.normalize, seed, learnt, joined)
+    outcome = evaluate(test_set, args.weights, seed, learnt, joined)
     write_json(output / "results.json", outcome.results)
     print(text(outcome.results, title))
     if not args.no_report:

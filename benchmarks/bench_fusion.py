@@ -86,7 +86,7 @@ def main() -> None:
                 "streams": " + ".join(one.stream for one in chosen) if len(chosen) == 2 else "all",
                 "average": top1(average, labels),
                 "better stream": max(top1(one, labels) for one in streams),
-                "std": top1(fuse(streams, normalize="std"), labels),
+                "std": top1(fuse([one / one.std() for one in streams]), labels),
                 "learnt": top1(fused, labels),
                 "chosen": top1(learnt(test, odd, None, True), labels),
                 "best": best_in_hindsight(streams, labels),

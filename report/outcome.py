@@ -94,12 +94,9 @@ class Outcome:
 # --- words ---------------------------------------------------------------------------------------------
 
 
-def describe(normalize: str, weights: Sequence[float]) -> str:
-    """Name the requested fusion: "average" unless a flag changed it."""
-    parts = [normalize] if normalize != "none" else []
-    if len(set(weights)) > 1:
-        parts.append(" : ".join(f"{weight:g}" for weight in weights))
-    return ", ".join(parts) or "average"
+def describe(weights: Sequence[float]) -> str:
+    """Name the requested fusion: "average" unless weights differ."""
+    return " : ".join(f"{weight:g}" for weight in weights) if len(set(weights)) > 1 else "average"
 
 
 def choice_name(candidate: str) -> str:

@@ -169,11 +169,11 @@ def test_a_tsn_checkpoint_of_differences_says_itself_what_it_takes(tiny, tmp_pat
 
 def test_typos_in_flags(fails):
     assert "--batchsize: no such flag, did you mean --batch-size?" in fails("spatial_cnn.py", "--batchsize", 3)
-    assert "--normalise: no such flag, did you mean --normalize?" in fails("fusion.py", "--normalise", "std")
+    assert "--wieghts: no such flag, did you mean --weights?" in fails("fusion.py", "--wieghts", 1, 2)
     assert "--epochs: invalid int value: 'many'" in fails("motion_cnn.py", "--epochs", "many")
     assert "'best'" in fails("motion_cnn.py", "--recipe", "best")
     assert "data/rgb: belongs to no flag" in fails("spatial_cnn.py", "data/rgb")
-    assert "--weights takes numbers from 0 up" in fails("fusion.py", "--weights=-1", 1)
+    assert "--weights: must be from 0 to" in fails("fusion.py", "--weights=-1", 1)
     assert "VIDEOS, OUT" in fails("data/make_split.py")
 
 
