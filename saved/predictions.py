@@ -140,8 +140,7 @@ def load_predictions(path: str | Path) -> Predictions:
     """
     path = _find(Path(path))
     if path.suffix.lower() in SUFFIXES:
-        read = read_scores(path)
-        content, own_labels, class_names = read.scores, read.labels, read.class_names
+        content, own_labels, class_names = read_scores(path)
     else:
         content, own_labels, class_names = load_pickle(path), None, None
     classes = _check_scores(content, path)
@@ -250,14 +249,13 @@ def _ucf101_labels(videos: Iterable[str]) -> dict[str, int]:
 def _check_scores(content: Any, path: Path) -> int:
     """Return the number of classes. Raises InputError unless names are mapped to finite scores of one kind."""
     if not isinstance(content, dict) or not content:
-        raise InputError(f"{path} is not a prediction file: expected a dict of videos, found {_name(content)}")
+        raise InputError(f"{path} is not a prediction file: it holds a {type(content).__name__}, not a dict of videos")
     for video, scores in content.items():
         if not isinstance(video, str):
-            raise InputError(f"{path} is not a prediction file: a key is {_name(video)}, not a video's name")
+            raise InputError(f"{path} is not a prediction file: a {type(video).__name__} is no video's name")
         if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiu" or scores.ndim not in (1, 2):
-            raise InputError(
-                f"{path}: {video} holds {_name(scores)} where (classes,) or (samples, classes) belongs"
-            )
+            found = getattr(scores, "shape", type(scores).__name__)
+            raise InputError(f"{path}: {video} holds {found}, not numbers of shape (classes,) or (samples, classes)")
         if not scores.size or not float(np.abs(scores).max()) <= MOST:  # a NaN compares false
             raise InputError(
                 f"{path}: the scores of {video} are none, not finite (NaN or infinity) or beyond {MOST:g}; test "
@@ -323,11 +321,3 @@ def _stream(path: Path, meta: dict) -> str:
         stem = path.stem.removesuffix("_preds").removesuffix("_video").removesuffix("_frame")
         said = KINDS.get(stem.lower(), stem)
     return f"{said} stream" if said in TAKEN else said
-
-
-def _name(thing: object) -> str:
-    """Describe an object's type and size, for a message."""
-    if isinstance(thing, np.ndarray):
-        return f"an array of {thing.dtype} and shape {thing.shape}"
-    size = f" of {len(thing)}" if isinstance(thing, (dict, list, tuple, str)) else ""
-    return f"a {type(thing).__name__}{size}"

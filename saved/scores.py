@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,11 @@ ROLES = {
 _NUMBERED = re.compile(r"(?:class|score|logit|prob|c|s|p)?[ _]?(\d+)", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Scores:
-    """The content of a score file; None for whatever the file lacks."""
+def read_scores(path: Path) -> tuple[dict[Any, Any], dict[str, int] | None, list[str] | None]:
+    """Read a .npz, .npy or .csv file safely: {video: scores}, {video: label}, class names; None if it lacks them.
 
-    scores: dict[str, np.ndarray]  # video -> (classes,) or (samples, classes)
-    labels: dict[str, int] | None
-    class_names: list[str] | None
-
-
-def read_scores(path: Path) -> Scores:
-    """Read a .npz, .npy or .csv file safely. Raises InputError if it lacks names or scores."""
+    Scores are (classes,) or (samples, classes). Raises InputError if the file lacks names or scores.
+    """
     content = _read_csv(path) if path.suffix.lower() == ".csv" else load_arrays(path)
     if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
         content = content[0]  # numpy.save of a dict
@@ -51,7 +45,7 @@ def read_scores(path: Path) -> Scores:
         raise InputError(f"{path} holds scores without names; save them with numpy.savez(scores=, names=, labels=)")
     columns = _columns(content)
     if "scores" not in columns and not (columns and path.suffix.lower() == ".npz"):
-        return Scores(content, None, None)  # video -> scores, as in a prediction pickle
+        return content, None, None  # video -> scores, as in a prediction pickle
     for role in ("scores", "names"):
         if role not in columns:
             found = ", ".join(str(key) for key in list(content)[:8])
@@ -59,21 +53,17 @@ def read_scores(path: Path) -> Scores:
                 f"{path} has no {role} among its arrays ({found}); call them {' or '.join(ROLES[role][:3])}"
             )
     rows, seconds = _rows(columns["scores"], path)
-    names = [_tidy(name) for name in _texts(columns["names"], path, "names")]
+    paths = [without_suffix(name).split("/") for name in _texts(columns["names"], path, "names")]
+    names = ["/".join(parts[-2:]) for parts in paths]  # the class folder and the video
     labels = columns.get("labels", seconds)
     for what, values in (("names", names), ("labels", labels)):
         if values is not None and len(values) != len(rows):
             raise InputError(f"{path} has {len(values):,} {what} for scores of {plural(len(rows), 'video')}")
-    if len(set(names)) < len(names):
-        twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise InputError(f"{path} holds {twice} twice; remove one")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"{path} holds {twice[0]} twice; remove one")
     class_names = _texts(columns["class_names"], path, "class names") if "class_names" in columns else None
-    numbers = None if labels is None else _label_numbers(labels, class_names, path)
-    return Scores(
-        dict(zip(names, rows, strict=True)),
-        None if numbers is None else dict(zip(names, numbers, strict=True)),
-        class_names,
-    )
+    numbers = None if labels is None else dict(zip(names, _label_numbers(labels, class_names, path), strict=True))
+    return dict(zip(names, rows, strict=True)), numbers, class_names
 
 
 def _columns(content: dict) -> dict[str, Any]:
@@ -111,21 +101,16 @@ def _texts(values: Any, path: Path, what: str) -> list[str]:
     return [str(text) for text in texts]
 
 
-def _tidy(name: str) -> str:
-    """Turn a path into a video's key: the class folder and the name without suffix."""
-    return "/".join(without_suffix(name).split("/")[-2:])
-
-
 def _label_numbers(labels: Sequence[Any], class_names: Sequence[str] | None, path: Path) -> list[int]:
     """Return the labels as numbers from 0; the file may give numbers or class names."""
     values = [value.item() if isinstance(value, np.generic) else value for value in labels]
     if all(isinstance(value, (str, bytes)) for value in values):
+        texts = [text.casefold() for text in _texts(values, path, "labels")]
         order = {name.casefold(): place for place, name in enumerate(class_names or UCF101_CLASSES)}
-        order |= {text: int(text[:9]) for text in _texts(values, path, "labels") if text.isdecimal()}
-        unknown = sorted({text for text in _texts(values, path, "labels") if text.casefold() not in order})
-        if unknown:
+        order |= {text: int(text[:9]) for text in texts if text.isdecimal()}
+        if unknown := sorted(set(texts) - set(order)):
             raise InputError(f"{path} labels videos {unknown[0]}, and has no class_names with it; add them, in order")
-        return [order[text.casefold()] for text in _texts(values, path, "labels")]
+        return [order[text] for text in texts]
     if not all(isinstance(value, (int, float)) and value == int(value) for value in values if value == value):
         raise InputError(f"{path}: its labels are neither whole numbers nor classes' names")
     return [int(value) if value == value else -1 for value in values]
