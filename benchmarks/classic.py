@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import models, transforms
 
 from dataloader.sampling import test_starts
@@ -41,28 +41,21 @@ def clip_at(sequences: list[list[Path]], start: int) -> Clip:
     return [sequence[start + k] for k in range(STACK if len(sequences) == 2 else 1) for sequence in sequences]
 
 
-def train_items(videos: list[list[list[Path]]]) -> list[list[Clip]]:
-    """Return one item per video: a random flow stack, or a random frame from each third."""
+def make_items(videos: list[list[list[Path]]], training: bool) -> list[list[Clip]]:
+    """Return the items of an epoch: per video in training, a random flow stack or a random frame from each third.
+
+    In a test, an item is one of the 19 clips that the streams are evaluated on.
+    """
     rng, items = np.random.default_rng(0), []
     for sequences in videos:
         segments, stack = (1, STACK) if len(sequences) == 2 else (3, 1)
-        length = (len(sequences[0]) - stack + 1) // segments
-        starts = [int(rng.integers(length)) + part * length for part in range(segments)]
-        items.append([clip_at(sequences, start) for start in starts])
+        count = len(sequences[0]) - stack + 1
+        if training:
+            starts = [int(rng.integers(count // segments)) + part * (count // segments) for part in range(segments)]
+            items.append([clip_at(sequences, start) for start in starts])
+        else:
+            items += [[clip_at(sequences, int(start))] for start in test_starts(count, 19)]
     return items
-
-
-def test_items(videos: list[list[list[Path]]], samples: int = 19) -> list[list[Clip]]:
-    """Return one item per clip, `samples` per video: the same clips that the streams are evaluated on."""
-    return [
-        [clip_at(sequences, int(start))]
-        for sequences in videos
-        for start in test_starts(len(sequences[0]) - (STACK - 1 if len(sequences) == 2 else 0), samples)
-    ]
-
-
-def classic_loader(items: list[list[Clip]], batch_size: int) -> DataLoader:
-    return DataLoader(ClassicClips(items), batch_size, num_workers=1)
 
 
 def classic_model(channels: int, classes: int) -> nn.Module:
