@@ -6,14 +6,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import logging
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.commandline import ArgumentParser
 from dataloader.preparation import Preparation
 from engine.features import PooledTrunk
-from network import Network, trained_model
+from network import trained_model
 from recogniser.streams import load_head
 from saved.checkpoints import HELD, Checkpoint, read_checkpoint, write_safetensors
 from saved.foreign import FLOW_ORDERS
@@ -35,7 +33,68 @@ from saved.head_file import HeadFile, read_head
 from utils import InputError, atomic_path, plural, run_main
 
 Run = Callable[[Sequence[Tensor]], np.ndarray]
+Shapes = Mapping[str, Sequence[int]]  # name of an input -> its shape without the leading N
 TOLERANCE = 1e-4  # relative to the largest logit; float32 sums in another order differ by about 1e-6
+
+
+def main() -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="what --resume reads, or a head")
+    parser.add_argument("target", type=Path, metavar="OUT", help="what to write: .onnx, .pt2 or .safetensors")
+    parser.add_argument("--flow-order", choices=tuple(FLOW_ORDERS), default="original",
+                        help="channel order of the original repo's motion checkpoint: see motion_cnn.py -h")
+    args = parser.parse_args()
+    kind = args.target.suffix.lower()
+    if kind not in (".onnx", ".pt2", ".safetensors"):
+        raise InputError(f"{args.target}: give the name of a .onnx, a .pt2 or a .safetensors file")
+    head = read_head(args.checkpoint)
+    networks = head.inputs if head else {"": read_checkpoint(args.checkpoint, flow_order=args.flow_order)}
+    if kind != ".safetensors":
+        export(args.target, networks, head)
+        return
+    if head:
+        raise InputError(f"{args.checkpoint} is a head with its networks: export a .onnx or a .pt2, or use it as it is")
+    read = networks[""]
+    write_safetensors(args.target, read.state_dict, {name: getattr(read, name) for name in HELD})
+    print(f"{args.target}: {read.arch} for {plural(read.num_classes, 'class')}")
+
+
+def export(target: Path, networks: Mapping[str, Checkpoint], head: HeadFile | None = None) -> None:
+    """Write a network, or a head with its networks, to `target`, a .onnx or .pt2 file, and check it.
+
+    The file takes "clips", float32 (N, channels, size, size) for any N, normalised as the checkpoint's
+    preparation says. It returns "logits", float32 (N, classes); their error is printed. A head's inputs are
+    those of HeadNetwork. The file also holds each part of `describe` as JSON: ONNX as metadata, .pt2 as extra
+    files (class_names.json and so on). Raises InputError if the file's logits differ from the network's;
+    nothing is written then.
+    """
+    parts = {}
+    for name, read in networks.items():
+        parts[name] = describe(read, f"clips_{name.rpartition(' ')[2]}" if len(networks) > 1 else "clips", bool(head))
+    shapes = {part["input"]["name"]: part["input"]["shape"][1:] for part in parts.values()}
+    about = next(iter(parts.values()))
+    if len(parts) > 1:
+        about = {key: {name: part[key] for name, part in parts.items()} for key in about} | {
+            "class_names": about["class_names"]}  # fmt: skip
+    with warnings.catch_warnings():  # the exporters warn about their own internals
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        to_bytes = to_onnx if target.suffix.lower() == ".onnx" else to_pt2
+        data, run = to_bytes(build(networks, head, folded=True), shapes, {k: json.dumps(v) for k, v in about.items()})
+        logging.disable(logging.NOTSET)
+    generator = torch.Generator().manual_seed(0)
+    # N is 3 here; the network was traced with N = 2
+    clips = [torch.randn(3, *shape, generator=generator) for shape in shapes.values()]
+    with torch.inference_mode():
+        expected = build(networks, head, folded=False)(*clips).numpy()
+    difference, largest = float(np.abs(run(clips) - expected).max()), float(np.abs(expected).max())
+    verdict = f"on 3 random inputs, logits differ by at most {difference:.1e}, the largest being {largest:.3g}"
+    if not difference <= TOLERANCE * largest:
+        raise InputError(f"{target} was not written: it computes something else; {verdict}")
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(data)
+    taken = ", ".join(f"{name} (N, {', '.join(map(str, shape))})" for name, shape in shapes.items())
+    print(f"{target}: {len(data) / 1e6:.1f} MB, {taken} -> logits (N, {expected.shape[1]})\nchecked: {verdict}")
 
 
 class HeadNetwork(nn.Module):
@@ -58,98 +117,20 @@ class HeadNetwork(nn.Module):
         return self.head(torch.cat(features, 2))
 
 
-@dataclass(frozen=True)
-class Exported:
-    """A network to write, and the description stored in its file."""
-
-    build: Callable[[bool], nn.Module]  # whether to fold batch norms -> the network
-    inputs: dict[str, list[int]]  # name -> shape without the leading N
-    about: dict[str, Any]  # what `describe` returns
-
-
-def export(target: Path, checkpoint: Path, flow_order: str = "original") -> None:
-    """Write a checkpoint's network, or a head with its networks, to `target`: .onnx, .pt2 or .safetensors.
-
-    .onnx and .pt2 take "clips", float32 (N, channels, size, size) for any N, normalised as the checkpoint's
-    preparation says. They return "logits", float32 (N, classes); their error is printed. A head's inputs are
-    those of HeadNetwork. The files also hold each part of `describe` as JSON: ONNX as metadata, .pt2 as extra
-    files (class_names.json and so on). Raises InputError if the file's logits differ from the network's;
-    nothing is written then.
-    """
-    kind = target.suffix.lower()
-    if kind not in (".onnx", ".pt2", ".safetensors"):
-        raise InputError(f"{target}: give the name of a .onnx, a .pt2 or a .safetensors file")
-    for package in ("onnx", "onnxscript", "onnxruntime") if kind == ".onnx" else ():
-        if importlib.util.find_spec(package) is None:
-            raise InputError(f"{target} needs {package}; pip install onnx onnxscript onnxruntime, or export a .pt2")
-    head = read_head(checkpoint)
-    if kind == ".safetensors":
-        if head is not None:
-            raise InputError(f"{checkpoint} is a head with its networks: export a .onnx or a .pt2, or use it as it is")
-        read = read_checkpoint(checkpoint, flow_order=flow_order)
-        write_safetensors(target, read.state_dict, {name: getattr(read, name) for name in HELD})
-        print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, {read.arch} for {plural(read.num_classes, 'class')}")
-        return
-    made = of_head(head) if head else of_checkpoint(read_checkpoint(checkpoint, flow_order=flow_order))
-    about = {name: json.dumps(part) for name, part in made.about.items()}
-    with warnings.catch_warnings():  # the exporters warn about their own internals
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        data, run = (to_onnx if kind == ".onnx" else to_pt2)(made, about)
-        logging.disable(logging.NOTSET)
-    generator = torch.Generator().manual_seed(0)
-    # N is 3 here; the network was traced with N = 2
-    clips = [torch.randn(3, *shape, generator=generator) for shape in made.inputs.values()]
-    with torch.inference_mode():
-        expected = made.build(False)(*clips).numpy()
-    difference, largest = float(np.abs(run(clips) - expected).max()), float(np.abs(expected).max())
-    verdict = f"on 3 random inputs, logits differ by at most {difference:.1e}, the largest being {largest:.3g}"
-    if not difference <= TOLERANCE * largest:
-        raise InputError(f"{target} was not written: it computes something else; {verdict}")
-    with atomic_path(target) as temporary:
-        temporary.write_bytes(data)
-    shapes = ", ".join(f"{name} (N, {', '.join(map(str, shape))})" for name, shape in made.inputs.items())
-    size = len(data) / 1e6
-    print(f"{target}: {size:.1f} MB, {shapes} -> logits (N, {expected.shape[1]})\nchecked: {verdict}")
-
-
-def network_of(read: Checkpoint, folded: bool) -> Network:
-    model = trained_model(read)
-    if folded:
+def build(networks: Mapping[str, Checkpoint], head: HeadFile | None, folded: bool) -> nn.Module:
+    """Build the network, or a head with its networks; `folded`: batch norms folded into the convolutions."""
+    models: list[Any] = [trained_model(read) for read in networks.values()]
+    for model in models if folded else ():
         model.fold_batchnorm()
-    return model
+    if not head:
+        return models[0]
+    trunks = [PooledTrunk(model, head.pooling[name]) if model.stages
+              else nn.Sequential(model.split("fc")[0], nn.Flatten())  # the input of the last layer
+              for name, model in zip(networks, models, strict=True)]  # fmt: skip
+    return HeadNetwork(trunks, load_head(head).head).eval()
 
 
-def of_checkpoint(read: Checkpoint) -> Exported:
-    """Describe a stream's network, which takes single clips."""
-    about = describe(read)
-    return Exported(lambda folded: network_of(read, folded), {"clips": about["input"]["shape"][1:]}, about)
-
-
-def of_head(file: HeadFile) -> Exported:
-    """Describe a head with the networks of its features, which takes whole videos."""
-
-    def build(folded: bool) -> nn.Module:
-        trunks = []
-        for name, read in file.inputs.items():
-            model = network_of(read, folded)
-            last = nn.Sequential(model.split("fc")[0], nn.Flatten())  # the input of the last layer
-            trunks.append(PooledTrunk(model, file.pooling[name]) if model.stages else last)
-        return HeadNetwork(trunks, load_head(file).head).eval()
-
-    inputs, parts = {}, {}
-    for name, read in file.inputs.items():
-        about = parts[name] = describe(read, f"clips_{name.rpartition(' ')[2]}" if len(file.inputs) > 1 else "clips")
-        shape = [about["protocol"]["views"], about["protocol"]["samples"], *about["input"]["shape"][1:]]
-        about["input"]["shape"], inputs[about["input"]["name"]] = ["N", *shape], shape
-        about["protocol"]["score"] = "softmax of the logits of a video: views and samples are within the network"
-    if len(parts) == 1:
-        return Exported(build, inputs, about)
-    joined = {key: {name: about[key] for name, about in parts.items()} for key in ("preparation", "input", "protocol")}
-    return Exported(build, inputs, {"class_names": file.class_names, **joined})
-
-
-def describe(read: Checkpoint, name: str = "clips") -> dict[str, Any]:
+def describe(read: Checkpoint, name: str, whole_videos: bool) -> dict[str, Any]:
     """Return what other programs have to know: class_names (null if unknown), preparation, input, protocol.
 
     `input` is the preparation in plain terms: the order of the channels, and for each the scale and offset
@@ -166,40 +147,47 @@ def describe(read: Checkpoint, name: str = "clips") -> dict[str, Any]:
         "rgbdiff": [f"{colour}{n + 1} - {colour}{n}" for n in numbers for colour in ("red", "green", "blue")],
         "greydiff": [f"grey{n + 1} - grey{n}" for n in numbers],
     }
-    protocol = {"samples": ("test_samples", 19), "views": ("test_views", 1), "starts": ("test_starts", "spread")}
+    samples, views = read.args.get("test_samples", 19), read.args.get("test_views", 1)
+    score = "the mean of a video's logits, then softmax"
+    shape = [preparation.channels, preparation.size, preparation.size]
+    if whole_videos:
+        score = "softmax of the logits of a video: views and samples are within the network"
+        shape = [views, samples, *shape]
     return {
         "class_names": read.class_names,
         "preparation": read.preparation,
         "input": {
-            "name": name, "dtype": "float32", "shape": ["N", preparation.channels, *[preparation.size] * 2],
-            "channels": orders[preparation.modality], "range": "pixels from 0 to 255, times scale, plus offset",
+            "name": name, "dtype": "float32", "shape": ["N", *shape], "channels": orders[preparation.modality],
+            "range": "pixels from 0 to 255, times scale, plus offset",
             "scale": scale * repeats, "offset": offset * repeats,
         },
         "protocol": {
-            **{name: read.args.get(flag, default) for name, (flag, default) in protocol.items()},
-            "score": "the mean of a video's logits, then softmax",
+            "samples": samples, "views": views, "starts": read.args.get("test_starts", "spread"), "score": score,
         },
     }  # fmt: skip
 
 
-def examples(made: Exported) -> tuple[tuple[Tensor, ...], tuple]:
+def examples(shapes: Shapes) -> tuple[tuple[Tensor, ...], tuple]:
     """Return inputs to trace the network with, and dynamic shapes: each first dimension may be any N."""
-    clips = tuple(torch.zeros(2, *shape) for shape in made.inputs.values())
+    clips = tuple(torch.zeros(2, *shape) for shape in shapes.values())
     each = tuple({0: Dim("N")} for _ in clips)
-    return clips, (each,) if len(next(iter(made.inputs.values()))) == 5 else each  # HeadNetwork takes *clips
+    return clips, (each,) if clips[0].ndim == 6 else each  # HeadNetwork takes *clips
 
 
-def to_onnx(made: Exported, about: Mapping[str, str]) -> tuple[bytes, Run]:
+def to_onnx(model: nn.Module, shapes: Shapes, about: Mapping[str, str]) -> tuple[bytes, Run]:
     """Return the content of an ONNX file, and a function that runs it."""
-    import onnx
-    import onnxruntime
-
-    clips, shapes = examples(made)
-    names = list(made.inputs)
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch needs it)
+    except ImportError as error:
+        needed = "pip install onnx onnxscript onnxruntime, or export a .pt2"
+        raise InputError(f"{error.name} is missing: {needed}") from None
+    clips, dynamic = examples(shapes)
+    names = list(shapes)
     program = torch.onnx.export(
-        made.build(True), clips, dynamo=True, input_names=names, output_names=["logits"], dynamic_shapes=shapes,
-        verbose=False,
-    )  # fmt: skip
+        model, clips, dynamo=True, input_names=names, output_names=["logits"], dynamic_shapes=dynamic, verbose=False
+    )
     assert program is not None
     file = program.model_proto
     onnx.helper.set_model_props(file, dict(about))
@@ -208,26 +196,16 @@ def to_onnx(made: Exported, about: Mapping[str, str]) -> tuple[bytes, Run]:
     return data, lambda clips: session.run(None, {n: one.numpy() for n, one in zip(names, clips, strict=True)})[0]
 
 
-def to_pt2(made: Exported, about: Mapping[str, str]) -> tuple[bytes, Run]:
+def to_pt2(model: nn.Module, shapes: Shapes, about: Mapping[str, str]) -> tuple[bytes, Run]:
     """Return the content of a torch.export file, and a function that runs it."""
-    clips, shapes = examples(made)
-    program = torch.export.export(made.build(True), clips, dynamic_shapes=shapes)
+    clips, dynamic = examples(shapes)
+    program = torch.export.export(model, clips, dynamic_shapes=dynamic)
     program.example_inputs = None  # not worth their megabytes
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={f"{name}.json": text for name, text in about.items()})
     file.seek(0)
     module = torch.export.load(file).module()
     return file.getvalue(), lambda clips: module(*clips).detach().numpy()
-
-
-def main() -> None:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="what --resume reads, or a head")
-    parser.add_argument("target", type=Path, metavar="OUT", help="what to write: .onnx, .pt2 or .safetensors")
-    parser.add_argument("--flow-order", choices=tuple(FLOW_ORDERS), default="original",
-                        help="channel order of the original repo's motion checkpoint: see motion_cnn.py -h")
-    args = parser.parse_args()
-    export(args.target, args.checkpoint, args.flow_order)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""recogniser/export.py: the file computes the network's logits for any number of clips, and says what they mean."""
+"""recogniser/export.py: files that compute predict.py's answers, by the very lines of docs/export.md; safetensors."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,80 +12,123 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
+from network_files import save_network
 from torchvision.models import resnet18
-
-pytest.importorskip("cv2")
-
 from video_files import make_video
 
 import predict
 from dataloader.clips import clips_of
-from dataloader.preparation import default_preparation, to_input
+from dataloader.preparation import Preparation, default_preparation, to_input
 from engine.temporal_heads import LinearHead
+from network import build_model
 from recogniser import export
 from recogniser.clips import clips_of_video
+from saved.checkpoints import read_checkpoint
 from saved.head_file import write_head
 from utils import InputError
 
+CLASSES = ["run", "walk", "sit", "jump", "swim", "climb", "fall"]
 SIZE = 64
-CLASSES = ["run", "walk", "sit"]
 
 
 @pytest.fixture(scope="module")
-def network() -> torch.nn.Module:
-    """A motion network of stacks of 3 flow pairs with batch norms that have seen data."""
-    torch.manual_seed(0)
-    model = resnet18(num_classes=len(CLASSES))
-    model.conv1 = torch.nn.Conv2d(6, 64, 7, 2, 3, bias=False)
-    with torch.no_grad():
-        for _ in range(3):
-            model(2 * torch.randn(8, 6, SIZE, SIZE) + 1)
-    return model.eval()
+def folder(tmp_path_factory) -> Path:
+    """video.avi, spatial.pth.tar and motion.pth.tar."""
+    folder = tmp_path_factory.mktemp("export")
+    tested = {"test_samples": 7, "test_views": 1, "test_starts": "spread"}
+    rgb = default_preparation("rgb", SIZE, "squash").with_extraction({"sampling_rate": 2, "short_side": 72})
+    save_network(folder / "spatial.pth.tar", rgb, CLASSES, **tested)
+    made = {"method": "dis", "bound": 2.5, "short_side": 72, "quality": 85}
+    flow = default_preparation("flow", SIZE, "squash", 4).with_extraction(made)
+    flow = replace(flow, std=(0.06,))  # so that the order of planes changes answers
+    save_network(folder / "motion.pth.tar", flow, CLASSES, sharp=16, **tested)
+    make_video(folder / "video.avi", 5)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def checkpoint(network, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.pth.tar"
-    about = {
-        "format": "two-stream", "epoch": 3, "arch": "resnet18", "best_prec1": 50.0, "class_names": CLASSES,
-        "preparation": default_preparation("flow", SIZE, "squash", 3).as_dict(), "ema": None,
-        "args": {"test_samples": 25, "test_views": 2, "test_starts": "tsn"},
-    }  # fmt: skip
-    torch.save({**about, "state_dict": network.state_dict()}, path)
-    return path
+def answer(folder):
+    """What predict.py says of the video by both streams."""
+    model = predict.load(folder / "spatial.pth.tar", folder / "motion.pth.tar", device="cpu")
+    return model(folder / "video.avi")
 
 
-@pytest.fixture(scope="module")
-def clips() -> torch.Tensor:
-    return torch.randn(5, 6, SIZE, SIZE, generator=torch.Generator().manual_seed(7))
+@pytest.fixture
+def make(monkeypatch, capsys):
+    """Run recogniser/export.py in this process; return what it printed."""
+
+    def make(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, words)])
+        export.main()
+        return capsys.readouterr().out
+
+    return make
 
 
-@torch.inference_mode()
-def check(logits: np.ndarray, network: torch.nn.Module, clips: torch.Tensor) -> None:
-    expected = network(clips).numpy()
-    assert np.ptp(expected, axis=0).max() > 0.1  # the clips are told apart
-    np.testing.assert_allclose(logits, expected, atol=1e-4)
+# --- the lines of docs/export.md -----------------------------------------------------------------------
 
 
-def test_pt2(checkpoint, network, clips, tmp_path, run):
-    said = run("recogniser/export.py", checkpoint, tmp_path / "m.pt2").stdout
-    assert "clips (N, 6, 64, 64) -> logits (N, 3)" in said and "checked: on 3 random inputs" in said
-    about = {"class_names.json": "", "preparation.json": "", "input.json": "", "protocol.json": ""}
-    module = torch.export.load(tmp_path / "m.pt2", extra_files=about).module()
-    check(module(clips).detach().numpy(), network, clips)
-    assert json.loads(about["class_names.json"]) == CLASSES
-    assert json.loads(about["preparation.json"])["stack_length"] == 3
-    said = json.loads(about["input.json"])
-    assert said["channels"] == ["x1", "y1", "x2", "y2", "x3", "y3"] and said["shape"] == ["N", 6, SIZE, SIZE]
-    still = np.array(said["scale"]) * 127.5 + said["offset"]  # half grey is no motion
-    np.testing.assert_allclose(still, np.zeros(6), atol=1e-6)
-    protocol = json.loads(about["protocol.json"])
-    assert (protocol["samples"], protocol["views"], protocol["starts"]) == (25, 2, "tsn")
+def the_lines(kind: str) -> str:
+    text = (ROOT / "docs/export.md").read_text(encoding="utf-8")
+    (code,) = re.findall(rf"```python {kind}\n(.*?)```", text, re.DOTALL)
+    assert code.count("\n") <= 18
+    return code
 
 
-@pytest.fixture(scope="module")
-def head(tmp_path_factory) -> Path:
-    """A linear head on grey differences and pictures of flow, as the fast way's of motion."""
+def agree(found: list[tuple[str, float]], expected: list[tuple[str, float]]) -> None:
+    assert [name for name, _ in found] == [name for name, _ in expected]
+    assert expected[0][1] - expected[4][1] > 0.1  # which an even guess would not give
+    for (_, one), (_, two) in zip(found, expected, strict=True):
+        assert one == pytest.approx(two, abs=0.015)
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("onnxruntime", "onnx"), ("torch", "pt2")])
+def test_the_lines_in_the_docs_give_predicts_top_5(kind, suffix, folder, make, answer, monkeypatch):
+    if kind == "onnxruntime":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+    make(folder / "spatial.pth.tar", folder / f"model.{suffix}")
+    monkeypatch.chdir(folder)
+    found: dict = {}
+    exec(compile(the_lines(kind), kind, "exec"), found)
+    agree(found["top5"], answer.top(5, "spatial"))
+
+
+def test_the_motion_streams_lines_and_what_its_file_says(folder, make, answer, monkeypatch):
+    said = make(folder / "motion.pth.tar", folder / "motion.pt2")
+    assert "clips (N, 8, 64, 64) -> logits (N, 7)" in said and "checked: on 3 random inputs" in said
+    lines = the_lines("torch").replace("model.", "motion.").splitlines(keepends=True)
+    about = next(place for place, line in enumerate(lines) if line.startswith("about = "))
+    last = next(place for place, line in enumerate(lines) if line.startswith("scores = "))
+    between = "clips = torch.from_numpy(clips)\n"
+    code = "".join(lines[: about + 1]) + the_lines("motion") + between + "".join(lines[last:])
+    monkeypatch.chdir(folder)
+    found: dict = {}
+    exec(compile(code, "motion", "exec"), found)
+    assert found["clips"].shape == (7, 8, SIZE, SIZE)
+    agree(found["top5"], answer.top(5, "motion"))
+    about = found["about"]
+    assert about["class_names"] == CLASSES and about["preparation"]["stack_length"] == 4
+    assert about["input"]["channels"] == ["x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4"]
+    still = np.array(about["input"]["scale"]) * 127.5 + about["input"]["offset"]  # half grey is no motion
+    np.testing.assert_allclose(still, np.zeros(8), atol=1e-5)
+    assert about["input"]["shape"] == ["N", 8, SIZE, SIZE] and about["protocol"]["samples"] == 7
+
+
+def test_the_librarys_lines_run(folder, answer, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    exec(compile(the_lines("library"), "library", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["spatial", "motion"] and len(lines) == 6
+    assert lines[0].split()[0] == answer.class_name
+
+
+# --- heads, checks and other formats -------------------------------------------------------------------
+
+
+def test_a_head_is_exported_with_its_networks(make, tmp_path):
+    """As the fast way's of motion, on two inputs. The file answers as predict.py, by clips prepared as it says."""
     torch.manual_seed(1)
     trunks = {name: resnet18(num_classes=3).eval() for name in ("motion greydiff", "motion flow")}
     grey = default_preparation("greydiff", SIZE, "squash", 3).with_extraction({"short_side": 72})
@@ -92,21 +136,14 @@ def head(tmp_path_factory) -> Path:
     inputs = {}
     for name, preparation in zip(trunks, (grey, replace(flow, picture=12.0)), strict=True):
         about = {
-            "class_names": CLASSES, "dataset": "own", "split": 1, "network": {"arch": "resnet18"}, "samples": 4,
+            "class_names": CLASSES[:3], "dataset": "own", "split": 1, "network": {"arch": "resnet18"}, "samples": 4,
             "views": 2, "pooling": ["layer1.mean", "layer2.max"], "preparation": preparation.as_dict(),
         }  # fmt: skip
         inputs[name] = SimpleNamespace(about=about, values=np.zeros((1, 4, 192)))
-    layer = LinearHead(2 * 192, len(CLASSES))
-    path = tmp_path_factory.mktemp("head") / "checkpoint.pth.tar"
-    about = {"kind": "linear", "stream": "motion", "choice": {}}
+    head, about = tmp_path / "head.pth.tar", {"kind": "linear", "stream": "motion", "choice": {}}
     states = {name: trunk.state_dict() for name, trunk in trunks.items()}
-    write_head(path, about, layer.state_dict(), inputs, states)
-    return path
+    write_head(head, about, LinearHead(2 * 192, 3).state_dict(), inputs, states)
 
-
-@pytest.mark.parametrize("kind", ["onnx", "pt2"])
-def test_a_head_is_exported_with_its_networks(kind, head, tmp_path, run):
-    """The file answers as predict.py does, of clips that are prepared as its metadata say."""
     video = make_video(tmp_path / "video.avi", 3)
     model = predict.load(motion=head, device="cpu", amp="off")
     batches = clips_of_video(video, model.makers).batches
@@ -114,34 +151,52 @@ def test_a_head_is_exported_with_its_networks(kind, head, tmp_path, run):
     for maker in model.makers:
         seen = clips_of(batches[maker.name], maker.preparation.modality, torch.device("cpu"))
         clips.append(to_input(seen, maker.preparation).unflatten(0, (1, 2, 4)))  # (N, views, samples, channels, H, W)
-    if kind == "onnx":
-        onnxruntime = pytest.importorskip("onnxruntime")
-        said = run("recogniser/export.py", head, tmp_path / "m.onnx").stdout
-        session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
-        names = [one.name for one in session.get_inputs()]
-        logits = session.run(["logits"], {name: one.numpy() for name, one in zip(names, clips, strict=True)})[0]
-        about = json.loads(session.get_modelmeta().custom_metadata_map["input"])
-    else:
-        said = run("recogniser/export.py", head, tmp_path / "m.pt2").stdout
-        files = {"input.json": ""}
-        logits = torch.export.load(tmp_path / "m.pt2", extra_files=files).module()(*clips).detach().numpy()
-        about, names = json.loads(files["input.json"]), ["clips_greydiff", "clips_flow"]
+    said = make(head, tmp_path / "m.pt2")
     assert "clips_flow (N, 2, 4, 3, 64, 64) -> logits (N, 3)" in said and "on 3 random inputs" in said
+    files = {"input.json": ""}
+    logits = torch.export.load(tmp_path / "m.pt2", extra_files=files).module()(*clips).detach().numpy()
     np.testing.assert_allclose(logits[0], model(video).logits["motion"].mean(0), atol=2e-3)
-    assert [one["name"] for one in about.values()] == names == ["clips_greydiff", "clips_flow"]
+    about = json.loads(files["input.json"])
+    assert [one["name"] for one in about.values()] == ["clips_greydiff", "clips_flow"]
     assert about["motion greydiff"]["channels"] == ["grey2 - grey1", "grey3 - grey2", "grey4 - grey3"]
 
 
-def test_a_file_with_other_logits_is_not_written(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "TOLERANCE", -1)
-    with pytest.raises(InputError, match="m.pt2 was not written: it computes something else"):
-        export.export(tmp_path / "m.pt2", checkpoint)
+def test_what_is_not_written(folder, make, tmp_path, monkeypatch):
+    checkpoint = folder / "spatial.pth.tar"
+    with pytest.raises(InputError, match=r"m\.tflite: give the name of a \.onnx, a \.pt2 or a \.safetensors file"):
+        make(checkpoint, tmp_path / "m.tflite")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError, match="onnxruntime is missing: pip install onnx"):
+        make(checkpoint, tmp_path / "m.onnx")
+    monkeypatch.setattr(export, "to_pt2", lambda model, *_: (b"", lambda clips: model(*clips).detach().numpy() + 1))
+    with pytest.raises(InputError, match=r"m\.pt2 was not written: it computes something else"):
+        make(checkpoint, tmp_path / "m.pt2")
     assert not list(tmp_path.iterdir())
 
 
-def test_errors_are_plain(checkpoint, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match=r"m\.tflite: give the name of a \.onnx, a \.pt2 or a \.safetensors file"):
-        export.export(tmp_path / "m.tflite", checkpoint)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="needs onnx; pip install onnx onnxscript onnxruntime"):
-        export.export(tmp_path / "m.onnx", checkpoint)
+def test_safetensors_is_read_as_its_checkpoint_and_starts_a_training(folder, make, tmp_path):
+    pytest.importorskip("safetensors")
+    checkpoint, target = folder / "spatial.pth.tar", tmp_path / "m.safetensors"
+    assert "resnet18 for 7 classes" in make(checkpoint, target)
+    theirs, ours = read_checkpoint(checkpoint), read_checkpoint(target)
+    for name in ("class_names", "args", "arch", "epoch", "best_prec1"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert Preparation.from_dict(ours.preparation) == Preparation.from_dict(theirs.preparation)
+    for state in (ours.state_dict, build_model("resnet18", 3, 7, str(target)).state_dict()):
+        torch.testing.assert_close(state, theirs.state_dict, rtol=0, atol=0)
+
+
+def test_weights_of_timm_start_both_streams(tmp_path):
+    save = pytest.importorskip("safetensors.torch").save_file
+    torch.manual_seed(2)
+    network = pytest.importorskip("timm").create_model("resnet18")
+    for norm in (m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        torch.nn.init.uniform_(norm.weight)  # timm starts some at zero, where nothing behind them shows
+    save(network.state_dict(), tmp_path / "w.safetensors")
+    clips = torch.randn(2, 3, 64, 64)
+    theirs, ours = network.eval(), build_model("resnet18", 3, 1000, str(tmp_path / "w.safetensors")).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(clips), theirs(clips), rtol=1e-4, atol=1e-4)
+    motion = build_model("resnet18", 20, 5, str(tmp_path / "w.safetensors"))
+    mean = network.conv1.weight.detach().mean(1, keepdim=True)  # TSN, section 3.2
+    torch.testing.assert_close(motion.conv1.weight.detach(), mean.expand(-1, 20, -1, -1), rtol=1e-6, atol=1e-7)
