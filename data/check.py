@@ -97,14 +97,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def open_indexes(args: argparse.Namespace) -> dict[str, Index]:
     """Open the requested indexes, "rgb" and "flow"; by default those of the default folders that exist."""
-    indexes = {}
-    for kind, given in (("rgb", args.rgb_dir), ("flow", args.flow_dir)):
-        folder = given or Path("data", kind)
-        if given or (folder.is_dir() and args.rgb_dir is None and args.flow_dir is None):
-            indexes[kind] = index_frames(folder, kind)  # type: ignore[arg-type]
-    if not indexes:
+    given = {"rgb": args.rgb_dir, "flow": args.flow_dir}
+    if not any(given.values()):
+        given = {kind: folder for kind in given if (folder := Path("data", kind)).is_dir()}
+    if not given:
         raise InputError("nothing to check: no data/rgb or data/flow is here; give --rgb-dir or --flow-dir or both")
-    return indexes
+    return {kind: index_frames(folder, kind) for kind, folder in given.items() if folder}  # type: ignore[arg-type]
 
 
 def open_split(args: argparse.Namespace, indexes: dict[str, Index]) -> Split:
@@ -116,8 +114,9 @@ def open_split(args: argparse.Namespace, indexes: dict[str, Index]) -> Split:
     names = sorted({name for index in indexes.values() for name in index.names})
     if all(ucf_parts(name) for name in names):
         return load_split(None, args.split, names)
-    classes = sorted({name.rpartition("/")[0] for name in names})
-    videos = [Video(name, classes.index(name.rpartition("/")[0]), name) for name in names]
+    folders = [name.rpartition("/")[0] for name in names]
+    classes = sorted(set(folders))
+    videos = [Video(name, classes.index(folder), name) for name, folder in zip(names, folders, strict=True)]
     print("no split lists given (--ucf-list): the videos found are checked, none can be known to be missing")
     return Split("own", args.split, classes, videos, [])
 

@@ -215,7 +215,7 @@ def render(out: Path, seed: int, clips: int) -> None:
 # --- the whole job -------------------------------------------------------------------------------------
 
 
-def demo_commands(out: Path, record: Path, seed: int, clips: int) -> list[tuple[str, list[str]]]:
+def demo_commands(out: Path, record: Path, seed: int, clips: int) -> list[tuple[str, str]]:
     """Each step's title and command. UCF101 needs the same steps; here network and images are small."""
     videos, rgb, flow = shown(out / "videos"), shown(out / "rgb"), shown(out / "flow")
     spatial, motion, fusion = shown(record / "spatial"), shown(record / "motion"), shown(record / "fusion")
@@ -224,7 +224,7 @@ def demo_commands(out: Path, record: Path, seed: int, clips: int) -> list[tuple[
         "--ucf-list none --arch resnet18 --weights none --size 56 --crop random --flip --consensus mean "
         f"--test-resize center --schedule cosine --epochs 6 --eval-every 6 --resume auto --seed {seed}"
     )
-    commands = [
+    return [
         ("videos", f"data/make_demo.py {shown(out)} --clips {clips} --seed {seed}"),
         ("RGB frames", f"data/extract_rgb.py {videos} {rgb} --short-side 64 --sampling-rate 3"),
         ("optical flow", f"data/extract_flow.py {videos} {flow} --short-side 64 --method dis"),
@@ -233,7 +233,6 @@ def demo_commands(out: Path, record: Path, seed: int, clips: int) -> list[tuple[
                           "--flow-mean 0.5 --flow-std 0.226"),
         ("fusion", f"fusion.py --spatial {spatial} --motion {motion} --output {fusion}"),
     ]  # fmt: skip
-    return [(title, shlex.split(command)) for title, command in commands]
 
 
 def shown(path: Path) -> str:
@@ -248,7 +247,7 @@ def run_demo(out: Path, record: Path, seed: int, clips: int) -> int:
     step = Steps(len(commands), ROOT)
     try:
         for title, command in commands:
-            step(title, *command)
+            step(title, *shlex.split(command))
     except StepFailed as failure:
         return failure.code
     print(

@@ -31,17 +31,7 @@ from common.formats import read_json
 from data.videos import find_videos
 from dataloader.lists import is_listable, read_column, read_groups
 from dataloader.names import SIDES, find_groups, first_few, without_suffix
-from utils import (
-    InputError,
-    atomic_path,
-    check_writable,
-    csv_text,
-    file_digest,
-    plural,
-    printable,
-    run_main,
-    write_json,
-)
+from utils import InputError, atomic_path, csv_text, file_digest, plural, printable, run_main, write_json
 
 RECORD = "make_split.json"  # beside the lists: the flags with which they were made
 LISTS = ("test.txt", "train.txt")  # a video's part, 0 or 1, is its place here
@@ -152,28 +142,26 @@ def find_classes(
     be written to a list are left out with a warning. Raises InputError if the folders aren't classes.
     """
     found = sorted(video.name for video in find_videos(root, skip=out))
-    paths = [path for path in found if csv_text(path) not in without]
     sides = given_sides(found)  # of all: validation does not take the place of bad test videos
     depth = 1 if sides else 0
-    if left_out := {path.split("/")[0] for path in paths} - sides.keys() if sides else set():
+    if left_out := {path.split("/")[0] for path in found} - sides.keys() if sides else set():
         print(f"note: {first_few(sorted(left_out))} is left out: train and test are the split")
-        paths = [path for path in paths if path.split("/")[0] in sides]
-    if loose := [path for path in paths if path.count("/") <= depth]:
+        found = [path for path in found if path.split("/")[0] in sides]
+    if loose := [path for path in found if path.count("/") <= depth]:
         raise InputError(f"{root}: in no class folder: {first_few(loose)}; give each class a folder")
-    classes = {path: path.split("/")[depth] for path in paths}
+    usable = {path: path.split("/")[depth] for path in found if csv_text(path) not in without}
+    names = set(usable.values())
+    classes = {path: name for path, name in usable.items() if is_listable(path, name, names)}
     names = set(classes.values())
-    if bad := [path for path, name in classes.items() if not is_listable(path, name, names)]:
-        what = "spaces at its ends, a backslash, a line break, another class' name, or is not UTF-8"
-        print(f"warning: {plural(len(bad), 'video')} left out, as no list can hold the names: {first_few(bad)}; "
-              f"rename what has {what}", file=sys.stderr)  # fmt: skip
-        classes = {path: name for path, name in classes.items() if path not in set(bad)}
-        names = set(classes.values())
-    if lost := {path.split("/")[depth] for path in found if path.count("/") > depth} - names:
+    if bad := sorted(usable.keys() - classes.keys()):
+        print(f"warning: {plural(len(bad), 'video')} left out, as no list can hold the names: {first_few(bad)}; rename "
+              "what has spaces at its ends, a backslash, a line break, another class' name, or is not UTF-8",
+              file=sys.stderr)  # fmt: skip
+    if lost := {path.split("/")[depth] for path in found} - names:
         print(f"warning: no video of {first_few(sorted(lost))} can be used: there is no such class", file=sys.stderr)
-    if len(names) < 2:
-        raise InputError(f"{root} has one class folder ({first_few(names)}), or none: give the folder above them")
-    if len(set(map(str.casefold, names))) < len(names):
-        raise InputError(f"{root}: of {first_few(sorted(names), 999)} two are one class but for upper case; join them")
+    if len(names) < 2 or len(set(map(str.casefold, names))) < len(names):
+        raise InputError(f"{root} has the class folders {first_few(sorted(names), 999) or 'none'}: give the folder "
+                         "above them, with two or more that differ in more than upper case")  # fmt: skip
     parts = {path: int(sides[path.split("/")[0]] == "train") for path in classes} if sides else {}
     for part, side in enumerate(("test", "train") if sides else ()):
         if lacking := names - {name for path, name in classes.items() if parts[path] == part}:
@@ -204,11 +192,10 @@ def given_sides(paths: Iterable[str]) -> dict[str, str]:
 
 def find_copies(root: Path, paths: Iterable[str]) -> list[list[str]]:
     """Find groups of non-empty files with the same bytes, each sorted. Only files of equal size are read."""
-    by_size, by_content = defaultdict(list), defaultdict(list)
-    for path in paths:
-        by_size[(root / path).stat().st_size if (root / path).exists() else 0].append(path)
-    for size, alike in by_size.items():
-        for path in alike if size and len(alike) > 1 else ():
+    sizes = {path: (root / path).stat().st_size for path in paths if (root / path).exists()}
+    count, by_content = Counter(sizes.values()), defaultdict(list)
+    for path, size in sizes.items():
+        if size and count[size] > 1:
             with contextlib.suppress(OSError):  # extraction will name it
                 by_content[file_digest(root / path)].append(path)
     return [sorted(same) for same in by_content.values() if len(same) > 1]
@@ -221,9 +208,10 @@ def group_videos(classes: dict[str, str], how: str | None, copies: Iterable[list
     """
     told = given_groups(how, list(classes)) if how else find_groups(list(classes), list(classes.values()))
     groups = {path: group or path for path, group in zip(classes, told, strict=True)}
-    if example := next((path for path, group in zip(classes, told, strict=True) if group), None):
-        print(f"recordings by {'--groups' if how else 'the names'}, each kept on one side: {printable(example)} is of "
-              f"{printable(groups[example])}; {plural(len(set(told) - {''}), 'recording')} in all")  # fmt: skip
+    if any(told):
+        path, group = next((path, group) for path, group in zip(classes, told, strict=True) if group)
+        print(f"recordings by {'--groups' if how else 'the names'}, each kept on one side: {printable(path)} is of "
+              f"{printable(group)}; {plural(len(set(told) - {''}), 'recording')} in all")  # fmt: skip
     else:
         print("the names tell no recordings" if how is None else "no recordings", end=": each video is by itself\n")
     for first, *others in copies:
@@ -304,14 +292,11 @@ def say_split(parts: dict[str, int], classes: dict[str, str], groups: dict[str, 
               f"{first_few(both)}", file=sys.stderr)  # fmt: skip
 
 
-def write_lists(
-    out: Path, files: dict[str, list[str]], groups: dict[str, str], made_with: Settings, anew: bool
-) -> None:
+def write_lists(out: Path, files: dict[str, list[str]], groups: dict[str, str], made: Settings, anew: bool) -> None:
     """Write the record, groups.csv and the lists."""
-    check_writable(out)
     if anew:  # a kill from here on leaves no lists of other flags than the record's
         (out / LISTS[0]).unlink(missing_ok=True)
-    write_json(out / RECORD, made_with.model_dump())
+    write_json(out / RECORD, made.model_dump())
     table = io.StringIO()
     rows = ((path, "" if group == path else group) for path, group in sorted(groups.items()))
     csv.writer(table, lineterminator="\n").writerows([("video", "group"), *rows])

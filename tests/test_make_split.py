@@ -115,7 +115,7 @@ def test_what_cannot_be_split_is_a_line_and_nothing_is_written(tmp_path, split):
         with pytest.raises(InputError, match=told.replace("[", r"\[")):
             split(*arguments)
     (videos / "sit/clip 0 1.avi").unlink()
-    with pytest.raises(InputError, match=r"one class folder \(run\)"):
+    with pytest.raises(InputError, match="has the class folders run: give"):
         split(videos, out)
     assert not out.exists()
 
@@ -244,5 +244,5 @@ def test_names_that_no_list_can_hold_are_left_out_and_the_rest_goes_on(tmp_path,
     assert "warning: 10 videos left out" in said and "\n  nb\u00a0sp, 3: 3 videos" in "\n" + said
     assert sides(tmp_path / "lists").keys() == set(good)
     make_videos(videos, "Run/x.avi")
-    with pytest.raises(InputError, match="one class but for upper case"):
+    with pytest.raises(InputError, match="differ in more than upper case"):
         make_split.find_classes(videos)

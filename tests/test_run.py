@@ -186,7 +186,7 @@ def test_what_is_wrong_is_told_before_anything_is_made(tmp_path, monkeypatch):
         (".", "empty", "holds no video"), (".", "flat", "flat: in no class folder"),
         (".", "videos --test gone", "gone is no folder"), (".", "videos --test videos", "holds the videos of videos"),
         (".", "videos --test split", "split is split into"),
-        (".", "videos --test flat", "flat: in no class folder"), (".", "videos --test one", "one class folder"),
+        (".", "videos --test flat", "flat: in no class folder"), (".", "videos --test one", "has the class folders"),
         (".", "videos --record damaged", "run.json cannot be read"),
         (".", "videos --record taken", "taken has the results of /other"),
         ("videos", ". --record out", "lies in"), ("videos/clap", ".", "in no class folder"),

@@ -190,13 +190,6 @@ def test_pyramid():
     assert pyramid(8, 8) == [(8, 8)]
 
 
-def test_wrong_arguments():
-    image = torch.zeros(1, 20, 20)
-    for first, second in [(image, image[:, :10]), (image[0], image[0]), (image[:, :2], image[:, :2])]:
-        with pytest.raises(ValueError, match="sides of 3 or more"):
-            tvl1_pairs(first, second)
-
-
 def test_numba_needs_no_folder_to_keep_its_code_in_and_without_it_there_is_the_tensor_code():
     """Both the project and the user's cache folder may be read-only, as in a container."""
     code = (

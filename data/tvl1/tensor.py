@@ -43,10 +43,7 @@ def tvl1_pairs(first: Tensor, second: Tensor, compiled: bool = False) -> Tensor:
 
     Returns float32 (B, 2, H, W) on the same device, in pixels, x then y. The stopping rule is applied to each
     pair separately, so a pair's flow doesn't depend on the rest of the batch. `compiled` uses torch.compile.
-    Raises ValueError if the shapes differ or a side is under 3 pixels.
     """
-    if first.shape != second.shape or first.dim() != 3 or min(first.shape[1:]) < 3:
-        raise ValueError(f"want two (B, H, W) with sides of 3 or more, got {[*first.shape]} and {[*second.shape]}")
     # On a CPU, one pair's planes stay in the cache, and checking which pairs are at rest is free. A GPU needs
     # many pairs at once, and each check makes it wait for the host; until then, pairs at rest don't change.
     batch, check_every = (1, 1) if first.device.type == "cpu" else (max(1, len(first)), 5)
