@@ -25,7 +25,6 @@ from utils import InputError
 MAX_PICKLE_BYTES = 1 << 30  # 25 samples x 10 views of UCF101's test set take 382 MB
 SAFETENSORS_KEY = "two-stream"  # our key in the metadata of .safetensors files
 MAX_DEPTH = 64  # of nested containers
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in files of PyTorch before 1.6
 _NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")  # dtypes
 _STORAGES = {  # torch's storage classes by dtype
     "Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
@@ -58,9 +57,6 @@ def load_pickle(path: str | os.PathLike) -> Any:
     """
     with _reading(path, "a pickle of plain data") as file:
         _check_size(_size(file), MAX_PICKLE_BYTES)
-        if zipfile.is_zipfile(file):
-            raise Refused("it is a zip archive, as torch.save writes checkpoints")
-        file.seek(0)
         return _plain(_Unpickler(file).load())
 
 
@@ -148,7 +144,7 @@ def _reading(path: str | os.PathLike, wanted: str) -> Iterator[IO[bytes]]:
     except InputError:
         raise
     except Exception as error:  # a program of arbitrary bytes can fail in any way
-        reason = f"it is damaged ({type(error).__name__}), get it again"
+        reason = f"it is damaged or of another kind ({type(error).__name__})"
     raise InputError(f"{path} is not {wanted}: {reason}; nothing in it was run")
 
 
@@ -188,9 +184,8 @@ def _load_legacy(file: IO[bytes]) -> Any:
     """Read a file from PyTorch before 1.6: five pickles, then each storage's count and numbers."""
     import torch
 
-    if _Unpickler(file).load() != _LEGACY_MAGIC:
-        raise Refused("torch.save did not write it")
-    _version, _sizes = _Unpickler(file).load(), _Unpickler(file).load()
+    for _ in ("magic number", "version", "sizes of types"):
+        _Unpickler(file).load()
     unpickler = _TorchUnpickler(file, lambda _key, dtype, count: torch.empty(count, dtype=dtype))
     content, keys = unpickler.load(), _Unpickler(file).load()
     for key in keys:

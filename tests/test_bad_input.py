@@ -145,7 +145,7 @@ def test_what_a_checkpoint_says_is_not_overruled_in_silence(fails, trained, tmp_
     assert "--arch resnet50" in line and "is a resnet18" in line
     for features, told in ((tmp_path, "name a file"), (table / "x.npz", "rgb_test.csv")):
         assert told in fails(*arguments, "--features", features)
-    assert "it is a zip archive" in fails("fusion.py", checkpoint, checkpoint)
+    assert "is not a pickle of plain data" in fails("fusion.py", checkpoint, checkpoint)
     assert "name the columns video,label," in fails("fusion.py", table, table)
     streams = (trained / "für rgb", trained / "für flow")
     assert str(table) in fails("fusion.py", *streams, "--output", table)

@@ -16,6 +16,7 @@ from prediction_files import CLASSES, write
 from torchvision.models import resnet18
 
 import run
+from common.formats import read_json
 from data import make_split
 from dataloader.extracted import read_extraction, read_marker
 from dataloader.frames import decode_gray, decode_rgb
@@ -59,7 +60,8 @@ def read(path: Path) -> object:
     if path.name == "predictions.json":
         return load_predictions(write(path.parent, "spatial", {name: np.arange(3.0) for name in LABELS}))
     readers = {
-        "extraction.json": read_extraction, "pack.json": lambda root: open_pack(root, "rgb"), "run.json": run.recorded,
+        "extraction.json": read_extraction, "pack.json": lambda root: open_pack(root, "rgb"),
+        "run.json": lambda root: read_json(root / "run.json", run.RunFile, ""),
         "make_split.json": lambda root: make_split.settings(argparse.Namespace(out=root, **NO_FLAGS)),
     }  # fmt: skip
     return readers[path.name](path.parent) if path.name in readers else read_learnt(path)
