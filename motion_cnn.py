@@ -19,7 +19,6 @@ from dataloader.frames import ReadFlow, ReadFrame, ReadSteps, index_frames
 from dataloader.preparation import DIFFERENCES, default_preparation
 from engine import options
 from engine.features import extract_features
-from engine.frozen import start_from_linear_head, training_loader
 from engine.runner import Run
 from engine.training import Training, TrainingSettings, train_one_epoch
 from network import build_model, rgb_normalisation
@@ -36,7 +35,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "flow_mean": 0.5, "flow_std": 0.226,
         "epochs": 340, "milestones": [190 / 340, 300 / 340],  # as in tsn-pytorch and mmaction
     },
-    "small": {**options.SMALL, "flow_picture": 12.0, "test_samples": 16},
 }  # fmt: skip
 # For --input rgbdiff. Source: tsn-pytorch's README, the only one with such a recipe.
 RECIPES["tsn rgbdiff"] = RECIPES["tsn"] | {
@@ -114,14 +112,10 @@ def main() -> int:
     if data.train is None:  # --evaluate
         return run.evaluate(training)
     training.distribute()
-    train = training_loader(data.train, training)
     with run.training(training):  # Ctrl-C and SIGTERM end the block cleanly
-        if args.linear_start and training.epoch == training.batch == 0:
-            run.say(start_from_linear_head(training, train, len(classes), run.stop_if_asked))
-            run.test_start(training)
         while training.epoch < args.epochs:
             training.set_lr()
-            row = train_one_epoch(training, train, run.after_batch)
+            row = train_one_epoch(training, data.train, run.after_batch)
             result, is_best = None, False
             if run.tests_after(training):
                 result = run.test(training)

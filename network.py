@@ -50,18 +50,11 @@ class ResNet(nn.Module):
             x = getattr(self, stage)(x)  # every stage but the first halves the sides
         return self.fc(self.avgpool(x).flatten(1))
 
-    def split(self, train_from: str) -> tuple[nn.Sequential, nn.Sequential]:
-        """Return the part below stage `train_from` and the rest, both made of this network's own modules.
-
-        Clips (N, channels, H, W) -> activations (N, C, h, w) -> logits (N, classes). For "fc" the activations
-        are the pooled features, (N, C, 1, 1).
-        """
-        edge = self.stages.index(train_from) if train_from in self.stages else len(self.stages)
+    def below_fc(self) -> nn.Sequential:
+        """Return the network without dropout and its last layer: (N, in_channels, H, W) -> features (N, F)."""
         stages = [getattr(self, stage) for stage in self.stages]
-        below = nn.Sequential(self.conv1, self.bn1, self.relu, self.maxpool, *stages[:edge])
-        if train_from == "fc":
-            below.append(nn.AdaptiveAvgPool2d(1))
-        return below, nn.Sequential(*stages[edge:], self.avgpool, nn.Flatten(), self.fc)
+        first = (self.conv1, self.bn1, self.relu, self.maxpool)
+        return nn.Sequential(*first, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     def fold_batchnorm(self) -> bool:
         """Fold every batch norm (evaluation mode) into the convolution before it, in place. Returns True."""
@@ -217,18 +210,13 @@ def parameter_groups(
     return [{"params": group, "lr": rate, "initial_lr": rate, "weight_decay": decay} for group, rate, decay in groups]
 
 
-TRAINED_FROM = ("all", "layer3", "layer4", "fc")  # --train-from
-
-
-def freeze_batchnorm(model: nn.Module, but: int = 1) -> None:
+def freeze_batchnorm(model: nn.Module) -> None:
     """Apply partial BN (TSN, section 3.2): every batch norm but the first keeps its statistics and weights.
-
-    `but`: the number of batch norms, counted from the first, that remain trainable; 0: none.
 
     Call it after each `model.train()`, which would otherwise switch them back to updating.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms[but:]:
+    for norm in norms[1:]:
         norm.eval()
         norm.requires_grad_(False)
 

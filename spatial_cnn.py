@@ -18,7 +18,6 @@ from dataloader.frames import ReadFrame, index_frames
 from dataloader.preparation import default_preparation
 from engine import options
 from engine.features import extract_features
-from engine.frozen import start_from_linear_head, training_loader
 from engine.runner import Run
 from engine.training import Training, train_one_epoch
 from network import build_model, rgb_normalisation
@@ -31,7 +30,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         **options.TSN, "lr": 1e-3, "clip_grad": 40.0, "dropout": 0.8,
         "epochs": 80, "milestones": [30 / 80, 60 / 80],  # as in tsn-pytorch and mmaction
     },
-    "small": {**options.SMALL, "test_samples": 10},
 }  # fmt: skip
 
 
@@ -72,14 +70,10 @@ def main() -> int:
     if data.train is None:  # --evaluate
         return run.evaluate(training)
     training.distribute()
-    train = training_loader(data.train, training)
     with run.training(training):  # Ctrl-C and SIGTERM end the block cleanly
-        if args.linear_start and training.epoch == training.batch == 0:
-            run.say(start_from_linear_head(training, train, len(classes), run.stop_if_asked))
-            run.test_start(training)
         while training.epoch < args.epochs:
             training.set_lr()
-            row = train_one_epoch(training, train, run.after_batch)
+            row = train_one_epoch(training, data.train, run.after_batch)
             result, is_best = None, False
             if run.tests_after(training):
                 result = run.test(training)

@@ -161,7 +161,7 @@ def loaders(args: argparse.Namespace) -> None:
                                     for some in sequences], training)  # fmt: skip
         old = min(BATCH[stream], len(items) // 3)  # several batches even with few videos
         ours = Loader(dataset, BATCH[stream] if training else 1, 1, CPU)
-        ours._loader.collate_fn = WithClock(ours._loader.collate_fn)
+        ours.loader.collate_fn = WithClock(ours.loader.collate_fn)
         epochs = itertools.count()
 
         def classic_way(items=items, old=old) -> Measured:
@@ -171,7 +171,7 @@ def loaders(args: argparse.Namespace) -> None:
 
         def our_way(ours=ours, epochs=epochs) -> Measured:
             ours.batches.epoch = next(epochs)  # the worker persists, as in training
-            return consume(ours._loader, lambda batch: len(batch.clips))
+            return consume(ours.loader, lambda batch: len(batch.clips))
 
         ways: dict[str, Callable[[], Measured]] = {"classic": classic_way, "ours": our_way}
         compare(f"{stream}, {'training' if training else 'test'}", ways, args.rounds)

@@ -39,10 +39,8 @@ class TimmNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.dropout(self.trunk(x)))
 
-    def split(self, train_from: str) -> tuple[nn.Sequential, nn.Sequential]:
-        if train_from != "fc":
-            raise InputError(f"--train-from {train_from} is a stage of torchvision's ResNets; of timm's take fc or all")
-        return nn.Sequential(self.trunk), nn.Sequential(self.dropout, self.fc)
+    def below_fc(self) -> nn.Sequential:
+        return nn.Sequential(self.trunk, nn.Flatten())
 
     def fold_batchnorm(self) -> bool:
         """Fold nothing: timm's blocks have many forms, and their batch norms may include activations."""

@@ -51,7 +51,7 @@ class Batch(NamedTuple):
 
     names: list[str]
     labels: Tensor  # (videos,) int64
-    images: Tensor  # (images, planes, size, size) uint8; from engine.frozen, float activations, one a clip
+    images: Tensor  # (images, planes, size, size) uint8
     clips: Tensor  # (videos * clips per video, time steps) int64: rows of `images`
     flip: Tensor  # (videos * clips per video,) bool
     # Of each video's loss in the step of all processes. 0: a repeat that only keeps this process in step.
@@ -254,18 +254,11 @@ class Loader:
         seed = dataset.seed if isinstance(dataset.sampling, TrainSampling) else None
         self.batches = EpochBatches(len(dataset), batch_size, seed=seed, rank=rank(), processes=processes())
         self.workers = min(cpu_count(), 16) if workers is None else workers
-        self.pin_memory = device.type == "cuda"
-        self._loader = self._make(
-            batch_sampler=self.batches, persistent_workers=self.workers > 0,
-            prefetch_factor=PREFETCHED if self.workers > 0 else None,
-        )  # fmt: skip
-
-    def _make(self, **options: Any) -> DataLoader:
-        return DataLoader(
-            self.dataset, collate_fn=Collate(), num_workers=self.workers, pin_memory=self.pin_memory,
-            worker_init_fn=_start_worker,
+        self.loader = DataLoader(
+            dataset, batch_sampler=self.batches, collate_fn=Collate(), num_workers=self.workers,
+            persistent_workers=self.workers > 0, prefetch_factor=PREFETCHED if self.workers > 0 else None,
+            pin_memory=device.type == "cuda", worker_init_fn=_start_worker,
             generator=torch.Generator(),  # a separate one, so that loading never draws from the training's
-            **options,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -278,22 +271,14 @@ class Loader:
         A batch's images are valid only until the next batch is requested.
         """
         self.batches.epoch, self.batches.first_batch = epoch, first_batch
-        for number, batch in enumerate(self._checked(self._loader), first_batch):
-            videos = self.batches.size(number)  # over all processes, because gradients are averaged
-            yield batch._replace(weight=processes() / videos if rank() < videos else 0.0)
-
-    def one_by_one(self, items: Sequence[tuple[int, int]]) -> Iterator[Batch]:
-        """Yield batches of one video each, for these items (epoch, index) of the dataset."""
-        if items:
-            yield from self._checked(self._make(sampler=items))
-
-    def _checked(self, loader: DataLoader) -> Iterator[Batch]:
         with _signals_held():
-            batches = iter(loader)
-        for batch in batches:
+            batches = iter(self.loader)
+        for number, batch in enumerate(batches, first_batch):
             if isinstance(batch, InputError):
                 raise batch
-            yield batch._replace(**{name: torch.as_tensor(getattr(batch, name)) for name in SENT_AS_ARRAYS})
+            videos = self.batches.size(number)  # over all processes, because gradients are averaged
+            weight = processes() / videos if rank() < videos else 0.0
+            yield batch._replace(weight=weight, **{n: torch.as_tensor(getattr(batch, n)) for n in SENT_AS_ARRAYS})
 
 
 @contextlib.contextmanager

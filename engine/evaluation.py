@@ -57,7 +57,7 @@ class InferenceNet(nn.Module):
         if self.folded:
             self._fold_normalisation(own, preparation, dtype)
         self.fc = head or own.fc
-        self.trunk = trunk(own) if trunk else nn.Sequential(own.split("fc")[0], nn.Flatten())
+        self.trunk = trunk(own) if trunk else own.below_fc()
         if self.folded:
             self.trunk.to(dtype)
         self.trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -14,7 +14,6 @@ from dataloader.preparation import Preparation
 from dataloader.sampling import TestSampling, TrainSampling
 from engine import features
 from engine.training import TrainingSettings
-from network import TRAINED_FROM
 from saved.checkpoints import Checkpoint, read_checkpoint
 from utils import InputError, rank
 
@@ -24,16 +23,10 @@ NOT_RESTORED = {
     "compile", "save_every_minutes", "allow_missing", "weights", "flow_order", "tensorboard",
 }  # fmt: skip
 
-# What both streams share of two recipes.
-TSN = {  # TSN's released code (Caffe)
+TSN = {  # what both streams share of this recipe: TSN's released code (Caffe)
     "batch_size": 128, "schedule": "step", "weight_decay": 5e-4, "fc_std": 1e-3, "partial_bn": True,
     "crop": "multiscale", "crop_positions": 13,
     "test_samples": 25, "test_views": 10, "test_resize": "center", "test_starts": "tsn",
-}  # fmt: skip
-SMALL = {  # a linear head, then the last stage (Kumar et al. 2022), docs/small_data.md
-    "arch": "resnet50", "size": 160, "crop": "multiscale", "flip": True, "train_from": "layer4", "linear_start": True,
-    "epochs": 10, "eval_every": 10000, "batch_size": 16, "lr": 5e-3, "schedule": "cosine", "label_smoothing": 0.1,
-    "weight_decay": 5e-4, "clip_grad": 5.0, "test_views": 2,
 }  # fmt: skip
 
 
@@ -45,9 +38,8 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     # A usage line with all flags would fill a screen.
     parser = ArgumentParser(description, usage="%(prog)s [--resume [PATH]] [--evaluate] [--recipe tsn] [flags]")
     parser.set_defaults(**_settings())
-    parser.add_argument("--recipe", choices=("baseline", "tsn", "small"), default="baseline",
-                        help="baseline: the original's; tsn: what the better peers share; small: for up to 2,000 "
-                             "videos, the last stage alone, from a linear head on. Sets defaults; any flag wins")
+    parser.add_argument("--recipe", choices=("baseline", "tsn"), default="baseline",
+                        help="baseline: the original's; tsn: what the better peers share. Sets defaults; any flag wins")
 
     group = parser.add_argument_group("data")
     group.add_argument("--ucf-list", metavar="DIR", default="data/ucfTrainTestlist",
@@ -88,11 +80,6 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
                        help="plateau: lr / 10 when the video-level test loss stalls; step: lr / 10 at --milestones")
     group.add_argument("--clip-grad", type=bounded(float, 0), metavar="NORM",
                        help="limit the gradient's norm; 0: off (TSN code: 40 RGB, 20 flow)")
-    group.add_argument("--train-from", choices=TRAINED_FROM,
-                       help="train this stage and what follows; below it, and in all batch norms, nothing changes. "
-                            "What is frozen is computed once for each clip")
-    group.add_argument("--label-smoothing", type=bounded(float, 0, 1),
-                       help="share of a label given to all classes (Szegedy et al. 2016, section 7)")
 
     group = parser.add_argument_group("augmentation")
     group.add_argument("--size", type=bounded(int, 1, 4096), help="side of the network's input, in pixels")
@@ -141,9 +128,6 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
                        help="of --schedule step, as fractions of --epochs")
     group.add_argument("--partial-bn", action=Switch,
                        help="freeze every batch norm but the first (TSN 3.2)")
-    group.add_argument("--linear-start", action=Switch, default=False,
-                       help="of --train-from: the last layer starts as logistic regression on the frozen features "
-                            "(Kumar et al. 2022)")
     group.add_argument("--test-starts", choices=("spread", "original", "tsn"),
                        help="where clips begin: from a video's start to its end; or as the original had them, which "
                             "leaves the end out; or TSN. A checkpoint of theirs sets it (docs/differences.md)")
@@ -171,8 +155,6 @@ def parse(
     recipe = recipes.get(f"{name} {given.get('input')}", recipes[name])
     args = argparse.Namespace(**{**_settings(), **defaults, **recipe, **given})
     args.given, args.of_recipe = set(given), dict(recipe)
-    if args.linear_start and args.train_from == "all":
-        raise InputError("--linear-start is of features that stay what they are: add --train-from layer4 (or fc)")
     args.resume = _find_checkpoint(args.resume, args.output)
     if args.evaluate and args.resume is None:
         raise InputError("--evaluate tests a trained network: name it with --resume PATH")

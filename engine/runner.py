@@ -112,16 +112,6 @@ class Run:
         self.save(training, False)
         return test(training, self.data.select, lambda: self.stop_if_asked(training))
 
-    def test_start(self, training: Training) -> None:
-        """Evaluate the linear head before fine-tuning. It remains model_best unless an epoch beats it.
-
-        Nothing is done without held-out videos (--val-groups), because the test set must not select anything.
-        """
-        if self.args.val_groups:
-            result = self.test(training)
-            self.save(training, training.take_test(result.accuracy["top1"], result.loss))
-            self.say(f"before the first epoch | val: {result}")
-
     def write_results(
         self, training: Training, row: dict[str, float], result: TestResult | None, is_best: bool
     ) -> None:
@@ -163,8 +153,7 @@ class Run:
             return
         training.model.load_state_dict(best.state_dict)
         result = self._final_test(training, best.epoch, path.name)
-        which = f"of epoch {best.epoch}" if best.epoch >= 0 else "the linear head, which no epoch made better"
-        self.say(f"model_best, {which} | test: {result}")
+        self.say(f"model_best, of epoch {best.epoch} | test: {result}")
 
     def evaluate(self, training: Training) -> int:
         """Evaluate on the test videos, write both prediction files and report; return the exit code."""

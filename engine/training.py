@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from common.progress import duration, progress_bar
-from dataloader.clips import Batch, clips_of, sent_ahead
+from dataloader.clips import Batch, Loader, clips_of, sent_ahead
 from dataloader.preparation import Preparation, to_input
 from network import Network, explain_mismatch, freeze_batchnorm, parameter_groups
 from saved.checkpoints import Checkpoint
@@ -42,8 +42,6 @@ class TrainingSettings:
     consensus: str = "mean"  # mean | sum
     clip_grad: float = 0.0
     partial_bn: bool = False
-    train_from: str = "all"  # all | layer3 | layer4 | fc: stages below are frozen (network.ResNet.split)
-    label_smoothing: float = 0.0
     amp: str = "auto"
     compile: bool = False
 
@@ -127,11 +125,6 @@ class Training:
 
     def distribute(self) -> None:
         """Set `stepped` to the network as a step calls it: compiled or distributed if the settings say so."""
-        if self.settings.train_from != "all":
-            if processes() > 1:
-                raise InputError("--train-from works in one process: start it without torchrun")
-            below, self.stepped = self.model.split(self.settings.train_from)
-            below.requires_grad_(False)  # its output is computed once: engine.frozen
         self.set_train_mode()  # DistributedDataParallel checks at construction what needs a gradient
         if self.settings.compile:
             self.stepped.compile()
@@ -140,11 +133,8 @@ class Training:
             self.stepped = DistributedDataParallel(self.model, device_ids=ids)
 
     def set_train_mode(self) -> None:
-        """Set training mode for an epoch. A frozen part freezes all batch norms: few videos mislead them."""
         self.stepped.train()
-        if self.settings.train_from != "all":
-            freeze_batchnorm(self.model, but=0)
-        elif self.settings.partial_bn:
+        if self.settings.partial_bn:
             freeze_batchnorm(self.model)
 
     def set_lr(self) -> None:
@@ -218,12 +208,11 @@ def ranks(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def train_one_epoch(
-    training: Training, loader: Any, after_batch: Callable[[Training], None]
+    training: Training, loader: Loader, after_batch: Callable[[Training], None]
 ) -> dict[str, float]:
     """Train the epoch in progress, from its first unfinished batch, and return its record row.
 
-    `loader` is a Loader, or an engine.frozen.FrozenLoader with the same methods. `after_batch` is called
-    when a batch is entirely complete: the run may be saved or stopped there.
+    `after_batch` is called when a batch is entirely complete: the run may be saved or stopped there.
     """
     training.set_train_mode()
     recent: list[tuple[list[str], Tensor]] = []  # losses not yet checked: reading them waits for the device
@@ -266,11 +255,8 @@ def train_step(training: Training, batch: Batch) -> Tensor:
     """Do forward, backward and one SGD step on a batch. Return the batch's mean loss, still on the device."""
     settings, device = training.settings, training.device
     seed_step(settings.seed, training.epoch, training.batch)
-    if batch.images.is_floating_point():  # activations from the frozen part of the network (engine.frozen)
-        inputs = batch.images.to(device)
-    else:
-        images = clips_of(batch, training.preparation.modality, device)  # (videos * clips, images * planes, H, W) uint8
-        inputs = to_input(images, training.preparation)  # (videos * clips, channels, H, W) float32
+    images = clips_of(batch, training.preparation.modality, device)  # (videos * clips, images * planes, H, W) uint8
+    inputs = to_input(images, training.preparation)  # (videos * clips, channels, H, W) float32
     labels = batch.labels.to(device, non_blocking=True)  # (videos,)
     videos = len(batch.names)
     clips = len(batch.clips) // videos
@@ -285,9 +271,7 @@ def train_step(training: Training, batch: Batch) -> Tensor:
                 logits = training.stepped(inputs[low * clips : high * clips])  # (videos * clips, classes)
             scores = consensus(logits.float(), clips, settings.consensus)  # (videos, classes)
             target = labels[low:high]
-            loss = nn.functional.cross_entropy(
-                scores, target, reduction="sum", label_smoothing=settings.label_smoothing
-            )
+            loss = nn.functional.cross_entropy(scores, target, reduction="sum")
             training.scaler.scale(loss * batch.weight).backward()
         with torch.no_grad():
             rank = ranks(scores, target)

@@ -125,7 +125,7 @@ def build(networks: Mapping[str, Checkpoint], head: HeadFile | None, folded: boo
     if not head:
         return models[0]
     trunks = [PooledTrunk(model, head.pooling[name]) if model.stages
-              else nn.Sequential(model.split("fc")[0], nn.Flatten())  # the input of the last layer
+              else model.below_fc()
               for name, model in zip(networks, models, strict=True)]  # fmt: skip
     return HeadNetwork(trunks, load_head(head).head).eval()
 

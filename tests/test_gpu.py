@@ -37,8 +37,8 @@ def test_the_network_says_what_it_says_on_a_cpu(kind, compiled, monkeypatch):
 @pytest.mark.parametrize(
     "flags",
     [("--dropout", 0.5, "--crop", "multiscale"), ("--compile",),
-     ("--recipe", "small"), ("--amp", "fp16", "--accumulate", 2, "--clip-grad", 5)],
-    ids=["everything random", "compiled", "small", "half"],
+     ("--amp", "fp16", "--accumulate", 2, "--clip-grad", 5)],
+    ids=["everything random", "compiled", "half"],
 )  # fmt: skip
 def test_stopped_and_resumed_to_the_same_bits(flags, tiny, run, strike, tmp_path):
     arguments = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *FEW, "--deterministic", *flags)

@@ -15,7 +15,6 @@ timm = pytest.importorskip("timm")
 
 from dataloader.preparation import Preparation, default_preparation
 from engine.evaluation import InferenceNet
-from engine.training import Training, TrainingSettings
 from network import build_model, parameter_groups, rgb_normalisation
 from saved.checkpoints import read_checkpoint
 from saved.feature_file import read_features
@@ -88,17 +87,11 @@ def test_exports_compute_what_timm_computes(run, trained, tmp_path):
 def test_what_cannot_be_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
 
-    def train(**settings):
-        model = build_model("timm:resnet10t", 3, 5, size=64)
-        settings = TrainingSettings(lr=5e-4, batch_size=25, **settings)
-        Training(model, Preparation(size=64), torch.device("cpu"), settings).distribute()
-
     for made, said in (
         (lambda: build_model("timm:resnet10", 3, 5), "resnet10t"),
         (lambda: build_model("timm:resnet10t.a1_in1k", 3, 5), "resnet10t.c3_in1k"),  # a tag that it has not, and has
         (lambda: build_model("timm:resnet10t", 3, 5, "IMAGENET1K_V2"), "no such file"),
         (lambda: build_model("timm:test_vit", 3, 5, size=70), "at --size 70: timm refuses that (Input height (70)"),
-        (lambda: train(train_from="layer4"), "take fc or all"),
     ):
         with pytest.raises(InputError, match=re.escape(said)) as error:
             made()
