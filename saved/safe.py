@@ -341,6 +341,8 @@ def _objects(content: Any, shape: Any, fortran: Any) -> list:
 
 def _tensor(storage: _Made, offset: int, shape: Any, strides: Any, *_: Any) -> _Made:
     """Return a view of a storage. It lies inside, and has no more numbers than the storage."""
+    if type(storage) is not _Made:  # such as a dict on which the pickle set attributes
+        raise Refused("it has a tensor without a storage")
     flat, numbers = storage.value, math.prod(shape)
     end = offset + 1 + sum((side - 1) * step for side, step in zip(shape, strides, strict=True))
     if min(offset, *shape, *strides, 0) < 0 or max(offset, numbers, end if numbers else 0) > len(flat):

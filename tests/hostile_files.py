@@ -168,6 +168,9 @@ def bad_checkpoints() -> dict[str, bytes]:
         },
         "zip, wrong type": zip_checkpoint(tensor(4, (2,), (1,), kind=b"DoubleStorage"), {"0": four}),
         "zip, missing storage": zip_checkpoint(good),
+        "zip, a storage that is none": zip_checkpoint(
+            b"\x80\x02}U\x01wctorch._utils\n_rebuild_tensor\n(ccollections\nOrderedDict\n)R}U\x05valueU\x04abcdsb"
+            b"K\x00K\x01\x85K\x01\x85tRs."),
         "zip, compressed": zip_checkpoint(good, {"0": four}, compression=zipfile.ZIP_DEFLATED),
         "zip, bomb": zip_checkpoint(good, {"0": bytes(1 << 24)}, compression=zipfile.ZIP_DEFLATED),
         "zip, two folders": zip_file({"data.pkl": good}) [:-22] + zip_file({"data.pkl": good}, "other"),
