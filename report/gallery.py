@@ -126,5 +126,7 @@ def data_uri(pictures: Sequence[np.ndarray]) -> str:
     size = (min(max(round(width * HEIGHT / height), 1), 4 * HEIGHT), HEIGHT)
     images = [Image.fromarray(np.ascontiguousarray(one)).resize(size) for one in pictures]
     data = io.BytesIO()
-    Image.fromarray(np.hstack([np.asarray(image) for image in images])).save(data, "JPEG", quality=75)
+    gap = ((0, 0), (0, 2), (0, 0))
+    strip = np.hstack([np.pad(np.asarray(image), gap, constant_values=255) for image in images])
+    Image.fromarray(strip).save(data, "JPEG", quality=75)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
