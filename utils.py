@@ -39,7 +39,9 @@ def run_main(main: Callable[[], int | None], if_memory_ends: str = "free some, o
     line. Any other exception is a bug and keeps its traceback. All child processes are ended in every case.
     """
     code = 0
-    _prepare_process()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack letters
     gc.freeze()  # else a collection in a forked loader worker would copy 90 MB of imported objects
     try:
         code = main() or 0
@@ -67,25 +69,6 @@ def run_main(main: Callable[[], int | None], if_memory_ends: str = "free some, o
     sys.exit(code)
 
 
-def _prepare_process() -> None:
-    """Make output safe for any terminal encoding. Create a home folder for library caches if none exists."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed by `>&-`
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        Path.home()
-    except RuntimeError:  # a container's user without a passwd entry: torch, timm and matplotlib would fail
-        home = Path(tempfile.gettempdir(), f"two-stream-home-{os.getuid()}")
-        home.mkdir(mode=0o700, exist_ok=True)
-        if home.stat().st_uid != os.getuid():
-            home = Path(tempfile.mkdtemp())
-        print(f"note: this user has no home folder; caches of weights and compilers go to {home}", file=sys.stderr)
-        os.environ.update(HOME=str(home), USER=os.environ.get("USER", "nobody"))
-
-
 def _end_children() -> None:
     """Kill the remaining child processes. Loader workers ignore the SIGTERM that Python sends at exit."""
     multiprocessing = sys.modules.get("multiprocessing")
@@ -101,12 +84,19 @@ def _end_children() -> None:
         signal.signal(watch, handler)
 
 
-# Phrases in the messages of torch, numpy, gloo and NCCL. PEER_GONE applies only with several processes.
-BATCH_NORM = ("Expected more than 1 value per channel when training",)
-DEAD_LOADER = ("DataLoader worker (pid",)
-NO_SHARED_MEMORY = ("unable to allocate shared memory", "unable to open shared memory", "unable to resize file")
-PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate")
+# Phrases in the messages of torch, numpy, gloo and NCCL, and what they mean.
+CAUSES = {
+    ("Expected more than 1 value per channel when training",):
+        "batch norm has one value to average: a larger --batch-size, --segments or --size",
+    ("DataLoader worker (pid",): "a loader process died, most likely killed for lack of memory (or of /dev/shm in a "
+        "container): use fewer --workers or a smaller --batch-size, and go on with --resume",
+    ("unable to allocate shared memory", "unable to open shared memory", "unable to resize file"):
+        "/dev/shm is too small for what loader processes hand over: give the container more (docker run --shm-size "
+        "2g), or take --workers 0",
+    ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited"):
+        "another process of this run has ended, see its own words; go on with --resume",
+    ("out of memory", "can't allocate memory", "Unable to allocate"): "not enough memory",
+}  # fmt: skip
 
 
 def plain_cause(error: Exception, if_memory_ends: str = "") -> str | None:
@@ -114,26 +104,17 @@ def plain_cause(error: Exception, if_memory_ends: str = "") -> str | None:
 
     When a loader process dies, torch raises from a signal handler, wherever the main process happens to be.
     """
-    text = str(error)
-    first = next(iter(text.splitlines()), "")[:200]
+    first = next(iter(str(error).splitlines()), "")[:200]
     if isinstance(error, OSError):
         full = error.errno == errno.ENOSPC  # a failed write doesn't tell the file's name
         return f"the disk is full ({first}): free some, or write elsewhere" if full else None
     if not isinstance(error, (RuntimeError, MemoryError, ValueError)):
         return None
-    memory = f"not enough memory: {if_memory_ends}"
-    for words, cause in (
-        (BATCH_NORM, "batch norm has one value to average: a larger --batch-size, --segments or --size"),
-        (DEAD_LOADER, "a loader process died, most likely killed for lack of memory (or of /dev/shm in a container): "
-                      "use fewer --workers or a smaller --batch-size, and go on with --resume"),
-        (NO_SHARED_MEMORY, "/dev/shm is too small for what loader processes hand over: give the container more (docker "
-                           "run --shm-size 2g), or take --workers 0"),
-        (PEER_GONE, "another process of this run has ended, see its own words; go on with --resume"),
-        (OUT_OF_MEMORY, memory),
-    ):  # fmt: skip
-        if any(word in text for word in words) and (words != PEER_GONE or processes() > 1):
-            return f"{cause} ({first})"
-    return f"{memory} ({first})" if isinstance(error, MemoryError) else None
+    known = [cause for phrases, cause in CAUSES.items() if any(phrase in str(error) for phrase in phrases)]
+    cause = next(iter(known), "not enough memory" if isinstance(error, MemoryError) else None)
+    if cause == "not enough memory":
+        cause = f"{cause}: {if_memory_ends}"
+    return f"{cause} ({first})" if cause else None
 
 
 # Control characters (a terminal acts on them), line separators, overrides of the writing direction, and the
@@ -300,19 +281,12 @@ def first_to_report() -> bool:
 
 def rank() -> int:
     """The rank that torchrun assigned to this process; 0 without torchrun."""
-    return _from_torchrun("RANK", 0)
+    return int(os.environ.get("RANK", 0))
 
 
 def processes() -> int:
     """The number of processes in this run, set by torchrun; 1 without it."""
-    return _from_torchrun("WORLD_SIZE", 1)
-
-
-def _from_torchrun(name: str, default: int) -> int:
-    try:
-        return int(os.environ.get(name, default))
-    except ValueError:
-        raise InputError(f"the environment's {name} is no number: {os.environ[name]}; torchrun sets it") from None
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def set_up_device(name: str) -> Any:
@@ -324,7 +298,8 @@ def set_up_device(name: str) -> Any:
     try:
         device = torch.device(name)
         if device.type == "cuda":
-            device = torch.device("cuda", _from_torchrun("LOCAL_RANK", 0) if device.index is None else device.index)
+            own = int(os.environ.get("LOCAL_RANK", 0))
+            device = torch.device("cuda", own if device.index is None else device.index)
             torch.cuda.set_device(device)
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -340,4 +315,4 @@ def set_up_device(name: str) -> Any:
 def cpu_count() -> int:
     """The cores that this process may use, divided among torchrun's processes on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // _from_torchrun("LOCAL_WORLD_SIZE", 1))
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

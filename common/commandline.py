@@ -1,12 +1,9 @@
-"""Command lines: help that fits the terminal and shows every default, bounded numbers, one-line errors."""
+"""Command lines: help that shows every default, bounded numbers, one-line errors."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import itertools
 import math
-import re
 import shutil
 import sys
 import textwrap
@@ -49,29 +46,16 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A command line whose help fits the terminal and shows every default, and whose errors are InputErrors.
+    """A command line whose help shows every default, and whose errors are InputErrors."""
 
-    Prose in the description is wrapped. Indented lines are commands and kept as they are.
-    """
-
-    def __init__(self, description: str | None = None, epilog: str | None = None, **settings: Any) -> None:
+    def __init__(self, description: str | None = None, epilog: str = "", **settings: Any) -> None:
         width = min(110, shutil.get_terminal_size().columns)
         super().__init__(
-            description=_fill(description or "", width),
-            epilog=_fill(epilog or "", width),
+            description=description,
+            epilog=textwrap.fill(epilog, width),
             formatter_class=lambda prog: _Help(prog, max_help_position=32 if width > 100 else 24, width=width),
             **settings,
         )
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        namespace, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            flag = unknown[0].partition("=")[0]
-            if not flag.startswith("-"):
-                self.error(f"{flag}: belongs to no flag; several values of one stand apart, as in --flag A B")
-            close = difflib.get_close_matches(flag, re.findall(r"--[\w-]+", self.format_help()), 1, 0.75)
-            self.error(f"{flag}: no such flag" + (f", did you mean {close[0]}?" if close else ""))
-        return namespace
 
     def parse_given(
         self, argv: Sequence[str] | None, shown: Mapping[str, Any]
@@ -96,21 +80,3 @@ class Switch(argparse.BooleanOptionalAction):
     def __init__(self, *args: Any, help: str, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.help = help  # set here, because Python before 3.13 would append the default
-
-
-def _fill(text: str, width: int) -> str:
-    """Wrap paragraphs. Keep lines that begin with a space; if one is too long, its comment moves below it."""
-    filled = []
-    for is_indented, lines in itertools.groupby(text.strip("\n").splitlines(), lambda line: line[:1] in ("", " ")):
-        if not is_indented:
-            filled += textwrap.wrap(" ".join(lines), width)
-            continue
-        for line in lines:
-            command, _, comment = line.strip().partition("  ")
-            if len(line) <= width:
-                filled.append(line)
-            else:
-                margin = line[: -len(line.lstrip())]
-                below = margin + " " * 4
-                filled += [margin + command, *textwrap.wrap(below + comment.strip(), width, subsequent_indent=below)]
-    return "\n".join(filled)

@@ -23,14 +23,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from common.commandline import ArgumentParser, bounded
-from common.formats import read_json
+from common.commandline import ArgumentParser
 from common.progress import progress_bar
 from dataloader.extracted import FILE, fingerprint
 from dataloader.frames import CHANNELS, Index, Kind, index_frames
 from dataloader.names import first_few
-from dataloader.packed import FORMAT, PACK_AGAIN, Frames, ShardFile, is_pack, sequences_of
+from dataloader.packed import FORMAT, Frames, is_pack, read_shard
 from utils import InputError, atomic_path, plural, run_main, write_json
+
+SHARD_SIZE = 1e9  # bytes at which a shard is full
 
 
 def main() -> int:
@@ -38,51 +39,51 @@ def main() -> int:
     parser.add_argument("source", type=Path, metavar="FOLDER", help="RGB frames or optical flow, in any known layout")
     parser.add_argument("pack", type=Path, metavar="PACK", help="folder to write to")
     parser.add_argument("--kind", choices=("rgb", "flow"), help="what to pack, where FOLDER holds both")
-    parser.add_argument("--shard-size", type=bounded(float, 0), default=1000.0, metavar="MB",
-                        help="size at which a shard is full")
     parser.add_argument("--skip-broken", action="store_true", help="leave out videos with gaps or u and v that differ")
     args = parser.parse_args()
-    if args.source.resolve() in (args.pack.resolve(), *args.pack.resolve().parents):
-        raise InputError(f"{args.pack} lies in the folder to pack; give a place outside {args.source}")
-    index = open_source(args.source, args.kind)
-    if index.problems and not args.skip_broken:
+    print(pack_folder(args.source, args.pack, args.kind, args.skip_broken))
+    return 0
+
+
+def pack_folder(
+    source: Path, pack: Path, kind: Kind | None = None, skip_broken: bool = False, shard_size: float = SHARD_SIZE
+) -> str:
+    """Pack the images of `kind` in `source` into the folder `pack`, or continue that; return a report line."""
+    if source.resolve() in (pack.resolve(), *pack.resolve().parents):
+        raise InputError(f"{pack} lies in the folder to pack; give a place outside {source}")
+    index = open_source(source, kind)
+    if index.problems and not skip_broken:
         problem = next(iter(index.problems.values()))
         raise InputError(
-            f"{plural(len(index.problems), 'video')} of {args.source} can't be used "
+            f"{plural(len(index.problems), 'video')} of {source} can't be used "
             f"({first_few(sorted(index.problems))}): {problem}; extract again, or leave out with --skip-broken"
         )
     channels = CHANNELS[index.kind]
     todo = [videos[channel] for _, videos in sorted(index.videos.items()) for channel in channels if channel in videos]
-    made_of = [fingerprint(args.source, frames) for frames in todo]
-    done, packed = finished_shards(args.pack, todo, made_of)
-    if (args.pack / "pack.json").is_file():
-        if packed < len(todo) or (args.pack / shard_name(len(done), ".json")).is_file():
-            raise InputError(
-                f"{args.pack} holds another data set, or an older state of this one; remove it or name another"
-            )
-        print(f"{args.pack} is packed already")
-        return 0
+    made_of = [fingerprint(source, frames) for frames in todo]
+    done, packed = finished_shards(pack, todo, made_of)
+    if (pack / "pack.json").is_file():
+        if packed < len(todo) or (pack / f"{shard_name(len(done))}.json").is_file():
+            raise InputError(f"{pack} holds another data set, or an older state of this one; remove it or name another")
+        return f"{pack} is packed already"
     with progress_bar(sum(frames.count for frames in todo[packed:]), "packing", " images") as bar:
         while packed < len(todo):
             name = shard_name(len(done))
-            packed += write_shard(
-                args.pack, name, args.source, todo[packed:], made_of[packed:], 1e6 * args.shard_size, bar
-            )
+            packed += write_shard(pack, name, source, todo[packed:], made_of[packed:], shard_size, bar)
             done.append(name)
-    for stale in args.pack.glob("shard-*"):  # left from an older state with more shards
+    for stale in pack.glob("shard-*"):  # left from an older state with more shards
         if stale.stem not in done:
             stale.unlink()
-    if (args.source / FILE).is_file():
-        with atomic_path(args.pack / FILE) as temporary:
-            shutil.copyfile(args.source / FILE, temporary)
-    shards = [{"name": name, "bytes": (args.pack / f"{name}.tar").stat().st_size} for name in done]
+    if (source / FILE).is_file():
+        with atomic_path(pack / FILE) as temporary:
+            shutil.copyfile(source / FILE, temporary)
+    shards = [{"name": name, "bytes": (pack / f"{name}.tar").stat().st_size} for name in done]
     whole = hashlib.sha256("".join(made_of).encode()).hexdigest()
     about = {"format": FORMAT, "version": 1, "kind": index.kind, "made_of": whole, "shards": shards}
-    write_json(args.pack / "pack.json", about)
-    total = sum(shard["bytes"] for shard in shards)
+    write_json(pack / "pack.json", about)
+    total = sum((pack / f"{name}.tar").stat().st_size for name in done)
     count = f"{plural(len(index.videos), 'video')} in {plural(len(shards), 'shard')}"
-    print(f"{count}, {total / 1e6:,.0f} MB: --{index.kind}-dir {args.pack}")
-    return 0
+    return f"{count}, {total / 1e6:,.0f} MB: --{index.kind}-dir {pack}"
 
 
 def open_source(source: Path, kind: Kind | None) -> Index:
@@ -103,8 +104,8 @@ def open_source(source: Path, kind: Kind | None) -> Index:
     return found[0]
 
 
-def shard_name(number: int, suffix: str = "") -> str:
-    return f"shard-{number:05d}{suffix}"
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}"
 
 
 def finished_shards(pack: Path, todo: list[Frames], made_of: list[str]) -> tuple[list[str], int]:
@@ -114,8 +115,8 @@ def finished_shards(pack: Path, todo: list[Frames], made_of: list[str]) -> tuple
     """
     names: list[str] = []
     packed = 0
-    while (path := pack / shard_name(len(names), ".json")).is_file():
-        found, marks = sequences_of(path), read_json(path, ShardFile, PACK_AGAIN).made_of
+    while (path := pack / f"{shard_name(len(names))}.json").is_file():
+        found, marks = read_shard(path)
         if found != todo[packed : packed + len(found)] or marks != made_of[packed : packed + len(found)]:
             break
         names.append(path.stem)

@@ -179,13 +179,14 @@ def open_pack(root: Path, kind: str) -> dict[str, list[PackedFrames]]:
     images: dict[str, list[PackedFrames]] = {}
     for one in pack.shards:
         shard, first = Shard(root / f"{one.name}.tar", one.bytes), 0
-        for sequence in sequences_of(root / f"{one.name}.json"):
+        for sequence in read_shard(root / f"{one.name}.json")[0]:
             packed = PackedFrames(*astuple(sequence), shard=shard, first=first)
             images.setdefault(sequence.folder, []).append(packed)
             first += sequence.count
     return images
 
 
-def sequences_of(path: Path) -> list[Frames]:
-    """Return the sequences listed in a shard's JSON file."""
-    return [Frames(*sequence) for sequence in read_json(path, ShardFile, PACK_AGAIN).sequences]
+def read_shard(path: Path) -> tuple[list[Frames], list[str]]:
+    """Return the sequences listed in a shard's JSON file, and their fingerprints."""
+    shard = read_json(path, ShardFile, PACK_AGAIN)
+    return [Frames(*sequence) for sequence in shard.sequences], shard.made_of

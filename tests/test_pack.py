@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -19,24 +17,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL
-from PIL import Image
-from video_files import make_video
+from conftest import ROOT, write_images
 
-from dataloader.clips import ClipDataset, Loader
+from data.pack import pack_folder
+from dataloader.clips import ClipDataset
 from dataloader.frames import ReadFlow, ReadFrame, find_sources, index_frames
 from dataloader.lists import load_split
 from dataloader.preparation import default_preparation
 from dataloader.sampling import TestSampling, TrainSampling
 from utils import InputError
 
+SHARD = 1e5  # bytes: about four videos
+
 
 @pytest.fixture(scope="module")
-def packed(tiny, run, tmp_path_factory) -> Path:
+def packed(tiny, tmp_path_factory) -> Path:
     """tiny's rgb/ and flow/, packed into shards of about four videos."""
     root = tmp_path_factory.mktemp("packed")
     for kind in ("rgb", "flow"):
-        run("data/pack.py", tiny / kind, root / kind, "--shard-size", 0.1)
+        pack_folder(tiny / kind, root / kind, shard_size=SHARD)
     return root
 
 
@@ -58,8 +57,8 @@ def test_clips_are_those_of_the_folder(tiny, packed, kind, sampling):
     folder, pack = data_set(tiny, kind, sampling), data_set(packed, kind, sampling)
     assert len(list((packed / kind).glob("*.tar"))) > 1
     assert len(folder) == len(pack) == 6
-    batches = list(Loader(pack, 1, 2, torch.device("cpu")).epoch(3))
-    for got, expected in zip(batches, Loader(folder, 1, 0, torch.device("cpu")).epoch(3), strict=True):
+    for i in range(6):
+        got, expected = pack[3, i], folder[3, i]
         assert got.names == expected.names
         for field in ("labels", "images", "clips", "flip"):
             assert torch.equal(getattr(got, field), getattr(expected, field)), field
@@ -109,92 +108,58 @@ def test_a_data_set_goes_to_another_process(packed):
     assert torch.equal(again[0, 0].images, expected)
 
 
-def test_a_pack_killed_at_any_time_is_finished_by_the_next_run(tiny, packed, run, tmp_path):
+def test_a_pack_killed_at_any_time_is_finished_by_the_next_run(tiny, packed, tmp_path):
     target = tmp_path / "pack"
-    command = [sys.executable, str(ROOT / "data/pack.py"), str(tiny / "flow"), str(target), "--shard-size", "0.1"]
-    for number in (1,):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while not (target / f"shard-{number:05d}.json").is_file() and time.monotonic() < deadline:
-            time.sleep(0.001)
-        process.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
-        process.wait()
-        assert (target / f"shard-{number:05d}.json").is_file()
-    run("data/pack.py", tiny / "flow", target, "--shard-size", 0.1)
+    code = f"from pathlib import Path; from data.pack import pack_folder\n" \
+           f"pack_folder(Path({str(tiny / 'flow')!r}), Path({str(target)!r}), shard_size={SHARD})"  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (target / "shard-00001.json").is_file() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    with pytest.raises(InputError, match="unfinished pack.*data/pack.py"):
+        index_frames(target, "flow")
+    pack_folder(tiny / "flow", target, shard_size=SHARD)
     expected = digests(packed / "flow")
     assert {name: digest for name, digest in digests(target).items() if not name.startswith(".")} == expected
-    assert "packed already" in run("data/pack.py", tiny / "flow", target).stdout
+    assert "packed already" in pack_folder(tiny / "flow", target)
 
 
-def test_a_pack_is_of_what_the_folder_holds_now(run, tmp_path):
+def test_a_pack_is_of_what_the_folder_holds_now(tmp_path):
     """After another extraction a whole pack is no longer the folder's, and a half-finished one starts again."""
-    videos, frames, pack = tmp_path / "videos", tmp_path / "rgb", tmp_path / "pack"
-    for seed in range(3):
-        make_video(videos / f"{'abc'[seed]}.avi", seed)
-    extract = ("data/extract_rgb.py", videos, frames, "--sampling-rate", 1, "--workers", 1)
-    run(*extract, "--short-side", 96)
-    run("data/pack.py", frames, pack, "--shard-size", 0)
+    frames, pack = tmp_path / "rgb", tmp_path / "pack"
+    for seed, name in enumerate("abc"):
+        write_images(frames / name, "frame", 4, (40, 30), "RGB", seed)
+    pack_folder(frames, pack, shard_size=0)
     assert len(list(pack.glob("*.tar"))) == 3
-    assert "packed already" in run("data/pack.py", frames, pack, "--shard-size", 0).stdout
-    half = shutil.copytree(pack, tmp_path / "half")
-    for name in ("pack.json", "shard-00002.json"):
-        (half / name).unlink()
-    run(*extract, "--short-side", 64, "--overwrite")
-    assert "older state" in run("data/pack.py", frames, pack, "--shard-size", 0, code=2).stderr
-    run("data/pack.py", frames, half, "--shard-size", 0)
-    index = index_frames(half, "rgb")
-    images = [data for one in index.videos.values() for _, data in one["rgb"].read(half, range(26))]
-    assert {Image.open(io.BytesIO(data)).size for data in images} == {(85, 64)} and len(images) == 78
-    make_video(videos / "b.avi", 7)  # one video replaced: what lies before it is kept
-    (half / "pack.json").unlink()
-    kept = (half / "shard-00000.tar").stat().st_mtime_ns
-    run(*extract, "--short-side", 64)
-    run("data/pack.py", frames, half, "--shard-size", 0)
-    assert (half / "shard-00000.tar").stat().st_mtime_ns == kept
-    with tarfile.open(half / "shard-00001.tar") as tar:
-        assert tar.getnames()[0] == "b/frame000001.jpg"
-    (videos / "c.avi").unlink()
+    assert "packed already" in pack_folder(frames, pack, shard_size=0)
+    shutil.rmtree(frames / "b")
+    write_images(frames / "b", "frame", 4, (40, 30), "RGB", 7)  # one video replaced
+    with pytest.raises(InputError, match="older state"):
+        pack_folder(frames, pack, shard_size=0)
+    (pack / "pack.json").unlink()
+    kept = (pack / "shard-00000.tar").stat().st_mtime_ns
+    pack_folder(frames, pack, shard_size=0)
+    assert (pack / "shard-00000.tar").stat().st_mtime_ns == kept  # what lies before it
+    again = next(index_frames(pack, "rgb").videos["b"]["rgb"].read(pack, [3]))[1]
+    assert again == (frames / "b" / "frame000004.jpg").read_bytes()
     shutil.rmtree(frames / "c")
-    (half / "pack.json").unlink()
-    run("data/pack.py", frames, half, "--shard-size", 0)
-    assert len(list(half.glob("*.tar"))) == 2
-    assert "packed already" in run("data/pack.py", frames, half, "--shard-size", 0).stdout
-    again = next(index_frames(half, "rgb").videos["b"]["rgb"].read(half, [25]))[1]
-    assert again == (frames / "b" / "frame000026.jpg").read_bytes()
+    (pack / "pack.json").unlink()
+    pack_folder(frames, pack, shard_size=0)
+    assert len(list(pack.glob("*.tar"))) == 2
 
 
-def test_an_unfinished_pack_is_not_read(packed, tmp_path, run):
-    shutil.copytree(packed / "rgb", tmp_path / "rgb")
-    (tmp_path / "rgb" / "pack.json").unlink()
-    with pytest.raises(InputError, match="unfinished pack.*data/pack.py"):
-        index_frames(tmp_path / "rgb", "rgb")
+def change_table(change):
+    def damage(pack: Path) -> None:
+        np.save(pack / "shard-00000.npy", change(np.load(pack / "shard-00000.npy")))
 
-
-def damage_table(pack: Path) -> None:
-    table = np.load(pack / "shard-00000.npy")
-    table[:, 0] += 10**12
-    np.save(pack / "shard-00000.npy", table)
-
-
-def shorten_table(pack: Path) -> None:
-    np.save(pack / "shard-00000.npy", np.load(pack / "shard-00000.npy")[:1])
-
-
-def pickle_table(pack: Path) -> None:
-    np.save(pack / "shard-00000.npy", np.array([{}], dtype=object))
-
-
-def narrow_table(pack: Path) -> None:
-    np.save(pack / "shard-00000.npy", np.load(pack / "shard-00000.npy")[:, :1])
+    return damage
 
 
 def grown(pack: Path) -> None:
     with open(pack / "shard-00000.tar", "ab") as file:
         file.write(b"of another pack")
-
-
-def gone(pack: Path) -> None:
-    (pack / "shard-00000.tar").unlink()
 
 
 def other_json(pack: Path) -> None:
@@ -207,10 +172,14 @@ def outside(pack: Path) -> None:
     (pack / "pack.json").write_text(json.dumps(about))
 
 
-DAMAGES = [damage_table, shorten_table, pickle_table, narrow_table, grown, gone, other_json, outside]
+DAMAGES = {
+    "beyond": change_table(lambda table: table + 10**12), "short": change_table(lambda table: table[:1]),
+    "pickled": change_table(lambda _: np.array([{}], dtype=object)), "grown": grown,
+    "gone": lambda pack: (pack / "shard-00000.tar").unlink(), "other_json": other_json, "outside": outside,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_pack_is_one_line(packed, tmp_path, damage):
     shutil.copytree(packed / "rgb", tmp_path / "rgb")
     damage(tmp_path / "rgb")
@@ -223,24 +192,24 @@ def test_a_damaged_pack_is_one_line(packed, tmp_path, damage):
 
 
 def test_what_cannot_be_packed_is_one_line(tiny, packed, run, tmp_path):
-    assert "not flow" in run("motion_cnn.py", *SMALL, "--flow-dir", packed / "rgb", code=2).stderr
     assert "outside" in run("data/pack.py", tiny / "rgb", tiny / "rgb" / "pack", code=2).stderr
-    assert "packed already" in run("data/pack.py", packed / "rgb", tmp_path / "again", code=2).stderr
+    with pytest.raises(InputError, match="not flow"):
+        index_frames(packed / "rgb", "flow")
+    with pytest.raises(InputError, match="packed already"):
+        pack_folder(packed / "rgb", tmp_path / "again")
     source = shutil.copytree(tiny / "flow", tmp_path / "flow")
-    run("data/pack.py", source, tmp_path / "pack", "--shard-size", 0.1)
+    pack_folder(source, tmp_path / "pack")
     next((source / "u").glob("v_*/frame000012.jpg")).unlink()
-    assert "--skip-broken" in run("data/pack.py", source, tmp_path / "new", code=2).stderr
-    assert "older state" in run("data/pack.py", source, tmp_path / "pack", "--skip-broken", code=2).stderr
-    assert "11 videos" in run("data/pack.py", source, tmp_path / "new", "--skip-broken").stdout
+    with pytest.raises(InputError, match="--skip-broken"):
+        pack_folder(source, tmp_path / "new")
+    assert "11 videos" in pack_folder(source, tmp_path / "new", skip_broken=True)
 
 
-def test_long_and_foreign_names_keep_their_place(tmp_path, run):
+def test_long_and_foreign_names_keep_their_place(tmp_path):
     """Names over 100 bytes take further headers in a tar file, which the table must know of."""
-    from conftest import write_images
-
     for number, name in enumerate(("class one/" + "x" * 120, "Ålesund/视频")):
         write_images(tmp_path / "frames" / name, "img_", 4, (40, 30), "RGB", number)
-    run("data/pack.py", tmp_path / "frames", tmp_path / "pack")
+    pack_folder(tmp_path / "frames", tmp_path / "pack")
     folder, pack = index_frames(tmp_path / "frames", "rgb"), index_frames(tmp_path / "pack", "rgb")
     assert folder.names == pack.names and len(pack.names) == 2
     for name in folder.names:
