@@ -89,7 +89,7 @@ def main() -> int:
             "data/extract_rgb.py --sampling-rate 1 to another folder, and name that with --rgb-dir"
         )
     preparation = options.choose_preparation(args, checkpoint, fresh)
-    data = make_data(options.data_settings(args), index, read, preparation, device)
+    data = make_data(index, read, preparation, device, **options.data_settings(args))
     classes = data.split.class_names
 
     # model

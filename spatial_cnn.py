@@ -48,7 +48,7 @@ def main() -> int:
     fresh = default_preparation("rgb", args.size, args.test_resize).with_extraction(extraction_settings(index.root))
     fresh = replace(fresh, **rgb_normalisation(args.arch))
     preparation = options.choose_preparation(args, checkpoint, fresh)
-    data = make_data(options.data_settings(args), index, ReadFrame(index.root), preparation, device)
+    data = make_data(index, ReadFrame(index.root), preparation, device, **options.data_settings(args))
     classes = data.split.class_names
 
     # model

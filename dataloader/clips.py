@@ -325,50 +325,44 @@ class Data:
         return {"root": str(self.root.resolve()), "folders": folders}
 
 
-@dataclass(frozen=True)
-class DataSettings:
-    """Which videos are loaded, and how; see the flags of the same names in spatial_cnn.py -h."""
-
-    ucf_list: Path | None  # None: UCF101's group rule
-    split: str
-    testing: TestSampling
-    training: TrainSampling | None  # None: evaluation only
-    batch_size: int = 1
-    val_groups: int = 0
-    allow_missing: bool = False
-    workers: int | None = None
-    seed: int = 0
-
-
 def make_data(
-    settings: DataSettings,
     index: Index,
     read: ReadSteps,
     preparation: Preparation,
     device: torch.device,
+    *,
+    ucf_list: Path | None,  # None: UCF101's group rule
+    split: str,
+    testing: TestSampling,
+    training: TrainSampling | None,  # None: evaluation only
+    batch_size: int = 1,
+    val_groups: int = 0,
+    allow_missing: bool = False,
+    workers: int | None = None,
+    seed: int = 0,
 ) -> Data:
-    """Match a split with the images on disk, and make its loaders."""
-    split = load_split(settings.ucf_list, settings.split, index.names, verbose=rank() == 0)
-    if len(split.class_names) < 2:
-        raise InputError(f"all videos are of one class, {split.class_names[0]}: nothing to tell apart; add a class")
+    """Match a split with the images on disk, and make its loaders; see the flags of these names."""
+    videos = load_split(ucf_list, split, index.names, verbose=rank() == 0)
+    if len(videos.class_names) < 2:
+        raise InputError(f"all videos are of one class, {videos.class_names[0]}: nothing to tell apart; add a class")
 
-    def loader(videos: list[Video], sampling: TrainSampling | TestSampling, batch: int, subset: str) -> Loader:
-        sources = find_sources(index, videos, settings.allow_missing)
+    def loader(of_subset: list[Video], sampling: TrainSampling | TestSampling, batch: int, subset: str) -> Loader:
+        sources = find_sources(index, of_subset, allow_missing)
         if not sources:
-            raise InputError(f"no {subset} video of split {split.number} is under {index.root}; check --ucf-list")
-        dataset = ClipDataset(sources, read, preparation, sampling, seed=settings.seed)
-        return Loader(dataset, batch, settings.workers, device)
+            raise InputError(f"no {subset} video of split {videos.number} is under {index.root}; check --ucf-list")
+        return Loader(ClipDataset(sources, read, preparation, sampling, seed=seed), batch, workers, device)
 
-    flow = preparation.modality != "rgb"  # or differences, which need every frame
-    every = 1 if flow else extraction_settings(index.root).get("sampling_rate") or 1
-    testing = replace(settings.testing, every=every)
+    needs_every_frame = preparation.modality != "rgb"  # flow and differences
+    every = 1 if needs_every_frame else extraction_settings(index.root).get("sampling_rate") or 1
+    testing = replace(testing, every=every)
     test_batch = max(1, (256 if device.type == "cuda" else 32) // testing.clips)  # videos
-    test = loader(split.test, testing, test_batch, "test")
-    training, select = split.train, test
-    if settings.val_groups:
-        training, validation = hold_out_groups(split.train, settings.val_groups)
+    select = test = loader(videos.test, testing, test_batch, "test")
+    trained = videos.train
+    if val_groups:
+        trained, validation = hold_out_groups(videos.train, val_groups)
         select = loader(validation, testing, test_batch, "validation")
-    if settings.training is None:
-        return Data(split, None, select, test, index.root)
-    sampling = replace(settings.training, scales=TSN_SCALES[:3] if flow else TSN_SCALES)  # as in TSN's code
-    return Data(split, loader(training, sampling, settings.batch_size, "training"), select, test, index.root)
+    train = None
+    if training is not None:
+        scales = TSN_SCALES[:3] if needs_every_frame else TSN_SCALES  # as in TSN's code
+        train = loader(trained, replace(training, scales=scales), batch_size, "training")
+    return Data(videos, train, select, test, index.root)

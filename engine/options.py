@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from common.commandline import ArgumentParser, Switch, bounded
-from dataloader.clips import DataSettings
 from dataloader.preparation import Preparation
 from dataloader.sampling import TestSampling, TrainSampling
 from engine import features
@@ -191,16 +190,16 @@ def open_checkpoint(args: argparse.Namespace, *modalities: str) -> Checkpoint | 
     return checkpoint
 
 
-def data_settings(args: argparse.Namespace) -> DataSettings:
-    """Collect the flags that say which videos are loaded, and how."""
+def data_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags that say which videos are loaded, and how, as make_data takes them."""
     rule = args.ucf_list == "none" or ("ucf_list" not in args.given and not Path(args.ucf_list).is_dir())
     training = TrainSampling(args.segments, args.crop, args.crop_positions, flip=args.flip)
-    return DataSettings(
-        None if rule else Path(args.ucf_list), args.split,
-        TestSampling(args.test_samples, args.test_views, args.test_starts),
-        None if args.evaluate else training, args.batch_size, args.val_groups, args.allow_missing,
-        args.workers, args.seed,
-    )  # fmt: skip
+    names = ("split", "batch_size", "val_groups", "allow_missing", "workers", "seed")
+    return {
+        "ucf_list": None if rule else Path(args.ucf_list), "training": None if args.evaluate else training,
+        "testing": TestSampling(args.test_samples, args.test_views, args.test_starts),
+        **{name: getattr(args, name) for name in names},
+    }  # fmt: skip
 
 
 def choose_preparation(args: argparse.Namespace, checkpoint: Checkpoint | None, fresh: Preparation) -> Preparation:

@@ -22,9 +22,8 @@ def make_data(tiny, device=CPU, index=None, preparation=None, **given):
     usual = {"ucf_list": None, "split": "1", "testing": TestSampling(6, 5), "training": training, "batch_size": 4,
              "workers": 0, "seed": 5}  # fmt: skip
     index = index or index_frames(tiny / "rgb", "rgb")
-    settings = c.DataSettings(**{**usual, **given})
     preparation = preparation or default_preparation("rgb", 48, "squash")
-    return c.make_data(settings, index, ReadFrame(index.root), preparation, device)
+    return c.make_data(index, ReadFrame(index.root), preparation, device, **{**usual, **given})
 
 
 def groups_of(loader):
