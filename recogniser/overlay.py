@@ -23,7 +23,7 @@ from utils import atomic_path, check_writable, printable
 
 # Okabe and Ito's palette, its dark colours lightened for the dark panel: distinct with any colour vision.
 COLOURS = ("#f0a020", "#56b4e9", "#2fc79a", "#f0e442", "#d98bb9")
-PANEL, RULE, FAINT, INK = "#15191e", "#353c45", "#98a2ad", "#f2f4f6"
+PANEL, FAINT, INK = "#15191e", "#98a2ad", "#f2f4f6"
 SHADE = (10, 13, 16, 185)  # behind text on a picture
 NARROWEST, WIDEST = 640, 1280  # pixels: small videos are enlarged, so that the text can be read
 
@@ -43,41 +43,35 @@ def save(target: Path, video: Path, answers: Sequence[Answer]) -> None:
                 width = min(max(picture.width, NARROWEST), WIDEST) // 2 * 2
                 height = max(2, round(picture.height * width / picture.width / 2) * 2)  # even, as codecs want them
                 strip = Strip(answers, width)
-            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
             answer = answers[int(np.abs(middles - frame.seconds).argmin())]
             label = "whole video" if len(answers) == 1 else f"{answer.start:.1f} to {answer.end:.1f} s"
-            drawn = draw(picture, answer, label, strip, frame.seconds)
+            drawn = draw(picture.resize((width, height), Image.Resampling.BICUBIC), answer, label, strip, frame.seconds)
             write(drawn)
             written += 1
 
 
 @contextlib.contextmanager
 def open_film(target: Path, rate: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yield a function that adds a picture to a film at `target` with `rate` pictures per second.
+    """Yield a function that adds a picture to a H.264 film at `target` with `rate` pictures per second.
 
-    Pictures are RGB uint8 (height, width, 3), all of one size with even sides. The film is H.264, which browsers
-    play, if PyAV's FFmpeg has it, otherwise MPEG-4. It appears only if the block ends without an error.
+    Pictures are RGB uint8 (height, width, 3), all of one size with even sides. The film appears only if the
+    block ends without an error.
     """
     av = import_av()
     check_writable(target.parent)
-    with contextlib.ExitStack() as stack:
-        # absolute, because FFmpeg reads a relative `a:b` as a protocol
-        temporary = stack.enter_context(atomic_path(target)).absolute()
-        container = stack.enter_context(av.open(str(temporary), "w", "mp4", options={"movflags": "faststart"}))
+    # absolute, because FFmpeg reads a relative `a:b` as a protocol
+    with atomic_path(target.absolute()) as path, av.open(str(path), "w", "mp4", options={"movflags": "faststart"}) as film:
         pace = Fraction(rate).limit_denominator(1001)
-        if "libx264" in av.codecs_available:
-            stream = container.add_stream("libx264", pace, options={"crf": "20", "preset": "veryfast"})
-        else:
-            stream = container.add_stream("mpeg4", pace, bit_rate=8_000_000)
+        stream = film.add_stream("libx264", pace, options={"crf": "20", "preset": "veryfast"})
         stream.pix_fmt = "yuv420p"  # what browsers take
 
         def write(picture: np.ndarray) -> None:
             if not stream.codec_context.is_open:
                 stream.height, stream.width = picture.shape[:2]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
 
         yield write
-        container.mux(stream.encode(None))
+        film.mux(stream.encode(None))
 
 
 def draw(picture: Image.Image, answer: Answer, label: str, strip: Strip, now: float) -> np.ndarray:
@@ -85,23 +79,20 @@ def draw(picture: Image.Image, answer: Answer, label: str, strip: Strip, now: fl
 
     `label` names the part of the video that the answer is about.
     """
-    below = strip.at(now)
-    canvas = Image.new("RGB", (picture.width, picture.height + below.height), PANEL)
+    below, unit = strip.at(now), strip.unit
+    canvas = Image.new("RGB", (picture.width, picture.height + below.height))
     canvas.paste(picture)
     canvas.paste(below, (0, picture.height))
-    unit = strip.unit
+    pen, pad = ImageDraw.Draw(canvas, "RGBA"), 10 * unit
     streams = [f"{name}: {guess}" for name, guess in answer.alone().items()]
-    lines = [(answer.guess(), 26, INK), *((text, 14, "#d5dae0") for text in (*streams, label))]
-    pen, pad, base = ImageDraw.Draw(canvas, "RGBA"), round(10 * unit), 20 * unit
-    drawn = []
-    for text, size, colour in lines:
-        base += size * unit
-        drawn.append(((2 * pad, round(base - size * unit / 6)), printable(text), colour, font_of(round(size * unit))))
-        base += 6 * unit
-    width = max(pen.textlength(text, font) for _, text, _, font in drawn) + 3 * pad
-    pen.rounded_rectangle((pad, pad, width, round(base + 4 * unit)), round(6 * unit), fill=SHADE)
-    for at, text, colour, font in drawn:
-        pen.text(at, text, colour, font, anchor="ls")
+    top, lines = 1.5 * pad, []
+    for text, size in (answer.guess(), 26), *((text, 14) for text in (*streams, label)):
+        lines.append(((2 * pad, top), printable(text), font_of(round(size * unit))))
+        top += (size + 6) * unit
+    right = max(pen.textlength(text, font) for _, text, font in lines) + 3 * pad
+    pen.rounded_rectangle((pad, pad, right, top + pad / 2), pad / 2, fill=SHADE)
+    for at, text, font in lines:
+        pen.text(at, text, INK, font)
     return np.asarray(canvas)
 
 
@@ -114,11 +105,10 @@ class Strip:
     def __init__(self, answers: Sequence[Answer], width: int) -> None:
         self.unit, self.end = width / NARROWEST, answers[-1].end
         fused = np.stack([answer.probabilities()["fused"] for answer in answers])
+        times, shares = np.array([(answer.start + answer.end) / 2 for answer in answers]), fused
         if len(answers) == 1:
             times, logits = answers[0].over_time()
             shares = softmax(logits)
-        else:
-            times, shares = np.array([(answer.start + answer.end) / 2 for answer in answers]), fused
         classes = best(fused.mean(0))
         names = [printable(answers[0].names[label]) for label in classes]
         self.seconds = np.linspace(0, self.end, width)
@@ -130,15 +120,11 @@ class Strip:
         left, low = min(0.3, 0.04 + 0.0125 * max(map(len, names))), 0.28 / (0.4 + 0.32 * rows)
         figure.subplots_adjust(left, low, 0.92, 1 - low / 3, hspace=0.2)
         for axis, name, values, colour in zip(axes, names, self.shares, COLOURS, strict=False):
-            axis.fill_between(self.seconds, values, color=colour, alpha=0.45, linewidth=0)
-            axis.plot(self.seconds, values, color=colour, linewidth=1)
-            axis.set(xlim=(0, self.end), ylim=(0, 1.05), facecolor=PANEL, yticks=())
-            axis.spines[["top", "left", "right"]].set_visible(False)
-            axis.spines["bottom"].set_color(RULE)
+            axis.fill_between(self.seconds, values, color=colour, alpha=0.6, linewidth=0)
+            axis.set(xlim=(0, self.end), ylim=(0, 1.05), yticks=(), frame_on=False)
             axis.tick_params(colors=FAINT, labelsize=8, length=0)
             name = name if len(name) < 21 else f"{name[:19]}…"
             axis.annotate(name, (-0.015, 0.5), xycoords="axes fraction", color=INK, size=10, ha="right", va="center")
-        axes[-1].tick_params(length=3)
         axes[-1].xaxis.set_major_formatter("{x:g} s")
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
