@@ -59,8 +59,9 @@ def open_film(target: Path, rate: float) -> Iterator[Callable[[np.ndarray], None
     """
     av = import_av()
     check_writable(target.parent)
+    options = {"movflags": "faststart"}
     # absolute, because FFmpeg reads a relative `a:b` as a protocol
-    with atomic_path(target.absolute()) as path, av.open(str(path), "w", "mp4", options={"movflags": "faststart"}) as film:
+    with atomic_path(target.absolute()) as path, av.open(str(path), "w", "mp4", options=options) as film:
         pace = Fraction(rate).limit_denominator(1001)
         stream = film.add_stream("libx264", pace, options={"crf": "20", "preset": "veryfast"})
         stream.pix_fmt = "yuv420p"  # what browsers take
