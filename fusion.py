@@ -51,7 +51,7 @@ def learn_weights(streams: Sequence[np.ndarray], labels: np.ndarray) -> tuple[np
     from scipy.optimize import minimize  # here: it takes a moment to import
 
     scales = np.array([logits.std() for logits in streams])
-    inputs = np.stack([one / by for one, by in zip(streams, scales, strict=True)])  # (streams, videos, classes)
+    inputs = np.array(streams) / scales[:, None, None]  # (streams, videos, classes)
     targets = np.full(inputs.shape[1:], 1 / (len(labels) + 2) / inputs.shape[2])
     targets[np.arange(len(labels)), labels] += 1 - 1 / (len(labels) + 2)
 
@@ -175,7 +175,7 @@ def mean_over_splits(outcomes: Mapping[str, Outcome]) -> dict:
     """
     found = list(outcomes.values())
     if any(list(one.test_set.streams) != list(found[0].test_set.streams) for one in found):
-        raise InputError("the splits hold different streams; look at the paths and at predictions.json in them")
+        raise InputError("the splits hold different streams; look at the paths and their predictions.json")
     total: dict = {"videos": sum(len(one.test_set.videos) for one in found), "interval_95": {}}
     for row in found[0].draws:
         total[row] = {m: float(np.mean([one.results[row][m] for one in found])) for m in METRICS}
@@ -190,19 +190,20 @@ def mean_over_splits(outcomes: Mapping[str, Outcome]) -> dict:
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(
         __doc__,
-        epilog="PATH is a prediction pickle, a folder that holds one, or a .npz, .npy or .csv file with names, "
-        "labels and scores. With --splits, {} in PATH stands for N.",
+        epilog="PATH is a prediction pickle, a folder that holds one, or a .npz, .npy or .csv file with "
+        "names, labels and scores. With --splits, {} in PATH stands for N.",
     )
     add = parser.add_argument_group("predictions").add_argument
     add("pickles", nargs="*", metavar="PATH", help="streams, instead of --spatial and --motion")
-    add("--spatial", metavar="PATH", help=f"folder or file (default: {SPATIAL}, with --splits {SPATIAL}_split{{}})")
-    add("--motion", metavar="PATH", help=f"folder or file (default: {MOTION}, with --splits {MOTION}_split{{}})")
+    add("--spatial", metavar="PATH", help=f"folder or file (default: {SPATIAL}, or {SPATIAL}_split{{}})")
+    add("--motion", metavar="PATH", help=f"folder or file (default: {MOTION}, or {MOTION}_split{{}})")
     add("--splits", nargs="+", metavar="N", help="fuse each of these splits, and report their mean")
     add = parser.add_argument_group("fusion").add_argument
     add("--learn", nargs="*", metavar="PATH",
-        help="choose one stream, the average, learnt weights or heads.py's joined head by likelihood on predictions "
-             "of other videos: one PATH per stream (default: the folder val beside each)")
-    add("--weights", nargs="+", type=bounded(float, 0, 1e6), metavar="W", help="one per stream (default: 1 for each)")
+        help="choose one stream, the average, learnt weights or heads.py's joined head by likelihood on "
+             "predictions of other videos: one PATH per stream (default: the folder val beside each)")
+    add("--weights", nargs="+", type=bounded(float, 0, 1e6), metavar="W",
+        help="one per stream (default: 1 for each)")
     add = parser.add_argument_group("output").add_argument
     add("--output", type=Path, default=Path("record/fusion"), metavar="DIR", help="for results and report")
     add("--no-report", action="store_true", help="write results.json only")
@@ -226,7 +227,7 @@ def load(paths: Sequence[str], split: str | None, named: bool) -> TestSet:
             raise InputError(f"with --splits, {path} needs a {{}} where the split's number goes")
         one = load_predictions(path.replace("{}", split) if split else path)
         if split and str(one.meta.get("split", split)) != split:
-            raise InputError(f"{one.path} was made on split {one.meta['split']}, not {split}; look at the path")
+            raise InputError(f"{one.path} is of split {one.meta['split']}, not {split}; look at the path")
         predictions.append(one.as_stream(("spatial", "motion")[place]) if named else one)
     return align(predictions)
 
@@ -293,11 +294,11 @@ def check(args: argparse.Namespace) -> None:
     if args.pickles and (args.spatial or args.motion):
         raise InputError("give either a list of predictions or --spatial and --motion, not both")
     if args.weights and (len(args.weights) != streams or not any(args.weights)):
-        raise InputError(f"--weights takes {plural(streams, 'number')} that aren't all 0, one for each stream")
+        raise InputError(f"--weights takes {plural(streams, 'number')}, one for each stream, not all 0")
     if args.learn is not None and args.weights:
         raise InputError("--learn finds the weights itself; leave out --weights")
     if args.learn is not None and (streams == 1 or len(args.learn) not in (0, streams)):
-        raise InputError(f"--learn chooses between two or more streams; give {plural(streams, 'path')}, or none")
+        raise InputError(f"--learn chooses between several streams; give {plural(streams, 'path')}, or none")
     for split in args.splits or []:
         if not split.isdecimal() or args.splits.count(split) > 1:
             raise InputError(f"--splits takes different numbers, not {split!r}; name streams before it")
@@ -337,7 +338,8 @@ def main() -> None:
     print(f"{'':10}   top-1   95 % interval   mean class")
     for row, bounds in total["interval_95"].items():
         low, high = bounds["top1"]
-        print(f"{row:10}  {total[row]['top1']:6.2f}   {low:6.2f} - {high:6.2f}   {total[row]['mean_class']:10.2f}")
+        top1, mean_class = total[row]["top1"], total[row]["mean_class"]
+        print(f"{row:10}  {top1:6.2f}   {low:6.2f} - {high:6.2f}   {mean_class:10.2f}")
 
 
 if __name__ == "__main__":

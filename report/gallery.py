@@ -40,7 +40,7 @@ class Seen:
 class Mistake:
     video: str
     seen: Seen
-    guesses: Mapping[str, Sequence[tuple[str, float, bool]]]  # row -> (class, probability, is it the true one)
+    guesses: Mapping[str, Sequence[tuple[str, float, bool]]]  # row -> (class, probability, is it right)
 
 
 def mistakes(outcome: Outcome) -> dict[str, list[Mistake]]:

@@ -118,10 +118,12 @@ def choice_note(learnt: Learnt) -> str:
     losses = ", ".join(f"{choice_name(name)} {loss:.3f}" for name, loss in learnt.log_loss.items())
     alone = learnt.chosen in learnt.weights
     likeliest = min(learnt.log_loss, key=learnt.log_loss.__getitem__) == learnt.chosen
-    why = "it is the likeliest" if likeliest else f"no {'fusion' if alone else 'other'} is likelier beyond chance"
+    others = "fusion" if alone else "other"
+    why = "it is the likeliest" if likeliest else f"no {others} is likelier beyond chance"
     return (
         f"{choice_name(learnt.chosen)}{' is better here' if alone else ' is chosen'}: {why} on "
-        f"{plural(on.videos, 'other video')}{groups} (log loss: {losses}); temperature {learnt.temperature:.3g}"
+        f"{plural(on.videos, 'other video')}{groups} (log loss: {losses}); "
+        f"temperature {learnt.temperature:.3g}"
     )
 
 
@@ -144,13 +146,13 @@ def look_alike_note(alike: dict) -> str:
     if alike["warns"]:
         return (
             "Clips that look alike are on both sides of the split. Kept apart, accuracy is "
-            f"{alike['apart']:.0f} % (a linear head on RGB, in place of {alike['accuracy']:.0f} %). If they are "
-            "from the same recordings, take this figure. `run.py VIDEOS --groups REGEX` (or FILE.csv of "
+            f"{alike['apart']:.0f} % (a linear head on RGB, in place of {alike['accuracy']:.0f} %). If they "
+            "are from the same recordings, take this figure. `run.py VIDEOS --groups REGEX` (or FILE.csv of "
             "video,group) splits anew and keeps each recording on one side"
         )
     return (
-        f"look-alikes kept apart: {alike['apart']:.1f} % by a linear head on RGB, {alike['accuracy']:.1f} in the "
-        "usual cross-validation"
+        f"look-alikes kept apart: {alike['apart']:.1f} % by a linear head on RGB, {alike['accuracy']:.1f} in "
+        "the usual cross-validation"
     )
 
 
@@ -170,11 +172,13 @@ def notes(results: dict, learnt: Learnt | None) -> list[str]:
     if test and not (learnt and learnt.chosen == test["against"]):  # else they answer the same
         name = "McNemar's exact test" if test["over"] == "videos" else "permutation test over groups"
         found.append(
-            f"fusion against {test['against']} alone: {plural(test['only_fusion_right'], 'video')} right only by "
-            f"fusion, {test['only_stream_right']:,} only by {test['against']}; {name}, p = {test['p']:.2g}"
+            f"fusion against {test['against']} alone: {plural(test['only_fusion_right'], 'video')} right "
+            f"only by fusion, {test['only_stream_right']:,} only by {test['against']}; {name}, "
+            f"p = {test['p']:.2g}"
         )
     found.append(
-        "intervals and test take videos as independent: nothing tells that two of a class are of one recording"
+        "intervals and test take videos as independent: nothing tells that two of a class are of one "
+        "recording"
         if resampled["unit"] == "video" else
         f"intervals and test are over {plural(resampled['count'], 'group')} of videos, since clips of one "
         "recording are alike"

@@ -25,23 +25,25 @@ from utils import atomic_path, csv_text, plural
 WORST = 15  # classes in the table; the CSV has all
 WIDE = 25  # with more classes, the confusion matrix is wider than the page
 CHOSEN = {  # how far to trust an accuracy, by how its network's epoch was chosen (predictions.json chosen_by)
-    "test": "The epoch of {} was chosen by the accuracy on these same test videos, as in the original work: its "
-    "figures here are somewhat too high. --val-groups chooses without the test set.",
+    "test": "The epoch of {} was chosen by the accuracy on these same test videos, as in the original work: "
+    "its figures here are somewhat too high. --val-groups chooses without the test set.",
     "val": "The epoch of {} was chosen on videos held out of training, not on these.",
     "last": "The epoch of {} is the last of a number that was fixed before.",
-    "unknown": "How the epoch of {} was chosen is not recorded. The original training chooses it by the accuracy "
-    "on the test videos themselves, which makes such figures somewhat too high.",
+    "unknown": "How the epoch of {} was chosen is not recorded. The original training chooses it by the "
+    "accuracy on the test videos themselves, which makes such figures somewhat too high.",
 }
 
 
 def write_report(outcome: Outcome, output: Path, title: str) -> Path:
-    """Write report.html, confusion.svg, confusion.csv and per_class.csv into `output`. Return the page's path."""
+    """Write report.html, confusion.svg and the tables into `output`. Return the page's path."""
     results, names = outcome.results, outcome.test_set.class_names
     classes, counts, kinds = class_table(outcome), confusion(outcome), gallery.mistakes(outcome)
     used = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
     matrix = draw_confusion(counts[np.ix_(used, used)], [names[label] for label in used])
-    pairs = results.get("look_alikes", {}).get("pairs", []) if results.get("look_alikes", {}).get("warns") else []
-    alike = gallery.look_up(outcome.test_set.sources, [pair[part] for pair in pairs for part in ("test", "training")])
+    look_alikes = results.get("look_alikes", {})
+    pairs = look_alikes["pairs"] if look_alikes.get("warns") else []
+    both = [pair[part] for pair in pairs for part in ("test", "training")]
+    alike = gallery.look_up(outcome.test_set.sources, both)
     settings = ", ".join(f"{key} {value}" for key, value in results["settings"].items())
 
     environment = Environment(
@@ -79,7 +81,7 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 def class_table(outcome: Outcome) -> pd.DataFrame:
-    """Return a row per class with videos: class, videos, top-1 in % of each stream and fusion. Worst first."""
+    """Return a row per class, worst first: class, videos, top-1 in % of each stream and fusion."""
     labels = outcome.test_set.labels
     label, videos = np.unique(labels, return_counts=True)
     table = pd.DataFrame({"class": [outcome.test_set.class_names[one] for one in label], "videos": videos})
@@ -99,7 +101,7 @@ def confusion(outcome: Outcome) -> np.ndarray:
 def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
     """Draw counts (classes, classes) as a heat map, an SVG. Many classes get small cells without numbers.
 
-    Text stays text, in fonts of the browser. Shades grow with the share of the row; a single mistake is visible.
+    Text stays text, in fonts of the browser. Shades grow with the share of the row.
     """
     count, wide = len(names), len(names) > WIDE
     short = [name if len(name) <= 30 else f"{name[:15]}…{name[-14:]}" for name in names]
@@ -112,7 +114,8 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
         drawn = Figure(figsize=(side, side), layout="constrained")
         axes = drawn.subplots()
         # with these limits, one mistake in a hundred differs from white, and the darkest blue from black
-        shades = axes.imshow(np.where(matrix, share, np.nan), "Blues", vmin=-5, vmax=115, interpolation="none")
+        shown = np.where(matrix, share, np.nan)
+        shades = axes.imshow(shown, "Blues", vmin=-5, vmax=115, interpolation="none")
         axes.set_xticks(range(count), short, rotation=90, fontsize=7 if wide else 8.5)
         axes.set_yticks(range(count), short, fontsize=7 if wide else 8.5)
         axes.set(xlabel="guessed", ylabel="true")

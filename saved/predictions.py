@@ -56,7 +56,8 @@ class PredictionsFile(BaseModel):
     def _labels_are_classes(self) -> PredictionsFile:
         wrong = next((video for video, label in self.labels.items() if label >= len(self.class_names)), None)
         if wrong is not None:
-            raise ValueError(f"the label of {wrong} is {self.labels[wrong]} of {len(self.class_names)} classes")
+            classes = len(self.class_names)
+            raise ValueError(f"the label of {wrong} is {self.labels[wrong]}, of {classes} classes")
         return self
 
 
@@ -122,9 +123,11 @@ class TestSet:
         for source in self.sources.values():
             if source.meta:
                 dataset = str(source.meta.get("dataset", "own"))
-                subset = "" if source.meta.get("subset", "test") == "test" else f", {source.meta['subset']} videos"
+                subset = source.meta.get("subset") or "test"
+                subset = "" if subset == "test" else f", {subset} videos"
                 return f"{DATASETS.get(dataset, dataset)}, split {source.meta.get('split', '?')}{subset}"
-        return DATASETS["ucf101"] if self.class_names == list(UCF101_CLASSES) else f"{len(self.class_names)} classes"
+        ucf101 = self.class_names == list(UCF101_CLASSES)
+        return DATASETS["ucf101"] if ucf101 else f"{len(self.class_names)} classes"
 
 
 def load_predictions(path: str | Path) -> Predictions:
@@ -163,8 +166,8 @@ def load_predictions(path: str | Path) -> Predictions:
     labels = {canonical(name, spelling): label for name, label in labels.items()}
     if unknown := sorted(set(logits) - set(labels)):
         raise InputError(
-            f"{path} has no label for {first_few(unknown)}: it needs the predictions.json that was written with it "
-            "beside it, or UCF101's names of videos"
+            f"{path} has no label for {first_few(unknown)}: it needs the predictions.json that was written "
+            "with it beside it, or UCF101's names of videos"
         )
     labels = {video: labels[video] for video in logits}
     if own_labels is not None:
@@ -236,7 +239,7 @@ def _find(path: Path) -> Path:
                 return found[0]
     elif path.is_file():
         return path
-    raise InputError(f"no predictions at {path}; test that stream first (--resume PATH --evaluate), or give a file")
+    raise InputError(f"no predictions at {path}; test that stream first (--resume PATH --evaluate)")
 
 
 def _ucf101_labels(videos: Iterable[str]) -> dict[str, int]:
@@ -247,25 +250,26 @@ def _ucf101_labels(videos: Iterable[str]) -> dict[str, int]:
 
 
 def _check_scores(content: Any, path: Path) -> int:
-    """Return the number of classes. Raises InputError unless names are mapped to finite scores of one kind."""
+    """Return the number of classes. Raises InputError unless names have finite scores of one kind."""
     if not isinstance(content, dict) or not content:
-        raise InputError(f"{path} is not a prediction file: it holds a {type(content).__name__}, not a dict of videos")
+        found = type(content).__name__
+        raise InputError(f"{path} is not a prediction file: it holds a {found}, not a dict of videos")
     for video, scores in content.items():
         if not isinstance(video, str):
             raise InputError(f"{path} is not a prediction file: a {type(video).__name__} is no video's name")
         if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiu" or scores.ndim not in (1, 2):
             found = getattr(scores, "shape", type(scores).__name__)
-            raise InputError(f"{path}: {video} holds {found}, not numbers of shape (classes,) or (samples, classes)")
+            raise InputError(f"{path}: {video} holds {found}, not numbers (classes,) or (samples, classes)")
         if not scores.size or not float(np.abs(scores).max()) <= MOST:  # a NaN compares false
             raise InputError(
-                f"{path}: the scores of {video} are none, not finite (NaN or infinity) or beyond {MOST:g}; test "
-                "that stream again"
+                f"{path}: the scores of {video} are none, not finite (NaN or infinity) or beyond {MOST:g}; "
+                "test that stream again"
             )
     if len({(scores.ndim, scores.shape[-1]) for scores in content.values()}) > 1:
-        raise InputError(f"{path} mixes scores of several lengths, or of videos and of samples; keep one kind")
+        raise InputError(f"{path} mixes scores of several lengths, or of videos and samples; keep one kind")
     classes = next(iter(content.values())).shape[-1]
     if classes == 1:
-        raise InputError(f"{path} is of one class, so there is nothing to tell apart; fuse streams of two or more")
+        raise InputError(f"{path} is of one class: there is nothing to tell apart; fuse streams of several")
     low = min(float(scores.min()) for scores in content.values())
     high = max(float(scores.max()) for scores in content.values())
     if high - low < 1 / MOST:
@@ -294,10 +298,11 @@ def check_same_classes(first: Predictions, other: Predictions) -> None:
         raise InputError(f"{both} ({first.classes} and {other.classes}); fuse streams of one dataset")
     if there and here != there:
         place = next(i for i in range(len(here)) if here[i] != there[i])
-        raise InputError(f"{both} (number {place + 1}: {here[place]}, {there[place]}); fuse streams of one dataset")
+        named = f"number {place + 1}: {here[place]}, {there[place]}"
+        raise InputError(f"{both} ({named}); fuse streams of one dataset")
     splits = [str(one.meta["split"]) for one in (first, other) if "split" in one.meta]
     if len(set(splits)) > 1:
-        raise InputError(f"{first.path} is of split {splits[0]}, {other.path} of {splits[1]}; fuse one split's")
+        raise InputError(f"{first.path} is of split {splits[0]}, {other.path} of {splits[1]}; fuse one")
 
 
 def _check_same_videos(first: Predictions, other: Predictions) -> None:
@@ -311,7 +316,8 @@ def _check_same_videos(first: Predictions, other: Predictions) -> None:
             )
     differing = sorted(video for video, label in first.labels.items() if other.labels[video] != label)
     if differing:
-        raise InputError(f"{first.path} and {other.path} label differently: {first_few(differing)}; test both again")
+        both = f"{first.path} and {other.path}"
+        raise InputError(f"{both} label differently: {first_few(differing)}; test both again")
 
 
 def _stream(path: Path, meta: dict) -> str:

@@ -32,9 +32,10 @@ _NUMBERED = re.compile(r"(?:class|score|logit|prob|c|s|p)?[ _]?(\d+)", re.IGNORE
 
 
 def read_scores(path: Path) -> tuple[dict[Any, Any], dict[str, int] | None, list[str] | None]:
-    """Read a .npz, .npy or .csv file safely: {video: scores}, {video: label}, class names; None if it lacks them.
+    """Read a .npz, .npy or .csv file safely. Return {video: scores}, {video: label}, class names.
 
-    Scores are (classes,) or (samples, classes). Raises InputError if the file lacks names or scores.
+    The last two are None if the file lacks them. Scores are (classes,) or (samples, classes). Raises
+    InputError if the file lacks names or scores.
     """
     content = _read_csv(path) if path.suffix.lower() == ".csv" else load_arrays(path)
     if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
@@ -42,7 +43,7 @@ def read_scores(path: Path) -> tuple[dict[Any, Any], dict[str, int] | None, list
     elif isinstance(content, np.ndarray) and content.dtype.names:
         content = {name: content[name] for name in content.dtype.names}
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds scores without names; save them with numpy.savez(scores=, names=, labels=)")
+        raise InputError(f"{path} holds scores without names; use numpy.savez(scores=, names=, labels=)")
     columns = _columns(content)
     if "scores" not in columns and not (columns and path.suffix.lower() == ".npz"):
         return content, None, None  # video -> scores, as in a prediction pickle
@@ -62,8 +63,10 @@ def read_scores(path: Path) -> tuple[dict[Any, Any], dict[str, int] | None, list
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(f"{path} holds {twice[0]} twice; remove one")
     class_names = _texts(columns["class_names"], path, "class names") if "class_names" in columns else None
-    numbers = None if labels is None else dict(zip(names, _label_numbers(labels, class_names, path), strict=True))
-    return dict(zip(names, rows, strict=True)), numbers, class_names
+    scores = dict(zip(names, rows, strict=True))
+    if labels is None:
+        return scores, None, class_names
+    return scores, dict(zip(names, _label_numbers(labels, class_names, path), strict=True)), class_names
 
 
 def _columns(content: dict) -> dict[str, Any]:
@@ -78,8 +81,10 @@ def _columns(content: dict) -> dict[str, Any]:
 
 def _rows(scores: Any, path: Path) -> tuple[list[np.ndarray], list | None]:
     """Return each video's scores, and the labels if the scores come as TSN's pairs (scores, label)."""
-    pairs = isinstance(scores, list) and all(isinstance(row, (list, tuple)) and len(row) == 2 for row in scores)
-    pairs = pairs and all(isinstance(row[0], np.ndarray) and np.ndim(row[1]) == 0 for row in scores)
+    pairs = isinstance(scores, list) and all(
+        isinstance(row, (list, tuple)) and [np.ndim(part) > 0 for part in row] == [True, False]
+        for row in scores
+    )
     seconds = [row[1] for row in scores] if pairs else None
     rows: list[np.ndarray] = []
     for row in (row[0] for row in scores) if pairs else scores:
@@ -95,7 +100,7 @@ def _rows(scores: Any, path: Path) -> tuple[list[np.ndarray], list | None]:
 
 
 def _texts(values: Any, path: Path, what: str) -> list[str]:
-    texts = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in list(values)]
+    texts = [one.decode("utf-8", "replace") if isinstance(one, bytes) else one for one in list(values)]
     if not all(isinstance(text, str) for text in texts):
         raise InputError(f"{path}: its {what} are no text")
     return [str(text) for text in texts]
@@ -109,7 +114,7 @@ def _label_numbers(labels: Sequence[Any], class_names: Sequence[str] | None, pat
         order = {name.casefold(): place for place, name in enumerate(class_names or UCF101_CLASSES)}
         order |= {text: int(text[:9]) for text in texts if text.isdecimal()}
         if unknown := sorted(set(texts) - set(order)):
-            raise InputError(f"{path} labels videos {unknown[0]}, and has no class_names with it; add them, in order")
+            raise InputError(f"{path} labels videos {unknown[0]}, and has no class_names with it; add them")
         return [order[text] for text in texts]
     if not all(isinstance(value, (int, float)) and value == int(value) for value in values if value == value):
         raise InputError(f"{path}: its labels are neither whole numbers nor classes' names")
@@ -127,12 +132,12 @@ def _read_csv(path: Path) -> dict[str, Any]:
             role = next((role for role in ("names", "labels") if column.strip().lower() in ROLES[role]), "")
             columns.setdefault(role, column)
         columns.pop("", None)
-        found: dict[str, Any] = {role: table.pop(column).str.strip().tolist() for role, column in columns.items()}
+        found: dict[str, Any] = {role: table.pop(name).str.strip().tolist() for role, name in columns.items()}
         found["scores"] = table.to_numpy(float)
     except (OSError, ValueError, pd.errors.ParserWarning) as error:  # pandas' parser errors are ValueErrors
         raise InputError(
-            f"{path} is no table of video,label,<class>,... with these names in its first line and numbers, with a "
-            f"decimal point, below: {error}".strip()
+            f"{path} is no table of video,label,<class>,... with these names in its first line and numbers, "
+            f"with a decimal point, below: {error}".strip()
         ) from None
     classes = [column.strip() for column in table]
     numbers = [int(match[1][:9]) for name in classes if (match := _NUMBERED.fullmatch(name))]

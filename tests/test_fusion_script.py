@@ -94,10 +94,10 @@ def rename(folder: Path, stream: object) -> Path:
         ("a b c --weights 1 1", "3 numbers"),
         ("--weights 1 -0.1", "must be from 0 to"),
         ("--weights 1 nan", "must be from 0 to"),
-        ("--weights 0 0", "aren't all 0"),
+        ("--weights 0 0", "not all 0"),
         ("--splits 1 2 1", "different numbers"),
         ("--splits 1 2 a{} b{}", "numbers, not 'a{}'; name streams before it"),
-        ("a --learn b", "two or more"),
+        ("a --learn b", "several streams"),
         ("--learn a b --weights 1 2", "finds the weights itself"),
         ("a b c --learn d e", "give 3 paths, or none"),
         ("", None),
@@ -140,7 +140,7 @@ def test_paths_of_streams_and_splits(records: Path, monkeypatch) -> None:
         load(None, "--spatial", "motion", "--motion", "spatial")
     with pytest.raises(InputError, match=r"record/spatial needs a \{\}"):
         load("7", "--spatial", "record/spatial")
-    with pytest.raises(InputError, match="was made on split 1, not 7"):
+    with pytest.raises(InputError, match="is of split 1, not 7"):
         load("7", "--motion", "motion{}")
 
 
