@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, TINY
 
 import motion_cnn
 import spatial_cnn
@@ -232,7 +232,7 @@ def test_no_failure_of_a_test_costs_an_epoch(tiny, run, tmp_path):
     image = sorted((tmp_path / "rgb").glob("v_*_g01_*"))[0] / "frame000001.jpg"
     whole = image.read_bytes()
     image.write_bytes(whole[:100])
-    arguments = ("spatial_cnn.py", "--rgb-dir", tmp_path / "rgb", *SMALL, "--output", tmp_path / "out", "--epochs", 1)
+    arguments = ("spatial_cnn.py", "--rgb-dir", tmp_path / "rgb", *TINY, "--output", tmp_path / "out", "--epochs", 1)
     run(*arguments, code=2)
     batches = torch.load(tmp_path / "out/checkpoint.pth.tar", weights_only=True)["batch"]
     assert batches > 0

@@ -2,73 +2,34 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, SMALL
-from scripts import patched, run_ranks
+from conftest import ROOT, TINY
+from scripts import run_ranks
 
 from engine.owner import owned
 from utils import InputError, check_output
 
-# A script that goes on to its first training step and there waits to be killed.
-WAITING = """
-import time
-from engine import training as epoch
 
-def wait(*_, **__):
-    print("in a step", flush=True)
-    time.sleep(3600)
-
-epoch.train_step = wait
-"""
-
-
-@pytest.fixture(scope="module")
-def flags(tiny):
-    return ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *SMALL, "--epochs", 1)
-
-
-@pytest.fixture
-def training(flags, tmp_path):
-    """A training that is in its first step, with a loader worker, in tmp_path/out."""
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / ".checkpoint.pth.tar.999999999-0123abcd.tmp").write_bytes(b"what a killed run left")
-    command = [sys.executable, patched(tmp_path, WAITING), ROOT / flags[0], *flags[1:], "--output", output]
-    process = subprocess.Popen(
-        [*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert any("in a step" in line for line in process.stdout)
-    yield process
-    process.kill()
-    process.wait()
-    process.stdout.close()
-
-
-def test_a_second_run_is_refused_and_touches_nothing(flags, run, training, tmp_path):
-    output = tmp_path / "out"
-    assert not list(output.glob(".*.tmp"))  # the first swept up
-    being_written = output / f".checkpoint.pth.tar.{training.pid}-0123abcd.tmp"
-    being_written.write_bytes(b"half")
-    before = sorted(path.name for path in output.iterdir())
-    for more in ((), ("--resume", "auto")):
-        line = run(*flags, *more, "--output", output, code=2).stderr
-        assert f"process {training.pid} on " in line and "spatial_cnn.py --rgb-dir" in line and str(output) in line
+def test_a_second_run_is_refused_and_touches_nothing(tiny, run, tmp_path):
+    flags = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *TINY, "--epochs", 1, "--output", tmp_path)
+    being_written = tmp_path / f".checkpoint.pth.tar.{os.getpid()}-0123abcd.tmp"
+    with owned(tmp_path):
+        being_written.write_bytes(b"half")
+        before = sorted(path.name for path in tmp_path.iterdir())
+        line = run(*flags, "--resume", "auto", code=2).stderr
+        assert f"process {os.getpid()} on " in line and shlex.join(sys.argv) in line and str(tmp_path) in line
         assert re.search(r"since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d", line)
-    assert sorted(path.name for path in output.iterdir()) == before
-    # processes of torchrun are one run, and are refused as one
-    ranks = run_ranks(*flags, "--output", output)
-    assert all(rank.returncode == 2 for rank in ranks)
-    assert sum(rank.stderr.count(f"process {training.pid} on ") for rank in ranks) == 1
-    # the owner's death, however sudden, frees the folder for the next
-    training.kill()
-    training.wait()
-    run(*flags, "--output", output)
-    assert not being_written.exists() and not (output / ".owner.txt").exists()
+        # processes of torchrun are one run, and are refused as one
+        ranks = run_ranks(*flags)
+        assert all(rank.returncode == 2 for rank in ranks)
+        assert sum(rank.stderr.count(f"process {os.getpid()} on ") for rank in ranks) == 1
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def test_what_is_swept_belongs_to_nobody_alive(tmp_path):
@@ -113,7 +74,7 @@ from engine.owner import owned
 with owned(sys.argv[1]):
     if os.fork():
         print("in", flush=True)
-    time.sleep(8)
+    time.sleep(2)
 """
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "in\n"
