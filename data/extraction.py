@@ -31,7 +31,7 @@ from common.progress import progress_bar
 from data.jobs import run_jobs
 from data.videos import VideoError, VideoFile
 from dataloader.extracted import FILE, claim, read_marker
-from utils import InputError, atomic_path, csv_text, file_digest, plural, printable, write_json
+from utils import InputError, atomic_path, csv_text, file_digest, plain_cause, plural, printable, write_json
 
 Writer = Callable[[Path, Path], int]  # writes one video's images to a folder and returns their number
 # Errors that would affect every other video, too.
@@ -212,6 +212,8 @@ def extract_one(output: Output, write: Writer, video: VideoFile) -> int | str:
     except InputError:
         raise
     except Exception as error:
+        if cause := plain_cause(error, "lower --workers, or --batch-frames on a GPU"):
+            return cause
         traceback.print_exc()
         return f"internal error: {type(error).__name__}: {error}"
     finally:

@@ -6,16 +6,15 @@ width, 2) in pixels, x then y, from each frame to the next: one fewer than frame
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from data.videos import VideoError, import_cv2
-from utils import InputError, plural
+from utils import InputError
 
 BATCH_FRAMES = 16  # pairs of frames per batch of a network or GPU
 
@@ -53,7 +52,7 @@ def tvl1_flow(
 
     These are tau 0.25, lambda 0.15, theta 0.3, 5 scales of 0.8, 5 warps, epsilon 0.01, as for TSN's flow.
     `backend` is a result of best_backend; None selects the best. numba computes one pair at a time, the
-    tensor code `batch_frames` pairs. Raises InputError if a batch doesn't fit in the device's memory.
+    tensor code `batch_frames` pairs.
     """
     backend = backend or best_backend(device)
     if backend == "numba":
@@ -67,9 +66,8 @@ def tvl1_flow(
     from data.tvl1.tensor import tvl1_pairs
 
     for batch in _batches(_grey(frames), batch_frames):
-        with _memory_advice(device, batch_frames, batch[0].shape):
-            images = torch.from_numpy(np.stack(batch)).to(device)
-            flows = tvl1_pairs(images[:-1], images[1:], compiled=backend == "compiled")
+        images = torch.from_numpy(np.stack(batch)).to(device)
+        flows = tvl1_pairs(images[:-1], images[1:], compiled=backend == "compiled")
         yield from flows.permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -99,7 +97,7 @@ def raft_flow(
     """RAFT (Teed and Deng 2020) with 12 updates, on `batch_frames` pairs of frames at once.
 
     `weights` is a file with a torchvision state_dict; its shapes tell raft_large from raft_small.
-    Raises InputError if the weights don't fit the network, or a batch doesn't fit in the device's memory.
+    Raises InputError if the weights don't fit the network.
     """
     import torch
 
@@ -110,23 +108,9 @@ def raft_flow(
         # RAFT correlates at an eighth of the size on four levels: sides must be multiples of 8, at least 128.
         right, below = max(128, -(-width // 8) * 8) - width, max(128, -(-height // 8) * 8) - height
         images = torch.nn.functional.pad(images, (0, right, 0, below), mode="replicate")
-        with _memory_advice(device, batch_frames, (height, width)), torch.inference_mode():
+        with torch.inference_mode():
             flows = model(images[:-1], images[1:])[-1]
         yield from flows[:, :, :height, :width].permute(0, 2, 3, 1).cpu().numpy()
-
-
-@contextlib.contextmanager
-def _memory_advice(device: str, pairs: int, shape: Sequence[int]) -> Iterator[None]:
-    """Turn an out-of-memory error on images of `shape`, (height, width), into an InputError with advice."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"{device} is out of memory with {plural(pairs, 'frame')} of {shape[1]}x{shape[0]} at once; "
-            "lower --batch-frames or --workers"
-        ) from error
 
 
 def _batches(frames: Iterable[np.ndarray], pairs: int) -> Iterator[list[np.ndarray]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from conftest import ROOT
 from PIL import Image
 from video_files import extract, make_video, number_of, write_film
 
+from data import extract_rgb
 from data.jobs import run_jobs
 from data.videos import VideoError, find_videos, read_frames
 from dataloader.extracted import fingerprint
@@ -168,6 +170,7 @@ def test_what_a_kill_between_two_renames_leaves_is_redone(videos, whole, tmp_pat
 WRITE_ON = """
 import sys, time
 sys.path.insert(0, {root!r})
+from data import extract_rgb
 from data.jobs import run_jobs
 
 def write_on(path):  # a byte every 10 ms, for at most 30 s
@@ -358,6 +361,22 @@ def test_a_single_frame_has_no_flow(tmp_path):
     assert "single frame" in failures(tmp_path / "out")["a.avi"]
     assert len(images(tmp_path / "out" / "u" / "b")) == len(images(tmp_path / "out" / "v" / "b")) == 1
     assert images(tmp_path / "out" / "u") == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (RuntimeError("CUDA out of memory"), 1, "not enough memory"), (KeyError(1), 1, "internal error"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "cannot write to"),
+    ],
+)  # fmt: skip
+def test_what_ends_one_video_and_what_ends_all(videos, monkeypatch, tmp_path, error, code, words):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(extract_rgb, "write_rgb", fail)
+    said = extract("rgb", videos, tmp_path / "out", code=code)
+    assert said.count(words) == (6 if code == 1 else 1) and ("Traceback" in said) == isinstance(error, KeyError)
 
 
 def test_bad_input_is_one_line(videos, tmp_path):
