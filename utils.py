@@ -34,9 +34,9 @@ class InputError(Exception):
 def run_main(main: Callable[[], int | None], if_memory_ends: str = "free some, or do less at a time") -> None:
     """Run a script's `main` and exit with its return value or 0.
 
-    The exit code is 1 after a bug, 2 after an InputError, 130 after Ctrl-C, and 141 if nobody reads the
-    output any more (`| head`). An InputError, or an error that `plain_cause` explains, is printed as one
-    line. Any other exception is a bug and keeps its traceback. All child processes are ended in every case.
+    An InputError, or an error that `plain_cause` explains, is printed as one line: exit code 2. Any other
+    exception is a bug and keeps its traceback: 1. After Ctrl-C it is 130, and 141 if nobody reads the output
+    any more (`| head`). All child processes are ended in every case.
     """
     code = 0
     for stream in (sys.stdout, sys.stderr):
@@ -73,15 +73,11 @@ def _end_children() -> None:
     """Kill the remaining child processes. Loader workers ignore the SIGTERM that Python sends at exit."""
     multiprocessing = sys.modules.get("multiprocessing")
     children = multiprocessing.active_children() if multiprocessing else []
-    if not children:
-        return
-    watch = getattr(signal, "SIGCHLD", None)  # torch's handler would raise when a loader dies
-    handler = signal.signal(watch, signal.SIG_DFL) if watch else None
+    if children and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise when a loader dies
     for child in children:
         child.kill()
         child.join()
-    if watch:
-        signal.signal(watch, handler)
 
 
 # Phrases in the messages of torch, numpy, gloo and NCCL, and what they mean.

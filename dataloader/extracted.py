@@ -82,10 +82,9 @@ def extraction_settings(root: Path) -> dict[str, Any]:
 def fingerprint(root: Path, frames: Frames) -> str:
     """Return a fingerprint of what one sequence of images was made of. It changes if they are made again.
 
-    For our own extraction it is computed from the marker that is written last: the video file's content and
-    the settings. For a pack it is computed from what was packed; for images of other projects, from the
-    files' sizes and times. It is cheap: no image is read. Results computed from the images (features) are
-    stored under this key.
+    Features are stored under this key. No image is read for it: it is computed from the marker of our own
+    extraction (the video file's content and the settings), from pack.json, or from others' files' sizes and
+    times.
     """
     if (pack := root / "pack.json").is_file():
         return _digest(pack.read_bytes(), frames.folder.encode())
@@ -97,12 +96,6 @@ def fingerprint(root: Path, frames: Frames) -> str:
     return _digest(*(f"{file.st_size} {file.st_mtime_ns}".encode() for file in files))
 
 
-def source_path(root: Path, folder: str) -> str | None:
-    """Return the path of the video that a folder's images were made of; None if the marker has none."""
-    made = read_marker(root, folder)
-    return made.path if made else None
-
-
 def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
@@ -111,8 +104,8 @@ def claim(root: Path, kind: str, settings: dict[str, Any], overwrite: bool, empt
     """Make `root` a folder for images of this kind, made with these settings.
 
     The caller holds the folder's lock. Raises InputError if `root` holds images of the other kind, or images
-    made with other settings and not `overwrite`. An `empty` folder may become anything: none of its videos is
-    done, and no other run is at work.
+    made with other settings and not `overwrite`. An `empty` folder, without a finished video, may become
+    anything.
     """
     try:
         found = read_extraction(root)

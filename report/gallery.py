@@ -16,7 +16,7 @@ from matplotlib.colors import hsv_to_rgb
 from PIL import Image
 from scipy.special import softmax
 
-from dataloader.extracted import source_path
+from dataloader.extracted import read_marker
 from dataloader.frames import Index, ReadFlow, ReadFrame, find, index_frames
 from report.outcome import Outcome
 from saved.predictions import Predictions
@@ -100,7 +100,8 @@ def see(video: str, rgb: Index | None, flow: Index | None, path: str | None) -> 
     with lost:
         if rgb is not None:
             found: Any = find(rgb, video)
-            path = path or source_path(rgb.root, found.folder)
+            made = read_marker(rgb.root, found.folder)
+            path = path or (made.path if made else None)
             chosen = np.linspace(0, found.count - 1, min(FRAMES, found.count)).round().astype(int).tolist()
             frames = data_uri([image.transpose(1, 2, 0) for image in ReadFrame(rgb.root)(found, chosen)])
     with lost:

@@ -269,7 +269,6 @@ def test_planes_are_equal_up_to_what_jpeg_makes_of_them():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_batches_sent_ahead_to_a_gpu_are_the_same(tiny):
     gpu = torch.device("cuda")
     dataset = flow_set(tiny, TrainSampling(2))

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dataloader import preparation as transforms
-from dataloader.preparation import Preparation, default_preparation, to_input
+from dataloader.preparation import Preparation
 from utils import InputError
 
 
@@ -20,29 +20,7 @@ def test_a_flip_mirrors_and_negates_x_and_only_x():
         x, y = clips[0, 2 * pair], clips[0, 2 * pair + 1]
         assert torch.equal(flipped[0, 2 * pair], 255 - torch.fliplr(x))
         assert torch.equal(flipped[0, 2 * pair + 1], torch.fliplr(y))
-
-
-@pytest.mark.parametrize("modality", ["rgb", "rgbdiff", "greydiff"])
-def test_a_flip_of_colours_only_mirrors(modality):
-    clips = torch.randint(0, 256, (1, 18, 4, 6), dtype=torch.uint8)
-    assert torch.equal(transforms.flip_clips(clips, torch.tensor([True]), modality)[0], clips[0].flip(-1))
-
-
-def test_flow_is_normalised_plane_by_plane():
-    clip = torch.randint(0, 256, (2, 20, 6, 8), dtype=torch.uint8)
-    preparation = Preparation("flow", mean=(0.5,), std=(0.226,), stack_length=10)
-    torch.testing.assert_close(to_input(clip, preparation), (clip / 255 - 0.5) / 0.226)
-    assert preparation.channels == 20 and preparation.clip_length == 10
-
-
-def test_grey_differences_are_of_pillows_grey():
-    """Four frames make a picture of three planes; Pillow's L is ITU-R BT.601's grey, within a level of rounding."""
-    frames = torch.randint(0, 256, (1, 4, 3, 4, 6), dtype=torch.uint8)
-    preparation = default_preparation("greydiff", 4, "squash", 3)
-    assert preparation.channels == 3 and preparation.clip_length == 4
-    grey = [np.asarray(Image.fromarray(frame.permute(1, 2, 0).numpy()).convert("L"), float) for frame in frames[0]]
-    out = to_input(frames.flatten(1, 2), preparation)[0] * 255 * np.mean([0.229, 0.224, 0.225])
-    assert np.abs(np.diff(grey, axis=0) - out.numpy()).max() < 2.1
+    assert torch.equal(transforms.flip_clips(clips, torch.tensor([True, True]), "rgbdiff"), clips.flip(-1))
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 50, 70), (5, 2, 50, 70), (1, 1, 30, 20)])
@@ -61,10 +39,7 @@ def test_random_crops_are_everywhere_inside_and_of_the_size():
     boxes = [transforms.random_crop(240, 320, 224, rng) for _ in range(5000)]
     assert {(b.height, b.width) for b in boxes} == {(224, 224)}
     assert {b.top for b in boxes} == set(range(17)) and {b.left for b in boxes} == set(range(97))
-
-
-def test_a_crop_of_a_small_image_is_its_largest_square():
-    box = transforms.random_crop(100, 150, 224, np.random.default_rng(0))
+    box = transforms.random_crop(100, 150, 224, rng)  # a small image's largest square
     assert (box.height, box.width, box.top) == (100, 100, 0) and 0 <= box.left <= 50
 
 
@@ -72,7 +47,7 @@ def test_a_crop_of_a_small_image_is_its_largest_square():
 def test_multiscale_crops_are_tsns(positions):
     """Sides from 256 * {1, .875, .75, .66} = 256, 224, 192, 168, neighbouring ones paired; 5 or 13 places."""
     rng = np.random.default_rng(0)
-    boxes = [transforms.multiscale_crop(256, 340, rng, positions=positions) for _ in range(20_000)]
+    boxes = [transforms.multiscale_crop(256, 340, rng, positions=positions) for _ in range(6_000)]
     sides = [256, 224, 192, 168]
     pairs = {(a, b) for i, a in enumerate(sides) for j, b in enumerate(sides) if abs(i - j) <= 1}
     assert {(b.height, b.width) for b in boxes} == pairs
