@@ -4,7 +4,7 @@
   python predict.py FOLDER ...                            folders named as classes are scored, with a report
   python predict.py VIDEO ... --save out.mp4              draw the answer over the video, as a film
   python predict.py FOLDER ... --save films               one film for each video, into the folder films
-  python predict.py VIDEO ... --sliding 2                 a rolling answer, for long videos
+  python predict.py VIDEO ... --window 2                  an answer for every 2 seconds, for long videos
 
 A video is decoded, scaled, JPEG-coded and sampled by the same code as the checkpoint's training and test
 data. The probabilities are softmax(mean of the streams' mean logits), weighted by --weights or --fusion. If a
@@ -72,9 +72,9 @@ def add_network_flags(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("preparation")
     group.add_argument("--samples", type=bounded(int, 1, 10_000),
                        help="clips per video or window (default: as the checkpoint was tested; at most 2.5 per second "
-                            "in a rolling window)")
-    group.add_argument("--sliding", type=bounded(float, 1e-3, 86400), metavar="SECONDS",
-                       help="answer for windows of this length, one every half length")
+                            "of a window)")
+    group.add_argument("--window", type=bounded(float, 1e-3, 86400), metavar="SECONDS",
+                       help="answer for windows of this length, one after the other")
     group.add_argument("--flow-method", choices=("tvl1", *PLAIN_METHODS, "raft"),
                        help="dis is the fastest (default: what the motion stream was trained on)")
     group.add_argument("--raft-weights", metavar="large|small|PATH",
@@ -139,14 +139,14 @@ def main() -> int:
     targets = choose_targets(args.save, videos) if args.save else {}
     model = load_networks(args)
     labels = labels_of(videos, model.names)
-    if args.sliding or len(labels) < 2 or not any(Path(named).is_dir() for named in args.videos):
+    if args.window or len(labels) < 2 or not any(Path(named).is_dir() for named in args.videos):
         labels = {}
     note_unused(args, report=bool(labels))
     args.report = args.report or Path("record/predict")
     with owned(args.report, flag="--report") if labels else contextlib.nullcontext():
         answers: dict[Path, Answer] = {}
-        for video, said in answers_to(list(videos), model, args.sliding):
-            if args.sliding and len(videos) > 1 and not args.json:
+        for video, said in answers_to(list(videos), model, args.window):
+            if args.window and len(videos) > 1 and not args.json:
                 print(printable(str(video)))
             try:
                 answers[video] = answer_video(video, said, targets.get(video), args)
@@ -179,11 +179,11 @@ def choose_targets(save: Path, videos: Mapping[Path, Path]) -> dict[Path, Path]:
 
 
 def answers_to(
-    videos: Sequence[Path], model: Recogniser, sliding: float | None
+    videos: Sequence[Path], model: Recogniser, window: float | None
 ) -> Iterator[tuple[Path, Iterable[Answer | str]]]:
     """Yield each video with its answer, or its windows' answers; a str says why there is none."""
-    if sliding:
-        yield from ((video, model.rolling(video, sliding)) for video in videos)
+    if window:
+        yield from ((video, model.answers(video, window)) for video in videos)
     else:
         yield from ((video, [answer]) for video, answer in zip(videos, model.answer_all(videos), strict=True))
 
@@ -195,7 +195,7 @@ def answer_video(video: Path, answers: Iterable[Answer | str], film: Path | None
         if isinstance(answer, str):
             raise VideoError(answer)
         shown = str(video)
-        text = as_json(shown, answer) if args.json else as_line(answer) if args.sliding else as_table(shown, answer)
+        text = as_json(shown, answer) if args.json else as_line(answer) if args.window else as_table(shown, answer)
         print("\n".join(map(printable, text.split("\n"))), flush=True)
         said.append(answer)
     if film:

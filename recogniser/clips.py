@@ -84,29 +84,22 @@ class ClipMaker:
         """Return the numbers of the frames, of `count`, that `clips` needs. Raises VideoError for too few."""
         return np.unique(self.starts(count)[:, None] + np.arange(0, self.fewest, self.rate)).tolist()
 
-    def clips(self, window: Window, made: dict[int, np.ndarray] | None = None) -> Batch:
-        """Return the clips of a window, as a loader would. Raises VideoError for too few frames.
-
-        `made` keeps images for the next window: frame number -> uint8 (planes, height, width), the frame or
-        the flow from it to the next.
-        """
-        made = {} if made is None else made
-        for number in [number for number in made if number < window.first]:
-            del made[number]
+    def clips(self, window: Window) -> Batch:
+        """Return the clips of a window, as a loader would. Raises VideoError for too few frames."""
         frames = window.frames[self.short_side]
+        images: dict[int, np.ndarray] = {}  # frame number -> uint8 (planes, height, width)
         steps = self.starts(window.count)[:, None] + np.arange(self.preparation.clip_length) * self.rate
-        missing = [number for number in np.unique(window.first + steps).tolist() if number not in made]
         if self.flow:
-            made.update(self._flows(self.flow, frames, missing))
+            images.update(self._flows(self.flow, frames, np.unique(steps).tolist()))
         else:
-            for number in missing:
+            for number in np.unique(steps).tolist():
                 data = encode_jpeg(frames[number], self.quality)
-                made[number] = decode_rgb(data, "the video").transpose(2, 0, 1)
+                images[number] = decode_rgb(data, "the video").transpose(2, 0, 1)
 
-        def read(images: Mapping[int, np.ndarray], chosen: Sequence[int]) -> list[np.ndarray]:
-            return [images[window.first + step * self.rate] for step in chosen]
+        def read(_: object, chosen: Sequence[int]) -> list[np.ndarray]:
+            return [images[step * self.rate] for step in chosen]
 
-        source = Source(Video("", -1, ""), made, self._images_of(window.count), "the video")
+        source = Source(Video("", -1, ""), images, self._images_of(window.count), "the video")
         sampling = replace(self.sampling, every=self.rate)
         return ClipDataset([source], read, self.preparation, sampling).clips(source, np.random.default_rng())
 
@@ -137,9 +130,8 @@ class ClipMaker:
 
 @dataclass(frozen=True)
 class Window:
-    """Consecutive frames of a video, from frame `first` on."""
+    """A video or a part of it: consecutive frames, numbered from 0."""
 
-    first: int
     times: np.ndarray  # (count + 1,) seconds at which the frames begin, and at which the last one ends
     # short side -> frame number -> RGB uint8 (height, width, 3), for the frames that clips need
     frames: Mapping[int, Mapping[int, np.ndarray]]
@@ -158,73 +150,54 @@ def whole_video(path: Path, makers: Sequence[ClipMaker]) -> Window:
     count = count_frames(path)
     while True:
         wanted = [(maker.short_side, set(maker.needed(count))) for maker in makers if count >= maker.fewest]
-        frames: dict[int, dict[int, np.ndarray]] = {maker.short_side: {} for maker in makers}
+        frames = empty(makers)
         times = [0.0]
         for number, frame in enumerate(decode(path)):
             if sides := {side for side, numbers in wanted if number in numbers}:
                 add(frames, number, frame.picture(), sides)
             times[number:] = [frame.seconds, frame.seconds + frame.lasts]
         if len(times) - 1 == count:
-            return Window(0, np.array(times), frames)
+            return Window(np.array(times), frames)
         count = len(times) - 1
 
 
-def rolling_windows(path: Path, makers: Sequence[ClipMaker], seconds: float) -> Iterator[Window]:
-    """Yield windows of `seconds` by the frames' times. Each begins half a window after the one before.
+def windows_of(path: Path, makers: Sequence[ClipMaker], seconds: float) -> Iterator[Window]:
+    """Yield a video in windows of `seconds` by the frames' times, one after the other. Raises VideoError.
 
-    The last one reaches to the end of the video, unless that is less than a quarter of a window away. A
-    shorter video is one window. Where frames are too long for a window to hold enough for a clip, it is left
-    out. At most one window of frames is in memory. Raises VideoError.
+    Windows with too few frames for any clip, such as a short last one, are left out, unless all are. One
+    window of frames is in memory.
     """
-    rate, most = frame_rate(path), max(maker.fewest for maker in makers)
-    near = 0.5 / rate  # a window begins and ends with the frame nearest to its time
-    seconds, step = (max(1, round(span * rate)) / rate for span in (seconds, seconds / 2))
-    if seconds * rate < most - 0.5:
-        raise VideoError(
-            f"a window of {seconds:g} s is {plural(round(seconds * rate), 'frame')} at {rate:g} per second, and one "
-            f"clip needs {most}: pass --sliding {most / rate:.2f} or more"
-        )
+    near = 0.5 / frame_rate(path)  # a window begins with the frame nearest to its time
     fewest = min(maker.fewest for maker in makers)
-    frames: dict[int, dict[int, np.ndarray]] = {maker.short_side: {} for maker in makers}
-    times = [0.0]  # of the frames from `first` on, and the end of the last
-    first, begin, covered = 0, 0.0, 0.0  # `begin`: of the next window, `covered`: the end of the last one
-
-    def window(begin: float) -> Window:
-        before = sum(time <= begin - near for time in times[:-1])
-        chosen = {side: dict([*pictures.items()][before:]) for side, pictures in frames.items()}
-        return Window(first + before, np.array(times[before:]), chosen)
-
-    for number, frame in enumerate(decode(path)):
-        end = frame.seconds + frame.lasts
-        while len(times) > 1 and times[0] <= min(begin, end - seconds) - near:
-            for pictures in frames.values():
-                del pictures[first]
-            del times[0]
-            first += 1
-        add(frames, number, frame.picture(), frames)
-        times[-1:] = [frame.seconds, end]
-        if end > begin + seconds - near:
-            if (one := window(begin)).count >= fewest:
-                covered = begin + seconds
-                yield one
-            begin += step * ((end + near - begin - seconds) // step + 1)  # a long frame may end several windows
-    last = window(times[-1] - seconds)
-    if not covered or (times[-1] - covered > step / 2 + near / 2 and last.count >= fewest):
-        yield last
+    given, frames, times = 0, empty(makers), [0.0]
+    for frame in decode(path):
+        if frame.seconds > times[0] + seconds - near and len(times) > 1:
+            if len(times) > fewest:
+                given += 1
+                yield Window(np.array(times), frames)
+            frames, times = empty(makers), [frame.seconds]
+        add(frames, len(times) - 1, frame.picture(), frames)
+        times[-1:] = [frame.seconds, frame.seconds + frame.lasts]
+    if len(times) > fewest or not given:
+        yield Window(np.array(times), frames)
 
 
 def frames_in_memory(pictures: Iterable[np.ndarray], makers: Sequence[ClipMaker], rate: float) -> Window:
     """Return a window of all frames, RGB uint8 (height, width, 3), of an iterable. Raises VideoError."""
     if not 0 < rate < float("inf"):
         raise VideoError(f"no video has {rate} frames per second")
-    frames: dict[int, dict[int, np.ndarray]] = {maker.short_side: {} for maker in makers}
+    frames = empty(makers)
     count = 0
     for count, picture in enumerate(pictures, 1):
         shape, kind = np.shape(picture), getattr(picture, "dtype", type(picture).__name__)
         if kind != np.uint8 or len(shape) != 3 or shape[2] != 3 or not min(shape):
             raise VideoError(f"frame {count - 1} is {kind} {shape}, not RGB uint8 (height, width, 3)")
         add(frames, count - 1, picture, frames)
-    return Window(0, np.arange(count + 1) / rate, frames)
+    return Window(np.arange(count + 1) / rate, frames)
+
+
+def empty(makers: Sequence[ClipMaker]) -> dict[int, dict[int, np.ndarray]]:
+    return {maker.short_side: {} for maker in makers}
 
 
 def add(frames: dict[int, dict[int, np.ndarray]], number: int, picture: np.ndarray, sides: Iterable[int]) -> None:
@@ -249,18 +222,15 @@ class Clips:
     too_short: Sequence[str]  # an explanation for each of the other streams
 
 
-def make_clips(window: Window, makers: Sequence[ClipMaker], made: Mapping[str, dict] | None = None) -> Clips:
-    """Make each stream's clips of a window. Raises VideoError if it is too short for every stream.
-
-    `made`: by stream, what ClipMaker.clips keeps for the next window.
-    """
+def make_clips(window: Window, makers: Sequence[ClipMaker]) -> Clips:
+    """Make each stream's clips of a window. Raises VideoError if it is too short for every stream."""
     able = [maker for maker in makers if window.count >= maker.fewest]
     too_short = [f"the video {maker.too_few(window.count)}" for maker in makers if maker not in able]
     if not able:
         raise VideoError(min(makers, key=lambda maker: maker.fewest).too_few(window.count))
     batches, times = {}, {}
     for maker in able:
-        batches[maker.name] = maker.clips(window, made[maker.name] if made else None)
+        batches[maker.name] = maker.clips(window)
         middles = maker.starts(window.count) + maker.fewest / 2  # in frames of the window, possibly fractional
         times[maker.name] = np.interp(middles, np.arange(len(window.times)), window.times)
     return Clips(float(window.times[0]), float(window.times[-1]), window.count, batches, times, too_short)

@@ -38,14 +38,14 @@ from recogniser.clips import (
     clips_of_video,
     frames_in_memory,
     make_clips,
-    rolling_windows,
+    windows_of,
 )
 from saved.checkpoints import Checkpoint, read_checkpoint
 from saved.head_file import HeadFile, read_head
 from utils import InputError, cpu_count
 
 FEW = 4  # fewer videos are decoded in this process, since starting workers takes seconds
-PER_SECOND = 2.5  # most clips per second of a rolling window; more would share most of their frames
+PER_SECOND = 2.5  # most clips per second of a window; more would share most of their frames
 Frames: TypeAlias = str | Path | np.ndarray | Iterable[np.ndarray]
 
 
@@ -119,11 +119,10 @@ class Recogniser:
             return self.answer(clips_of_video(Path(video), self.makers))
         return self.answer(make_clips(frames_in_memory(video, self.makers, rate), self.makers))
 
-    def rolling(self, video: Path, seconds: float) -> Iterator[Answer]:
-        """Yield an answer for each window of `seconds`, one every half window. Raises VideoError."""
-        made: dict[str, dict[int, np.ndarray]] = {maker.name: {} for maker in self.makers}
-        for window in rolling_windows(video, self.makers, seconds):
-            yield self.answer(make_clips(window, self.makers, made))
+    def answers(self, video: Path, seconds: float) -> Iterator[Answer]:
+        """Yield an answer for each window of `seconds`, one after the other. Raises VideoError."""
+        for window in windows_of(video, self.makers, seconds):
+            yield self.answer(make_clips(window, self.makers))
 
     def answer_all(self, videos: Sequence[Path]) -> Iterator[Answer | str]:
         """Yield the answer to each video in order, or why it failed. Worker processes decode."""
@@ -234,8 +233,8 @@ def load_streams(
     for name, checkpoint in checkpoints.items():
         preparation = Preparation.from_dict(checkpoint.preparation)
         samples = checkpoint.args.get("test_samples", 19)
-        if args.sliding:
-            samples = min(samples, max(5, round(PER_SECOND * args.sliding)))
+        if args.window:
+            samples = min(samples, max(5, round(PER_SECOND * args.window)))
         views, starts = checkpoint.args.get("test_views", 1), checkpoint.args.get("test_starts", "spread")
         flow = choose_flow(preparation, args, device) if preparation.modality == "flow" else None
         maker = ClipMaker(name, preparation, TestSampling(args.samples or samples, views, starts), flow)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_a_wrong_number_of_packets_changes_nothing(video, monkeypatch, claimed):
     monkeypatch.setattr(windows, "decode", lambda path: decoded.append(path) or decode(path))
     window = windows.whole_video(video, [maker])
     assert len(decoded) == 1 + (claimed != FRAMES)
-    assert (window.first, window.count) == (0, FRAMES)
+    assert window.count == FRAMES
     assert (window.times[0], window.times[-1]) == (0, pytest.approx(FRAMES / RATE))
     assert window.frames[SIDE].keys() == honest.keys()
     assert all(np.array_equal(window.frames[SIDE][number], honest[number]) for number in honest)
@@ -112,43 +113,22 @@ def test_only_the_frames_that_clips_need_are_kept(tmp_path):
     assert set(window.frames[SIDE]) == expected
 
 
-# --- rolling -------------------------------------------------------------------------------------------
+# --- windows -------------------------------------------------------------------------------------------
 
 
-def test_rolling_windows_are_whole_videos_by_themselves(video):
-    """26 frames, windows of 10 every 5; the last frame is less than a quarter of a window from the end."""
-    computed = []
-
-    def method(frames):
-        flows = list(dis_flow(frames))
-        computed.extend(flows)
-        return flows
-
-    maker, fresh = maker_of("flow", Sampling(6), method), maker_of("flow", Sampling(6))  # all 6 clips of 9 pairs
-    spans, made = [], {}
-    for window in windows.rolling_windows(video, [maker], 0.4):
-        assert len(window.frames[SIDE]) == 10  # no more than one window in memory
-        clips = maker.clips(window, made)
-        assert min(made) >= window.first and len(made) <= 9
-        moved = {number - window.first: frame for number, frame in window.frames[SIDE].items()}
-        alone = fresh.clips(windows.Window(0, window.times, {SIDE: moved}))
-        assert torch.equal(clips.images, alone.images) and torch.equal(clips.clips, alone.clips)
-        spans.append((window.first, *window.times[[0, -1]].round(3)))
-    assert spans == [(0, 0.0, 0.4), (5, 0.2, 0.6), (10, 0.4, 0.8), (15, 0.6, 1.0)]
-    assert len(computed) == 24  # each once, between the 25 frames of windows 0-9, 5-14, 10-19 and 15-24
-
-
-def test_the_last_window_reaches_the_end(video):
-    """26 frames, and windows that begin every half of their length; shorter than a window is one window."""
-    firsts = {12: [0, 6, 12], 14: [0, 7, 12], 20: [0, 6], 9.9: [0, 5, 10, 15], 50: [0], 0.02: [*range(26)]}
-    for frames, expected in firsts.items():
-        rolled = list(windows.rolling_windows(video, [maker_of("rgb", Sampling(1))], frames / RATE))
-        assert [window.first for window in rolled] == expected
-        (count,) = {window.count for window in rolled}
-        assert count == min(26, max(1, round(frames)))
-        for window in rolled:
-            np.testing.assert_allclose(window.times, np.arange(window.first, window.first + count + 1) / RATE)
-            assert [*window.frames[SIDE]] == [*range(window.first, window.first + count)]
+def test_windows_are_whole_videos_by_themselves(video, tmp_path):
+    """26 frames, windows of 10: the last one has 6, and one of a single frame, too few for flow, is left out."""
+    maker = maker_of("flow", Sampling(6))
+    whole = windows.whole_video(video, [replace(maker, sampling=Sampling(26))])  # has every frame
+    for seconds, firsts in {0.4: [0, 10, 20], 0.2: [0, 5, 10, 15, 20], 5: [0]}.items():
+        parts = list(windows.windows_of(video, [maker], seconds))
+        assert [round(part.times[0] * RATE) for part in parts] == firsts
+        for first, part in zip(firsts, parts, strict=True):
+            np.testing.assert_allclose(part.times, np.arange(first, first + part.count + 1) / RATE)
+            assert list(part.frames[SIDE]) == list(range(part.count))
+            assert all(np.array_equal(part.frames[SIDE][n], whole.frames[SIDE][first + n]) for n in range(part.count))
+    (only,) = windows.windows_of(video, [maker], 0.04)
+    assert only.count == 1  # to say of it that it has too few frames
 
 
 def test_times_are_those_of_the_time_stamps_where_the_rate_varies(tmp_path):
@@ -160,12 +140,10 @@ def test_times_are_those_of_the_time_stamps_where_the_rate_varies(tmp_path):
     np.testing.assert_allclose(whole.times, [*stamps, 4.34], atol=1e-3)
     middles = windows.make_clips(whole, [maker]).times["rgb"]  # of frames 0, 13.5 (its first is 13), and 27
     np.testing.assert_allclose(middles, [0.02, 0.62, 4.32], atol=0.13)
-    rolled = list(windows.rolling_windows(film, [maker], 0.4))
-    found = [(window.times[0].round(2), window.times[-1].round(2), window.count) for window in rolled]
-    assert found[:3] == [(0.0, 0.4, 10), (0.2, 0.6, 10), (0.4, 0.8, 10)]
-    assert found[3][1:] == (1.3, 6) and all(count == 1 for *_, count in found[5:]) and found[-1][0] == 4.3
-    flow = windows.rolling_windows(film, [maker_of("flow", Sampling(1))], 0.4)
-    assert [window.first for window in flow] == [0, 5, 10, 15]  # where there are too few frames for a clip, none
+    parts = [(part.times[0].round(2), part.count) for part in windows.windows_of(film, [maker], 0.4)]
+    assert parts == [(0.0, 10), (0.4, 10), *((round(0.8 + k / 2, 2), 1) for k in range(8))]
+    flow = windows.windows_of(film, [maker_of("flow", Sampling(1))], 0.4)
+    assert [part.times[0].round(2) for part in flow] == [0.0, 0.4]  # where there are too few frames for a clip, none
 
 
 def test_a_clip_needs_the_frames_of_its_steps():

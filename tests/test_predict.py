@@ -147,17 +147,16 @@ def logits_of(answer: dict, stream: str) -> np.ndarray:
     return np.array([answer[stream]["logits"][name] for name in ("run", "walk")])
 
 
-def test_table_rolling_lines_and_flags_without_effect(prepared, flags, call):
+def test_table_lines_of_windows_and_flags_without_effect(prepared, flags, call):
     video = prepared / "videos/walk/b.avi"
     said = call(video, *flags)
     lines = said.out.splitlines()
     assert lines[0] == f"{video}  (26 frames, 1.0 s)" and lines[1].split() == ["fused", "spatial", "motion"]
     assert {lines[2].split()[-1], lines[3].split()[-1]} == {"run", "walk"} and "motion alone: " in lines[4]
     assert not said.err
-    rolling = call(video, *flags[2:], "--sliding", 0.4, "--flow-method", "dis").out.splitlines()
-    assert [line[:19].split() for line in rolling] == [
-        ["0.0", "-", "0.4", "s"], ["0.2", "-", "0.6", "s"], ["0.4", "-", "0.8", "s"], ["0.6", "-", "1.0", "s"]
-    ]  # fmt: skip
+    lines = call(video, *flags[2:], "--window", 0.4, "--flow-method", "dis").out.splitlines()
+    assert [line[:19].split() for line in lines] == [["0.0", "-", "0.4", "s"], ["0.4", "-", "0.8", "s"],
+                                                     ["0.8", "-", "1.0", "s"]]  # fmt: skip
     useless = ("--flow-method", "dis", "--flow-order", "older", "--ucf-list", "lists", "--raft-weights", "small")
     said = call(video, *flags[:2], *useless, "--report", "out")
     noted = "".join(line for line in said.err.splitlines() if "without effect" in line)
@@ -167,7 +166,7 @@ def test_table_rolling_lines_and_flags_without_effect(prepared, flags, call):
 def test_films(prepared, flags, call, tmp_path):
     """A film of windows, and a folder of films, one for each video; no leavings."""
     video = prepared / "videos/walk/b.avi"
-    call(video, *flags, "--save", tmp_path / "a.mp4", "--sliding", 0.4)
+    call(video, *flags, "--save", tmp_path / "a.mp4", "--window", 0.4)
     film = [*read_frames(tmp_path / "a.mp4")]
     assert len(film) == FRAMES and film[0].shape[1] == 640 and film[0].shape[0] > 480
     small = cv2.resize(film[9][:480], (128, 96), interpolation=cv2.INTER_AREA).astype(int)
@@ -246,7 +245,7 @@ def test_as_a_library_it_answers_files_arrays_and_iterators_alike(prepared, flag
     for wrong in (np.zeros((9, 8, 8, 3), np.float32), np.zeros((9, 8, 8), np.uint8), []):
         with pytest.raises(VideoError, match="not RGB uint8|has 0 frames"):
             model(wrong)
-    wrong = {"samples": [0], "sliding": [float("nan")], "amp": ["half"], "sampels": [1],
+    wrong = {"samples": [0], "window": [float("nan")], "amp": ["half"], "sampels": [1],
              "weights": [3, (1, "b"), (0, 0)]}  # fmt: skip
     for wish in ({name: value} for name, values in wrong.items() for value in values):
         with pytest.raises(InputError, match=f"--{next(iter(wish))}"):
@@ -286,13 +285,13 @@ def test_errors_are_plain(prepared, flags, call, tmp_path):
     for words, message in {
         (tmp_path / "bad.avi", *flags): "bad.avi: cannot be opened: not a video",
         (short, *flags[2:]): "short.avi: has 4 frames, and one clip of the motion stream needs 5",
-        (os.devnull, *flags, "--sliding", 1): "is no file but a folder, a pipe or a device",
-        (good, *flags, "--sliding", 0.1): "2 frames at 25 per second, and one clip needs 5: pass --sliding 0.20",
+        (os.devnull, *flags, "--window", 1): "is no file but a folder, a pipe or a device",
+        (good, *flags[2:], "--window", 0.08): "has 2 frames, and one clip of the motion stream needs 5",
     }.items():
         said = call(*words, code=2).err.splitlines()
         assert len(said) == 1 and said[0].startswith("error: ") and message in said[0]
     for words, message in {
-        (good, *flags, "--sliding", "inf"): "--sliding: must be from 0.001 to 86400",
+        (good, *flags, "--window", "inf"): "--window: must be from 0.001 to 86400",
         (good,): "no network",
         (good, "--motion", flags[1]): "of the spatial stream: pass it to --spatial",
         (good, "--spatial", tmp_path / "none.pth"): "none.pth",
