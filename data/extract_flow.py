@@ -120,7 +120,7 @@ def main() -> int:
     if args.method in ("tvl1", "raft"):
         methods = [functools.partial(method, device=devices[index % len(devices)]) for index in range(workers)]
     writers = [functools.partial(write_flow, one, args.bound, args.short_side, args.quality) for one in methods]
-    with open_output(args.out, "flow", ("u", "v"), settings | made_by, args.overwrite) as output:
+    with open_output(args.out, "flow", ("u", "v"), settings | made_by) as output:
         return extract_all(videos, output, writers, args.shard)
 
 

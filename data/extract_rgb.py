@@ -35,7 +35,7 @@ def main() -> int:
     videos = find_videos(args.videos, skip=args.out)
     settings = {"short_side": args.short_side, "quality": args.quality, "sampling_rate": args.sampling_rate}
     write = functools.partial(write_rgb, *settings.values())
-    with open_output(args.out, "rgb", (".",), settings, args.overwrite) as output:
+    with open_output(args.out, "rgb", (".",), settings) as output:
         return extract_all(videos, output, [write] * (args.workers or cpu_count()), args.shard)
 
 

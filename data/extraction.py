@@ -50,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     running.add_argument("--workers", type=bounded(int, 1), metavar="N", help="processes (default: one per core)")
     running.add_argument("--shard", type=parse_shard, default="1/1", metavar="K/N", help="do only the K-th of N parts "
                          "of the videos, K from 1 to N, so that several machines can share one OUT")
-    running.add_argument("--overwrite", action="store_true", help="redo what is done, with these settings")
     return images
 
 
@@ -73,7 +72,6 @@ class Output:
     parts: tuple[str, ...]  # the subfolders that hold each video's folder: (".",) or ("u", "v")
     settings: str  # digest of the settings; markers with another digest are ignored
     run: Path  # this run's own folder under .partial
-    overwrite: bool
 
     def folders(self, video: VideoFile) -> list[Path]:
         return [self.root / part / video.folder for part in self.parts]
@@ -136,17 +134,17 @@ class Output:
 
 
 @contextlib.contextmanager
-def open_output(root: Path, kind: str, parts: tuple[str, ...], settings: dict, overwrite: bool) -> Iterator[Output]:
+def open_output(root: Path, kind: str, parts: tuple[str, ...], settings: dict) -> Iterator[Output]:
     """Open `root` as the output folder for `kind`, "rgb" or "flow". `settings` are those that affect images.
 
-    Raises InputError if the folder holds anything made with other settings, unless `overwrite` is set. If
-    machines start at the same moment, the first one's settings count. Leftovers of killed runs are removed,
-    those of running ones are not.
+    Raises InputError if the folder holds anything else, or made with other settings. If machines start at the
+    same moment, the first one's settings count. Leftovers of killed runs are removed, those of running ones
+    are not.
     """
     folders = _folders(root)
-    if folders and not overwrite and not (root / FILE).exists():
+    if folders and not (root / FILE).exists():
         raise InputError(f"{root} holds folders that this program did not extract ({folders[0]}, ...); "
-                         "choose an empty folder, or --overwrite to write among them")
+                         "choose an empty folder")
     run = root / ".partial" / uuid.uuid4().hex
     alive = FileLock(run.with_suffix(".lock"))  # released when this process ends, even if it is killed
     try:
@@ -159,11 +157,11 @@ def open_output(root: Path, kind: str, parts: tuple[str, ...], settings: dict, o
                 empty = not any(run.parent.glob("*.lock")) and not _folders(root)
                 run.mkdir()
                 alive.acquire()
-                claim(root, kind, settings, overwrite, empty)
+                claim(root, kind, settings, empty)
         except OSError as error:
             raise InputError(f"cannot write to {root}: {error.strerror or error}") from error
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-        yield Output(root, parts, hashlib.sha256(text.encode()).hexdigest()[:16], run, overwrite)
+        yield Output(root, parts, hashlib.sha256(text.encode()).hexdigest()[:16], run)
     finally:
         alive.release()
         with contextlib.suppress(OSError), FileLock(root / ".lock"):
@@ -188,7 +186,7 @@ def extract_one(output: Output, write: Writer, video: VideoFile) -> int | str:
 
     Raises InputError for errors that would also affect every other video.
     """
-    if not output.overwrite and output.is_done(video):
+    if output.is_done(video):
         return 0  # another run on the same folder was faster
     attempt = output.run / uuid.uuid4().hex
     try:
@@ -226,7 +224,7 @@ def extract_all(
     """Extract this shard's unfinished videos with one process per writer. Returns the exit code, 0 or 1."""
     part, parts = shard
     mine = videos[part - 1 :: parts]
-    todo = [video for video in mine if output.overwrite or not output.is_done(video)]
+    todo = [video for video in mine if not output.is_done(video)]
     share_of = f" of {len(videos):,} (shard {part}/{parts})" if parts > 1 else ""
     processes = plural(min(len(writers), len(todo)), "process")
     left = f"{len(mine) - len(todo):,} done before, {len(todo):,} to do in {processes}"

@@ -100,29 +100,21 @@ def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
 
-def claim(root: Path, kind: str, settings: dict[str, Any], overwrite: bool, empty: bool) -> None:
+def claim(root: Path, kind: str, settings: dict[str, Any], empty: bool) -> None:
     """Make `root` a folder for images of this kind, made with these settings.
 
-    The caller holds the folder's lock. Raises InputError if `root` holds images of the other kind, or images
-    made with other settings and not `overwrite`. An `empty` folder, without a finished video, may become
-    anything.
+    The caller holds the folder's lock. An `empty` folder may become anything: none of its videos is done, and
+    no other run is at work. Raises InputError if another holds images of the other kind, or of other settings.
     """
-    try:
-        found = read_extraction(root)
-    except InputError:
-        if not (overwrite or empty):
-            raise
-        found = None
-    was = found.made_with() if found else {}
-    if found and (found.kind, was) == (kind, settings):
+    found = None if empty else read_extraction(root)
+    if found is None:
+        write_json(root / FILE, {"kind": kind, "version": 1, "settings": settings})
         return
-    if found and found.kind != kind and not empty:
+    was = found.made_with()
+    if found.kind != kind:
         raise InputError(f"{root} holds {found.kind}, not {kind}; choose another folder")
-    if found and not (overwrite or empty):
+    if was != settings:
         differences = [f"{key} {was.get(key, 'not set')} there, {settings.get(key, 'none')} asked"
                        for key in sorted({*was, *settings}) if was.get(key) != settings.get(key)]  # fmt: skip
-        raise InputError(
-            f"{root} was extracted with other settings ({'; '.join(differences)}); "
-            "choose another folder or the same settings, or --overwrite to redo it"
-        )
-    write_json(root / FILE, {"kind": kind, "version": 1, "settings": settings})
+        raise InputError(f"{root} was extracted with other settings ({'; '.join(differences)}); choose another folder "
+                         "or the same settings, or delete it")  # fmt: skip
