@@ -27,7 +27,7 @@ from data.jobs import run_jobs
 from dataloader.extracted import extraction_settings
 from dataloader.frames import Index, decode_gray, decode_rgb, find, index_frames, locate_video
 from dataloader.lists import Split, load_split
-from dataloader.names import Video, first_few, ucf_parts
+from dataloader.names import Video, first_few
 from dataloader.packed import Frames
 from utils import InputError, cpu_count, plural, printable, run_main
 
@@ -106,19 +106,11 @@ def open_indexes(args: argparse.Namespace) -> dict[str, Index]:
 
 
 def open_split(args: argparse.Namespace, indexes: dict[str, Index]) -> Split:
-    """Return the split to check. Own videos without lists form one unsplit set with folders as classes."""
+    """Return the split to check."""
     official = Path("data/ucfTrainTestlist")
     lists = args.ucf_list or (str(official) if official.is_dir() else "none")
-    if lists != "none":
-        return load_split(lists, args.split)
     names = sorted({name for index in indexes.values() for name in index.names})
-    if all(ucf_parts(name) for name in names):
-        return load_split(None, args.split, names)
-    folders = [name.rpartition("/")[0] for name in names]
-    classes = sorted(set(folders))
-    videos = [Video(name, classes.index(folder), name) for name, folder in zip(names, folders, strict=True)]
-    print("no split lists given (--ucf-list): the videos found are checked, none can be known to be missing")
-    return Split("own", args.split, classes, videos, [])
+    return load_split(None if lists == "none" else lists, args.split, names)
 
 
 def check_names(indexes: dict[str, Index], videos: list[Video]) -> tuple[list[Problem], list[Job]]:

@@ -22,16 +22,7 @@ import numpy as np
 
 from common.commandline import ArgumentParser, bounded
 from data.extraction import add_arguments, extract_all, open_output
-from data.flow import (
-    BATCH_FRAMES,
-    PLAIN_METHODS,
-    best_backend,
-    quantise,
-    raft_flow,
-    raft_weights,
-    read_raft_weights,
-    tvl1_flow,
-)
+from data.flow import BATCH_FRAMES, PLAIN_METHODS, best_backend, load_raft, quantise, raft_flow, raft_weights, tvl1_flow
 from data.videos import VideoError, encode_jpeg, find_videos, read_frames
 from utils import InputError, cpu_count, file_digest, run_main
 
@@ -94,7 +85,7 @@ def choose_method(args: argparse.Namespace, device: str) -> tuple[Any, dict[str,
     """
     if args.method == "raft":
         weights = raft_weights(args.weights)
-        name, _ = read_raft_weights(weights)
+        name, _ = load_raft(weights)
         digest = file_digest(weights)[:16]
         method = functools.partial(raft_flow, weights=weights, batch_frames=args.batch_frames)
         return method, {"model": name, "weights": digest}

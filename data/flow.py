@@ -10,11 +10,12 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data.videos import VideoError, import_cv2
-from utils import InputError
+from utils import InputError, printable
 
 BATCH_FRAMES = 16  # pairs of frames per batch of a network or GPU
 
@@ -101,7 +102,7 @@ def raft_flow(
     """
     import torch
 
-    model = _load_raft(weights, device)
+    _, model = load_raft(weights, device)
     for batch in _batches(frames, batch_frames):
         images = torch.from_numpy(np.stack(batch)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
         height, width = images.shape[-2:]
@@ -122,35 +123,25 @@ def _batches(frames: Iterable[np.ndarray], pairs: int) -> Iterator[list[np.ndarr
         batch = [batch[-1], *itertools.islice(frames, pairs)]
 
 
-def read_raft_weights(path: Path) -> tuple[str, dict]:
-    """Return ("raft_small" or "raft_large", state_dict) from a file with torchvision's RAFT weights."""
-    import torch
-
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
-        width = state["feature_encoder.conv.weight"].shape[0]
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; give a file of RAFT weights, `large` or `small`") from error
-    except Exception as error:
-        raise InputError(f"{path} holds no RAFT weights of torchvision's; give --weights such a file") from error
-    return ("raft_small" if width == 128 else "raft_large"), state  # width: feature channels
-
-
 @functools.lru_cache(maxsize=1)  # a process uses one model for many videos
-def _load_raft(weights: Path, device: str):
+def load_raft(weights: Path, device: str = "cpu") -> tuple[str, Any]:
+    """Return ("raft_small" or "raft_large", the network) from a file with torchvision's RAFT weights."""
     import torch
     from torchvision.models import optical_flow
 
-    name, state = read_raft_weights(weights)
-    model = getattr(optical_flow, name)(weights=None)
     try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        # by the feature channels
+        name = "raft_small" if state["feature_encoder.conv.weight"].shape[0] == 128 else "raft_large"
+        model = getattr(optical_flow, name)(weights=None)
         model.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"{weights} holds other weights than torchvision's {name}") from error
+    except Exception as error:
+        raise InputError(f"{weights} holds no RAFT weights of torchvision's; give such a file, `large` or `small` "
+                         f"({printable(str(error))[:200]})") from error  # fmt: skip
     torch.backends.cudnn.deterministic = True  # so that a video always gives the same bytes
     torch.backends.cudnn.allow_tf32 = False
-    return model.float().eval().to(device)
+    return name, model.float().eval().to(device)
 
 
 def raft_weights(name: str) -> Path:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from common.progress import progress_bar
-from data.flow import PLAIN_METHODS, raft_flow, raft_weights, read_raft_weights, tvl1_flow
+from data.flow import PLAIN_METHODS, load_raft, raft_flow, raft_weights, tvl1_flow
 from data.jobs import run_jobs
 from data.videos import VideoError
 from dataloader.clips import Batch, clips_of, each_once
@@ -306,7 +306,7 @@ def choose_flow(preparation: Preparation, args: argparse.Namespace, device: torc
     on_gpu = device.type != "cpu"
     if name.startswith("raft"):
         file = raft_weights(args.raft_weights or ("small" if trained == "raft_small" else "large"))
-        read_raft_weights(file)  # a wrong file is reported now
+        load_raft(file)  # a wrong file is reported now
         raft = functools.partial(raft_flow, weights=file, device=str(device), batch_frames=PAIRS_AT_ONCE)
         return Flow(raft, on_gpu=on_gpu, name=name)
     on_gpu = name == "tvl1" and device.type == "cuda"

@@ -187,15 +187,6 @@ def test_complete_against_the_official_split(shared):
     assert summary(split, {}, problems) == [whole.format(3695, "not complete")]
 
 
-def test_own_videos_without_lists(check, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    for name in ("fight/a b", "calm/c"):
-        for i in range(FRAMES):
-            image(tmp_path / "own" / name / f"img_{i:06d}.jpg", "RGB")
-    output = check("--rgb-dir", tmp_path / "own")
-    assert "24 frames\nall is well" in output and "no split lists" in output
-
-
 def test_bad_input(check, monkeypatch, tmp_path, template):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["check.py"])

@@ -19,7 +19,7 @@ from PIL import Image
 from video_files import extract
 
 from data import extract_flow
-from data.flow import best_backend, dis_flow, quantise, raft_flow, read_raft_weights, tvl1_flow
+from data.flow import best_backend, dis_flow, load_raft, quantise, raft_flow, tvl1_flow
 from data.videos import read_frames
 from utils import InputError
 
@@ -238,9 +238,9 @@ def test_raft_weights_are_named_in_the_settings_and_those_that_cannot_be_had_are
     assert settings == {"model": "raft_small", "weights": digest[:16]}
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(InputError, match=r"text\.pth holds no RAFT weights"):
-        read_raft_weights(tmp_path / "text.pth")
-    with pytest.raises(InputError, match=r"missing\.pth does not exist"):
-        read_raft_weights(tmp_path / "missing.pth")
+        load_raft(tmp_path / "text.pth")
+    with pytest.raises(InputError, match=r"missing\.pth holds no RAFT .* No such file"):
+        load_raft(tmp_path / "missing.pth")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     error = extract("flow", moving, tmp_path / "out", "--method", "raft", "--weights", "small", code=2)
