@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,8 @@ from torchvision import models
 
 from common.timm_network import TIMM, TimmNet, normalisation, timm_state
 from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
+from saved.checkpoints import Checkpoint, read_state_dict
 from utils import InputError, plural
-
-if TYPE_CHECKING:
-    from saved.checkpoints import Checkpoint
 
 
 class ResNet(nn.Module):
@@ -158,12 +155,10 @@ def pretrained_state(arch: str, weights: str, flow_order: str = "original", size
             raise InputError(f"torchvision has no weights {name} for {arch}, only {', '.join(sets.__members__)}")
         try:
             return dict(sets[name].get_state_dict(progress=True, check_hash=True))
-        except (urllib.error.URLError, OSError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:
             raise InputError(f"the ImageNet weights of {arch} could not be downloaded ({error}); {offline}") from None
     if not Path(weights).is_file():
         raise InputError(f"--weights {weights}: no such file; {offline}")
-    from saved.checkpoints import read_state_dict
-
     state = read_state_dict(weights, flow_order)
     ours = any(name.startswith("trunk.") for name in state)
     return timm_state(timm, size, state) if timm and not ours else state
@@ -226,14 +221,10 @@ def explain_mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | Non
     own = model.state_dict()
     if not (own.keys() & state.keys()) - {"fc.weight", "fc.bias"}:
         return "none of its tensors is this network's: it holds another network, or a head on features alone"
-    notes = []
-    if "fc.weight" in state and state["fc.weight"].shape[0] != own["fc.weight"].shape[0]:
-        notes.append(f"it has {state['fc.weight'].shape[0]} classes, not {own['fc.weight'].shape[0]}")
-    for name in own.keys() & state.keys():
-        if own[name].shape != state[name].shape and not name.startswith("fc."):
-            notes.append(f"its {name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}")
-    for text, names in (("missing", own.keys() - state.keys()), ("too many", state.keys() - own.keys())):
-        names = {name for name in names if not name.endswith("num_batches_tracked")}
-        if names:
-            notes.append(f"{plural(len(names), 'tensor')} {text}, such as {min(names)}")
-    return "; ".join(sorted(notes)[:3]) or None
+    if "fc.weight" in state and len(state["fc.weight"]) != len(own["fc.weight"]):
+        return f"it has {len(state['fc.weight'])} classes, not {len(own['fc.weight'])}"
+    for name in sorted(own.keys() & state.keys()):
+        if own[name].shape != state[name].shape:
+            return f"its {name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
+    odd = sorted(name for name in own.keys() ^ state.keys() if not name.endswith("num_batches_tracked"))
+    return f"{plural(len(odd), 'tensor')} missing or too many, such as {odd[0]}" if odd else None

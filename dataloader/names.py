@@ -39,9 +39,10 @@ VIDEO_SUFFIXES = (
 
 UCF_NAME = re.compile(r"v_(\w+)_g(\d\d)_c(\d\d)", re.IGNORECASE)
 
-SIDES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
-    ("val", "valid", "validate", "validation"), "val"
-)  # names of folders that hold one side of a split
+SIDES = {  # names of folders that hold one side of a split
+    "train": "train", "training": "train", "test": "test", "testing": "test",
+    "val": "val", "valid": "val", "validate": "val", "validation": "val",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

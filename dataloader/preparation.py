@@ -6,6 +6,7 @@ operations run on the device, for the whole batch at once.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, NamedTuple
@@ -34,13 +35,8 @@ Side = Annotated[Count, Field(le=1 << 14)]
 class Preparation:
     """How images on disk become network input. It is stored in every checkpoint, so nobody has to guess.
 
-    `mean` and `std` are per channel of one image (3 for RGB, 1 for flow), in units of pixel / 255.
-    `stack_length` is the number of flow pairs (or frame differences) in a clip; 1 for RGB.
-    `margin` is the number of time steps that evaluation leaves out at either end, if a video has so many.
-    `picture` turns each flow image into a three-plane picture, which an ImageNet network takes unchanged; at
-    this flow, in pixels, the picture is white or black (flow_picture).
-    The other fields say how the images on disk were extracted (data/extract_*.py), if known; predict.py
-    treats a video in the same way. `flow_method` is tvl1, dis, raft_large, raft_small or flo.
+    The fields from `flow_method` to `quality` say how the images on disk were extracted (data/extract_*.py),
+    if known; predict.py treats a video in the same way.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -48,16 +44,16 @@ class Preparation:
     modality: Annotated[str, Field(pattern="^(rgb|flow|rgbdiff|greydiff)$")] = "rgb"
     size: Side = 224
     test_resize: Annotated[str, Field(pattern="^(squash|center|crop)$")] = "squash"  # what evaluation sees
-    mean: tuple[Finite, ...] = IMAGENET_MEAN
+    mean: tuple[Finite, ...] = IMAGENET_MEAN  # per channel of one image (3 of RGB, 1 of flow), of pixel / 255
     std: tuple[Positive, ...] = IMAGENET_STD
-    stack_length: Annotated[Count, Field(le=1000)] = 1
-    flow_method: str | None = None
+    stack_length: Annotated[Count, Field(le=1000)] = 1  # flow pairs or frame differences in a clip; 1 for RGB
+    flow_method: str | None = None  # tvl1, dis, raft_large, raft_small or flo
     flow_bound: Positive | None = None  # in pixels
     sampling_rate: Count | None = None  # 1: every frame, N: every N-th
     short_side: Natural | None = None  # in pixels; 0: the video's own size
     quality: Natural | None = None  # JPEG quality
-    margin: Natural = 0
-    picture: Positive | None = None
+    margin: Natural = 0  # time steps that evaluation leaves out at either end, if a video has so many
+    picture: Positive | None = None  # flow in pixels that is white or black in a picture of it (flow_picture)
 
     @property
     def channels(self) -> int:
@@ -200,18 +196,15 @@ def stack_resized(crops: Iterable[np.ndarray], count: int, size: int) -> Tensor:
     RGB comes out channels last, as decoders and networks use it. Crops are taken from the iterator and
     resized a few at a time, while they are in the processor's cache.
     """
-    result = block = torch.empty(0)
-    done = 0
-    for at, crop in enumerate(crops, 1):
-        if at == 1:
-            result = empty_images(count, len(crop), size, size)
-            direct = crop.shape[1:] == (size, size)
-            block = result if direct else empty_images(min(count, RESIZED_AT_ONCE), *crop.shape)
-            slots = block.numpy()
-        slots[at - 1 - done] = crop
-        if not direct and (at - done == len(block) or at == count):
-            result[done:at] = resize_planes(block[: at - done], size)
-            done = at
+    rest, done, result = iter(crops), 0, torch.empty(0)
+    while block := list(itertools.islice(rest, RESIZED_AT_ONCE)):
+        images = empty_images(len(block), *block[0].shape)
+        for slot, crop in zip(images.numpy(), block, strict=True):
+            slot[:] = crop
+        if not done:
+            result = empty_images(count, len(block[0]), size, size)
+        result[done : done + len(block)] = resize_planes(images, size)
+        done += len(block)
     return result
 
 
