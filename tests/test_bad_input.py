@@ -196,3 +196,5 @@ def test_a_dead_loader_process_is_told_plainly(tiny):
     with pytest.raises(RuntimeError) as error:
         list(clips.Loader(dataset, 2, 1, torch.device("cpu")).epoch(0))
     assert "--workers" in plain_cause(error.value)
+    full = RuntimeError("unable to allocate shared memory(shm) for file </torch_1>")
+    assert "--shm-size 2g" in plain_cause(full) and plain_cause(RuntimeError("a bug")) is None

@@ -182,8 +182,8 @@ def test_weights_that_cannot_be_downloaded_name_the_ways_out(monkeypatch):
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     with pytest.raises(InputError, match=r"--weights PATH.*--weights none"):
-        network.build_model("resnet50", 3, 5, "imagenet")
-    assert asked == [(models.ResNet50_Weights.IMAGENET1K_V1.url, True)]
+        network.build_model("resnet18", 3, 5, "imagenet")
+    assert asked == [(models.ResNet18_Weights.IMAGENET1K_V1.url, True)]
     with pytest.raises(InputError, match="IMAGENET1K_V2 for resnet18, only IMAGENET1K_V1"):
         network.build_model("resnet18", 3, 5, "IMAGENET1K_V2")
 
