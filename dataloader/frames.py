@@ -58,18 +58,12 @@ _IMAGE = re.compile(r"(.*?)([0-9]+)(\.jpe?g|\.png|\.webp)", re.IGNORECASE | re.D
 
 @dataclass
 class Index:
-    """All videos with images under `root`.
-
-    videos: name -> {"rgb": Frames}, {"x": Frames, "y": Frames}, or all three
-    problems: name -> why its images cannot be used: a gap in the numbers, different counts in u and v, ...
-
-    Names are spelled as on disk: `Class_gXX_cYY`, or the folder's path under root, such as `fight/fi001`.
-    """
+    """All videos with images under `root`, by names as on disk: `Class_gXX_cYY`, or a path such as `fight/fi001`."""
 
     root: Path
     kind: Kind
-    videos: dict[str, dict[str, Frames]]
-    problems: dict[str, str]
+    videos: dict[str, dict[str, Frames]]  # name -> {"rgb": Frames}, {"x": Frames, "y": Frames}, or all three
+    problems: dict[str, str]  # name -> why its images cannot be used: a gap, different counts in u and v, ...
     _by_folded_name: dict[str, str] = field(repr=False)
 
     @property

@@ -49,17 +49,14 @@ SIDES = {  # names of folders that hold one side of a split
 class Video:
     """One video of a split.
 
-    name: its key in every prediction file, `<Class>_gXX_cYY` for UCF101's naming, else `<Class>/<stem>`
-    label: 0-based, an index into Split.class_names
-    listed: the name as the list writes it, or as found on disk
-    group: the recording or person it shows. Videos of one group are alike, so they stay on one side of any split
-        and are resampled together. A group may span classes. A video without a group has its own name here
+    Videos of one group show the same recording or person. They are alike, so they stay on one side of any
+    split and are resampled together. A group may span classes.
     """
 
-    name: str
-    label: int
-    listed: str
-    group: str = field(default="", compare=False)
+    name: str  # key in every prediction file: `<Class>_gXX_cYY` for UCF101's naming, else `<Class>/<stem>`
+    label: int  # from 0, an index into Split.class_names
+    listed: str  # the name as the list writes it, or as found on disk
+    group: str = field(default="", compare=False)  # its own name if it has none
 
     def __post_init__(self) -> None:
         if not self.group:

@@ -44,19 +44,15 @@ def read_bytes(path: str | Path) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """One sequence of consecutively numbered images: `prefix` + number + `suffix` in `folder` under a root.
-
-    The first number is `start`, numbers are padded to `digits` (0: not padded), and there are `count` images.
-    `problem` says why the images are not a complete sequence; the numbers then mean nothing.
-    """
+    """One sequence of consecutively numbered images: `prefix` + number + `suffix` in `folder` under a root."""
 
     folder: str
     prefix: str
-    digits: int
-    start: int
+    digits: int  # to which numbers are padded; 0: not padded
+    start: int  # the first number
     count: int
     suffix: str
-    problem: str = ""
+    problem: str = ""  # why the images are no complete sequence; the numbers then mean nothing
 
     @property
     def channel(self) -> str:
@@ -79,10 +75,10 @@ class Frames:
 
 
 class ShardEntry(BaseModel):
-    """A shard in pack.json: its name without suffix or folder, and the size of its tar."""
+    """A shard in pack.json."""
 
-    name: Annotated[str, Field(pattern=r"^[\w-]+$")]
-    bytes: Natural
+    name: Annotated[str, Field(pattern=r"^[\w-]+$")]  # without suffix or folder
+    bytes: Natural  # of its tar
 
 
 class PackFile(BaseModel):
@@ -103,6 +99,8 @@ class ShardFile(BaseModel):
 def is_pack(root: Path) -> bool:
     """Return whether `root` holds a pack. Raises InputError if data/pack.py has not finished it."""
     if (root / "pack.json").is_file():
+        if not hasattr(os, "pread"):
+            raise InputError(f"{root} is a pack, and Windows cannot read it in parallel: unpack it with tar xf")
         return True
     if (root / "shard-00000.tar").is_file():
         raise InputError(f"{root} is an unfinished pack: start data/pack.py again")
@@ -129,11 +127,7 @@ class Shard:
             low, high = (int(places[0, 0]), int(places[-1].sum())) if len(places) == count else (0, -1)
             if not 0 <= low <= high <= self.size:
                 raise ValueError("they do not fit each other")
-            if hasattr(os, "pread"):  # has no file position, which forked processes would share
-                data = os.pread(self._file.fileno(), high - low, low)
-            else:
-                self._file.seek(low)
-                data = self._file.read(high - low)
+            data = os.pread(self._file.fileno(), high - low, low)  # no position, which forks would share
             if len(data) != high - low:
                 raise ValueError("cut off")
         except (OSError, ValueError, EOFError) as error:

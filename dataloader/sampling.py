@@ -49,10 +49,10 @@ def test_starts(valid: int, samples: int, margin: int = 0) -> np.ndarray:
 
 
 def original_starts(frames: int, samples: int, every: int = 1) -> np.ndarray:
-    """Return the original's starts 0, i, 2i, ... with i = int((frames - 10) / samples), for both streams.
+    """Return the original's starts 0, i, 2i, ... with i = int((frames - 10) / samples). Shape (samples,).
 
-    Shape (samples,). They are its val_sample20 and val_sample19. They never reach the end, and are all 0 in a
-    short video. `frames` counts the video's frames; with images of every N-th, the nearest is taken.
+    Its val_sample20 and val_sample19. They never reach the end of the video, which has so many `frames`. With
+    images of every N-th, the nearest is taken.
     """
     interval = max(0, frames - 10) // samples
     return (np.arange(samples) * interval + every // 2) // every
@@ -116,10 +116,10 @@ class EpochBatches(Sampler):
     """Batches of (epoch, index), each video once per epoch, divided among the processes.
 
     `batch_size` is global: process `rank` of `processes` takes its share of each batch, so flags mean the
-    same on one GPU and on eight. Batches are as even as possible and none is larger than `batch_size`. A last
-    batch of a few videos would be a whole step from their batch statistics (9,537 = 149 x 64 + 1). A process
-    whose rank is not below a batch's `size` repeats the batch's first video; the repeat counts nowhere but
-    keeps the process in step. `first_batch` skips what a run resumed within an epoch has already seen.
+    same on one GPU and on eight. Batches are as even as possible: a last one of a few videos would be a whole
+    step from their batch statistics (9,537 = 149 x 64 + 1). A process whose rank is not below a batch's `size`
+    repeats its first video, which counts nowhere but keeps the process in step. `first_batch` skips what a run
+    resumed within an epoch has already seen.
     """
 
     def __init__(

@@ -73,7 +73,6 @@ def test_unpacking_with_tar_gives_the_files_back(tiny, packed, tmp_path):
     assert before == after and len(before) > 200
 
 
-@pytest.mark.skipif(not hasattr(os, "pread"), reason="no pread on this system")
 def test_a_stack_is_two_reads_and_a_frame_one(packed, monkeypatch):
     calls = []
     pread = os.pread
@@ -86,11 +85,8 @@ def test_a_stack_is_two_reads_and_a_frame_one(packed, monkeypatch):
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("at_once", [5, 64])
-def test_long_runs_are_read_in_parts(tiny, packed, monkeypatch, at_once):
-    monkeypatch.setattr("dataloader.packed.READ_AT_ONCE", at_once)
-    if at_once == 64:
-        monkeypatch.delattr(os, "pread", raising=False)  # as on Windows
+def test_long_runs_are_read_in_parts(tiny, packed, monkeypatch):
+    monkeypatch.setattr("dataloader.packed.READ_AT_ONCE", 5)
     index = index_frames(packed / "rgb", "rgb")
     for name in index.names:
         frames = index.videos[name]["rgb"]
