@@ -39,9 +39,15 @@ def run_main(main: Callable[[], int | None], if_memory_ends: str = "free some, o
     any more (`| head`). All child processes are ended in every case.
     """
     code = 0
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack letters
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - closed by `>&-`
+        stream.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack letters
+        setattr(sys, name, stream)
+    try:
+        Path.home()
+    except RuntimeError:  # a container's user without a passwd entry: torch, timm and matplotlib would fail
+        os.environ.update(HOME=tempfile.mkdtemp(), USER=os.environ.get("USER", "nobody"))
+        print(f"note: this user has no home folder; this run's caches go to {os.environ['HOME']}", file=sys.stderr)
     gc.freeze()  # else a collection in a forked loader worker would copy 90 MB of imported objects
     try:
         code = main() or 0

@@ -47,6 +47,8 @@ def test_a_result_that_cannot_be_printed_is_a_line():
         process = python("run_main(lambda: print('so'))", stdout=full)
     assert process.returncode == 2 and process.stderr.startswith("error: the disk is full")
     assert process.stderr.count("\n") == 1
+    process = python("run_main(lambda: print('so'))", preexec_fn=lambda: os.close(1))
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 def test_what_a_terminal_cannot_encode_is_escaped():
@@ -54,3 +56,12 @@ def test_what_a_terminal_cannot_encode_is_escaped():
     for encoding in ("ascii", "utf-8"):
         process = python(code, stdout=subprocess.PIPE, env={**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C"})
         assert (process.returncode, process.stderr) == (0, "") and process.stdout.endswith("\\udcff\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can be another user")
+def test_a_user_without_a_home_has_one_for_caches():
+    env = {name: value for name, value in os.environ.items() if name not in ("HOME", "USER", "LOGNAME")}
+    code = "import getpass; os.setuid(54321)\nrun_main(lambda: print(getpass.getuser(), Path.home().stat().st_uid))"
+    process = python(code, stdout=subprocess.PIPE, env={**env, "TMPDIR": "/tmp"})
+    assert (process.returncode, process.stdout) == (0, "nobody 54321\n"), process.stderr
+    assert process.stderr.startswith("note: this user has no home folder")
