@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -78,15 +77,11 @@ def timm_state(name: str, size: int, state: Mapping[str, Tensor] | None = None) 
 
 
 def _config(name: str) -> Any:
-    """timm's config of a network's weights and input. Raises InputError with similar names if unknown."""
-    timm = import_timm()
+    """timm's config of a network's weights and input. Raises InputError if timm has no such network."""
     try:
-        return timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+        return import_timm().models.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError:
-        near = timm.list_pretrained(f"{name.partition('.')[0]}.*")  # other weights of this network
-        near = near or difflib.get_close_matches(name, timm.list_models(), 5, 0.5)
-        hint = f"near it are {', '.join(near[:5])}" if near else "timm.list_models() lists them"
-        raise InputError(f"--arch {TIMM}{name}: timm has no such network; {hint}") from None
+        raise InputError(f"--arch {TIMM}{name}: timm has no such network; timm.list_models() lists them") from None
 
 
 def _create(name: str, size: int, **options: Any) -> nn.Module:

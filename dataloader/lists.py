@@ -137,7 +137,7 @@ def _split_by_groups(names: Iterable[str], number: str) -> Split:
         label = labels[class_.casefold()]
         video = Video(video_key(name, class_names[label]), label, name)
         tests = (int(group) - 1) // 7 == int(number) - 1
-        sides[tests].setdefault(video.name, video)  # frames.match reports a video in two folders
+        sides[tests].setdefault(video.name, video)  # the index reports a video in two folders
     train, test = (sorted(side.values(), key=lambda video: (video.label, video.name)) for side in sides)
     return Split(dataset, number, class_names, train, test)
 
@@ -145,8 +145,8 @@ def _split_by_groups(names: Iterable[str], number: str) -> Split:
 def hold_out_groups(train: list[Video], groups: int) -> tuple[list[Video], list[Video]]:
     """Move the last `groups` groups of each class out of training, for model selection: (train, val).
 
-    If no groups are known, each video would be its own group, and a few videos would choose the model. Then
-    the share `groups` / USUAL_GROUPS (UCF101's training groups) of each class is held out, in order of names.
+    If no groups are known, the share `groups` / USUAL_GROUPS (UCF101's training groups) of each class's videos
+    is held out, in order of names: else a few videos would choose the model.
     """
     known = groups <= 0 or any(video.group != video.name for video in train)
     held_out: set[tuple[int, str]] = set()
@@ -156,10 +156,9 @@ def hold_out_groups(train: list[Video], groups: int) -> tuple[list[Video], list[
         if not known:
             number = min(max(1, round(min(groups / USUAL_GROUPS, 0.5) * len(units))), len(units) - 1)
         elif not 0 < groups < len(units):
-            video = next(video for video in train if video.label == label)
             raise InputError(
-                f"--val-groups {groups}: {video.name}'s class trains on {plural(len(units), 'group')}; "
-                "hold out at least one and leave at least one"
+                f"--val-groups {groups}: a class trains on {plural(len(units), 'group')}; hold out at least one and "
+                "leave at least one"
             )
         held_out |= {(label, unit) for unit in units[len(units) - number :]}
     val = [video for video in train if (video.label, video.group) in held_out]

@@ -231,16 +231,11 @@ def resize_planes(planes: Tensor, size: int) -> Tensor:
         return planes
     if channels == 3:
         return _bilinear(planes, size)
-    flat = planes.reshape(1, n * channels, height, width)  # each plane as a channel
-    whole = n * channels // 4 * 4
-    parts = []
-    if whole:
-        fours = flat[:, :whole].reshape(-1, 4, height, width)
-        parts.append(_bilinear(fours, size).reshape(1, whole, size, size))
-    if whole < n * channels:
-        parts.append(_bilinear(flat[:, whole:], size))
-    together = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-    return together.reshape(n, channels, size, size)
+    flat = planes.reshape(n * channels, height, width)
+    if short := -len(flat) % 4:
+        flat = torch.cat([flat, flat.new_zeros(short, height, width)])
+    resized = _bilinear(flat.reshape(-1, 4, height, width), size).reshape(-1, size, size)
+    return resized[: n * channels].reshape(n, channels, size, size)
 
 
 def _bilinear(images: Tensor, size: int) -> Tensor:
