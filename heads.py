@@ -33,7 +33,8 @@ from common.progress import progress_bar
 from dataloader.names import first_few
 from dataloader.preparation import Preparation
 from engine.crossfit import Fit, fit_first_or_all, fit_linear, fit_temporal, look_alikes, video_means
-from engine.features import feature_count, trunk_hash
+from engine.evaluation import feature_count
+from engine.features import trunk_hash
 from engine.owner import owned
 from engine.temporal_heads import TEMPORAL
 from network import Network, build_model, trained_model
@@ -89,7 +90,7 @@ def main() -> int:
     print(table(rows))
     if alike:
         print(look_alike_note(alike))
-    print(next_commands(args, rows))
+    print(next_command(args, rows))
     return 0
 
 
@@ -275,19 +276,15 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def next_commands(args: argparse.Namespace, rows: Sequence[Row]) -> str:
-    """Return the commands to fuse, and to predict a new video with the best head on held-out videos."""
-    streams = [name for name in ("spatial", "motion") if getattr(args, name)]
-    folder = (args.output / "linear").as_posix()
-    flags = [word for stream in streams for word in (f"--{stream}", f"{folder}/{stream}")]
-    both_linear = rows[0].head == "linear" and len(streams) == 2
-    lines = [f"fuse:     python fusion.py {shlex.join(flags)} --learn"] if both_linear else []
-    best = max((row for row in rows if row.stream != "joined"), key=lambda row: row.scores()[0])
-    if best.head == "linear":
-        flags = [word if word.startswith("--") else f"{word}/checkpoint.pth.tar" for word in flags]
-    else:
-        flags = ["--head", f"{(args.output / best.head / best.stream).as_posix()}/checkpoint.pth.tar"]
-    return "\n".join([*lines, f"predict:  python predict.py VIDEO {shlex.join(flags)}"])
+def next_command(args: argparse.Namespace, rows: Sequence[Row]) -> str:
+    """Return the command to fuse two streams, or else to name the action in a video."""
+    folder = args.output.as_posix()
+    if rows[0].head == "linear" and args.spatial and args.motion:
+        flags = ["--spatial", f"{folder}/linear/spatial", "--motion", f"{folder}/linear/motion"]
+        return f"fuse:     python fusion.py {shlex.join(flags)} --learn"
+    best = max(rows, key=lambda row: row.scores()[0])
+    flags = [f"--{best.stream.replace('both', 'head')}", f"{folder}/{best.head}/{best.stream}/checkpoint.pth.tar"]
+    return f"predict:  python predict.py VIDEO {shlex.join(flags)}"
 
 
 if __name__ == "__main__":

@@ -42,13 +42,10 @@ def make_folds(labels: np.ndarray, groups: np.ndarray, number: int, seed: int) -
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    present = np.unique(labels)
-    if len(present) < 2:
-        raise InputError("all training videos are of one class: nothing to tell apart; add a class")
-    most = int(np.median([len(np.unique(groups[labels == label])) for label in present]))
-    number = min(number, most)
+    few = InputError("too few training videos, or groups of them: two classes need two each, for one to be held out")
+    number = min(number, int(np.median([len(np.unique(groups[labels == label])) for label in np.unique(labels)])))
     if number < 2:
-        raise InputError("most classes have a single training video, or group of them: nothing can be held out")
+        raise few
     alone = len(np.unique(groups)) == len(groups)
     kind = StratifiedKFold if alone else StratifiedGroupKFold
     with warnings.catch_warnings():
@@ -56,7 +53,7 @@ def make_folds(labels: np.ndarray, groups: np.ndarray, number: int, seed: int) -
         splits = kind(number, shuffle=True, random_state=seed).split(labels, labels, groups)
         folds = [held for _, held in splits if len(held)]
     if any(len(np.unique(np.delete(labels, held))) < 2 for held in folds):
-        raise InputError("without the single training video or group of a class, one class is left: add videos")
+        raise few
     return folds, f"{len(folds)} folds by {'video' if alone else 'group'}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,38 @@ from dataloader.clips import Loader, clips_of, each_once, sent_ahead
 from dataloader.preparation import DIFFERENCES, Preparation, grey_levels, to_input
 from dataloader.sampling import TestSampling
 from engine.training import Training
-from network import Network
-from utils import processes, rank
+from network import Network, ResNet
+from utils import InputError, processes, rank
+
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+POOLINGS = tuple(f"{stage}.{pool}" for stage in STAGES for pool in ("mean", "max"))
+PRE_LOGITS = "pre-logits"  # what the last layer of a timm network sees; these have no stages in common
+
+
+class PooledTrunk(nn.Module):
+    """A ResNet without its last layer: (N, channels, H, W) -> (N, features), the poolings concatenated."""
+
+    def __init__(self, trunk: ResNet, pooling: Sequence[str]) -> None:
+        super().__init__()
+        self.trunk, self.pooling = trunk, tuple(pooling)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.trunk.stem(x)
+        found: dict[str, Tensor] = {}
+        for stage in STAGES[: STAGES.index(max(self.pooling).partition(".")[0]) + 1]:  # later ones are not needed
+            x = getattr(self.trunk, stage)(x)  # (N, C, H / 4, W / 4); later stages double C and halve the sides
+            if f"{stage}.mean" in self.pooling:
+                found[f"{stage}.mean"] = x.mean((2, 3), dtype=torch.float32)  # (N, C)
+            if f"{stage}.max" in self.pooling:
+                found[f"{stage}.max"] = x.amax((2, 3)).float()
+        return torch.cat([found[name] for name in self.pooling], 1)
+
+
+def feature_count(model: Network, pooling: Sequence[str]) -> int:
+    """Return the number of features that the poolings produce. Each stage of a ResNet doubles them."""
+    if not model.stages:
+        return model.fc.in_features
+    return sum(model.fc.in_features >> STAGES[::-1].index(name.partition(".")[0]) for name in pooling)
 
 
 class InferenceNet(nn.Module):
@@ -43,21 +73,20 @@ class InferenceNet(nn.Module):
         preparation: Preparation,
         dtype: torch.dtype = torch.float32,
         compiled: bool = False,
-        trunk: Callable[[Any], nn.Module] | None = None,
-        head: nn.Module | None = None,
+        pooling: Sequence[str] = (),
     ) -> None:
-        """`trunk` selects the part of the network to run, by default up to its pooled features.
-
-        `head` replaces fc. The two outputs are then those of the head and of the trunk.
-        """
+        """With `pooling`, both outputs are the features of these POOLINGS, or PRE_LOGITS."""
         super().__init__()
+        known = POOLINGS if model.stages else (PRE_LOGITS,)
+        if not set(pooling) <= set(known) or len(set(pooling)) < len(pooling):
+            raise InputError(f"--pooling {' '.join(pooling)}: name some of {', '.join(known)}, each once")
         self.preparation, self.dtype = preparation, dtype
         own = copy.deepcopy(model).eval()
         self.folded = own.fold_batchnorm()
         if self.folded:
             self._fold_normalisation(own, preparation, dtype)
-        self.fc = head or own.fc
-        self.trunk = trunk(own) if trunk else own.below_fc()
+        self.fc = nn.Identity() if pooling else own.fc
+        self.trunk = PooledTrunk(own, pooling) if pooling and own.stages else own.below_fc()
         if self.folded:
             self.trunk.to(dtype)
         self.trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

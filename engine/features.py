@@ -6,14 +6,13 @@ import argparse
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from common.progress import progress_bar
 from dataloader.clips import ClipDataset, Data, Loader, clips_of, sent_ahead
@@ -21,78 +20,28 @@ from dataloader.extracted import fingerprint
 from dataloader.frames import Source
 from dataloader.preparation import Preparation
 from dataloader.sampling import TestSampling
-from engine.evaluation import InferenceNet
+from engine.evaluation import PRE_LOGITS, InferenceNet
 from engine.owner import owned
 from engine.training import amp_dtype
-from network import Network, ResNet, trained_model
+from network import Network, trained_model
 from saved.checkpoints import Checkpoint, weights_hash
 from saved.feature_file import FORMAT, check_target, read_about, read_features, write_features
 from utils import InputError, check_name, plural, processes
 
 MIDDLE = 5  # the frame in the middle of a stack of 10 flow pairs, counted from the stack's first
 
-STAGES = ("layer1", "layer2", "layer3", "layer4")
-POOLINGS = tuple(f"{stage}.{pool}" for stage in STAGES for pool in ("mean", "max"))
 # If the task is far from ImageNet, the last stage's mean is the least informative: docs/results.md.
 DEFAULT_POOLING = {"spatial": ("layer3.mean", "layer4.mean"), "motion": ("layer3.mean",)}
 
 Rows = dict[str, np.ndarray]  # fingerprint of a video's images -> features (samples, features) float16
 
 
-# --- the network ---------------------------------------------------------------------------------------
-
-
-def last_pooling(model: Network) -> tuple[str, ...]:
-    """Return the pooling that the last layer sees. timm networks, without stages here, have no other."""
-    return ("layer4.mean",) if model.stages else ("pre-logits",)
-
-
-class PooledTrunk(nn.Module):
-    """A ResNet without its last layer: (N, channels, H, W) -> (N, features), the poolings concatenated."""
-
-    def __init__(self, trunk: ResNet, pooling: Sequence[str]) -> None:
-        super().__init__()
-        self.trunk, self.pooling = trunk, tuple(pooling)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.trunk.stem(x)
-        found: dict[str, Tensor] = {}
-        for stage in STAGES[: STAGES.index(max(self.pooling).partition(".")[0]) + 1]:  # later ones are not needed
-            x = getattr(self.trunk, stage)(x)  # (N, C, H / 4, W / 4); later stages double C and halve the sides
-            if f"{stage}.mean" in self.pooling:
-                found[f"{stage}.mean"] = x.mean((2, 3), dtype=torch.float32)  # (N, C)
-            if f"{stage}.max" in self.pooling:
-                found[f"{stage}.max"] = x.amax((2, 3)).float()
-        return torch.cat([found[name] for name in self.pooling], 1)
-
-
-def feature_net(
-    model: Network, preparation: Preparation, pooling: Sequence[str], dtype: torch.dtype, compiled: bool = False
-) -> InferenceNet:
-    """Return an InferenceNet whose two outputs are both the pooled features."""
-    known = POOLINGS if model.stages else last_pooling(model)
-    if not set(pooling) <= set(known) or len(set(pooling)) < len(pooling):
-        raise InputError(f"--pooling {' '.join(pooling)}: name some of {', '.join(known)}, each once")
-    trunk = (lambda own: PooledTrunk(own, pooling)) if model.stages else None
-    net = InferenceNet(model, preparation, dtype, trunk=trunk, head=nn.Identity())
-    if compiled:
-        net.trunk.compile()
-    return net
-
-
-def feature_count(model: Network, pooling: Sequence[str]) -> int:
-    """Return the number of features that the poolings produce. Each stage of a ResNet doubles them."""
-    if not model.stages:
-        return model.fc.in_features
-    return sum(model.fc.in_features >> STAGES[::-1].index(name.partition(".")[0]) for name in pooling)
+# --- features of a split -------------------------------------------------------------------------------
 
 
 def trunk_hash(model: Network) -> str:
     """SHA-256 of a network's weights without the last layer, which does not affect features."""
     return weights_hash({name: value for name, value in model.state_dict().items() if not name.startswith("fc.")})
-
-
-# --- features of a split -------------------------------------------------------------------------------
 
 
 def extract_features(
@@ -119,12 +68,12 @@ def extract_features(
     if checkpoint is not None:  # its classes do not matter here
         model = trained_model(checkpoint, preparation.size)
     stream = "spatial" if preparation.modality == "rgb" else "motion"
-    pooling = args.pooling or (DEFAULT_POOLING[stream] if model.stages else last_pooling(model))
+    pooling = args.pooling or (DEFAULT_POOLING[stream] if model.stages else (PRE_LOGITS,))
     preparation = at_stack_middles(preparation)
     sampling = data.test.dataset.sampling
     assert isinstance(sampling, TestSampling)
     dtype = amp_dtype(args.amp, device)
-    net = feature_net(model, preparation, pooling, dtype, args.compile).to(device)
+    net = InferenceNet(model, preparation, dtype, args.compile, pooling).to(device)
     sources, subset = sources_of(data)
     listed = [(s.video.name, s.video.label, s.video.group, part) for s, part in zip(sources, subset, strict=True)]
     keys = [made_of(data.root, source) for source in sources]

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.commandline import ArgumentParser
 from dataloader.preparation import Preparation
-from engine.features import PooledTrunk
+from engine.evaluation import PooledTrunk
 from network import trained_model
 from recogniser.streams import load_head
 from saved.checkpoints import HELD, Checkpoint, read_checkpoint, write_safetensors

@@ -26,7 +26,6 @@ from dataloader.names import UCF101_CLASSES
 from dataloader.preparation import Preparation
 from dataloader.sampling import TestSampling
 from engine.evaluation import InferenceNet
-from engine.features import feature_net
 from engine.temporal_heads import TEMPORAL, LinearHead, build_head
 from network import trained_model
 from recogniser.answers import Answer
@@ -239,10 +238,7 @@ def load_streams(
         flow = choose_flow(preparation, args, device) if preparation.modality == "flow" else None
         maker = ClipMaker(name, preparation, TestSampling(args.samples or samples, views, starts), flow)
         model = trained_model(checkpoint)
-        if name in pooling:  # it returns features, for a head
-            net = feature_net(model, preparation, pooling[name], dtype).to(device)
-        else:
-            net = InferenceNet(model, preparation, dtype).to(device)
+        net = InferenceNet(model, preparation, dtype, pooling=pooling.get(name, ())).to(device)
         streams.append(Stream(net, maker, device))
     flows = [stream.maker.flow.name for stream in streams if stream.maker.flow]
     note_unused(

@@ -20,7 +20,7 @@ from dataloader.preparation import (
     to_input,
 )
 from dataloader.sampling import test_starts as spread
-from engine.features import feature_count, feature_net
+from engine.evaluation import InferenceNet, feature_count
 from network import build_model
 from saved.checkpoints import write_checkpoint
 from saved.feature_file import read_features, write_features
@@ -165,10 +165,10 @@ def test_poolings_are_means_and_maxima_of_stages():
     with torch.no_grad():
         model(to_input(clips, preparation))
         pooling = ("layer4.max", "layer3.mean", "layer4.mean")
-        found = feature_net(model, preparation, pooling, torch.float32)(clips)[1]
+        found = InferenceNet(model, preparation, torch.float32, pooling=pooling)(clips)[1]
     last, third = stages["layer4"], stages["layer3"]
     expected = torch.cat([last.amax((2, 3)), third.mean((2, 3)), last.mean((2, 3))], 1)
     assert found.shape[1] == feature_count(model, pooling) == 512 + 256 + 512
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
     with pytest.raises(InputError, match=r"layer5\.mean"):
-        feature_net(model, preparation, ["layer5.mean"], torch.float32)
+        InferenceNet(model, preparation, torch.float32, pooling=["layer5.mean"])
