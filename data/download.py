@@ -18,7 +18,6 @@ import sys
 import time
 import zipfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -40,21 +39,11 @@ RETRIES = 20  # consecutive failures without a new byte
 WAIT = 1.0  # seconds before the first retry; doubled each time, a minute at most
 
 
-@dataclass(frozen=True)
-class Item:
-    """Something to download: the archive's place, its number of parts, and how to use its files."""
-
-    base: str
-    archive: str
-    parts: int  # 0: a single file; else .001, .002, ..., which are joined
-    use: str
-
-
-ITEMS = {
-    "videos": Item(UCF, "UCF101.rar", 0, "next: data/extract_rgb.py and data/extract_flow.py {0}/UCF-101 OUT"),
-    "lists": Item(UCF, "UCF101TrainTestSplits-RecognitionTask.zip", 0, "use them: --ucf-list {0}/ucfTrainTestlist"),
-    "rgb": Item(TSFUSION, "ucf101_jpegs_256.zip", 3, "use them: --rgb-dir {0}/jpegs_256"),
-    "flow": Item(TSFUSION, "ucf101_tvl1_flow.zip", 3, "use them: --flow-dir {0}/tvl1_flow"),
+ITEMS = {  # what: (the archive's folder, its name, its number of parts .001, .002, ... or 0, how to use its files)
+    "videos": (UCF, "UCF101.rar", 0, "next: data/extract_rgb.py and data/extract_flow.py {0}/UCF-101 OUT"),
+    "lists": (UCF, "UCF101TrainTestSplits-RecognitionTask.zip", 0, "use them: --ucf-list {0}/ucfTrainTestlist"),
+    "rgb": (TSFUSION, "ucf101_jpegs_256.zip", 3, "use them: --rgb-dir {0}/jpegs_256"),
+    "flow": (TSFUSION, "ucf101_tvl1_flow.zip", 3, "use them: --flow-dir {0}/tvl1_flow"),
 }
 
 
@@ -83,8 +72,8 @@ def main() -> None:
 
 def download(name: str, output: Path, base_url: str | None) -> None:
     """Fetch and unpack one of ITEMS, unless that is done."""
-    item, done = ITEMS[name], output / f".{name}.done"
-    archive = output / "downloads" / item.archive
+    base, filename, parts, use = ITEMS[name]
+    archive, done = output / "downloads" / filename, output / f".{name}.done"
     if done.exists():
         print(f"{name}: done before (delete {done} to check its files again)")
         return
@@ -95,14 +84,14 @@ def download(name: str, output: Path, base_url: str | None) -> None:
             raise InputError("no program here unpacks .rar: install one, apt install unar (or libarchive-tools), "
                              "brew install unar, winget install 7zip.7zip") from None
     if not archive.exists():
-        names = [f"{item.archive}.{part:03d}" for part in range(1, item.parts + 1)] or [item.archive]
-        for part in names:
-            fetch(f"{(base_url or item.base).rstrip('/')}/{part}", archive.with_name(part))
-        if item.parts:
-            join([archive.with_name(part) for part in names], archive)
+        names = [f"{filename}.{part:03d}" for part in range(1, parts + 1)] or [filename]
+        for one in names:
+            fetch(f"{(base_url or base).rstrip('/')}/{one}", archive.with_name(one))
+        if parts:
+            join([archive.with_name(one) for one in names], archive)
     files, written = unpack(archive, output)
     done.touch()
-    print(f"{name}: {plural(files, 'file')} ({written:,} written now); {item.use.format(output)}")
+    print(f"{name}: {plural(files, 'file')} ({written:,} written now); {use.format(output)}")
 
 
 # --- fetching ------------------------------------------------------------------------------------------
