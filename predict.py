@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,10 @@ def main() -> int:
     args.report = args.report or Path("record/predict")
     with owned(args.report, flag="--report") if labels else contextlib.nullcontext():
         answers: dict[Path, Answer] = {}
-        for video, said in answers_to(list(videos), model, args.window):
+        every: Iterable[Iterable[Answer | str]] = ([answer] for answer in model.answer_all(list(videos)))
+        if args.window:
+            every = (model.answers(video, args.window) for video in videos)
+        for video, said in zip(videos, every, strict=True):
             if args.window and len(videos) > 1 and not args.json:
                 print(printable(str(video)))
             try:
@@ -178,18 +181,11 @@ def choose_targets(save: Path, videos: Mapping[Path, Path]) -> dict[Path, Path]:
 # --- answers -------------------------------------------------------------------------------------------
 
 
-def answers_to(
-    videos: Sequence[Path], model: Recogniser, window: float | None
-) -> Iterator[tuple[Path, Iterable[Answer | str]]]:
-    """Yield each video with its answer, or its windows' answers; a str says why there is none."""
-    if window:
-        yield from ((video, model.answers(video, window)) for video in videos)
-    else:
-        yield from ((video, [answer]) for video, answer in zip(videos, model.answer_all(videos), strict=True))
-
-
 def answer_video(video: Path, answers: Iterable[Answer | str], film: Path | None, args: argparse.Namespace) -> Answer:
-    """Print the answers to one video, draw its film, and return the first answer. Raises VideoError."""
+    """Print the answers to one video, draw its film, and return the first answer. Raises VideoError.
+
+    An answer that is a str says why there is none.
+    """
     said = []
     for answer in answers:
         if isinstance(answer, str):

@@ -24,6 +24,8 @@ from utils import InputError
 
 # a batch is one video, whichever videos are computed together
 FLAGS = "--size 32 --test-samples 16 --test-views 1 --workers 0"
+UP_TO_FEATURES = ("data/extract_rgb.py", "data/extract_flow.py", "data/make_split.py", "spatial_cnn.py",
+                  "motion_cnn.py")  # fmt: skip
 NETWORK = ("--arch", "resnet18", "--weights", "none", "--flags", FLAGS)
 
 
@@ -55,6 +57,28 @@ def again(once, tmp_path):
         shutil.copytree(once[0] / name, tmp_path / name)
     (tmp_path / "record/videos/run.json").write_text(json.dumps({"videos": str(tmp_path / "videos")}))
     return tmp_path
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Run run.py in tmp_path with steps that only note their commands, but for those in `real`; return them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(script, "check_network", lambda *_: None)
+
+    def commands(*words, real=()):
+        taken = []
+
+        def step(_, title, *command, passed=(0,)):
+            taken.append([*map(str, command)])
+            if command[0] in real:
+                assert call(taken[-1]) in passed
+
+        monkeypatch.setattr(Steps, "__call__", step)
+        monkeypatch.setattr("sys.argv", ["run.py", *map(str, words)])
+        script.main()
+        return taken
+
+    return commands
 
 
 def rows(record, name="rgb"):
@@ -99,46 +123,24 @@ def test_few_videos_take_the_fast_way_to_the_table_and_a_prediction(once, run, t
         assert told == pytest.approx(expected, rel=0.05, abs=0.05)
 
 
-def test_given_again_only_what_a_changed_video_needs_is_done(again, run):
+def test_given_again_only_what_a_changed_video_needs_is_done(again, commands, capsys):
     """A video that another of equal length took the place of is computed again; one was added, and one has gone."""
     record = again / "record/videos"
-    (record / "fusion/results.json").unlink()
     old = {name: rows(record, name) for name in ("rgb", "greydiff", "flow")}
     make_video(again / "videos/clap/3.avi", 99, frames=14, size=(64, 48))
     make_video(again / "videos/clap/new.avi", 98, frames=14, size=(64, 48))
     (again / "videos/wave/4.avi").unlink()
-    said = run("run.py", "videos", *NETWORK, cwd=again).stdout
+    taken = commands("videos", *NETWORK, real=UP_TO_FEATURES)
+    said = capsys.readouterr().out
+    assert [command[0] for command in taken if command[0] not in UP_TO_FEATURES] == ["heads.py", "fusion.py"]
     assert "new since the lists were made, 1 video: clap/new.avi" in said
     assert "gone since the lists were made, 1 video: wave/4.avi" in said
     assert said.count("features of 10 videos, 8 of them there already") == 3
-    assert (record / "fusion/results.json").is_file()
     for name, before in old.items():
         after = rows(record, name)
         assert after.keys() == before.keys() - {"wave/4"} | {"clap/new"}
         changed = [video for video in before.keys() & after.keys() if not np.array_equal(before[video], after[video])]
         assert changed == ["clap/3"], name
-
-
-@pytest.fixture
-def commands(tmp_path, monkeypatch):
-    """Run run.py in tmp_path with steps that only note their commands, but for those in `real`; return them."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(script, "check_network", lambda *_: None)
-
-    def commands(*words, real=()):
-        taken = []
-
-        def step(_, title, *command, passed=(0,)):
-            taken.append([*map(str, command)])
-            if command[0] in real:
-                assert call(taken[-1]) in passed
-
-        monkeypatch.setattr(Steps, "__call__", step)
-        monkeypatch.setattr("sys.argv", ["run.py", *map(str, words)])
-        script.main()
-        return taken
-
-    return commands
 
 
 def test_groups_and_test_videos_of_its_own(commands, tmp_path):
