@@ -322,8 +322,6 @@ def _check_same_videos(first: Predictions, other: Predictions) -> None:
 
 def _stream(path: Path, meta: dict) -> str:
     """The stream's name from predictions.json, else from the file's name (rgb: spatial, flow: motion)."""
-    said = meta.get("stream")
-    if not isinstance(said, str) or not said.isprintable() or not 0 < len(said) <= 40:
-        stem = path.stem.removesuffix("_preds").removesuffix("_video").removesuffix("_frame")
-        said = KINDS.get(stem.lower(), stem)
+    stem = path.stem.removesuffix("_preds").removesuffix("_video").removesuffix("_frame")
+    said = printable(meta.get("stream") or KINDS.get(stem.lower(), stem))[:40]
     return f"{said} stream" if said in TAKEN else said
