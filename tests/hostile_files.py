@@ -121,16 +121,10 @@ def tensor(
     legacy: bool = False,
 ) -> bytes:  # fmt: skip
     """The pickle of {'w': a tensor in storage '0' of `count` numbers}."""
-    writer = python2_files.Writer()
-    writer.out += b"}U\x01wctorch._utils\n_rebuild_tensor\n((U\x07storagectorch\n" + kind + b"\nU\x010U\x03cpu"
-    writer.write(count)
-    if legacy:
-        writer.write(None if view == "none" else view)
-    writer.out += b"tQ"
-    for value in (offset, size, stride):
-        writer.write(value)
-    writer.out += b"tRs"
-    return bytes(writer.out + b".")
+    piece = python2_files.piece
+    views = [piece(None if view == "none" else view)] if legacy else []
+    head = b"\x80\x02}U\x01wctorch._utils\n_rebuild_tensor\n((U\x07storagectorch\n" + kind + b"\nU\x010U\x03cpu"
+    return b"".join([head, piece(count), *views, b"tQ", piece(offset), piece(size), piece(stride), b"tRs."])
 
 
 def bad_checkpoints() -> dict[str, bytes]:
