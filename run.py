@@ -75,8 +75,7 @@ def main() -> int:
     few = len(found) <= FEW_VIDEOS
     if way == "heads":
         seconds = len(found) * (FEW_SECONDS if few else MANY_SECONDS) / cpu_count()
-        closely = f"; up to {FEW_VIDEOS} videos are looked at more closely (docs/small_data.md)" if few else ""
-        print(f"about {duration(seconds)} on these cores, if videos last some seconds{closely}")
+        print(f"about {duration(seconds)} on these cores, if videos last some seconds")
     with owned(args.record, flag="--record"):
         write_json(args.record / "run.json", {"videos": str(args.videos.resolve())})
         try:

@@ -9,6 +9,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -50,9 +51,8 @@ def test_fused_is_the_softmax_of_the_weighted_mean_of_mean_logits():
     assert share == pytest.approx(softmax(over_time)[list(when).index(strongest), first])
 
 
-class FakeCheckpoint:
-    def __init__(self, path, classes, names=None):
-        self.path, self.num_classes, self.class_names = path, classes, names
+def FakeCheckpoint(path, classes, names=None):
+    return SimpleNamespace(path=path, num_classes=classes, class_names=names)
 
 
 def test_class_names_come_from_where_they_are_known(tmp_path, capsys):
@@ -83,13 +83,10 @@ def test_the_strip_shows_scores_over_time():
     assert (drawn[20:60, 20:200] != 77).any()
     plot = drawn[480:].astype(int)
     left, right = round(strip.left), round(strip.right)
-    first, second = slice(left + 20, (left + right) // 2 - 20), slice((left + right) // 2 + 20, right - 20)
-    orange = (plot[:, :, 0] - plot[:, :, 2] > 60).sum(0)
-    blue = (plot[:, :, 2] - plot[:, :, 0] > 60).sum(0)
-    for high, one, other in ((first, orange, blue), (second, blue, orange)):
-        if np.median(one[high]) < np.median(other[high]):
-            one, other = other, one
-        assert np.median(one[high]) > 15 > 4 > np.median(other[high])
+    middle, coloured = (left + right) // 2, abs(plot[:, :, 0] - plot[:, :, 2]) > 60
+    run, walk = coloured[:38].sum(0), coloured[38:80].sum(0)  # their rows, pixels by column
+    for half, high, low in (slice(left + 20, middle - 20), walk, run), (slice(middle + 20, right - 20), run, walk):
+        assert np.median(high[half]) > 15 > 4 > np.median(low[half])
     columns = np.flatnonzero((plot[12:60] > 225).all(2).mean(0) > 0.8)  # the playhead, a quarter along the strip
     assert abs(columns.mean() - (left + 0.25 * (right - left))) < 2
     later = draw(picture, answer, "whole video", strip, now=7.5)[480:]

@@ -20,10 +20,3 @@ def test_each_requirement_is_pinned_within_its_range():
         (version,) = pin.specifier
         assert version.operator == "==" and "+" not in version.version, name  # no build of its own: the default wheel
         assert ranges[name].specifier.contains(version.version), name
-
-
-def test_make_installs_the_pins_and_can_do_without():
-    makefile = (ROOT / "Makefile").read_text()
-    installs = [line for line in makefile.splitlines() if "install" in line and " -r requirements" in line]
-    assert len(installs) == 2 and all("$(PINS)" in line for line in installs)
-    assert "PINS ?= -c constraints.txt" in makefile
