@@ -124,11 +124,10 @@ def logistic_path(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fit logistic regression at each C, from strong to weak regularisation.
 
-    Returns weights (C, classes, F) and biases (C, classes) that apply to unscaled x. Each feature of x (n, F)
-    is centred and divided by its standard deviation; one common factor then makes the mean square length 1.
-    With fewer videos than features, x is rotated to its n principal axes. The L2 penalty is invariant to
-    rotation, so the optimum stays the same and each step costs n instead of F. All classes get equal weight:
-    where their numbers of videos differ, mean-class accuracy gains 1.5 points (docs/results.md).
+    Returns weights (C, classes, F) and biases (C, classes) that apply to unscaled x (n, F), whose features are
+    z-scored, with a mean square length of 1. With fewer videos than features, x is rotated to its n principal
+    axes: the L2 penalty does not change with rotation, and each step costs n instead of F. All classes get
+    equal weight: where their numbers of videos differ, mean-class accuracy gains 1.5 points (docs/results.md).
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -175,16 +174,14 @@ def fit_temporal(
 ) -> Fit:  # fmt: skip
     """Fit TS-LSTM or Temporal-Inception on the joined features of one or two streams.
 
-    The folds choose the number of epochs. `tick` is called after each epoch, both in the folds and in the
-    final training on all videos.
+    The folds choose the number of epochs. `tick` is called after each epoch of any training.
     """
     recipe = TEMPORAL[kind]
     chosen, how = make_folds(labels[train], groups[train], folds, seed)
 
     def curve(rows: np.ndarray, held: np.ndarray) -> np.ndarray:
-        return train_temporal(
-            recipe, streams, labels, classes, train[rows], recipe.epochs, seed, device, train[held], tick
-        )[1]  # fmt: skip
+        own = (labels, classes, train[rows], recipe.epochs, seed, device, train[held], tick)
+        return train_temporal(recipe, streams, *own)[1]
 
     curves = out_of_fold(chosen, curve)  # (epochs, n, classes)
     best, losses = lowest_loss(curves, labels[train])

@@ -58,23 +58,18 @@ class InferenceNet(nn.Module):
 
     Takes uint8 clips (N, images x planes, H, W) and returns float32 logits (N, classes) and pooled features
     (N, features). The normalisation is folded into the first convolution, whose input is then whole grey
-    levels. bfloat16 holds these exactly, whereas rounding normalised values was its largest error. Grey
-    levels are counted from mid-grey, which means no motion in flow. Most of them are then small, which keeps
-    the effect of rounded weights small. The last layer stays in float32, so that logits are not rounded to
-    bfloat16's three digits. timm networks are not folded and compute as in training.
+    levels, counted from mid-grey (no motion in flow). bfloat16 holds these exactly, and most of them are small,
+    which keeps the effect of rounded weights small. The last layer stays in float32, so that logits are not
+    rounded to bfloat16's three digits. timm networks are not folded and compute as in training.
     """
 
     LEVELS = 64.0  # grey levels per unit of network input: a power of two close to 255 * std
     outside: Tensor
 
     def __init__(
-        self,
-        model: Network,
-        preparation: Preparation,
-        dtype: torch.dtype = torch.float32,
-        compiled: bool = False,
+        self, model: Network, preparation: Preparation, dtype: torch.dtype = torch.float32, compiled: bool = False,
         pooling: Sequence[str] = (),
-    ) -> None:
+    ) -> None:  # fmt: skip
         """With `pooling`, both outputs are the features of these POOLINGS, or PRE_LOGITS."""
         super().__init__()
         known = POOLINGS if model.stages else (PRE_LOGITS,)
@@ -161,7 +156,6 @@ def test(training: Training, loader: Loader, check_stop: Callable[[], None] = la
     logits: dict[str, np.ndarray] = {}
     start = asked = time.perf_counter()
     waited = 0.0
-    correct = seen = 0
     with progress_bar(len(loader.dataset), "test", "video", disable=rank() > 0) as bar:
         for batch in sent_ahead(loader.epoch(0), device):
             waited += time.perf_counter() - asked
@@ -171,10 +165,6 @@ def test(training: Training, loader: Loader, check_stop: Callable[[], None] = la
                 of_views = of_clips[place].unflatten(0, (len(batch.names), sampling.views, sampling.samples))
                 clip_logits = of_views.mean(1).cpu().numpy()  # (videos, samples, classes)
                 logits.update(zip(batch.names, clip_logits, strict=True))
-                correct += int((mean_logits(clip_logits).argmax(1) == batch.labels.numpy()).sum())
-                seen += len(batch.names)
-                rate = seen * sampling.clips / (time.perf_counter() - start)
-                bar.set_postfix_str(f"top-1 {100 * correct / seen:.1f} %, {rate:.0f} clips/s", refresh=False)
             bar.update(min(len(batch.names) * processes(), bar.total - bar.n))
             check_stop()
             asked = time.perf_counter()

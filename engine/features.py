@@ -45,13 +45,9 @@ def trunk_hash(model: Network) -> str:
 
 
 def extract_features(
-    args: argparse.Namespace,
-    model: Network,
-    checkpoint: Checkpoint | None,
-    data: Data,
-    preparation: Preparation,
+    args: argparse.Namespace, model: Network, checkpoint: Checkpoint | None, data: Data, preparation: Preparation,
     device: torch.device,
-) -> int:
+) -> int:  # fmt: skip
     """Write --features OUT.npz (saved.feature_file) for all videos of the split; return the exit code.
 
     `args` are a stream's flags; `checkpoint` is --resume's, else `model` has the weights that --weights

@@ -100,8 +100,7 @@ class Run:
 
     def tests_after(self, training: Training) -> bool:
         """Return whether an evaluation follows the epoch in progress."""
-        done = training.epoch + 1
-        return done % self.args.eval_every == 0 or done == training.settings.epochs
+        return (training.epoch + 1) % self.args.eval_every == 0 or training.epoch + 1 == self.args.epochs
 
     def test(self, training: Training) -> TestResult:
         """Evaluate on the videos that select the model. The training is saved first, in case this fails."""

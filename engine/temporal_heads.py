@@ -115,23 +115,14 @@ def build_head(kind: str, features: int, classes: int) -> nn.Module:
 
 
 def train_temporal(
-    recipe: Recipe,
-    streams: Sequence[np.ndarray],
-    labels: np.ndarray,
-    classes: int,
-    rows: np.ndarray,
-    epochs: int,
-    seed: int,
-    device: torch.device,
-    held_out: np.ndarray | None = None,
-    tick: Callable[[], Any] = lambda: None,
-) -> tuple[nn.Module, np.ndarray]:
+    recipe: Recipe, streams: Sequence[np.ndarray], labels: np.ndarray, classes: int, rows: np.ndarray, epochs: int,
+    seed: int, device: torch.device, held_out: np.ndarray | None = None, tick: Callable[[], Any] = lambda: None,
+) -> tuple[nn.Module, np.ndarray]:  # fmt: skip
     """Train a head on some videos; return it and the held-out videos' logits after each epoch.
 
-    streams: one or two arrays (V, samples, features). Their features are concatenated one batch at a time,
-    because two streams of UCF101 in float32 would take 8 GB. rows and held_out: (n,) and (m,) indices. The
-    logits are float32 (epochs, m, classes). On one kind of device, the result depends only on the arguments.
-    Raises InputError for too few samples.
+    streams: arrays (V, samples, features), concatenated one batch at a time, because two streams of UCF101 in
+    float32 would take 8 GB. rows and held_out: (n,) and (m,) indices. The logits are float32 (epochs, m,
+    classes). The result depends only on the arguments. Raises InputError for too few samples.
     """
     samples = streams[0].shape[1]
     torch.manual_seed(seed)

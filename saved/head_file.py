@@ -60,12 +60,9 @@ class HeadFile:
 
 
 def write_head(
-    path: str | os.PathLike,
-    head: Mapping[str, Any],
-    state: Mapping[str, Tensor],
-    inputs: Mapping[str, Features],
+    path: str | os.PathLike, head: Mapping[str, Any], state: Mapping[str, Tensor], inputs: Mapping[str, Features],
     trunks: Mapping[str, Mapping[str, Tensor]],
-) -> str:
+) -> str:  # fmt: skip
     """Write a head: its weights `state`, its description `head` (kind, stream, choice), and its networks.
 
     `inputs` are its features. `trunks` are the state_dicts of the networks that computed them, under the same

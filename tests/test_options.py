@@ -18,6 +18,7 @@ from saved.checkpoints import Checkpoint, save_tensors, write_checkpoint
 from utils import InputError
 
 CPU = torch.device("cpu")
+ARCH = "timm:test_resnet"
 
 
 def flags(*argv, stream="spatial", **recipes):
@@ -71,36 +72,27 @@ def test_every_flag_and_what_a_resume_takes_of_them(words, tmp_path, monkeypatch
 
     kind = wanted.get("input", "rgb")
     preparation = default_preparation(kind, 32, "squash", {"rgb": 1, "flow": 10, "rgbdiff": 5}[kind])
-    model = build_model("resnet18", preparation.channels, 4)
+    model = build_model(ARCH, preparation.channels, 4, size=32)
     saved = {**found, "seed": 7, "lr": 0.3, "output": "elsewhere", "workers": 9}
     path = tmp_path / "checkpoint.pth.tar"
     content = {"epoch": 0, "batch": 0, "best_prec1": 0.0, "state_dict": model.state_dict()}
-    write_checkpoint(content, path, arch="resnet18", class_names="abcd", dataset="x", split="1",
+    write_checkpoint(content, path, arch=ARCH, class_names="abcd", dataset="x", split="1",
                      preparation=preparation.as_dict(), args=saved)  # fmt: skip
     again = values_in(script, ["--resume", path, "--epochs", 3, "--test-views", 2], monkeypatch)
-    given = {"epochs": 3, "test_views": 2, "resume": str(path), "arch": "resnet18"}
+    given = {"epochs": 3, "test_views": 2, "resume": str(path), "arch": ARCH}
     plain = {**FROZEN[stream], "device": "auto"}
     assert again == {**saved, **{name: plain[name] for name in OWN & plain.keys()}, **given}
 
 
 def test_the_group_rule_stands_in_for_lists_that_nobody_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert options.data_settings(flags()).ucf_list is None
-    assert options.data_settings(flags("--ucf-list", "none")).ucf_list is None
+    assert options.data_settings(flags())["ucf_list"] is None
+    assert options.data_settings(flags("--ucf-list", "none"))["ucf_list"] is None
     named = options.data_settings(flags("--ucf-list", tmp_path / "absent"))
-    assert named.ucf_list == tmp_path / "absent"  # whose absence is then told
+    assert named["ucf_list"] == tmp_path / "absent"  # whose absence is then told
 
 
 # --- schedules -----------------------------------------------------------------------------------------
-
-
-def rates(settings, first=0):
-    training = Training(build_model("resnet18", 3, 4), default_preparation("rgb", 32, "squash"), CPU, settings)
-    found = []
-    for training.epoch in range(first, settings.epochs):
-        training.set_lr()
-        found.append(training.optimizer.param_groups[-1]["lr"])
-    return found
 
 
 def test_schedules_are_those_of_torch():
@@ -118,8 +110,9 @@ def test_schedules_are_those_of_torch():
 
     cosine = TrainingSettings(batch_size=25, epochs=10, lr=0.5, schedule="cosine", amp="off")
     step = TrainingSettings(batch_size=25, epochs=10, lr=0.5, schedule="step", milestones=(0.4, 0.8), amp="off")
-    np.testing.assert_allclose(rates(cosine), of_torch(lambda o: schedules.CosineAnnealingLR(o, 10)), rtol=1e-12)
-    np.testing.assert_allclose(rates(step), of_torch(lambda o: schedules.MultiStepLR(o, [4, 8])), rtol=1e-12)
+    rates = [[one.lr * one.lr_factor(epoch) for epoch in range(10)] for one in (cosine, step)]
+    np.testing.assert_allclose(rates[0], of_torch(lambda o: schedules.CosineAnnealingLR(o, 10)), rtol=1e-12)
+    np.testing.assert_allclose(rates[1], of_torch(lambda o: schedules.MultiStepLR(o, [4, 8])), rtol=1e-12)
 
 
 # --- going on ------------------------------------------------------------------------------------------
@@ -133,13 +126,13 @@ def saved(tmp_path):
         usual = {"batch_size": 25, "epochs": 10, "lr": 0.5, "schedule": "cosine", "amp": "off"}
         settings = TrainingSettings(**usual | given)
         preparation = default_preparation("rgb", 32, "squash")
-        training = Training(build_model("resnet18", 3, 4), preparation, CPU, settings)
+        training = Training(build_model(ARCH, 3, 4, size=32), preparation, CPU, settings)
         training.model(torch.rand(2, 3, 32, 32).repeat(1, 1, 2, 2)).sum().backward()
         training.set_lr()
         training.optimizer.step()
         training.next_epoch()
         write_checkpoint(
-            training.state_dict(), tmp_path / "checkpoint.pth.tar", arch="resnet18", class_names="abcd", dataset="x",
+            training.state_dict(), tmp_path / "checkpoint.pth.tar", arch=ARCH, class_names="abcd", dataset="x",
             split="1", preparation=preparation.as_dict(), args={**vars(settings), "recipe": "baseline"},
         )  # fmt: skip
         return tmp_path / "checkpoint.pth.tar"
@@ -151,7 +144,7 @@ def go_on(path, *argv, stream="spatial"):
     args = flags("--resume", path, *argv, stream=stream)
     checkpoint = options.open_checkpoint(args, "rgb")
     training = Training(
-        build_model("resnet18", 3, 4), default_preparation("rgb", 32, "squash"), CPU, options.training_settings(args)
+        build_model(ARCH, 3, 4, size=32), default_preparation("rgb", 32, "squash"), CPU, options.training_settings(args)
     )
     training.resume(checkpoint, list("abcd"))
     training.set_lr()
