@@ -164,8 +164,8 @@ def whole_video(path: Path, makers: Sequence[ClipMaker]) -> Window:
 def windows_of(path: Path, makers: Sequence[ClipMaker], seconds: float) -> Iterator[Window]:
     """Yield a video in windows of `seconds` by the frames' times, one after the other. Raises VideoError.
 
-    Windows with too few frames for any clip, such as a short last one, are left out, unless all are. One
-    window of frames is in memory.
+    Left out, unless all are: windows with too few frames for any clip, and a last one that is less than half a
+    window. One window of frames is in memory.
     """
     near = 0.5 / frame_rate(path)  # a window begins with the frame nearest to its time
     fewest = min(maker.fewest for maker in makers)
@@ -178,7 +178,7 @@ def windows_of(path: Path, makers: Sequence[ClipMaker], seconds: float) -> Itera
             frames, times = empty(makers), [frame.seconds]
         add(frames, len(times) - 1, frame.picture(), frames)
         times[-1:] = [frame.seconds, frame.seconds + frame.lasts]
-    if len(times) > fewest or not given:
+    if not given or (len(times) > fewest and times[-1] - times[0] > seconds / 2):
         yield Window(np.array(times), frames)
 
 

@@ -117,7 +117,7 @@ def test_only_the_frames_that_clips_need_are_kept(tmp_path):
 
 
 def test_windows_are_whole_videos_by_themselves(video, tmp_path):
-    """26 frames, windows of 10: the last one has 6, and one of a single frame, too few for flow, is left out."""
+    """26 frames, windows of 10: the last one has 6, and one of less than half a window is left out."""
     maker = maker_of("flow", Sampling(6))
     whole = windows.whole_video(video, [replace(maker, sampling=Sampling(26))])  # has every frame
     for seconds, firsts in {0.4: [0, 10, 20], 0.2: [0, 5, 10, 15, 20], 5: [0]}.items():
@@ -141,7 +141,7 @@ def test_times_are_those_of_the_time_stamps_where_the_rate_varies(tmp_path):
     middles = windows.make_clips(whole, [maker]).times["rgb"]  # of frames 0, 13.5 (its first is 13), and 27
     np.testing.assert_allclose(middles, [0.02, 0.62, 4.32], atol=0.13)
     parts = [(part.times[0].round(2), part.count) for part in windows.windows_of(film, [maker], 0.4)]
-    assert parts == [(0.0, 10), (0.4, 10), *((round(0.8 + k / 2, 2), 1) for k in range(8))]
+    assert parts == [(0.0, 10), (0.4, 10), *((round(0.8 + k / 2, 2), 1) for k in range(7))]
     flow = windows.windows_of(film, [maker_of("flow", Sampling(1))], 0.4)
     assert [part.times[0].round(2) for part in flow] == [0.0, 0.4]  # where there are too few frames for a clip, none
 
