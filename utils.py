@@ -67,7 +67,7 @@ def run_main(main: Callable[[], int | None], if_memory_ends: str = "free some, o
             print("interrupted", file=sys.stderr)
     finally:
         gc.unfreeze()  # else Python doesn't collect these objects at exit, and triton's bindings report leaks
-        _end_children()
+        end_children()
         try:
             sys.stdout.flush()
         except OSError:  # keeps Python's own flush at exit from failing again
@@ -75,7 +75,7 @@ def run_main(main: Callable[[], int | None], if_memory_ends: str = "free some, o
     sys.exit(code)
 
 
-def _end_children() -> None:
+def end_children() -> None:
     """Kill the remaining child processes. Loader workers ignore the SIGTERM that Python sends at exit."""
     multiprocessing = sys.modules.get("multiprocessing")
     children = multiprocessing.active_children() if multiprocessing else []

@@ -36,6 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(absent)
 
 
+def pytest_sessionfinish() -> None:
+    # An exception that pytest holds keeps a loader alive, whose workers ignore the SIGTERM that Python sends at exit.
+    from utils import end_children
+
+    end_children()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real test data; tests that need it are skipped where it is absent."""
