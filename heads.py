@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -160,7 +159,6 @@ class Row:
     held_out: np.ndarray  # (training videos, classes)
     test: np.ndarray  # (test videos, classes)
     truth: tuple[np.ndarray, np.ndarray]  # labels of both
-    seconds: float
     choice: dict[str, Any]
 
     def scores(self) -> tuple[float, float]:
@@ -171,14 +169,13 @@ class Row:
 def average(rows: Sequence[Row]) -> Row:
     """Average two streams' logits as fusion.py does, and return the result as a row."""
     held_out, test = (np.mean([getattr(row, part) for row in rows], 0) for part in ("held_out", "test"))
-    return Row(rows[0].head, "average", held_out, test, rows[0].truth, sum(row.seconds for row in rows), {})
+    return Row(rows[0].head, "average", held_out, test, rows[0].truth, {})
 
 
 def fit_and_write(
     args: argparse.Namespace, head: str, streams: dict[str, Inputs], networks: dict[str, Network], alike: Any
 ) -> Row:
     """Fit a head on the features of one stream, or of both joined, and write its predictions and checkpoint."""
-    start = time.monotonic()
     inputs = together(streams)
     one = next(iter(inputs.values()))
     name = next(iter(streams)) if len(streams) == 1 else "joined" if head == "linear" else "both"
@@ -198,8 +195,8 @@ def fit_and_write(
         hashes.append(write_head(place / "checkpoint.pth.tar", about, state, own, trunks))
     write_said(folder, head if name == "both" else name, inputs, fit, "+".join(hashes), alike)
     train, test = one.rows("train"), one.rows("test")
-    truth, seconds = (one.labels[train], one.labels[test]), time.monotonic() - start
-    return Row(head, name, fit.held_out, fit.logits[test].mean(1), truth, seconds, fit.choice)
+    truth = one.labels[train], one.labels[test]
+    return Row(head, name, fit.held_out, fit.logits[test].mean(1), truth, fit.choice)
 
 
 def fit_head(args: argparse.Namespace, head: str, name: str, inputs: Inputs, networks: dict[str, Network]) -> Fit:
@@ -269,7 +266,7 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         held_out, test = row.scores()
         chosen = [f"{key} {row.choice[key]:.3g}" for key in ("C", "epochs") if key in row.choice]
-        chosen += [f"by {row.choice['chosen_by']}, {row.seconds:.0f} s"] if row.choice else []
+        chosen += [f"by {row.choice['chosen_by']}"] if row.choice else []
         lines.append(f"{row.head:10} {row.stream:8} {held_out:9.2f} {test:7.2f}   {' '.join(chosen)}".rstrip())
         if note := gap_note(held_out, counts[0], test, counts[1]):
             lines.append(f"  {note}")
