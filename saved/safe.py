@@ -1,8 +1,8 @@
 """The only reader of pickles, arrays and checkpoints: it returns plain data and executes nothing in a file.
 
-A pickle is a program that calls the functions it names. Python's own pickle.Unpickler reads it here with a
-find_class that knows only the functions in `names`, which are this project's. A checkpoint is a pickle beside
-the bytes of its tensors, which are read here as well. docs/safe_loading.md states the guarantees.
+A pickle is a program that calls the functions it names. torch's weights-only loader reads the zip files of
+torch.save. Other pickles go through Python's pickle.Unpickler, with a find_class that allows only the
+functions in `names`. docs/safe_loading.md states the guarantees.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import math
 import os
 import pickle
-import struct
+import re
+import warnings
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from mmap import ACCESS_READ, mmap
+from types import SimpleNamespace
 from typing import IO, Any, ClassVar
 
 import numpy as np
@@ -26,11 +29,6 @@ MAX_PICKLE_BYTES = 1 << 30  # 25 samples x 10 views of UCF101's test set take 38
 SAFETENSORS_KEY = "two-stream"  # our key in the metadata of .safetensors files
 MAX_DEPTH = 64  # of nested containers
 _NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")  # dtypes
-_STORAGES = {  # torch's storage classes by dtype
-    "Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
-    "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool",
-    "ComplexFloat": "complex64", "ComplexDouble": "complex128",
-}  # fmt: skip
 
 
 class Refused(Exception):
@@ -106,10 +104,14 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
         file.seek(0)
         if str(path).endswith(".safetensors") or head[8:] == b"{":
             return _load_safetensors(path)
-        content = _plain(_load_zip(file) if head.startswith(b"PK\x03\x04") else _load_legacy(file))
+        size = _size(file)
+        if head.startswith(b"PK\x03\x04"):
+            content, size = _load_zip(path, file)
+        else:
+            content = _load_legacy(file)
         if not isinstance(content, dict):
             raise Refused(f"it holds a {type(content).__name__} instead of a dict")
-        return content
+        return _plain(content, _own(size))
 
 
 def check_weights(state: Mapping[str, Any], path: str | os.PathLike) -> None:
@@ -160,44 +162,71 @@ def _check_size(size: int, limit: int) -> None:
 # --- checkpoints ---------------------------------------------------------------------------------------
 
 
-def _load_zip(file: IO[bytes]) -> Any:
-    """Read data.pkl and the tensors' records beside it. zipfile compares the checksum of what it reads."""
+def _load_zip(path: str | os.PathLike, file: IO[bytes]) -> tuple[Any, int]:
+    """Return the content and its tensors' bytes. torch.load checks neither checksums nor compression."""
     import torch
 
     with zipfile.ZipFile(file) as archive:
-        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+        records = archive.infolist()
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
             raise Refused("its records are not as torch.save writes them")
-        (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-        folder = name.removesuffix("/data.pkl")
-        if f"{folder}/byteorder" in archive.namelist() and archive.read(f"{folder}/byteorder") != b"little":
-            raise Refused("its numbers are in another byte order")
-
-        def read(key: Any, dtype: Any, count: int) -> Any:
-            data = bytearray(archive.read(f"{folder}/data/{key}"))
-            return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-
-        with archive.open(name) as program:
-            return _TorchUnpickler(program, read).load()
+        if archive.testzip() is not None:
+            raise Refused("its checksums do not match, so it was damaged on the way")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about other pickle protocols than torch.save's
+            content = torch.load(path, "cpu", weights_only=True, mmap=True)
+        return content, sum(record.file_size for record in records if "/data/" in record.filename)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise Refused(f"it asks to run or make {named[1]}" if named else "its pickle is not one of data") from None
 
 
 def _load_legacy(file: IO[bytes]) -> Any:
-    """Read a file from PyTorch before 1.6: five pickles, then each storage's count and numbers."""
+    """Read a file from PyTorch before 1.6, with our unpickler in place of pickle's.
+
+    torch's weights-only loader lacks the opcode for Python 2's 64-bit integers, which optimizers use as ids.
+    """
     import torch
 
-    for _ in ("magic number", "version", "sizes of types"):
-        _Unpickler(file).load()
-    unpickler = _TorchUnpickler(file, lambda _key, dtype, count: torch.empty(count, dtype=dtype))
-    content, keys = unpickler.load(), _Unpickler(file).load()
-    for key in keys:
-        storage = unpickler.storages.pop(key)
-        data = bytearray(file.read(8 + storage.nbytes))
-        if data[:8] != struct.pack("<q", len(storage)) or len(data) != 8 + storage.nbytes:
-            raise Refused("it declares more numbers than it holds")
-        if len(storage):
-            storage.copy_(torch.frombuffer(data, dtype=storage.dtype, offset=8))
-    if unpickler.storages:
-        raise Refused("it lacks the numbers of a tensor")
-    return content
+    rebuild = torch._utils._rebuild_tensor
+
+    class Unpickler(_Unpickler):
+        names = _Unpickler.names | {
+            ("torch", "Size"): _Function(lambda sides: torch.Size(sides)),
+            ("torch._utils", "_rebuild_tensor"): _Function(rebuild),  # before PyTorch 0.4
+            ("torch._utils", "_rebuild_tensor_v2"): _Function(lambda *arguments: rebuild(*arguments[:4])),
+            ("torch._utils", "_rebuild_parameter"): _Function(lambda tensor, *_: tensor),
+        }
+
+    module = SimpleNamespace(__name__="pickle", Unpickler=Unpickler, load=lambda file, **_: Unpickler(file).load())
+    # torch would look for a tar archive in an object with a fileno; an mmap has none.
+    with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        return torch.load(data, "cpu", pickle_module=module, weights_only=False)  # type: ignore[arg-type]
+
+
+def _own(size: int) -> Callable[[Any], Any]:
+    """Return a function that copies a file's tensors out of its memory map. `size`: bytes of its numbers."""
+    import torch
+
+    owned: dict[int, Any] = {}  # a storage's address -> its copy, which its tensors share
+
+    def tensor(found: Any) -> Any:
+        nonlocal size
+        if not isinstance(found, torch.Tensor) or found.layout is not torch.strided or found.device.type != "cpu":
+            raise Refused("it has a tensor of another kind than weights")
+        storage = found.untyped_storage()
+        if storage.data_ptr() not in owned:
+            size -= storage.nbytes()
+            if size < 0:
+                raise Refused("it declares more numbers than it holds")
+            owned[storage.data_ptr()] = storage.clone()
+        if found.numel() * found.itemsize > storage.nbytes():
+            raise Refused(f"it has a tensor of shape {tuple(found.shape)} in {storage.nbytes()} bytes")
+        view = torch.empty(0, dtype=found.dtype)
+        return view.set_(owned[storage.data_ptr()], found.storage_offset(), found.shape, found.stride())
+
+    return tensor
 
 
 def _load_safetensors(path: str | os.PathLike) -> dict[str, Any]:
@@ -233,36 +262,13 @@ class _Unpickler(pickle.Unpickler):
 
     names: ClassVar[dict[tuple[str, str], Any]] = {}
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Any, **_: object) -> None:
         super().__init__(file, encoding="latin1")  # keeps array bytes in Python 2's strings intact
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.names:
             raise Refused(f"it asks to run or make {show(module)}.{show(name)}")
         return self.names[module, name]
-
-
-class _TorchUnpickler(_Unpickler):
-    """Load torch.save's pickle. `read(key, dtype, count)` returns a storage as a flat tensor."""
-
-    def __init__(self, file: Any, read: Callable[[Any, Any, int], Any]) -> None:
-        super().__init__(file)
-        self.read = read
-        self.storages: dict[Any, Any] = {}  # tensors that share a storage share its memory
-
-    def persistent_load(self, about: Any) -> _Made:
-        import torch
-
-        _storage, name, key, _device, count, *view = about
-        if name not in _STORAGES.values() or any(view):
-            raise Refused("it has a tensor of another kind than weights")
-        dtype = getattr(torch, name)
-        if key not in self.storages:
-            self.storages[key] = self.read(key, dtype, count)
-        found = self.storages[key]
-        if len(found) != count or found.dtype != dtype:
-            raise Refused("it declares more numbers than it holds")
-        return _Made(found)
 
 
 class _Function:
@@ -339,17 +345,6 @@ def _objects(content: Any, shape: Any, fortran: Any) -> list:
     return [content[place : place + shape[1]] for place in range(0, len(content), shape[1] or 1)]
 
 
-def _tensor(storage: _Made, offset: int, shape: Any, strides: Any, *_: Any) -> _Made:
-    """Return a view of a storage. It lies inside, and has no more numbers than the storage."""
-    if type(storage) is not _Made:  # such as a dict on which the pickle set attributes
-        raise Refused("it has a tensor without a storage")
-    flat, numbers = storage.value, math.prod(shape)
-    end = offset + 1 + sum((side - 1) * step for side, step in zip(shape, strides, strict=True))
-    if min(offset, *shape, *strides, 0) < 0 or max(offset, numbers, end if numbers else 0) > len(flat):
-        raise Refused(f"it has a tensor of shape {tuple(shape)} in {flat.nbytes} bytes")
-    return _Made(flat.as_strided(shape, strides, offset))
-
-
 def _encode(text: Any, encoding: Any) -> bytes:
     """Stand in for _codecs.encode(text, 'latin1'), with which Python 3 writes bytes in protocol 2."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
@@ -375,21 +370,11 @@ _Unpickler.names = {
         )
     },
 }
-_TorchUnpickler.names = {
-    **_Unpickler.names,
-    ("torch", "Size"): _Function(tuple),
-    ("torch._utils", "_rebuild_tensor"): _Function(_tensor),  # before PyTorch 0.4
-    ("torch._utils", "_rebuild_tensor_v2"): _Function(_tensor),
-    ("torch._utils", "_rebuild_parameter"): _Function(lambda tensor, *_: tensor),
-    **{("torch", f"{name}Storage"): dtype for name, dtype in _STORAGES.items()},
-    **{("torch.cuda", f"{name}Storage"): dtype for name, dtype in _STORAGES.items()},
-}
 
-
-def _plain(content: Any) -> Any:
+def _plain(content: Any, tensor: Callable[[Any], Any] | None = None) -> Any:
     """Rebuild a pickle's result as containers without attributes of strings, numbers, arrays and tensors.
 
-    An object that occurs in several places stays one object.
+    `tensor` copies each tensor. An object that occurs in several places stays one object.
     """
     done: dict[int, Any] = {}
 
@@ -410,8 +395,12 @@ def _plain(content: Any) -> Any:
                 made[key] = rebuild(value[key], depth + 1)
         elif kind in (list, tuple, set):
             made = kind(rebuild(item, depth + 1) for item in value)
-        elif kind is _Made and value.value is not None:  # an array, a number, a tensor, or objects in a list
+        elif kind is _Made and value.value is not None:  # an array, a number, or objects in a list
             made = rebuild(value.value, depth + 1) if type(value.value) is list else value.value
+        elif kind.__name__ == "Size" or (isinstance(value, (np.ndarray, np.generic)) and value.dtype != object):
+            made = value
+        elif tensor and kind.__module__.partition(".")[0] == "torch":
+            made = tensor(value)
         else:
             raise Refused("it leaves an object half made")
         done[id(value)] = made
