@@ -174,9 +174,12 @@ def open_checkpoint(args: argparse.Namespace, *modalities: str) -> Checkpoint | 
     checkpoint = read_checkpoint(args.resume, *modalities, flow_order=getattr(args, "flow_order", "original"))
     if "arch" in args.given and args.arch != checkpoint.arch:
         raise InputError(f"--arch {args.arch}: {args.resume} is a {checkpoint.arch}; leave --arch out")
-    if "recipe" in args.given and args.recipe != checkpoint.args.get("recipe"):
+    saved = dict(checkpoint.args)
+    if checkpoint.source != "two-stream" and args.schedule != "plateau":
+        saved.pop("lr", None)  # another project's, as its schedule left it: ours counts from the start
+    if "recipe" in args.given and args.recipe != saved.get("recipe"):
         args.given |= set(args.of_recipe)
-    for name, value in checkpoint.args.items():
+    for name, value in saved.items():
         if name not in args.given | NOT_RESTORED and hasattr(args, name):
             setattr(args, name, value)
     args.arch = checkpoint.arch

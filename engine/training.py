@@ -86,6 +86,7 @@ class Training:
         With trains=False (evaluation only), only the weights and their epoch are restored. Raises
         InputError if the network or the classes do not fit.
         """
+        checkpoint = checkpoint.in_order_of(class_names)
         problem = explain_mismatch(self.model, checkpoint.state_dict)
         if problem is None and checkpoint.class_names not in (None, class_names):
             its, ours = next((a, b) for a, b in zip(checkpoint.class_names, class_names, strict=True) if a != b)
@@ -102,11 +103,16 @@ class Training:
         state, settings, path = checkpoint.raw, self.settings, checkpoint.path
         if "optimizer" not in state:
             raise InputError(f"{path} holds weights alone: start from them with --weights, or test: --evaluate")
+        if state.get("ema") is not None:  # of an earlier version
+            raise InputError(f"{path} was trained with --ema, which is gone: start from it with --weights, or test it")
         if state["batch"] and settings.batch_size != state["args"]["batch_size"]:
             raise InputError(f"{path} stands within an epoch of --batch-size {state['args']['batch_size']}: finish it "
                              f"before you train with {settings.batch_size}")  # fmt: skip
         fresh = [dict(group) for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError:
+            raise InputError(f"{path}: its optimizer is for other weights; start from it with --weights") from None
         # This run's flags override the saved momentum, decay and rates. Only plateau's reductions of the rate
         # are kept, unless --lr changed; then the new rate applies from here on.
         same_lr = settings.lr == state["args"]["lr"]

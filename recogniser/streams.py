@@ -229,7 +229,8 @@ def load_streams(
             raise InputError(f"--{name} {path} is a network of the {belongs} stream: pass it to --{belongs}")
     names = choose_class_names(list(checkpoints.values()), args.ucf_list)
     streams = []
-    for name, checkpoint in checkpoints.items():
+    for name, theirs in checkpoints.items():
+        checkpoint = theirs.in_order_of(names)
         preparation = Preparation.from_dict(checkpoint.preparation)
         samples = checkpoint.args.get("test_samples", 19)
         if args.window:

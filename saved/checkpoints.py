@@ -6,8 +6,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from common.formats import Finite, Names, check
 from dataloader.preparation import Preparation, SavedPreparation
 from saved import foreign
 from saved.safe import SAFETENSORS_KEY, load_checkpoint, safetensors_library
-from utils import InputError, atomic_path
+from utils import InputError, atomic_path, rank
 
 FORMAT, HEAD_FORMAT = "two-stream", "two-stream-head"  # the "format" field of our own files
 
@@ -55,6 +55,25 @@ class Checkpoint:
     best_prec1: float  # top-1 in per cent; 0 for none or unknown
     class_names: list[str] | None  # in label order; None for other projects' files, which don't store them
     raw: dict[str, Any]  # everything in the file
+
+    def in_order_of(self, class_names: Sequence[str]) -> Checkpoint:
+        """Return the network with its classes in the order of `class_names`.
+
+        Only tsn-pytorch's HMDB51 networks need this, with the official lists; TSN's own lists match them.
+        """
+        names = list(class_names)
+        swapped = [name for pair in foreign.HMDB51_SWAPPED for name in pair]
+        official = len(names) == 51 and names == sorted(names) and {*swapped} <= {*names}
+        if self.source != "tsn-pytorch" or not official:
+            return self
+        rows = list(range(len(names)))
+        for pair in foreign.HMDB51_SWAPPED:
+            first, second = map(names.index, pair)
+            rows[first], rows[second] = second, first
+        if rank() == 0:
+            print(f"{self.path}: its classes are taken to be in TSN's order ({', '.join(swapped)} swapped)")
+        fc = {name: self.state_dict[name][rows] for name in ("fc.weight", "fc.bias")}
+        return replace(self, state_dict=self.state_dict | fc)
 
 
 def write_checkpoint(state: Mapping[str, Any], *paths: str | os.PathLike, **header: Any) -> None:

@@ -33,6 +33,8 @@ PROTOCOLS = {"original": (19, 1, "original"), "two-stream-pytorch": (25, 10, "sp
 # The number of channels by which conv1 of the original's motion network is rolled to get our order [f0..f9].
 # The original's loader put frame j at position j - 1, older revisions at j - 5, and the oldest at j.
 FLOW_ORDERS = {"original": 2, "older": 10, "oldest": 0}
+# TSN's class_list of HMDB51 has these pairs of classes the other way round; the official lists are sorted.
+HMDB51_SWAPPED = (("kick", "kick_ball"), ("sword", "sword_exercise"))
 # (blocks per layer, width and width per group of the first 3x3 convolution, bottleneck) -> torchvision's name
 ARCHITECTURES = {
     ((2, 2, 2, 2), 64, 64, False): "resnet18",
@@ -54,6 +56,8 @@ def find_weights(content: dict, path: str | os.PathLike) -> dict[str, Tensor]:
     if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         found = first_few(map(show, state)) or "nothing"
         raise InputError(f"{path} holds no weights: instead of a state_dict it has {found}")
+    if isinstance(average := content.get("ema"), dict):  # ours, once trained with --ema: what its tests used
+        state = {name: value for name, value in average.items() if name != "n_averaged"}
     while all(name.startswith("module.") for name in state):  # added by torch.nn.DataParallel
         state = {name.removeprefix("module."): value for name, value in state.items()}
     weights = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
@@ -98,7 +102,7 @@ def describe(
     finished = _number(content, "epoch")  # the original saved this epoch's number, the others the next one's
     return {
         "source": source, "state_dict": weights, "arch": arch, "num_classes": weights["fc.weight"].shape[0],
-        "in_channels": channels, "preparation": preparation.as_dict(), "args": dict(protocol),
+        "in_channels": channels, "preparation": preparation.as_dict(), "args": dict(protocol) | _learning_rate(content),
         "epoch": -1 if finished is None else int(finished) - (source != "original"),
         "best_prec1": _number(content, "best_prec1") or 0.0,
     }  # fmt: skip
@@ -125,6 +129,15 @@ def _preparation(source: str, in_channels: int) -> Preparation:
     if source in ("two-stream-pytorch", "tsn-pytorch"):
         return Preparation("flow", 224, "center", (0.5,), (0.226,), in_channels // 2, "tvl1", 20.0)
     return Preparation("flow", 224, "squash", (0.0,), (1.0,), in_channels // 2, "tvl1", 20.0)
+
+
+def _learning_rate(content: dict) -> dict[str, float]:
+    """The flags that its optimizer's state tells: the rate that the training had come down to, and its like."""
+    optimizer = content.get("optimizer")
+    groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
+    group = groups[0] if isinstance(groups, list) and groups and isinstance(groups[0], dict) else {}
+    values = {name: _number(group, name) for name in ("lr", "weight_decay")}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _number(content: dict, name: str) -> float | None:

@@ -135,7 +135,8 @@ def test_original_spatial(tmp_path):
     preparation = Preparation.from_dict(checkpoint.preparation)
     assert (preparation.modality, preparation.test_resize) == ("rgb", "squash")
     assert preparation.mean == (0.485, 0.456, 0.406) and preparation.std == (0.229, 0.224, 0.225)
-    assert checkpoint.args == {"test_samples": 19, "test_views": 1, "test_starts": "original"}
+    protocol = {"test_samples": 19, "test_views": 1, "test_starts": "original"}
+    assert checkpoint.args == protocol | {"lr": 1e-3, "weight_decay": 0.0}
     ids = checkpoint.raw["optimizer"]["param_groups"][0]["params"]
     assert ids[1] == 139_872_000_000_072
     assert checkpoint.raw["optimizer"]["state"][ids[2]]["momentum_buffer"].eq(2).all()
@@ -259,3 +260,28 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path):
     assert "is (64, 3, 7, 7), not (64, 20, 7, 7)" in explain_mismatch(build_model("resnet18", 20, 7), state)
     deeper = explain_mismatch(build_model("resnet34", 3, CLASSES), state)
     assert "tensors missing or too many, such as layer" in deeper and len(deeper) < 300
+
+
+def test_hmdb51s_classes_in_tsns_order(tmp_path, capsys):
+    """TSN's class_list has kick_ball, kick and sword_exercise, sword; the official lists' names are sorted."""
+    official = sorted([*(f"class_{i:02d}" for i in range(47)), "kick", "kick_ball", "sword", "sword_exercise"])
+    tsns = [f"class_{i:02d}" for i in range(47)] + ["kick_ball", "kick", "sword_exercise", "sword"]
+    net = TSN(3)
+    net.new_fc = nn.Linear(512, 51)
+    torch.save({"state_dict": net.state_dict(), "epoch": 1}, tmp_path / "hmdb51")
+    checkpoint = read_checkpoint(tmp_path / "hmdb51")
+    ours = checkpoint.in_order_of(official).state_dict
+    assert "in TSN's order" in capsys.readouterr().out
+    for row, name in enumerate(official):
+        for part in ("weight", "bias"):
+            torch.testing.assert_close(ours[f"fc.{part}"][row], net.state_dict()[f"new_fc.{part}"][tsns.index(name)])
+    assert checkpoint.in_order_of(tsns) is checkpoint  # TSN's own lists
+
+
+def test_a_checkpoint_with_a_moving_average_is_tested_as_it_was(tmp_path):
+    """Trainings of earlier versions with --ema stored torch's AveragedModel beside the weights."""
+    model = build_model("resnet18", 3, CLASSES)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    state = {name: value + 1 if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": state, "ema": average.state_dict()}, tmp_path / "ema")
+    torch.testing.assert_close(read_state_dict(tmp_path / "ema"), dict(model.state_dict()))

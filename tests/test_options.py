@@ -217,6 +217,19 @@ def test_weights_of_no_numbers_are_no_result(tiny, run, tmp_path):
     assert not (tmp_path / "out/predictions.json").exists()
 
 
+def test_another_projects_rate_is_what_its_plateau_had_come_to_and_no_schedules(tmp_path):
+    state = build_model("resnet18", 3, 4).state_dict()
+    group = {"lr": 1e-5, "momentum": 0.9, "weight_decay": 5e-4, "params": []}
+    state = {f"module.base_model.{name}".replace("base_model.fc", "new_fc"): one for name, one in state.items()}
+    content = {"epoch": 45, "arch": "resnet18", "state_dict": state, "best_prec1": 50.0,
+               "optimizer": {"state": {}, "param_groups": [group]}}  # fmt: skip
+    torch.save(content, tmp_path / "tsn.pth.tar")
+    for words, rate in (((), 1e-5), (("--recipe", "tsn"), 1e-3)):
+        args = flags("--resume", tmp_path / "tsn.pth.tar", *words)
+        options.open_checkpoint(args, "rgb")
+        assert args.lr == pytest.approx(rate)
+
+
 def test_no_failure_of_a_test_costs_an_epoch(tiny, run, tmp_path):
     """A test image that can't be read: the epoch before it is in the checkpoint, and is not trained again."""
     import shutil
