@@ -51,18 +51,17 @@ def main() -> int:
     if anew:
         print(f"{args.out} is split anew: its lists were made with other flags")
     without = read_column(args.without, "reason") if args.without else ()
-    classes, parts = find_classes(args.videos, args.out, without)
+    classes, sides = find_classes(args.videos, args.out, without)
     class_names = sorted(set(classes.values()))
     for name in class_names:
         print(f"  {printable(name)}: {plural(list(classes.values()).count(name), 'video')}")
     copies = find_copies(args.videos, classes)
     before = {} if anew else read_before(args.out)
     groups = group_videos(classes, made_with.groups, copies)
-    if parts:
+    if sides:
         print(f"{args.videos} is split into training and test by folders: their split is taken")
-    else:
-        parts = assign(classes, groups, made_with.test_fraction, made_with.seed, before)
-    say_split(parts, classes, groups)
+    parts = sides or assign(classes, groups, made_with.test_fraction, made_with.seed, before)
+    say_split(parts, classes, groups, None if sides else made_with.test_fraction)
     if several := [", ".join(same) for same in copies if len({classes[path] for path in same}) > 1]:
         print(f"warning: {plural(len(several), 'file')} in several classes: {first_few(several)}", file=sys.stderr)
     if before:
@@ -280,12 +279,17 @@ def assign(
     return {path: before.get(path, place[group]) for path, group in groups.items()}
 
 
-def say_split(parts: dict[str, int], classes: dict[str, str], groups: dict[str, str]) -> None:
-    """Print the sizes and the classes' test shares. Warn of recordings on both sides."""
+def say_split(parts: dict[str, int], classes: dict[str, str], groups: dict[str, str], share: float | None) -> None:
+    """Print the sizes and the classes' test shares. Warn of shares far off `share`, and recordings on both sides."""
     test, of = (Counter(classes[path] for path in some) for some in ([p for p in classes if not parts[p]], classes))
-    shares = [test[name] / of[name] for name in of]
+    shares = {name: test[name] / of[name] for name in of}
+    low, high = min(shares.values()), max(shares.values())
     print(f"train.txt: {plural(len(classes) - test.total(), 'video')}, test.txt: {plural(test.total(), 'video')}, "
-          f"{test.total() / len(classes):.0%} ({min(shares):.0%} to {max(shares):.0%} of a class)", flush=True)
+          f"{test.total() / len(classes):.0%} ({low:.0%} to {high:.0%} of a class)", flush=True)
+    far = [f"{found:.0%} of {name}" for name, found in sorted(shares.items())
+           if share and abs(found - share) * of[name] > max(1, 0.15 * of[name])]  # fmt: skip
+    if far:
+        print(f"warning: {first_few(far)} test, not {share:.0%}, as recordings stay together", file=sys.stderr)
     sides = [{groups[path] for path in classes if parts[path] == part} for part in (0, 1)]
     if both := sorted(sides[0] & sides[1]):
         print(f"warning: {plural(len(both), 'recording')} in training and test, as the folders or earlier lists are: "

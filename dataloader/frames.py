@@ -18,8 +18,10 @@ import dataclasses
 import hashlib
 import io
 import json
+import mmap
 import os
 import re
+import sys
 import time
 import unicodedata
 from collections import defaultdict
@@ -49,9 +51,11 @@ CHANNELS = {"rgb": ("rgb",), "flow": ("x", "y")}
 _CALLED = {"rgb": "RGB frames", "flow": "optical flow"}
 
 KNOWN = "VIDEO/frame000001.jpg, VIDEO/img_00001.png, u/VIDEO/frame000001.jpg or VIDEO/flow_x_00001.jpg"
+CONVERTED = ("RGB", "L", "1", "LA", "P", "PA", "RGBA", "CMYK")  # modes that become RGB; 16 bits would be clipped
 MOST_PIXELS = 50_000_000  # pixels in one image; memory is allocated before it is decoded
 _SETTLED_NS = 2_000_000_000  # file times may tick only every 2 s, so a more recent change may not show
 _WORTH_A_CACHE_NS = 1_000_000_000  # a scan that takes longer is cached
+_said = mmap.mmap(-1, 1)  # whether the note of a conversion was printed; shared by loader processes
 _MAX_DEPTH = 8  # deeper than any layout; ends symlink loops
 _IMAGE = re.compile(r"(.*?)([0-9]+)(\.jpe?g|\.png|\.webp)", re.IGNORECASE | re.DOTALL)
 
@@ -91,7 +95,10 @@ def index_frames(root: str | Path, kind: Kind) -> Index:
         raise InputError(f"{root} holds {_CALLED[holds]}, not {_CALLED[kind]}; {remedy}")
     index = assemble(root, kind, {path: folder.images for path, folder in scan(root).items() if folder.images})
     if not index.problems and not any(CHANNELS[kind][0] in channels for channels in index.videos.values()):
-        raise InputError(f"{root} holds no {_CALLED[kind]} in a known layout ({KNOWN}); {remedy}")
+        suffixes = (".jpg", ".jpeg", ".png", ".webp")
+        image = next((path for path in root.rglob("*") if path.suffix.lower() in suffixes), None)
+        found = f", but {image.relative_to(root)}" if image else ""
+        raise InputError(f"{root} holds no {_CALLED[kind]} in a known layout ({KNOWN}){found}; {remedy}")
     return index
 
 
@@ -390,7 +397,14 @@ class ReadFlow:
 def decode_rgb(data: bytes, path: str | Path) -> np.ndarray:
     """Decode an image of any colours to (H, W, 3) uint8 RGB, as tsn-pytorch does. `path`: for messages."""
     image = _decode(data, path, "RGB")
-    return image if isinstance(image, np.ndarray) else np.asarray(image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        return image
+    if image.mode not in CONVERTED:
+        raise InputError(f"{path} is {image.mode}, and frames have 8 bits a colour: convert them")
+    if image.mode != "RGB" and not _said[0] and rank() == 0:
+        _said[0] = 1
+        print(f"note: {path} is {image.mode}; such frames are converted to RGB", file=sys.stderr, flush=True)
+    return np.asarray(image.convert("RGB"))
 
 
 def decode_gray(data: bytes, path: str | Path) -> np.ndarray:

@@ -100,12 +100,21 @@ def test_any_one_name_with_numbers(tmp_path, name):
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P"])
-def test_frames_of_other_colours_are_converted(mode):
+def test_frames_of_other_colours_are_converted_and_that_is_said_once(mode, monkeypatch, capsys):
+    monkeypatch.setattr(frames, "_said", bytearray(1))
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)).convert(mode)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG" if mode in ("L", "CMYK") else "PNG")
     wanted = np.asarray(Image.open(buffer).convert("RGB"))
-    np.testing.assert_array_equal(frames.decode_rgb(buffer.getvalue(), "a/x.jpg"), wanted)
+    for _ in range(2):
+        np.testing.assert_array_equal(frames.decode_rgb(buffer.getvalue(), "a/x.jpg"), wanted)
+    assert capsys.readouterr().err.count("converted to RGB") == 1
+
+
+def test_frames_of_16_bits_are_refused_as_pillow_would_clip_them():
+    Image.fromarray(np.full((12, 16), 30000, np.uint16)).save(buffer := io.BytesIO(), "PNG")
+    with pytest.raises(InputError, match=r"a/x\.png is I;16, and frames have 8 bits"):
+        frames.decode_rgb(buffer.getvalue(), "a/x.png")
 
 
 def test_own_videos(tmp_path):
@@ -194,7 +203,7 @@ def test_wrong_folders(tmp_path):
         with pytest.raises(InputError, match=r"there is no folder.*data/extract_rgb\.py"):
             index_frames(tmp_path / absent, "rgb")
     make(tmp_path / "run/1", "first.jpg", "last.jpg")
-    with pytest.raises(InputError, match=r"holds no RGB frames in a known layout \(VIDEO/frame000001.jpg, "):
+    with pytest.raises(InputError, match=r"in a known layout \(VIDEO/frame000001.jpg, .*\), but run/1/\w+.jpg; make"):
         index_frames(tmp_path, "rgb")
     make(tmp_path / "rgb" / "v_Biking_g01_c01", *numbered("frame%06d.jpg", 1, 11))
     with pytest.raises(InputError, match="holds no optical flow"):

@@ -120,6 +120,14 @@ def test_what_cannot_be_split_is_a_line_and_nothing_is_written(tmp_path, split):
     assert not out.exists()
 
 
+def test_a_share_that_is_far_off_is_a_warning(tmp_path, split):
+    """Nine of a class' ten clips are one recording."""
+    clips = [f"{name}/{name}_rec{int(i == 9)}_{i}.avi" for name in ("run", "sit") for i in range(10)]
+    videos = make_videos(tmp_path / "videos", *clips, *(f"jump/{i}.avi" for i in range(10)))
+    said = split(videos, tmp_path / "lists", "--groups", r"_(rec\d)_")
+    assert "warning: 90% of run, 90% of sit test, not 30%, as recordings stay together" in said
+
+
 @pytest.mark.parametrize("test", ["test", "Testing", "val", "validate", "validation"])
 def test_folders_train_and_test_are_no_classes(tmp_path, split, test):
     videos = make_videos(tmp_path / "videos", *(f"Train/{name}" for name in numbered({"run": 3, "sit": 2})),
