@@ -4,7 +4,8 @@
   python predict.py FOLDER ...                            folders named as classes are scored, with a report
   python predict.py VIDEO ... --save out.mp4              draw the answer over the video, as a film
   python predict.py FOLDER ... --save films               one film for each video, into the folder films
-  python predict.py VIDEO ... --window 2                  an answer for every 2 seconds, for long videos
+  python predict.py VIDEO ... --sliding 2                 a rolling answer, for long videos
+  python predict.py --camera 0 ...                        the same from a webcam; Ctrl-C ends it
 
 A video is decoded, scaled, JPEG-coded and sampled by the same code as the checkpoint's training and test
 data. The probabilities are softmax(mean of the streams' mean logits), weighted by --weights or --fusion. If a
@@ -73,8 +74,8 @@ def add_network_flags(parser: ArgumentParser) -> None:
     group.add_argument("--samples", type=bounded(int, 1, 10_000),
                        help="clips per video or window (default: as the checkpoint was tested; at most 2.5 per second "
                             "of a window)")
-    group.add_argument("--window", type=bounded(float, 1e-3, 86400), metavar="SECONDS",
-                       help="answer for windows of this length, one after the other")
+    group.add_argument("--sliding", type=bounded(float, 1e-3, 86400), metavar="SECONDS",
+                       help="answer for windows of this length, one every half length")
     group.add_argument("--flow-method", choices=("tvl1", *PLAIN_METHODS, "raft"),
                        help="dis is the fastest (default: what the motion stream was trained on)")
     group.add_argument("--raft-weights", metavar="large|small|PATH",
@@ -123,7 +124,9 @@ def read_fusion(source: str, paths: dict[str, str]) -> tuple[dict[str, str], dic
 
 def main() -> int:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video files, or folders of them")
+    parser.add_argument("videos", nargs="*", metavar="VIDEO", help="video files, or folders of them")
+    parser.add_argument("--camera", metavar="SOURCE",
+                        help="number of a camera, or a URL, instead of videos; --sliding is then 2 by default")
     add_network_flags(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON object per video or window, with all logits")
@@ -132,6 +135,11 @@ def main() -> int:
     group.add_argument("--report", type=Path, metavar="DIR",
                        help="for predictions and a report when folders are named as classes (default: record/predict)")
     args = parser.parse_args()
+    if bool(args.videos) == (args.camera is not None):
+        raise InputError("name either videos or a --camera")
+    if args.camera is not None:
+        watch(args)
+        return 0
     videos: dict[Path, Path] = {}  # each with its path in a folder of films
     for path in map(Path, args.videos):
         found = [(one.path, one.name) for one in find_videos(path)] if path.is_dir() else [(path, path.name)]
@@ -139,17 +147,17 @@ def main() -> int:
     targets = choose_targets(args.save, videos) if args.save else {}
     model = load_networks(args)
     labels = labels_of(videos, model.names)
-    if args.window or len(labels) < 2 or not any(Path(named).is_dir() for named in args.videos):
+    if args.sliding or len(labels) < 2 or not any(Path(named).is_dir() for named in args.videos):
         labels = {}
     note_unused(args, report=bool(labels))
     args.report = args.report or Path("record/predict")
     with owned(args.report, flag="--report") if labels else contextlib.nullcontext():
         answers: dict[Path, Answer] = {}
         every: Iterable[Iterable[Answer | str]] = ([answer] for answer in model.answer_all(list(videos)))
-        if args.window:
-            every = (model.answers(video, args.window) for video in videos)
+        if args.sliding:
+            every = (model.sliding(video, args.sliding) for video in videos)
         for video, said in zip(videos, every, strict=True):
-            if args.window and len(videos) > 1 and not args.json:
+            if args.sliding and len(videos) > 1 and not args.json:
                 print(printable(str(video)))
             try:
                 answers[video] = answer_video(video, said, targets.get(video), args)
@@ -161,6 +169,15 @@ def main() -> int:
     if failed and answers:
         print(f"{failed} of {len(videos)} videos failed", file=sys.stderr)
     return 0 if not failed else 1 if answers else 2
+
+
+def watch(args: argparse.Namespace) -> None:
+    """Print answers to a camera until it ends. It can be recorded to a file, and films drawn of that."""
+    args.sliding = args.sliding or 2.0
+    if args.save is not None:
+        raise InputError(f"--save {args.save} draws videos: record the camera to a file first")
+    for answer in load_networks(args).watch(args.camera, args.sliding):
+        print(printable(as_json(f"camera {args.camera}", answer) if args.json else as_line(answer)), flush=True)
 
 
 def choose_targets(save: Path, videos: Mapping[Path, Path]) -> dict[Path, Path]:
@@ -191,7 +208,7 @@ def answer_video(video: Path, answers: Iterable[Answer | str], film: Path | None
         if isinstance(answer, str):
             raise VideoError(answer)
         shown = str(video)
-        text = as_json(shown, answer) if args.json else as_line(answer) if args.window else as_table(shown, answer)
+        text = as_json(shown, answer) if args.json else as_line(answer) if args.sliding else as_table(shown, answer)
         print("\n".join(map(printable, text.split("\n"))), flush=True)
         said.append(answer)
     if film:

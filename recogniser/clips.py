@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 
 from data.flow import quantise
-from data.videos import VideoError, count_frames, decode, encode_jpeg, frame_rate, resize, resized
+from data.videos import VideoError, count_frames, decode, encode_jpeg, import_cv2, resize, resized
 from dataloader.clips import Batch, ClipDataset
 from dataloader.frames import Source, decode_gray, decode_rgb
 from dataloader.names import Video
 from dataloader.packed import consecutive_runs
 from dataloader.preparation import Preparation
 from dataloader.sampling import TestSampling
-from utils import plural
+from utils import InputError, plural
 
 PAIRS_AT_ONCE = 8  # frame pairs per flow call: enough for RAFT's batches, few enough to spread over cores
 
@@ -161,25 +165,91 @@ def whole_video(path: Path, makers: Sequence[ClipMaker]) -> Window:
         count = len(times) - 1
 
 
-def windows_of(path: Path, makers: Sequence[ClipMaker], seconds: float) -> Iterator[Window]:
-    """Yield a video in windows of `seconds` by the frames' times, one after the other. Raises VideoError.
+def sliding_windows(
+    frames: Iterable[Any], rate: float, makers: Sequence[ClipMaker], seconds: float
+) -> Iterator[Window]:
+    """Yield windows of `seconds` by the frames' times, each half a window after the one before.
 
-    Left out, unless all are: windows with too few frames for any clip, and a last one that is less than half a
-    window. One window of frames is in memory.
+    `frames` are of data.videos.decode or of a camera, at about `rate` per second. Left out, unless all are:
+    windows with too few frames for any clip, and a last one that has less than a quarter of a window to add.
+    One window of frames is in memory.
     """
-    near = 0.5 / frame_rate(path)  # a window begins with the frame nearest to its time
+    near = 0.5 / rate  # a window begins with the frame nearest to its time
     fewest = min(maker.fewest for maker in makers)
-    given, frames, times = 0, empty(makers), [0.0]
-    for frame in decode(path):
-        if frame.seconds > times[0] + seconds - near and len(times) > 1:
-            if len(times) > fewest:
-                given += 1
-                yield Window(np.array(times), frames)
-            frames, times = empty(makers), [frame.seconds]
-        add(frames, len(times) - 1, frame.picture(), frames)
-        times[-1:] = [frame.seconds, frame.seconds + frame.lasts]
-    if not given or (len(times) > fewest and times[-1] - times[0] > seconds / 2):
-        yield Window(np.array(times), frames)
+    held: list[tuple[float, float, dict]] = []  # the latest frames: start, end, and the picture at each size
+    begin, given = 0.0, False
+
+    def window() -> Window:
+        sides: dict[int, dict[int, np.ndarray]] = empty(makers)
+        for side, pictures in sides.items():
+            pictures.update(enumerate(pictured[side] for _, _, pictured in held))
+        return Window(np.array([start for start, _, _ in held] + [held[-1][1]]), sides)
+
+    for frame in frames:
+        while held and frame.seconds > begin + seconds - near:
+            if len(held) >= fewest:
+                given = True
+                yield window()
+            begin += seconds / 2
+            held = [one for one in held if one[0] > begin - near]
+        begin = begin if held else frame.seconds
+        pictured = {side: scaled(frame.picture(), side) for side in empty(makers)}
+        held.append((frame.seconds, frame.seconds + frame.lasts, pictured))
+    added = held[-1][1] - begin - seconds / 2 if held else 0.0
+    if held and (not given or (len(held) >= fewest and added > seconds / 4)):
+        yield window()
+
+
+class Camera:
+    """A camera by its number, or a stream by its URL. OpenCV reads it."""
+
+    def __init__(self, source: str) -> None:
+        if Path(source).is_file():
+            raise InputError(f"--camera {source} is a file: name it as a VIDEO, with --sliding")
+        cv2 = import_cv2()
+        is_number = source.isdecimal() and source.isascii() and len(source) < 5
+        self.capture = cv2.VideoCapture(int(source) if is_number else source)
+        if not self.capture.isOpened():
+            raise InputError(f"--camera {source}: no such camera, or it is in use; try another number or a URL")
+        rate = self.capture.get(cv2.CAP_PROP_FPS)
+        self.rate = rate if 1 <= rate <= 1000 else 25.0  # frames per second, by its own account
+        self.begun = time.monotonic()
+
+    def now(self) -> float:
+        """Return the seconds since the camera was opened; its frames' times use this clock."""
+        return time.monotonic() - self.begun
+
+    def frames(self) -> Iterator[LiveFrame]:
+        """Yield frames until the camera ends. A thread reads without pause, however slowly they are taken."""
+        ready: SimpleQueue[LiveFrame | None] = SimpleQueue()
+        left = threading.Event()
+
+        def read() -> None:
+            while not left.is_set():
+                is_read, image = self.capture.read()
+                if not is_read or image is None:
+                    break
+                ready.put(LiveFrame(self.now(), 1 / self.rate, image))
+            self.capture.release()
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(read).add_done_callback(lambda _: ready.put(None))
+            try:
+                yield from iter(ready.get, None)
+            finally:
+                left.set()
+
+
+@dataclass(frozen=True)
+class LiveFrame:
+    """A camera's frame, with the same methods as data.videos.Decoded."""
+
+    seconds: float
+    lasts: float
+    image: np.ndarray  # BGR uint8 (height, width, 3)
+
+    def picture(self) -> np.ndarray:
+        return np.ascontiguousarray(self.image[:, :, ::-1])
 
 
 def frames_in_memory(pictures: Iterable[np.ndarray], makers: Sequence[ClipMaker], rate: float) -> Window:
@@ -201,10 +271,15 @@ def empty(makers: Sequence[ClipMaker]) -> dict[int, dict[int, np.ndarray]]:
 
 
 def add(frames: dict[int, dict[int, np.ndarray]], number: int, picture: np.ndarray, sides: Iterable[int]) -> None:
-    """Add a picture to a window's frames, scaled to each of these lengths of the shorter side; 0 keeps the size."""
-    height, width = picture.shape[:2]
+    """Add a picture to a window's frames, scaled to each of these lengths of the shorter side."""
     for side in sides:
-        frames[side][number] = resize(picture, *resized(height, width, side))
+        frames[side][number] = scaled(picture, side)
+
+
+def scaled(picture: np.ndarray, side: int) -> np.ndarray:
+    """Return a picture with a shorter side of this length; 0 keeps the size."""
+    height, width = picture.shape[:2]
+    return resize(picture, *resized(height, width, side))
 
 
 # --- all streams' clips --------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from torch import nn
 from common.progress import progress_bar
 from data.flow import PLAIN_METHODS, load_raft, raft_flow, raft_weights, tvl1_flow
 from data.jobs import run_jobs
-from data.videos import VideoError
+from data.videos import VideoError, decode, frame_rate
 from dataloader.clips import Batch, clips_of, each_once
 from dataloader.lists import load_split
 from dataloader.names import UCF101_CLASSES
@@ -31,13 +31,14 @@ from network import trained_model
 from recogniser.answers import Answer
 from recogniser.clips import (
     PAIRS_AT_ONCE,
+    Camera,
     ClipMaker,
     Clips,
     Flow,
     clips_of_video,
     frames_in_memory,
     make_clips,
-    windows_of,
+    sliding_windows,
 )
 from saved.checkpoints import Checkpoint, read_checkpoint
 from saved.head_file import HeadFile, read_head
@@ -118,10 +119,17 @@ class Recogniser:
             return self.answer(clips_of_video(Path(video), self.makers))
         return self.answer(make_clips(frames_in_memory(video, self.makers, rate), self.makers))
 
-    def answers(self, video: Path, seconds: float) -> Iterator[Answer]:
-        """Yield an answer for each window of `seconds`, one after the other. Raises VideoError."""
-        for window in windows_of(video, self.makers, seconds):
+    def sliding(self, video: Path, seconds: float) -> Iterator[Answer]:
+        """Yield an answer for each window of `seconds`, one every half window. Raises VideoError."""
+        for window in sliding_windows(decode(video), frame_rate(video), self.makers, seconds):
             yield self.answer(make_clips(window, self.makers))
+
+    def watch(self, source: str, seconds: float) -> Iterator[Answer]:
+        """Yield answers to a camera's latest seconds; windows that the networks are too slow for are left out."""
+        camera = Camera(source)
+        for window in sliding_windows(camera.frames(), camera.rate, self.makers, seconds):
+            if camera.now() - window.times[-1] < max(1.0, seconds / 2):
+                yield self.answer(make_clips(window, self.makers))
 
     def answer_all(self, videos: Sequence[Path]) -> Iterator[Answer | str]:
         """Yield the answer to each video in order, or why it failed. Worker processes decode."""
@@ -233,8 +241,8 @@ def load_streams(
         checkpoint = theirs.in_order_of(names)
         preparation = Preparation.from_dict(checkpoint.preparation)
         samples = checkpoint.args.get("test_samples", 19)
-        if args.window:
-            samples = min(samples, max(5, round(PER_SECOND * args.window)))
+        if args.sliding:
+            samples = min(samples, max(5, round(PER_SECOND * args.sliding)))
         views, starts = checkpoint.args.get("test_views", 1), checkpoint.args.get("test_starts", "spread")
         flow = choose_flow(preparation, args, device) if preparation.modality == "flow" else None
         maker = ClipMaker(name, preparation, TestSampling(args.samples or samples, views, starts), flow)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,7 @@ from dataloader.preparation import default_preparation
 from dataloader.sampling import TestSampling as Sampling  # pytest takes what is called Test for a test
 from recogniser import clips as windows
 from recogniser.clips import ClipMaker, Flow
+from utils import InputError
 
 SIDE = 64
 SETTINGS = {"short_side": SIDE, "quality": 80, "sampling_rate": 3, "method": "dis", "bound": 12.0}
@@ -116,18 +119,22 @@ def test_only_the_frames_that_clips_need_are_kept(tmp_path):
 # --- windows -------------------------------------------------------------------------------------------
 
 
+def sliding(film, maker, seconds):
+    return list(windows.sliding_windows(decode(film), RATE, [maker], seconds))
+
+
 def test_windows_are_whole_videos_by_themselves(video, tmp_path):
-    """26 frames, windows of 10: the last one has 6, and one of less than half a window is left out."""
+    """26 frames; each window begins half its length later. One frame more than the last window is no new one."""
     maker = maker_of("flow", Sampling(6))
     whole = windows.whole_video(video, [replace(maker, sampling=Sampling(26))])  # has every frame
-    for seconds, firsts in {0.4: [0, 10, 20], 0.2: [0, 5, 10, 15, 20], 5: [0]}.items():
-        parts = list(windows.windows_of(video, [maker], seconds))
+    for seconds, firsts in {0.4: [0, 5, 10, 15], 0.8: [0, 10], 5: [0]}.items():
+        parts = list(sliding(video, maker, seconds))
         assert [round(part.times[0] * RATE) for part in parts] == firsts
         for first, part in zip(firsts, parts, strict=True):
             np.testing.assert_allclose(part.times, np.arange(first, first + part.count + 1) / RATE)
             assert list(part.frames[SIDE]) == list(range(part.count))
             assert all(np.array_equal(part.frames[SIDE][n], whole.frames[SIDE][first + n]) for n in range(part.count))
-    (only,) = windows.windows_of(video, [maker], 0.04)
+    (only,) = sliding(video, maker, 0.04)
     assert only.count == 1  # to say of it that it has too few frames
 
 
@@ -140,10 +147,43 @@ def test_times_are_those_of_the_time_stamps_where_the_rate_varies(tmp_path):
     np.testing.assert_allclose(whole.times, [*stamps, 4.34], atol=1e-3)
     middles = windows.make_clips(whole, [maker]).times["rgb"]  # of frames 0, 13.5 (its first is 13), and 27
     np.testing.assert_allclose(middles, [0.02, 0.62, 4.32], atol=0.13)
-    parts = [(part.times[0].round(2), part.count) for part in windows.windows_of(film, [maker], 0.4)]
-    assert parts == [(0.0, 10), (0.4, 10), *((round(0.8 + k / 2, 2), 1) for k in range(7))]
-    flow = windows.windows_of(film, [maker_of("flow", Sampling(1))], 0.4)
-    assert [part.times[0].round(2) for part in flow] == [0.0, 0.4]  # where there are too few frames for a clip, none
+    parts = [(part.times[0].round(2), part.count) for part in sliding(film, maker, 0.4)]
+    assert parts[:3] == [(0.0, 10), (0.2, 10), (0.4, 10)] and {count for _, count in parts[4:]} == {1}
+    flow = sliding(film, maker_of("flow", Sampling(1)), 0.4)
+    assert [part.times[0].round(2) for part in flow] == [0.0, 0.2, 0.4, 0.6]  # else too few frames for a clip
+
+
+class FakeCapture:
+    """A camera of 10 frames per second by its own account; frame k is gray level k, and `coming` frames come."""
+
+    def __init__(self, coming: int) -> None:
+        self.coming, self.seen, self.released = coming, 0, False
+        self.isOpened = lambda: True
+        self.get = {cv2.CAP_PROP_FPS: 10.0}.__getitem__
+
+    def read(self):
+        self.seen += 1
+        return self.seen <= self.coming, np.full((64, 86, 3), self.seen % 256, np.uint8)
+
+    def release(self) -> None:
+        self.released = True
+
+
+def test_a_cameras_frames_come_with_their_times_until_it_ends_or_is_left(monkeypatch, tmp_path):
+    for coming, taken in ((5, 5), (10**9, 3)):
+        capture = FakeCapture(coming)
+        monkeypatch.setattr(cv2, "VideoCapture", lambda number, capture=capture: capture)
+        camera = windows.Camera("3")
+        frames = camera.frames()
+        seen = [next(frames) for _ in range(taken)]
+        assert [one.picture()[0, 0].tolist() for one in seen] == [[k] * 3 for k in range(1, taken + 1)]
+        assert all(a.seconds <= b.seconds <= camera.now() and b.lasts == 0.1 for a, b in itertools.pairwise(seen))
+        assert coming > 5 or list(frames) == []
+        frames.close()
+        assert capture.released
+    (tmp_path / "a.avi").touch()
+    with pytest.raises(InputError, match="is a file: name it as a VIDEO"):
+        windows.Camera(str(tmp_path / "a.avi"))
 
 
 def test_a_clip_needs_the_frames_of_its_steps():

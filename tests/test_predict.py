@@ -151,9 +151,9 @@ def test_table_lines_of_windows_and_flags_without_effect(prepared, flags, call):
     assert lines[0] == f"{video}  (26 frames, 1.0 s)" and lines[1].split() == ["fused", "spatial", "motion"]
     assert {lines[2].split()[-1], lines[3].split()[-1]} == {"run", "walk"} and "motion alone: " in lines[4]
     assert not said.err
-    lines = call(video, *flags[2:], "--window", 0.4, "--flow-method", "dis").out.splitlines()
-    assert [line[:19].split() for line in lines] == [["0.0", "-", "0.4", "s"], ["0.4", "-", "0.8", "s"],
-                                                     ["0.8", "-", "1.0", "s"]]  # fmt: skip
+    lines = call(video, *flags[2:], "--sliding", 0.4, "--flow-method", "dis").out.splitlines()
+    assert [line[:19].split() for line in lines] == [["0.0", "-", "0.4", "s"], ["0.2", "-", "0.6", "s"],
+                                                     ["0.4", "-", "0.8", "s"], ["0.6", "-", "1.0", "s"]]  # fmt: skip
     useless = ("--flow-method", "dis", "--flow-order", "older", "--ucf-list", "lists", "--raft-weights", "small")
     said = call(video, *flags[:2], *useless, "--report", "out")
     noted = "".join(line for line in said.err.splitlines() if "without effect" in line)
@@ -163,7 +163,7 @@ def test_table_lines_of_windows_and_flags_without_effect(prepared, flags, call):
 def test_films(prepared, flags, call, tmp_path):
     """A film of windows, and a folder of films, one for each video; no leavings."""
     video = prepared / "videos/walk/b.avi"
-    call(video, *flags, "--save", tmp_path / "a.mp4", "--window", 0.4)
+    call(video, *flags, "--save", tmp_path / "a.mp4", "--sliding", 0.4)
     film = [*read_frames(tmp_path / "a.mp4")]
     assert len(film) == FRAMES and film[0].shape[1] == 640 and film[0].shape[0] > 480
     small = cv2.resize(film[9][:480], (128, 96), interpolation=cv2.INTER_AREA).astype(int)
@@ -282,14 +282,17 @@ def test_errors_are_plain(prepared, flags, call, tmp_path):
     for words, message in {
         (tmp_path / "bad.avi", *flags): "bad.avi: cannot be opened: not a video",
         (short, *flags[2:]): "short.avi: has 4 frames, and one clip of the motion stream needs 5",
-        (os.devnull, *flags, "--window", 1): "is no file but a folder, a pipe or a device",
-        (good, *flags[2:], "--window", 0.08): "has 2 frames, and one clip of the motion stream needs 5",
+        (os.devnull, *flags, "--sliding", 1): "is no file but a folder, a pipe or a device",
+        (good, *flags[2:], "--sliding", 0.08): "has 2 frames, and one clip of the motion stream needs 5",
     }.items():
         said = call(*words, code=2).err.splitlines()
         assert len(said) == 1 and said[0].startswith("error: ") and message in said[0]
     for words, message in {
-        (good, *flags, "--window", "inf"): "--window: must be from 0.001 to 86400",
+        (good, *flags, "--sliding", "inf"): "--sliding: must be from 0.001 to 86400",
         (good,): "no network",
+        tuple(flags): "either videos or a --camera",
+        ("--camera", "9" * 30, *flags): "no such camera",
+        ("--camera", "0", *flags, "--save", tmp_path): "draws videos: record the camera",
         (good, "--motion", flags[1]): "of the spatial stream: pass it to --spatial",
         (good, "--spatial", tmp_path / "none.pth"): "none.pth",
         (good, *flags[:2], "--weights", 1, 2): "weight two streams",
