@@ -20,6 +20,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -249,6 +250,8 @@ def assign(
 ) -> dict[str, int]:
     """Return {path: part}. Groups, in shuffled order, go to the part that they bring nearest to its share.
 
+    If a class' share is far off then, large groups go first, as small ones can fill what they leave.
+
     share: of the test videos. before: {path: part} of videos that stay in place, with their groups. A part
     without videos of a class has priority. Raises InputError if a class has too few groups.
     """
@@ -256,19 +259,24 @@ def assign(
     sizes = {group: np.zeros(len(names)) for group in groups.values()}  # videos of each class
     for path, group in groups.items():
         sizes[group][names.index(classes[path])] += 1
-    place = {groups[path]: part for path, part in before.items() if path in groups}
+    kept = {groups[path]: part for path, part in before.items() if path in groups}
     wanted = np.outer([share, 1 - share], sum(sizes.values()))  # (parts, classes)
-    have = np.zeros_like(wanted)
+    had = np.zeros_like(wanted)
     for path, group in groups.items():
-        if group in place:
-            have[before.get(path, place[group]), names.index(classes[path])] += 1
-    free = sorted(sizes.keys() - place.keys())
-    for i in np.random.RandomState(seed).permutation(len(free)):
-        new = sizes[free[i]]
-        lacking = ((have == 0) & (new > 0)).sum(1)
-        error = (new * (new + 2 * (have - wanted)) / wanted).sum(1)  # adds to sum((have - wanted)² / wanted)
-        part = int(np.lexsort((error, -lacking))[0])
-        place[free[i]], have[part] = part, have[part] + new
+        if group in kept:
+            had[before.get(path, kept[group]), names.index(classes[path])] += 1
+    free = sorted(sizes.keys() - kept.keys())
+    shuffled = [free[i] for i in np.random.RandomState(seed).permutation(len(free))]
+    for order in shuffled, sorted(shuffled, key=lambda group: -sizes[group].sum()):
+        place, have = dict(kept), had.copy()
+        for group in order:
+            new = sizes[group]
+            lacking = ((have == 0) & (new > 0)).sum(1)
+            error = (new * (new + 2 * (have - wanted)) / wanted).sum(1)  # adds to sum((have - wanted)² / wanted)
+            part = int(np.lexsort((error, -lacking))[0])
+            place[group], have[part] = part, have[part] + new
+        if not is_far(have[0], wanted[0], wanted.sum(0)).any():
+            break
     for label in np.flatnonzero((have == 0).any(0)):
         own = sorted(group for group in sizes if sizes[group][label])
         raise InputError(
@@ -279,6 +287,11 @@ def assign(
     return {path: before.get(path, place[group]) for path, group in groups.items()}
 
 
+def is_far(test: Any, wanted: Any, videos: Any) -> Any:
+    """Whether a class has more test videos than wanted, or fewer: by more than one and by 15 % of its videos."""
+    return abs(test - wanted) > np.maximum(1, 0.15 * videos)
+
+
 def say_split(parts: dict[str, int], classes: dict[str, str], groups: dict[str, str], share: float | None) -> None:
     """Print the sizes and the classes' test shares. Warn of shares far off `share`, and recordings on both sides."""
     test, of = (Counter(classes[path] for path in some) for some in ([p for p in classes if not parts[p]], classes))
@@ -287,7 +300,7 @@ def say_split(parts: dict[str, int], classes: dict[str, str], groups: dict[str, 
     print(f"train.txt: {plural(len(classes) - test.total(), 'video')}, test.txt: {plural(test.total(), 'video')}, "
           f"{test.total() / len(classes):.0%} ({low:.0%} to {high:.0%} of a class)", flush=True)
     far = [f"{found:.0%} of {name}" for name, found in sorted(shares.items())
-           if share and abs(found - share) * of[name] > max(1, 0.15 * of[name])]  # fmt: skip
+           if share and is_far(test[name], share * of[name], of[name])]  # fmt: skip
     if far:
         print(f"warning: {first_few(far)} test, not {share:.0%}, as recordings stay together", file=sys.stderr)
     sides = [{groups[path] for path in classes if parts[path] == part} for part in (0, 1)]

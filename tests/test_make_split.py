@@ -121,11 +121,16 @@ def test_what_cannot_be_split_is_a_line_and_nothing_is_written(tmp_path, split):
 
 
 def test_a_share_that_is_far_off_is_a_warning(tmp_path, split):
-    """Nine of a class' ten clips are one recording."""
+    """Nine of a class' ten clips are one recording. Large recordings go first where that brings the share nearer."""
     clips = [f"{name}/{name}_rec{int(i == 9)}_{i}.avi" for name in ("run", "sit") for i in range(10)]
     videos = make_videos(tmp_path / "videos", *clips, *(f"jump/{i}.avi" for i in range(10)))
     said = split(videos, tmp_path / "lists", "--groups", r"_(rec\d)_")
-    assert "warning: 90% of run, 90% of sit test, not 30%, as recordings stay together" in said
+    assert "warning: 10% of run, 10% of sit test, not 30%, as recordings stay together" in said
+    sizes = {"large": 9, "a1": 2, "b1": 2}
+    clips = [f"{name}/{name}_{rec}_{i}.avi" for name in ("run", "sit") for rec in sizes for i in range(sizes[rec])]
+    for seed in range(4):
+        said = split(make_videos(tmp_path / "more", *clips), tmp_path / f"lists{seed}", "--seed", seed)
+        assert "warning" not in said
 
 
 @pytest.mark.parametrize("test", ["test", "Testing", "val", "validate", "validation"])
