@@ -6,6 +6,7 @@ disk -> decode (each image of a video once) -> crop -> resize -> Batch of uint8 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,25 +22,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from dataloader.extracted import extraction_settings
 from dataloader.frames import Index, ReadSteps, Source, find_sources
 from dataloader.lists import Split, Video, hold_out_groups, load_split
-from dataloader.preparation import (
-    TSN_SCALES,
-    Box,
-    Preparation,
-    empty_images,
-    flip_clips,
-    flow_picture,
-    multiscale_crop,
-    random_crop,
-    stack_resized,
-    test_boxes,
-)
-from dataloader.sampling import (
-    EpochBatches,
-    TestSampling,
-    TrainSampling,
-    rng_for,
-    train_starts,
-)
+from dataloader.preparation import TSN_SCALES, Box, Preparation, empty_images, flip_clips, flow_picture, stack_resized
+from dataloader.sampling import EpochBatches, TestSampling, TrainSampling, rng_for, train_starts
 from utils import InputError, cpu_count, plural, processes, rank
 
 SENT_AS_ARRAYS = ("labels", "clips", "flip")
@@ -76,14 +60,10 @@ class ClipDataset(Dataset):
     ) -> None:
         self.sources, self.read, self.preparation, self.sampling = sources, read, preparation, sampling
         self.seed = seed
-        length = preparation.clip_length
-        for source in sources:
-            if source.count < length:
-                unit = "flow pair" if preparation.modality == "flow" else "frame"
-                raise InputError(
-                    f"{source.folder} has {plural(source.count, unit)} and one clip needs {length}: take the video off "
-                    "the lists, or extract it again"
-                )
+        unit, length = "flow pair" if preparation.modality == "flow" else "frame", preparation.clip_length
+        if short := next((source for source in sources if source.count < length), None):
+            raise InputError(f"{short.folder} has {plural(short.count, unit)} and one clip needs {length}: take the "
+                             "video off the lists, or extract it again")  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -124,25 +104,13 @@ class ClipDataset(Dataset):
         for step, image in zip(steps, self.read(source.frames, steps), strict=True):
             if not boxes:
                 shape = image.shape
-                boxes = self._boxes(shape[1], shape[2], rng)
+                boxes = self.sampling.boxes(shape[1], shape[2], self.preparation, rng)
             elif image.shape != shape:
-                size, other = shape[1:], image.shape[1:]
-                raise InputError(
-                    f"{source.folder}: image {step + 1} is {other[1]}x{other[0]}, those before {size[1]}x{size[0]}; "
-                    "extract this video again"
-                )
+                (_, height, width), (_, other_height, other_width) = shape, image.shape
+                raise InputError(f"{source.folder}: image {step + 1} is {other_width}x{other_height}, those before "
+                                 f"{width}x{height}; extract this video again")  # fmt: skip
             for box in boxes:
                 yield image[:, box.top : box.top + box.height, box.left : box.left + box.width]
-
-    def _boxes(self, height: int, width: int, rng: np.random.Generator) -> list[Box]:
-        sampling = self.sampling
-        if isinstance(sampling, TestSampling):
-            return test_boxes(height, width, self.preparation.test_resize, sampling.views, self.preparation.size)
-        if sampling.crop == "squash":
-            return [Box(0, 0, height, width)]
-        if sampling.crop == "random":
-            return [random_crop(height, width, self.preparation.size, rng)]
-        return [multiscale_crop(height, width, rng, sampling.scales, sampling.crop_positions)]
 
 
 class Collate:
@@ -158,14 +126,12 @@ class Collate:
         self.batches = 0
 
     def __call__(self, items: list[Batch | InputError]) -> Batch | InputError:
-        batches = []
-        for item in items:
-            if isinstance(item, InputError):
-                return item
-            batches.append(item)
-        offsets = np.cumsum([0] + [len(one.images) for one in batches])
+        batches = [item for item in items if isinstance(item, Batch)]
+        if error := next((item for item in items if isinstance(item, InputError)), None):
+            return error
+        *offsets, count = itertools.accumulate((len(one.images) for one in batches), initial=0)
         in_worker = get_worker_info() is not None
-        count, (planes, height, width) = int(offsets[-1]), batches[0].images.shape[1:]
+        planes, height, width = batches[0].images.shape[1:]
         memory = self._memory(count * planes * height * width) if in_worker else None
         images = empty_images(count, planes, height, width, memory)
         torch.cat([one.images for one in batches], out=images)  # (all images, planes, size, size)
@@ -173,7 +139,7 @@ class Collate:
             names=[name for one in batches for name in one.names],
             labels=torch.cat([one.labels for one in batches]),
             images=images,
-            clips=torch.cat([one.clips + int(offset) for one, offset in zip(batches, offsets, strict=False)]),
+            clips=torch.cat([one.clips + offset for one, offset in zip(batches, offsets, strict=True)]),
             flip=torch.cat([one.flip for one in batches]),
         )
         # Sending a tensor takes a shared file; small tensors are faster as plain arrays.
@@ -237,7 +203,6 @@ def clips_of(batch: Batch, modality: str, device: torch.device) -> Tensor:
 
 
 # --- loaders ---
-
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 

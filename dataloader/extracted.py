@@ -86,18 +86,16 @@ def fingerprint(root: Path, frames: Frames) -> str:
     extraction (the video file's content and the settings), from pack.json, or from others' files' sizes and
     times.
     """
+    flow_video = frames.folder.partition("/")[2]  # flow is one folder lower, in u/ and v/
     if (pack := root / "pack.json").is_file():
-        return _digest(pack.read_bytes(), frames.folder.encode())
-    for video in (frames.folder, frames.folder.partition("/")[2]):  # flow is one folder lower, in u/ and v/
-        if made := read_marker(root, video):
-            # Leave out the file's time: a video that was only copied or touched gives the same images.
-            return _digest(*(str(part).encode() for part in (made.settings, made.bytes, made.sha256, made.images)))
-    files = [os.stat(frames.path(root, i)) for i in range(frames.count)]
-    return _digest(*(f"{file.st_size} {file.st_mtime_ns}".encode() for file in files))
-
-
-def _digest(*parts: bytes) -> str:
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
+        parts = [pack.read_bytes().decode("utf-8", "surrogateescape"), frames.folder]
+    elif made := read_marker(root, frames.folder) or read_marker(root, flow_video):
+        # Leave out the file's time: a video that was only copied or touched gives the same images.
+        parts = [made.settings, str(made.bytes), made.sha256, str(made.images)]
+    else:
+        files = [os.stat(frames.path(root, i)) for i in range(frames.count)]
+        parts = [f"{file.st_size} {file.st_mtime_ns}" for file in files]
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def claim(root: Path, kind: str, settings: dict[str, Any], empty: bool) -> None:

@@ -14,6 +14,7 @@ other name with consecutive numbers (00001.jpg, frame_000001.webp). They are the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -26,7 +27,7 @@ import time
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -57,7 +58,8 @@ _SETTLED_NS = 2_000_000_000  # file times may tick only every 2 s, so a more rec
 _WORTH_A_CACHE_NS = 1_000_000_000  # a scan that takes longer is cached
 _said = mmap.mmap(-1, 1)  # whether the note of a conversion was printed; shared by loader processes
 _MAX_DEPTH = 8  # deeper than any layout; ends symlink loops
-_IMAGE = re.compile(r"(.*?)([0-9]+)(\.jpe?g|\.png|\.webp)", re.IGNORECASE | re.DOTALL)
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_IMAGE = re.compile(rf"(.*?)([0-9]+)({'|'.join(map(re.escape, SUFFIXES))})", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass
@@ -68,7 +70,7 @@ class Index:
     kind: Kind
     videos: dict[str, dict[str, Frames]]  # name -> {"rgb": Frames}, {"x": Frames, "y": Frames}, or all three
     problems: dict[str, str]  # name -> why its images cannot be used: a gap, different counts in u and v, ...
-    _by_folded_name: dict[str, str] = field(repr=False)
+    by_folded_name: dict[str, str]
 
     @property
     def names(self) -> list[str]:
@@ -95,8 +97,7 @@ def index_frames(root: str | Path, kind: Kind) -> Index:
         raise InputError(f"{root} holds {_CALLED[holds]}, not {_CALLED[kind]}; {remedy}")
     index = assemble(root, kind, {path: folder.images for path, folder in scan(root).items() if folder.images})
     if not index.problems and not any(CHANNELS[kind][0] in channels for channels in index.videos.values()):
-        suffixes = (".jpg", ".jpeg", ".png", ".webp")
-        image = next((path for path in root.rglob("*") if path.suffix.lower() in suffixes), None)
+        image = next((path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES), None)
         found = f", but {image.relative_to(root)}" if image else ""
         raise InputError(f"{root} holds no {_CALLED[kind]} in a known layout ({KNOWN}){found}; {remedy}")
     return index
@@ -135,17 +136,15 @@ def find_sources(index: Index, videos: Sequence[Video], allow_missing: bool = Fa
     """
     found: list[Source] = []
     absent: list[str] = []
-    owners: dict[str, Video] = {}
+    owners: dict[str, Video] = {}  # a folder's video
     for video in videos:
         name = locate_video(index, video)
         if name is None or CHANNELS[index.kind][0] not in index.videos.get(name, {}):
             absent.append(index.problems.get(name or "", video.listed))
             continue
         if owners.setdefault(name, video) is not video:
-            raise InputError(
-                f"{owners[name].listed} and {video.listed} would both be {index.root / name}; put videos of one "
-                "name into a folder for each class"
-            )
+            raise InputError(f"{owners[name].listed} and {video.listed} would both be {index.root / name}; put videos "
+                             "of one name into a folder for each class")  # fmt: skip
         frames = find(index, name)
         one = frames[0] if isinstance(frames, tuple) else frames
         found.append(Source(video, frames, one.count, str(index.root / one.folder)))
@@ -162,11 +161,9 @@ def find_sources(index: Index, videos: Sequence[Video], allow_missing: bool = Fa
 def locate(index: Index, name: str, least: str = "") -> str | None:
     """Return the index's name of a video, or None. Leading folders outside `least` may differ."""
     folded = _fold(name)
-    while folded:
-        if found := index._by_folded_name.get(folded):
-            return found
+    while folded and folded not in index.by_folded_name:
         folded = "" if folded == _fold(least) else folded.partition("/")[2]
-    return None
+    return index.by_folded_name.get(folded)
 
 
 def locate_video(index: Index, video: Video) -> str | None:
@@ -202,13 +199,11 @@ def assemble(root: Path, kind: Kind, sequences: Mapping[str, Sequence[Frames]]) 
             elif (other := videos[name].setdefault(channel, images)) is not images and channel in CHANNELS[kind]:
                 problems[name] = f"{name} is in {other.folder} and in {path}; keep one of them"
     for name, channels in videos.items():
-        if kind == "flow" and name not in problems:
-            x, y = (channels[channel].count if channel in channels else 0 for channel in "xy")
-            if x != y:
-                problems[name] = f"{name} has {x} u (x) but {y} v (y) images; extract it again"
-        if name in problems:
-            for channel in CHANNELS[kind]:
-                channels.pop(channel, None)
+        x, y = (channels[channel].count if channel in channels else 0 for channel in "xy")
+        if kind == "flow" and x != y:
+            problems.setdefault(name, f"{name} has {x} u (x) but {y} v (y) images; extract it again")
+        for channel in CHANNELS[kind] if name in problems else ():
+            channels.pop(channel, None)
     by_ending: dict[str, list[str]] = defaultdict(list)  # finds ROOT/rawframes/fight/fi001 as fight/fi001
     for folded, name in by_folded_name.items():
         by_ending["/".join(folded.split("/")[-2:])].append(name)
@@ -223,12 +218,12 @@ def _name_and_channel(path: str, in_u_and_v: bool) -> tuple[str, str | None]:
     name = f"{parts[0]}_g{parts[1]}_c{parts[2]}" if parts else path.replace("separated_images/", "")
     if not in_u_and_v:
         return name, None
-    *above, last = path.split("/")
-    letter = next((part for part in above if part in ("u", "v")), None)
+    folders = path.split("/")
+    letter = next((part for part in folders[:-1] if part in ("u", "v")), "")
     if letter and not parts:
-        above.remove(letter)
-        name = "/".join([*above, last])
-    return name, {"u": "x", "v": "y"}.get(letter or "")
+        folders.remove(letter)
+        name = "/".join(folders)
+    return name, {"u": "x", "v": "y"}.get(letter)
 
 
 # --- what folders hold, listed once -------------------------------------------------------------------
@@ -315,14 +310,11 @@ def _sequence(folder: str, prefix: str, suffix: str, numbers: Sequence[str]) -> 
     return Frames(folder, prefix, digits, start, len(numbers), suffix, problem)
 
 
-Row = tuple[str, Natural, Natural, Natural, str, str]  # Frames without the folder
-
-
 class CacheFile(BaseModel):
-    """The cache: path -> Folder, with each sequence as a Row."""
+    """The cache: path -> Folder, with each sequence as Frames without the folder."""
 
     version: Literal[4]
-    folders: dict[str, tuple[tuple[int, ...], list[Row], tuple[str, ...]]]
+    folders: dict[str, tuple[tuple[int, ...], list[tuple[str, Natural, Natural, Natural, str, str]], tuple[str, ...]]]
 
 
 def _cache_file(root: Path) -> Path:
@@ -348,35 +340,30 @@ def _write_cache(root: Path, folders: dict[str, Folder]) -> None:
         for path, folder in folders.items()
     }
     text = json.dumps({"version": 4, "folders": entries}, separators=(",", ":"))
-    try:
-        with atomic_path(_cache_file(root)) as temporary:
-            temporary.write_text(text, encoding="ascii")
-    except InputError:
-        pass  # without a cache, the next start only takes longer
+    with contextlib.suppress(InputError), atomic_path(_cache_file(root)) as temporary:
+        temporary.write_text(text, encoding="ascii")  # if that fails, the next start only takes longer
 
 
 # --- reading -------------------------------------------------------------------------------------------
 
-# (where a video's images are, time steps from 0) -> for each step uint8 (planes, height, width): RGB, or x
-# and y
+# (where a video's images are, time steps from 0) -> for each step uint8 (planes, height, width): RGB, or x and y
 ReadSteps = Callable[[Any, Sequence[int]], Iterable[np.ndarray]]
 
 
 @dataclass(frozen=True)
 class ReadFrame:
-    """Read RGB frames under `root`."""
+    """Read RGB frames under `root`: each of `steps` as (3, height, width) uint8, colours interleaved in memory."""
 
     root: Path
 
     def __call__(self, frames: Frames, steps: Sequence[int]) -> Iterator[np.ndarray]:
-        """Yield each frame of `steps`, from 0, as (3, height, width) uint8, colours interleaved in memory."""
         for path, data in frames.read(self.root, steps):
             yield decode_rgb(data, path).transpose(2, 0, 1)
 
 
 @dataclass(frozen=True)
 class ReadFlow:
-    """Read the flow of frame pairs under `root`.
+    """Read the flow of frame pairs under `root`: each of `steps` as (2, height, width) uint8, x, then y.
 
     A clip concatenates the pairs, so its channels are x1, y1, ..., x10, y10, as in Simonyan and Zisserman
     2014, section 3, equation 1.
@@ -385,7 +372,6 @@ class ReadFlow:
     root: Path
 
     def __call__(self, frames: tuple[Frames, Frames], steps: Sequence[int]) -> Iterator[np.ndarray]:
-        """Yield each pair of `steps`, from 0, as (2, height, width) uint8: x, then y."""
         for files in zip(*(component.read(self.root, steps) for component in frames), strict=True):
             x, y = (decode_gray(data, path) for path, data in files)
             if x.shape != y.shape:

@@ -13,16 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dataloader.names import (
-    UCF101_CLASSES,
-    Video,
-    find_groups,
-    first_few,
-    ucf_parts,
-    video_key,
-    video_keys,
-    without_suffix,
-)
+from dataloader.names import UCF101_CLASSES, Video, find_groups, first_few, ucf_parts, video_keys, without_suffix
 from utils import InputError, plural
 
 USUAL_GROUPS = 18  # training groups in each class of UCF101
@@ -76,22 +67,18 @@ def load_split(
     beside the official ones. Raises a one-line InputError for anything wrong with a list.
     """
     number = str(number).strip().lstrip("0")
-    if list_dir is None:
+    place = None
+    if list_dir is not None:
+        place, split = read_lists(Path(list_dir), number)
+    else:
         split = _split_by_groups(names_on_disk, number)
         if verbose:
-            counts = f"{len(split.train)} training and {len(split.test)} test videos"
-            official = "".join(f" (officially {n} and {m})" for n, m in filter(None, [split.official_counts]))
-            print(f"no split lists given: split {number} by UCF101's group rule has {counts}{official}")
-        return _with_groups(split, None)
-    place, split = read_lists(Path(list_dir), number)
-    return _with_groups(split, place / "groups.csv")
-
-
-def _with_groups(split: Split, file: Path | None) -> Split:
-    """Return the split with each video's group, from `file` (groups.csv) if it exists, else by its name."""
+            official = "" if not split.official_counts else " (officially {} and {})".format(*split.official_counts)
+            print(f"no split lists given: split {number} by UCF101's group rule has {len(split.train)} training and "
+                  f"{len(split.test)} test videos{official}")  # fmt: skip
     videos = [*split.train, *split.test]
-    if file and file.is_file():
-        told = read_groups(file)
+    if place and (place / "groups.csv").is_file():
+        told = read_groups(place / "groups.csv")
         groups = [told.get(without_suffix(video.listed).casefold(), "") for video in videos]
     else:
         groups = find_groups([video.listed for video in videos], [split.class_names[v.label] for v in videos])
@@ -123,10 +110,8 @@ def _split_by_groups(names: Iterable[str], number: str) -> Split:
     if not found:
         raise InputError("no videos on disk to split; extract frames first (data/extract_rgb.py)")
     if other := next((name for name, parts in found.items() if not parts), None):
-        raise InputError(
-            f"{other} is not named like UCF101's v_Class_gXX_cYY, so no rule tells its split: write lists "
-            "with data/make_split.py and give their folder to --ucf-list"
-        )
+        raise InputError(f"{other} is not named like UCF101's v_Class_gXX_cYY, so no rule tells its split: write "
+                         "lists with data/make_split.py and give their folder to --ucf-list")  # fmt: skip
     named = {name: parts for name, parts in sorted(found.items()) if parts}
     on_disk = {class_.casefold(): class_ for class_, _, _ in named.values()}
     ucf101 = on_disk.keys() <= {name.casefold() for name in UCF101_CLASSES}
@@ -135,7 +120,7 @@ def _split_by_groups(names: Iterable[str], number: str) -> Split:
     sides: tuple[dict[str, Video], dict[str, Video]] = {}, {}
     for name, (class_, group, _) in named.items():
         label = labels[class_.casefold()]
-        video = Video(video_key(name, class_names[label]), label, name)
+        video = Video(video_keys([name], [class_names[label]])[0], label, name)
         tests = (int(group) - 1) // 7 == int(number) - 1
         sides[tests].setdefault(video.name, video)  # the index reports a video in two folders
     train, test = (sorted(side.values(), key=lambda video: (video.label, video.name)) for side in sides)
@@ -156,10 +141,8 @@ def hold_out_groups(train: list[Video], groups: int) -> tuple[list[Video], list[
         if not known:
             number = min(max(1, round(min(groups / USUAL_GROUPS, 0.5) * len(units))), len(units) - 1)
         elif not 0 < groups < len(units):
-            raise InputError(
-                f"--val-groups {groups}: a class trains on {plural(len(units), 'group')}; hold out at least one and "
-                "leave at least one"
-            )
+            raise InputError(f"--val-groups {groups}: a class trains on {plural(len(units), 'group')}; hold out at "
+                             "least one and leave at least one")  # fmt: skip
         held_out |= {(label, unit) for unit in units[len(units) - number :]}
     val = [video for video in train if (video.label, video.group) in held_out]
     return [video for video in train if (video.label, video.group) not in held_out], val
@@ -190,15 +173,12 @@ def read_lists(folder: Path, number: str) -> tuple[Path, Split]:
         videos = [*split.train, *split.test]
         count = Counter(video.name.casefold() for video in videos)
         if repeated := [video.listed for video in videos if count[video.name.casefold()] > 1]:
-            raise InputError(
-                f"{place}: of split {number}, {len(repeated)} lines name a video that another line names "
-                f"({first_few(repeated)}), and a video in both train and test leaks: delete all but one line"
-            )
+            raise InputError(f"{place}: of split {number}, {len(repeated)} lines name a video that another line names "
+                             f"({first_few(repeated)}), and a video in both train and test leaks: delete all but one "
+                             "line")  # fmt: skip
         return place, split
-    raise InputError(
-        f"{folder} holds no split lists; expected trainlist01.txt and testlist01.txt (UCF101), "
-        "<class>_test_split1.txt (HMDB51), or train.txt and test.txt (data/make_split.py writes them)"
-    )
+    raise InputError(f"{folder} holds no split lists; expected trainlist01.txt and testlist01.txt (UCF101), "
+                     "<class>_test_split1.txt (HMDB51), or train.txt and test.txt (data/make_split.py writes them)")
 
 
 def _read_hmdb51(folder: Path, files: Sequence[Path], number: str) -> Split:
@@ -214,7 +194,7 @@ def _read_hmdb51(folder: Path, files: Sequence[Path], number: str) -> Split:
             path, use, *_ = [*text.rsplit(None, 1), ""]  # split from the right: names may contain spaces
             if use not in sides:
                 raise InputError(f"{where}: expected `name.avi 0|1|2`, found `{text[:80]}`; correct the line")
-            sides[use].append(Video(video_key(path, class_), label, f"{class_}/{path}"))
+            sides[use].append(Video(video_keys([path], [class_])[0], label, f"{class_}/{path}"))
     return Split("hmdb51", number, class_names, sides["1"], sides["2"])
 
 
@@ -314,10 +294,8 @@ def _classes_and_labels(lines: list[_Line], folder: Path) -> tuple[list[str], li
         if line.label is not None:
             before = written.setdefault(label, line.label), meant.setdefault(line.label, label)
             if before != (line.label, label):
-                raise InputError(
-                    f"{line.where}: earlier lines give {line.label} another class, or {names[label]} another label; "
-                    f"correct the line, or {remedy}"
-                )
+                raise InputError(f"{line.where}: earlier lines give {line.label} another class, or {names[label]} "
+                                 f"another label; correct the line, or {remedy}")  # fmt: skip
     if class_file or not written:
         return names, result
     order = sorted(range(len(names)), key=lambda label: written.get(label, len(names)))
@@ -326,13 +304,12 @@ def _classes_and_labels(lines: list[_Line], folder: Path) -> tuple[list[str], li
 
 def _read_classes(file: Path) -> tuple[list[str], int]:
     """Read lines `1 ApplyEyeMakeup` or plain names: (class names in label order, first label as written)."""
-    texts = [text for _, text in _read_text(file)]
-    matches = [match for text in texts if (match := _NUMBERED.fullmatch(text))]
-    by_number = {int(match[1]): match[2] for match in matches}
-    names, first = texts, 0
-    if _NUMBERED.fullmatch(texts[0]):
-        names, first = [by_number[i] for i in sorted(by_number)], min(by_number)
-        if first > 1 or sorted(by_number) != list(range(first, first + len(texts))):
+    names, first = [text for _, text in _read_text(file)], 0
+    if _NUMBERED.fullmatch(names[0]):
+        by_number = {int(match[1]): match[2] for match in map(_NUMBERED.fullmatch, names) if match}
+        first, lines = min(by_number), len(names)
+        names = [by_number[i] for i in sorted(by_number)]
+        if first > 1 or sorted(by_number) != list(range(first, first + lines)):
             raise InputError(f"{file}: number all classes 1, 2, 3, ... without a gap or a repeat, or none")
     if len({name.casefold() for name in names}) < len(names):
         raise InputError(f"{file}: a class occurs twice; delete one of the two lines")

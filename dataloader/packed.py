@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -37,9 +38,8 @@ def read_bytes(path: str | Path) -> bytes:
         with open(path, "rb", buffering=0) as file:
             return file.readall()
     except OSError as error:
-        raise InputError(
-            f"cannot read {path}: {error.strerror}; was it moved since the start? extract this video again"
-        ) from None
+        cause = f"{error.strerror}; was it moved since the start? extract this video again"
+        raise InputError(f"cannot read {path}: {cause}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +107,14 @@ def is_pack(root: Path) -> bool:
     return False
 
 
+@dataclass(eq=False)
 class Shard:
     """One tar file and its table. Each process opens it at its first read."""
 
-    def __init__(self, path: Path, size: int) -> None:
-        self.path, self.size = path, size
-        self._file: Any = None
-        self._table: Any = None
+    path: Path
+    size: int  # of the tar, in bytes
+    _file: Any = None
+    _table: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None, "_table": None}
@@ -170,12 +171,11 @@ def open_pack(root: Path, kind: str) -> dict[str, list[PackedFrames]]:
     pack = read_json(root / "pack.json", PackFile, PACK_AGAIN)
     if pack.kind != kind:
         raise InputError(f"{root} holds packed {pack.kind} images, not {kind}; give it to --{pack.kind}-dir")
-    images: dict[str, list[PackedFrames]] = {}
+    images: dict[str, list[PackedFrames]] = defaultdict(list)
     for one in pack.shards:
         shard, first = Shard(root / f"{one.name}.tar", one.bytes), 0
         for sequence in read_shard(root / f"{one.name}.json")[0]:
-            packed = PackedFrames(*astuple(sequence), shard=shard, first=first)
-            images.setdefault(sequence.folder, []).append(packed)
+            images[sequence.folder].append(PackedFrames(*astuple(sequence), shard=shard, first=first))
             first += sequence.count
     return images
 

@@ -27,7 +27,6 @@ TSN_SCALES = (1.0, 0.875, 0.75, 0.66)  # TSN (Wang et al. 2016), section 3.2, an
 RESIZED_AT_ONCE = 4  # images: enough to be worth the call, few enough to stay in the cache
 CENTER_FRACTION = 224 / 256  # the usual evaluation crop: 224 of a 256-pixel short side
 
-
 Side = Annotated[Count, Field(le=1 << 14)]
 
 
@@ -58,9 +57,9 @@ class Preparation:
     @property
     def channels(self) -> int:
         """Input channels of the network."""
-        flow = 3 if self.picture else 2 * self.stack_length
-        diff = self.stack_length
-        return {"rgb": 3, "flow": flow, "rgbdiff": 3 * diff, "greydiff": diff}[self.modality]
+        length = self.stack_length
+        flow = 3 if self.picture else 2 * length
+        return {"rgb": 3, "flow": flow, "rgbdiff": 3 * length, "greydiff": length}[self.modality]
 
     @property
     def clip_length(self) -> int:
@@ -75,14 +74,9 @@ class Preparation:
 
     def with_extraction(self, settings: dict[str, Any]) -> Preparation:
         """Return a copy for images made with these settings of extraction.json; {}: of unknown origin."""
-        return replace(
-            self,
-            flow_method=settings.get("model", settings.get("method")),  # for raft, the name of its network
-            flow_bound=settings.get("bound"),
-            sampling_rate=settings.get("sampling_rate"),
-            short_side=settings.get("short_side"),
-            quality=settings.get("quality"),
-        )
+        method = settings.get("model", settings.get("method"))  # for raft, the name of its network
+        same: dict[str, Any] = {name: settings.get(name) for name in ("sampling_rate", "short_side", "quality")}
+        return replace(self, flow_method=method, flow_bound=settings.get("bound"), **same)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -142,11 +136,7 @@ def random_crop(height: int, width: int, size: int, rng: np.random.Generator) ->
 
 
 def multiscale_crop(
-    height: int,
-    width: int,
-    rng: np.random.Generator,
-    scales: Sequence[float] = TSN_SCALES,
-    positions: int = 5,
+    height: int, width: int, rng: np.random.Generator, scales: Sequence[float] = TSN_SCALES, positions: int = 5
 ) -> Box:
     """TSN's corner cropping with scale jittering (section 3.2): sides from `scales` of the short side.
 
@@ -196,15 +186,15 @@ def stack_resized(crops: Iterable[np.ndarray], count: int, size: int) -> Tensor:
     RGB comes out channels last, as decoders and networks use it. Crops are taken from the iterator and
     resized a few at a time, while they are in the processor's cache.
     """
-    rest, done, result = iter(crops), 0, torch.empty(0)
-    while block := list(itertools.islice(rest, RESIZED_AT_ONCE)):
+    rest, result = iter(crops), torch.empty(0)
+    for done in range(0, count, RESIZED_AT_ONCE):
+        block = list(itertools.islice(rest, RESIZED_AT_ONCE))
         images = empty_images(len(block), *block[0].shape)
         for slot, crop in zip(images.numpy(), block, strict=True):
             slot[:] = crop
         if not done:
             result = empty_images(count, len(block[0]), size, size)
         result[done : done + len(block)] = resize_planes(images, size)
-        done += len(block)
     return result
 
 
@@ -229,17 +219,11 @@ def resize_planes(planes: Tensor, size: int) -> Tensor:
     n, channels, height, width = planes.shape
     if (height, width) == (size, size):
         return planes
-    if channels == 3:
-        return _bilinear(planes, size)
-    flat = planes.reshape(n * channels, height, width)
-    if short := -len(flat) % 4:
-        flat = torch.cat([flat, flat.new_zeros(short, height, width)])
-    resized = _bilinear(flat.reshape(-1, 4, height, width), size).reshape(-1, size, size)
-    return resized[: n * channels].reshape(n, channels, size, size)
-
-
-def _bilinear(images: Tensor, size: int) -> Tensor:
-    return torch.nn.functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    if channels != 3:
+        flat = planes.reshape(n * channels, height, width)
+        planes = torch.cat([flat, flat.new_zeros(-len(flat) % 4, height, width)]).reshape(-1, 4, height, width)
+    resized = torch.nn.functional.interpolate(planes, size=(size, size), mode="bilinear", antialias=True)
+    return resized if channels == 3 else resized.reshape(-1, size, size)[: n * channels].unflatten(0, (n, channels))
 
 
 def flip_clips(clips: Tensor, flip: Tensor, modality: str) -> Tensor:
@@ -293,10 +277,8 @@ def to_input(clips: Tensor, preparation: Preparation) -> Tensor:
     n, _, height, width = clips.shape
     x = torch.empty(n, preparation.channels, height, width, device=clips.device)
     x = grey_levels(clips, preparation.modality, x.contiguous(memory_format=torch.channels_last))
-    scale, offset = (_vector(numbers, x).repeat(x.shape[1] // len(numbers)) for numbers in preparation.affine)
-    return x.mul_(scale[:, None, None]).add_(offset[:, None, None])
-
-
-def _vector(numbers: Sequence[float], like: Tensor) -> Tensor:
-    """Make a float tensor on the device of `like`: a copy to a GPU would wait for all that runs there."""
-    return torch.stack([like.new_full((), number) for number in numbers])
+    for numbers, apply in zip(preparation.affine, (x.mul_, x.add_), strict=True):
+        # Made on the device: a copy to a GPU would wait for all that runs there.
+        vector = torch.stack([x.new_full((), number) for number in numbers]).repeat(x.shape[1] // len(numbers))
+        apply(vector[:, None, None])
+    return x

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
-from dataloader.preparation import TSN_SCALES, Preparation
+from dataloader.preparation import TSN_SCALES, Box, Preparation, multiscale_crop, random_crop, test_boxes
 
 
 def rng_for(*key: int) -> np.random.Generator:
@@ -77,6 +77,14 @@ class TrainSampling:
     scales: Sequence[float] = TSN_SCALES
     flip: bool = True
 
+    def boxes(self, height: int, width: int, preparation: Preparation, rng: np.random.Generator) -> list[Box]:
+        """Return the crop box of all images of a video, in a list."""
+        if self.crop == "squash":
+            return [Box(0, 0, height, width)]
+        if self.crop == "random":
+            return [random_crop(height, width, preparation.size, rng)]
+        return [multiscale_crop(height, width, rng, self.scales, self.crop_positions)]
+
 
 @dataclass(frozen=True)
 class TestSampling:
@@ -95,6 +103,10 @@ class TestSampling:
     def clips(self) -> int:
         """Number of clips per video, including views."""
         return self.samples * self.views
+
+    def boxes(self, height: int, width: int, preparation: Preparation, rng: np.random.Generator) -> list[Box]:
+        """Return the crop boxes of one image of a video."""
+        return test_boxes(height, width, preparation.test_resize, self.views, preparation.size)
 
     def about(self) -> dict[str, Any]:
         """Return the evaluation protocol as files store it."""
