@@ -114,7 +114,10 @@ def fetch(url: str, target: Path) -> None:
                 failures = 1 if reached > best else failures + 1
                 best = max(best, reached)
                 problem = f"{url} cannot be fetched ({printable(' '.join(str(error).split()))[:200]})"
-                if best < 0 or failures > RETRIES:
+                # 4xx: the server has no such file, or keeps it; 408 and 429 ask to come back.
+                answer = getattr(error, "response", None)
+                refused = answer is not None and 400 <= answer.status_code < 500 and answer.status_code not in (408, 429)
+                if best < 0 or refused or failures > RETRIES:
                     raise InputError(f"{problem}: check the connection and run this again; or give another folder "
                                      f"with --base-url, or put {target} there yourself") from None
                 pause = min(60.0, WAIT * 2 ** (failures - 1))

@@ -231,6 +231,10 @@ def test_a_busy_server_is_tried_again_and_one_that_never_answers_is_not(server, 
     server.refusals = [503] * 9
     assert "503 Server Error" in refused(get, "rgb", server.url)
     assert len(server.refusals) == 8
+    (tmp_path / f"out/downloads/{RGB}.001.part").write_bytes(b"begun")
+    server.refusals = [404] * 9
+    assert "404" in refused(get, "rgb", server.url)
+    assert len(server.refusals) == 8
 
 
 def test_plain_errors(server, get, tmp_path):
