@@ -306,7 +306,7 @@ def say_split(parts: dict[str, int], classes: dict[str, str], groups: dict[str, 
     sides = [{groups[path] for path in classes if parts[path] == part} for part in (0, 1)]
     if both := sorted(sides[0] & sides[1]):
         print(f"warning: {plural(len(both), 'recording')} in training and test, as the folders or earlier lists are: "
-              f"{first_few(both)}", file=sys.stderr)  # fmt: skip
+              f"{first_few(both)} (without the earlier lists, all are split anew)", file=sys.stderr)  # fmt: skip
 
 
 def write_lists(out: Path, files: dict[str, list[str]], groups: dict[str, str], made: Settings, anew: bool) -> None:
