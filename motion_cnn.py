@@ -90,6 +90,7 @@ def main() -> int:
         )
     preparation = options.choose_preparation(args, checkpoint, fresh)
     data = make_data(index, read, preparation, device, **options.data_settings(args))
+    checkpoint = options.unless_tested(args, checkpoint, data)
     classes = data.split.class_names
 
     # model

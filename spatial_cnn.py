@@ -49,6 +49,7 @@ def main() -> int:
     fresh = replace(fresh, **rgb_normalisation(args.arch))
     preparation = options.choose_preparation(args, checkpoint, fresh)
     data = make_data(index, ReadFrame(index.root), preparation, device, **options.data_settings(args))
+    checkpoint = options.unless_tested(args, checkpoint, data)
     classes = data.split.class_names
 
     # model

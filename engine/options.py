@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.commandline import ArgumentParser, Switch, bounded
+from dataloader.clips import Data
+from dataloader.names import first_few
 from dataloader.preparation import Preparation
 from dataloader.sampling import TestSampling, TrainSampling
 from engine import features
 from engine.training import TrainingSettings
 from saved.checkpoints import Checkpoint, read_checkpoint
-from utils import InputError, rank
+from utils import InputError, plural, rank
 
 # A resumed run takes missing flags from the checkpoint, except these, which do not shape the training.
 NOT_RESTORED = {
@@ -154,6 +157,7 @@ def parse(
     recipe = recipes.get(f"{name} {given.get('input')}", recipes[name])
     args = argparse.Namespace(**{**_settings(), **defaults, **recipe, **given})
     args.given, args.of_recipe = set(given), dict(recipe)
+    args.auto = args.resume == "auto"
     args.resume = _find_checkpoint(args.resume, args.output)
     if args.evaluate and args.resume is None:
         raise InputError("--evaluate tests a trained network: name it with --resume PATH")
@@ -203,6 +207,26 @@ def data_settings(args: argparse.Namespace) -> dict[str, Any]:
         "testing": TestSampling(args.test_samples, args.test_views, args.test_starts),
         **{name: getattr(args, name) for name in names},
     }  # fmt: skip
+
+
+def unless_tested(args: argparse.Namespace, checkpoint: Checkpoint | None, data: Data) -> Checkpoint | None:
+    """Return `checkpoint`, unless its training saw videos that are now tested, or choose the model.
+
+    Then --resume auto starts anew: None. Other training raises InputError; --evaluate and --features warn.
+    """
+    tested = {source.video.name for loader in (data.test, data.select) for source in loader.dataset.sources}
+    both = sorted(tested & checkpoint.trained_on) if checkpoint else []
+    if checkpoint is None or not both:
+        return checkpoint
+    found = f"{checkpoint.path} was trained on {len(both):,} of {plural(len(tested), 'test video')} ({first_few(both)})"
+    anew = data.train is not None and not args.features
+    if anew and not args.auto:
+        raise InputError(f"{found}: give the lists of its training, or train anew, without --resume")
+    if rank() == 0:
+        print(f"warning: {found}: {'training starts anew' if anew else 'no test of new videos'}", file=sys.stderr)
+    if anew:
+        args.resume = None
+    return None if anew else checkpoint
 
 
 def choose_preparation(args: argparse.Namespace, checkpoint: Checkpoint | None, fresh: Preparation) -> Preparation:

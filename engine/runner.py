@@ -50,7 +50,7 @@ class Run:
         self.leads = rank() == 0  # only rank 0 writes and prints
         # Plain values, as checkpoints store them.
         self.flags = {name: str(value) if isinstance(value, Path) else value
-                      for name, value in vars(args).items() if name not in ("given", "of_recipe")}  # fmt: skip
+                      for name, value in vars(args).items() if name not in ("given", "of_recipe", "auto")}  # fmt: skip
         # What selects the evaluated epoch: "last" if nothing does.
         once = args.eval_every >= args.epochs
         self.chosen_by = "val" if args.val_groups else "last" if once else "test"
@@ -133,7 +133,9 @@ class Run:
         """Write the checkpoint, and also model_best if it is the best."""
         state = training.state_dict()  # all processes must call this
         self.saved_at = time.monotonic()
-        if self.leads:
+        if self.leads and self.data.train is not None:
+            names = {source.video.name for source in self.data.train.dataset.sources}
+            state["trained_on"] = sorted(names | training.trained_on)
             write_checkpoint(
                 state, *(self.output / name for name in ([BEST] if is_best else []) + [CHECKPOINT]),
                 arch=self.args.arch, **self.data.about(), preparation=training.preparation.as_dict(), args=self.flags,

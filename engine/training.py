@@ -74,6 +74,7 @@ class Training:
         self.epoch = 0  # the epoch in progress, from 0
         self.batch = 0  # number of its batches that are done
         self.best_prec1 = -1.0  # best evaluation so far; -1: none
+        self.trained_on: frozenset[str] = frozenset()  # names of the videos of training before it was resumed
         # Sums over the epoch in progress: loss, correct in top 1, correct in top 5, videos. In float64, a sum
         # of float32 losses does not depend on the order or the number of processes. Metal has no float64.
         exact = torch.float32 if device.type == "mps" else torch.float64
@@ -95,6 +96,7 @@ class Training:
             raise InputError(f"{checkpoint.path} does not fit this data: {problem}")
         self.model.load_state_dict(checkpoint.state_dict, strict=False)  # num_batches_tracked may be absent
         self.epoch, self.best_prec1 = checkpoint.epoch + 1, checkpoint.best_prec1
+        self.trained_on = checkpoint.trained_on
         if checkpoint.source == "two-stream" and trains:
             self._load_progress(checkpoint)
 
@@ -103,8 +105,9 @@ class Training:
         state, settings, path = checkpoint.raw, self.settings, checkpoint.path
         if "optimizer" not in state:
             raise InputError(f"{path} holds weights alone: start from them with --weights, or test: --evaluate")
-        if state.get("ema") is not None:  # of an earlier version
-            raise InputError(f"{path} was trained with --ema, which is gone: start from it with --weights, or test it")
+        past = "--recipe small" if state["args"].get("recipe") == "small" else "--ema" if state.get("ema") else ""
+        if past:  # of an earlier version
+            raise InputError(f"{path} was trained with {past}, which is gone: start from it with --weights, or test it")
         if state["batch"] and settings.batch_size != state["args"]["batch_size"]:
             raise InputError(f"{path} stands within an epoch of --batch-size {state['args']['batch_size']}: finish it "
                              f"before you train with {settings.batch_size}")  # fmt: skip

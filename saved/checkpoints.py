@@ -55,6 +55,7 @@ class Checkpoint:
     best_prec1: float  # top-1 in per cent; 0 for none or unknown
     class_names: list[str] | None  # in label order; None for other projects' files, which don't store them
     raw: dict[str, Any]  # everything in the file
+    trained_on: frozenset[str] = frozenset()  # names of the training videos; empty if unknown
 
     def in_order_of(self, class_names: Sequence[str]) -> Checkpoint:
         """Return the network with its classes in the order of `class_names`.
@@ -130,7 +131,9 @@ def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str =
         check(content, Header, path, "it is incomplete or damaged: get it again")
         names, channels = content["class_names"], Preparation.from_dict(content["preparation"]).channels
         held = {name: content[name] for name in HELD}
-        found = Checkpoint(Path(path), FORMAT, state, num_classes=len(names), in_channels=channels, raw=content, **held)
+        trained_on = frozenset(check(content.get("trained_on", []), list[str], path, "get it again"))
+        found = Checkpoint(Path(path), FORMAT, state, num_classes=len(names), in_channels=channels, raw=content,
+                           trained_on=trained_on, **held)  # fmt: skip
     else:
         described = foreign.describe(content, state, path, flow_order)
         found = Checkpoint(Path(path), class_names=None, raw=content, **described)

@@ -51,7 +51,8 @@ def values_in(script, argv, monkeypatch):
         patch.setattr(sys, "argv", ["x.py", *map(str, argv)])
         with pytest.raises(Read) as found:
             script.main()
-    values = {name: value for name, value in vars(found.value.args[0]).items() if name not in ("given", "of_recipe")}
+    own = ("given", "of_recipe", "auto")
+    values = {name: value for name, value in vars(found.value.args[0]).items() if name not in own}
     return json.loads(json.dumps(values, default=str))
 
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -124,6 +125,37 @@ def test_plateau_and_best_survive(untouched):
     assert best == int(np.argmax(record["Prec@1"]))
     of = json.loads((untouched / "predictions.json").read_text())["checkpoint"]
     assert of["name"] == "model_best.pth.tar" and of["epoch"] == best
+
+
+def test_videos_of_training_are_not_tested_in_silence(flags, untouched, tmp_path, monkeypatch, capsys):
+    """Split 2 tests group 8, on which split 1 trains: auto starts anew, and keeps what was there."""
+    for name in ("checkpoint.pth.tar", "model_best.pth.tar"):
+        (tmp_path / name).write_bytes((untouched / name).read_bytes())
+    told = r"was trained on 3 of 3 test videos \(Archery_g08_c01, HammerThrow_g08_c01, Hammering_g08_c01\)"
+
+    def again(*more):
+        words = [*flags, "--output", tmp_path, "--epochs", 3, "--split", 2, *more]
+        monkeypatch.setattr(sys, "argv", [*map(str, words)])
+        assert spatial_cnn.main() == 0
+        return capsys.readouterr()
+
+    with pytest.raises(InputError, match=told):
+        again("--resume")
+    with pytest.raises(InputError, match="was trained on 3 of 9 test"):  # videos held out of training choose the model
+        again("--resume", "--split", 1, "--val-groups", 1)
+    assert re.search(told, again("--resume", "--evaluate").err)
+    said = again("--resume", "auto")
+    assert re.search(told + ": training starts anew", said.err) and "old1_*" in said.out
+    saved = torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)
+    assert saved["epoch"] == 2 and "Archery_g22_c01" in saved["trained_on"]
+    assert "Archery_g08_c01" not in saved["trained_on"]
+    # of earlier versions
+    torch.save({**saved, "args": {**saved["args"], "recipe": "small"}}, tmp_path / "checkpoint.pth.tar")
+    with pytest.raises(InputError, match="trained with --recipe small, which is gone"):
+        again("--resume")
+    del saved["trained_on"]
+    torch.save(saved, tmp_path / "checkpoint.pth.tar")
+    again("--resume", "--split", 1, "--epochs", 4)
 
 
 @pytest.mark.slow
