@@ -115,8 +115,8 @@ def fetch(url: str, target: Path) -> None:
                 best = max(best, reached)
                 problem = f"{url} cannot be fetched ({printable(' '.join(str(error).split()))[:200]})"
                 # 4xx: the server has no such file, or keeps it; 408 and 429 ask to come back.
-                answer = getattr(error, "response", None)
-                refused = answer is not None and 400 <= answer.status_code < 500 and answer.status_code not in (408, 429)
+                code = getattr(getattr(error, "response", None), "status_code", 0)
+                refused = 400 <= code < 500 and code not in (408, 429)
                 if best < 0 or refused or failures > RETRIES:
                     raise InputError(f"{problem}: check the connection and run this again; or give another folder "
                                      f"with --base-url, or put {target} there yourself") from None
