@@ -200,10 +200,9 @@ def parse_args() -> argparse.Namespace:
     add("--splits", nargs="+", metavar="N", help="fuse each of these splits, and report their mean")
     add = parser.add_argument_group("fusion").add_argument
     add("--learn", nargs="*", metavar="PATH",
-        help="choose one stream, the average, learnt weights or heads.py's joined head by likelihood on "
-             "predictions of other videos: one PATH per stream (default: the folder val beside each)")
-    add("--weights", nargs="+", type=bounded(float, 0, 1e6), metavar="W",
-        help="one per stream (default: 1 for each)")
+        help="choose one stream, the average, learnt weights or heads.py's joined head by likelihood on predictions "
+             "of other videos: one PATH per stream (default: the folder val beside each)")
+    add("--weights", nargs="+", type=bounded(float, 0, 1e6), metavar="W", help="one per stream (default: 1 for each)")
     add = parser.add_argument_group("output").add_argument
     add("--output", type=Path, default=Path("record/fusion"), metavar="DIR", help="for results and report")
     add("--no-report", action="store_true", help="write results.json only")

@@ -50,20 +50,18 @@ Inputs = dict[str, Features]  # of one head, by name: the stream, or "motion flo
 
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    group = parser.add_argument_group("features")
-    group.add_argument("--spatial", nargs="+", default=[], metavar="NPZ", help="what spatial_cnn.py --features wrote")
-    group.add_argument("--motion", nargs="+", default=[], metavar="NPZ",
-                       help="what motion_cnn.py --features wrote; one of the two streams is enough")
-    group = parser.add_argument_group("heads")
-    group.add_argument("--head", nargs="+", choices=HEADS, default=["linear"], metavar="HEAD",
-                       help=f"one or several of {', '.join(HEADS)}")
-    group.add_argument("--folds", type=bounded(int, 2), default=5,
-                       help="parts of the training videos, each held out once")
-    group.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), default=0,
-                       help="for the folds and for training")
-    group.add_argument("--output", type=Path, default=Path("record/heads"), metavar="DIR",
-                       help="for HEAD/STREAM/ with predictions, checkpoint and val/ (held-out predictions)")
-    group.add_argument("--device", default="auto", help="for ts-lstm and inception: auto, cpu, cuda, cuda:N or mps")
+    add = parser.add_argument_group("features").add_argument
+    add("--spatial", nargs="+", default=[], metavar="NPZ", help="what spatial_cnn.py --features wrote")
+    add("--motion", nargs="+", default=[], metavar="NPZ",
+        help="what motion_cnn.py --features wrote; one of the two streams is enough")
+    add = parser.add_argument_group("heads").add_argument
+    add("--head", nargs="+", choices=HEADS, default=["linear"], metavar="HEAD",
+        help=f"one or several of {', '.join(HEADS)}")
+    add("--folds", type=bounded(int, 2), default=5, help="parts of the training videos, each held out once")
+    add("--seed", type=bounded(int, 0, 2**32 - 1), default=0, help="for the folds and for training")
+    add("--output", type=Path, default=Path("record/heads"), metavar="DIR",
+        help="for HEAD/STREAM/ with predictions, checkpoint and val/ (held-out predictions)")
+    add("--device", default="auto", help="for ts-lstm and inception: auto, cpu, cuda, cuda:N or mps")
     args = parser.parse_args()
     if not (args.spatial or args.motion):
         raise InputError("no features: name a file with --spatial NPZ, --motion NPZ or both")

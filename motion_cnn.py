@@ -46,23 +46,23 @@ RECIPES["tsn rgbdiff"] = RECIPES["tsn"] | {
 def main() -> int:
     # flags
     parser = options.stream_parser("motion", __doc__)
-    group = parser.add_argument_group("motion")
-    group.add_argument("--input", choices=("flow", "rgbdiff", "greydiff"), default="flow",
-                       help="rgbdiff: differences of consecutive RGB frames (TSN 3.2), which need no optical flow; "
-                            "greydiff: of grey ones, three of them a picture for ImageNet's first convolution as it is")
-    group.add_argument("--flow-dir", metavar="DIR", default="data/flow", help="flow, in any layout of docs/formats.md")
-    group.add_argument("--rgb-dir", metavar="DIR", default="data/rgb", help="frames for differences, every one of them")
-    group.add_argument("--stack-length", type=bounded(int, 1), default=None,
-                       help="flow pairs or differences per clip (default: 10 of flow, 5 of rgbdiff, 3 of greydiff)")
-    group.add_argument("--flow-mean", type=float, help="subtracted from x/255; .5 is no motion")
-    group.add_argument("--flow-std", type=bounded(float, 1e-6), help="then divided by this")
-    group.add_argument("--flow-picture", type=bounded(float, 1e-6), metavar="PIXELS",
-                       help="not a stack but one flow image, as a picture of x, y and speed that is white at so many "
-                            "pixels, through ImageNet's first convolution as it is")
-    group.add_argument("--conv1-lr-factor", type=bounded(float, 0), default=TrainingSettings.conv1_lr_factor,
-                       help="on the first convolution's lr")
-    group.add_argument("--flow-order", choices=("original", "older", "oldest"), default="original",
-                       help="channel order of the original repo's checkpoint: [f1..f9, f0], [f5..f9, f0..f4], [f0..f9]")
+    add = parser.add_argument_group("motion").add_argument
+    add("--input", choices=("flow", "rgbdiff", "greydiff"), default="flow",
+        help="rgbdiff: differences of consecutive RGB frames (TSN 3.2), which need no optical flow; greydiff: of grey "
+             "ones, three of them a picture for ImageNet's first convolution as it is")
+    add("--flow-dir", metavar="DIR", default="data/flow", help="flow, in any layout of docs/formats.md")
+    add("--rgb-dir", metavar="DIR", default="data/rgb", help="frames for differences, every one of them")
+    add("--stack-length", type=bounded(int, 1), default=None,
+        help="flow pairs or differences per clip (default: 10 of flow, 5 of rgbdiff, 3 of greydiff)")
+    add("--flow-mean", type=float, help="subtracted from x/255; .5 is no motion")
+    add("--flow-std", type=bounded(float, 1e-6), help="then divided by this")
+    add("--flow-picture", type=bounded(float, 1e-6), metavar="PIXELS",
+        help="not a stack but one flow image, as a picture of x, y and speed that is white at so many pixels, through "
+             "ImageNet's first convolution as it is")
+    add("--conv1-lr-factor", type=bounded(float, 0), default=TrainingSettings.conv1_lr_factor,
+        help="on the first convolution's lr")
+    add("--flow-order", choices=("original", "older", "oldest"), default="original",
+        help="channel order of the original repo's checkpoint: [f1..f9, f0], [f5..f9, f0..f4], [f0..f9]")
     args = options.parse(parser, RECIPES)
     device = set_up_device(args.device)
     checkpoint = options.open_checkpoint(args, *((args.input,) if "input" in args.given else ("flow", *DIFFERENCES)))
@@ -95,10 +95,8 @@ def main() -> int:
 
     # model
     weights = args.weights if checkpoint is None else "none"
-    model = build_model(
-        args.arch, preparation.channels, len(classes), weights, args.dropout, args.fc_std, args.flow_order,
-        preparation.size,
-    )  # fmt: skip
+    model = build_model(args.arch, preparation.channels, len(classes), weights, args.dropout, args.fc_std,
+                        args.flow_order, preparation.size)  # fmt: skip
 
     if args.features:
         return extract_features(args, model, checkpoint, data, preparation, device)

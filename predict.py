@@ -56,34 +56,31 @@ def load(
 
 
 def add_network_flags(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("networks")
-    group.add_argument("--spatial", metavar="PATH", help="checkpoint of the RGB stream, ours or another project's")
-    group.add_argument("--motion", metavar="PATH", help="checkpoint of the motion stream; one of the two is enough")
-    group.add_argument("--head", metavar="PATH",
-                       help="instead of both: a head that heads.py trained on both streams together")
-    group.add_argument("--weights", nargs=2, type=bounded(float, 0, 1e6), metavar=("W", "W"),
-                       help="for spatial and motion in the mean (default: 1 1)")
-    group.add_argument("--fusion", metavar="PATH",
-                       help="results.json of fusion.py --learn: the streams, weights and temperature that it chose")
-    group.add_argument("--ucf-list", metavar="DIR",
-                       help="split lists that name the classes, for another project's checkpoint not of UCF101")
-    group.add_argument("--flow-order", choices=tuple(FLOW_ORDERS),
-                       help="channel order of the original repo's motion checkpoint: see motion_cnn.py -h "
-                            "(default: original)")
-    group = parser.add_argument_group("preparation")
-    group.add_argument("--samples", type=bounded(int, 1, 10_000),
-                       help="clips per video or window (default: as the checkpoint was tested; at most 2.5 per second "
-                            "of a window)")
-    group.add_argument("--sliding", type=bounded(float, 1e-3, 86400), metavar="SECONDS",
-                       help="answer for windows of this length, one every half length")
-    group.add_argument("--flow-method", choices=("tvl1", *PLAIN_METHODS, "raft"),
-                       help="dis is the fastest (default: what the motion stream was trained on)")
-    group.add_argument("--raft-weights", metavar="large|small|PATH",
-                       help="weights of raft (default: those that the motion stream was trained on)")
-    group = parser.add_argument_group("run")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    group.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto",
-                       help="mixed precision; auto: bf16 where the hardware has it")
+    add = parser.add_argument_group("networks").add_argument
+    add("--spatial", metavar="PATH", help="checkpoint of the RGB stream, ours or another project's")
+    add("--motion", metavar="PATH", help="checkpoint of the motion stream; one of the two is enough")
+    add("--head", metavar="PATH", help="instead of both: a head that heads.py trained on both streams together")
+    add("--weights", nargs=2, type=bounded(float, 0, 1e6), metavar=("W", "W"),
+        help="for spatial and motion in the mean (default: 1 1)")
+    add("--fusion", metavar="PATH",
+        help="results.json of fusion.py --learn: the streams, weights and temperature that it chose")
+    add("--ucf-list", metavar="DIR",
+        help="split lists that name the classes, for another project's checkpoint not of UCF101")
+    add("--flow-order", choices=tuple(FLOW_ORDERS),
+        help="channel order of the original repo's motion checkpoint: see motion_cnn.py -h (default: original)")
+    add = parser.add_argument_group("preparation").add_argument
+    add("--samples", type=bounded(int, 1, 10_000),
+        help="clips per video or window (default: as the checkpoint was tested; at most 2.5 per second of a window)")
+    add("--sliding", type=bounded(float, 1e-3, 86400), metavar="SECONDS",
+        help="answer for windows of this length, one every half length")
+    add("--flow-method", choices=("tvl1", *PLAIN_METHODS, "raft"),
+        help="dis is the fastest (default: what the motion stream was trained on)")
+    add("--raft-weights", metavar="large|small|PATH",
+        help="weights of raft (default: those that the motion stream was trained on)")
+    add = parser.add_argument_group("run").add_argument
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto",
+        help="mixed precision; auto: bf16 where the hardware has it")
 
 
 def load_networks(args: argparse.Namespace) -> Recogniser:
@@ -128,12 +125,12 @@ def main() -> int:
     parser.add_argument("--camera", metavar="SOURCE",
                         help="number of a camera, or a URL, instead of videos; --sliding is then 2 by default")
     add_network_flags(parser)
-    group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="one JSON object per video or window, with all logits")
-    group.add_argument("--save", type=Path, metavar="OUT",
-                       help="draw the answer over the video, scores below: a .mp4 file, or a folder of films")
-    group.add_argument("--report", type=Path, metavar="DIR",
-                       help="for predictions and a report when folders are named as classes (default: record/predict)")
+    add = parser.add_argument_group("output").add_argument
+    add("--json", action="store_true", help="one JSON object per video or window, with all logits")
+    add("--save", type=Path, metavar="OUT",
+        help="draw the answer over the video, scores below: a .mp4 file, or a folder of films")
+    add("--report", type=Path, metavar="DIR",
+        help="for predictions and a report when folders are named as classes (default: record/predict)")
     args = parser.parse_args()
     if bool(args.videos) == (args.camera is not None):
         raise InputError("name either videos or a --camera")

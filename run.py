@@ -93,27 +93,24 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of class folders of videos")
     parser.add_argument("--way", choices=tuple(WAYS),
                         help=f"linear heads, or training of both networks (default: heads for up to {FEW:,} videos)")
-    group = parser.add_argument_group("split")
-    group.add_argument("--test", type=Path, metavar="FOLDER",
-                       help="class folders of videos to test on (default: a part of VIDEOS)")
-    group.add_argument("--groups", metavar="REGEX|CSV",
-                       help="which videos belong to one recording and stay together; see data/make_split.py -h")
-    group.add_argument("--lists", metavar="DIR|none",
-                       help="split lists, as --ucf-list in spatial_cnn.py -h (default: data/make_split.py makes them; "
-                            "with --way train UCF101 has its own split)")
-    group = parser.add_argument_group("networks")
-    group.add_argument("--arch", help="as in spatial_cnn.py -h (default: resnet50; with --way train: resnet101)")
-    group.add_argument("--weights", metavar="imagenet|none|PATH",
-                       help="where both networks start; PATH needs no internet (default: imagenet)")
-    group.add_argument("--flags", default="", metavar='"..."', type=shlex.split,
-                       help="more flags for both streams, such as --flags '--test-samples 5'")
-    group.add_argument("--flow-flags", default="", metavar='"..."', type=shlex.split,
-                       help="more flags for data/extract_flow.py")
-    group = parser.add_argument_group("folders")
-    group.add_argument("--record", type=Path, metavar="DIR", help="for results (default: record/<name of VIDEOS>)")
-    group.add_argument("--data", type=Path, metavar="DIR",
-                       help="for frames, flow, lists, features (default: data in --record; with --way train: "
-                            "data_train)")
+    add = parser.add_argument_group("split").add_argument
+    add("--test", type=Path, metavar="FOLDER", help="class folders of videos to test on (default: a part of VIDEOS)")
+    add("--groups", metavar="REGEX|CSV",
+        help="which videos belong to one recording and stay together; see data/make_split.py -h")
+    add("--lists", metavar="DIR|none",
+        help="split lists, as --ucf-list in spatial_cnn.py -h (default: data/make_split.py makes them; with --way "
+             "train UCF101 has its own split)")
+    add = parser.add_argument_group("networks").add_argument
+    add("--arch", help="as in spatial_cnn.py -h (default: resnet50; with --way train: resnet101)")
+    add("--weights", metavar="imagenet|none|PATH",
+        help="where both networks start; PATH needs no internet (default: imagenet)")
+    add("--flags", default="", metavar='"..."', type=shlex.split,
+        help="more flags for both streams, such as --flags '--test-samples 5'")
+    add("--flow-flags", default="", metavar='"..."', type=shlex.split, help="more flags for data/extract_flow.py")
+    add = parser.add_argument_group("folders").add_argument
+    add("--record", type=Path, metavar="DIR", help="for results (default: record/<name of VIDEOS>)")
+    add("--data", type=Path, metavar="DIR",
+        help="for frames, flow, lists, features (default: data in --record; with --way train: data_train)")
     return parser.parse_args()
 
 

@@ -36,8 +36,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 def main() -> int:
     # flags
     parser = options.stream_parser("spatial", __doc__)
-    group = parser.add_argument_group("spatial")
-    group.add_argument("--rgb-dir", metavar="DIR", default="data/rgb", help="frames, in any layout of docs/formats.md")
+    add = parser.add_argument_group("spatial").add_argument
+    add("--rgb-dir", metavar="DIR", default="data/rgb", help="frames, in any layout of docs/formats.md")
     args = options.parse(parser, RECIPES)
     device = set_up_device(args.device)
     checkpoint = options.open_checkpoint(args, "rgb")
@@ -54,9 +54,8 @@ def main() -> int:
 
     # model
     weights = args.weights if checkpoint is None else "none"
-    model = build_model(
-        args.arch, preparation.channels, len(classes), weights, args.dropout, args.fc_std, size=preparation.size
-    )
+    model = build_model(args.arch, preparation.channels, len(classes), weights, args.dropout, args.fc_std,
+                        size=preparation.size)  # fmt: skip
 
     if args.features:
         return extract_features(args, model, checkpoint, data, preparation, device)

@@ -253,9 +253,8 @@ def gpu(args: argparse.Namespace) -> None:
         compare(f"{stream}, {'training' if training else 'test'}", timed_ways, args.rounds)
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "loaders": loaders, "networks": networks, "tvl1": tvl1, "gpu": gpu,
-}  # fmt: skip
+PARTS: dict[str, Callable[[argparse.Namespace], None]] = {"loaders": loaders, "networks": networks,
+                                                          "tvl1": tvl1, "gpu": gpu}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -32,10 +32,8 @@ from utils import run_main
 
 LAYER3 = 1024  # features of a ResNet-50's layer3, the first of two of RGB
 # one head each, on the features of these inputs joined
-STREAMS = {
-    "plain probe": ["probe"], "spatial": ["rgb"], "motion": ["greydiff", "flow"], "greydiff alone": ["greydiff"],
-    "flow alone": ["flow"],
-}  # fmt: skip
+STREAMS = {"plain probe": ["probe"], "spatial": ["rgb"], "motion": ["greydiff", "flow"],
+           "greydiff alone": ["greydiff"], "flow alone": ["flow"]}  # fmt: skip
 
 
 def main() -> None:

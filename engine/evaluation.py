@@ -140,10 +140,8 @@ class TestResult:
 
     def __str__(self) -> str:
         scores = self.accuracy
-        return (
-            f"loss {self.loss:.4f}, top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, "
-            f"mean class {scores['mean_class']:.2f} %"
-        )
+        return (f"loss {self.loss:.4f}, top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, "
+                f"mean class {scores['mean_class']:.2f} %")  # fmt: skip
 
 
 @torch.inference_mode()

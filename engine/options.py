@@ -43,96 +43,89 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     parser.add_argument("--recipe", choices=("baseline", "tsn"), default="baseline",
                         help="baseline: the original's; tsn: what the better peers share. Sets defaults; any flag wins")
 
-    group = parser.add_argument_group("data")
-    group.add_argument("--ucf-list", metavar="DIR", default="data/ucfTrainTestlist",
-                       help="folder of split lists (UCF101's, HMDB51's or your own); 'none': by UCF101's group rule")
-    group.add_argument("--split", default="1", metavar="N", help="number of the split")
-    group.add_argument("--val-groups", type=bounded(int, 0), default=0, metavar="N",
-                       help="hold the last N groups of each class out of training and choose the model by them, so "
-                            "that the test set only reports; of videos whose names tell no groups, N/18 of each "
-                            "class; 0: choose by the test set, as the original did")
-    group.add_argument("--allow-missing", action="store_true", help="go on without listed videos that are not on disk")
-    group.add_argument("--workers", type=bounded(int, 0), default=None, metavar="N",
-                       help="loader processes (default: one per core, at most 16)")
+    add = parser.add_argument_group("data").add_argument
+    add("--ucf-list", metavar="DIR", default="data/ucfTrainTestlist",
+        help="folder of split lists (UCF101's, HMDB51's or your own); 'none': by UCF101's group rule")
+    add("--split", default="1", metavar="N", help="number of the split")
+    add("--val-groups", type=bounded(int, 0), default=0, metavar="N",
+        help="hold the last N groups of each class out of training and choose the model by them, so that the test set "
+             "only reports; of videos whose names tell no groups, N/18 of each class; 0: choose by the test set, as "
+             "the original did")
+    add("--allow-missing", action="store_true", help="go on without listed videos that are not on disk")
+    add("--workers", type=bounded(int, 0), default=None, metavar="N",
+        help="loader processes (default: one per core, at most 16)")
 
-    group = parser.add_argument_group("model")
-    group.add_argument("--arch", default="resnet101",
-                       help="any ResNet, ResNeXt or Wide ResNet of torchvision, or timm:NAME, any network of timm's")
-    group.add_argument("--weights", default="imagenet", metavar="imagenet|none|NAME|PATH",
-                       help="where training starts: ImageNet weights of torchvision or timm, random, a torchvision set "
-                            "such as IMAGENET1K_V2, or any project's checkpoint; for timm:NAME, also a file of timm's")
-    group.add_argument("--dropout", type=bounded(float, 0, 1), default=0.0,
-                       help="on the pooled features (TSN 3.2: .8 RGB, .7 flow)")
+    add = parser.add_argument_group("model").add_argument
+    add("--arch", default="resnet101",
+        help="any ResNet, ResNeXt or Wide ResNet of torchvision, or timm:NAME, any network of timm's")
+    add("--weights", default="imagenet", metavar="imagenet|none|NAME|PATH",
+        help="where training starts: ImageNet weights of torchvision or timm, random, a torchvision set such as "
+             "IMAGENET1K_V2, or any project's checkpoint; for timm:NAME, also a file of timm's")
+    add("--dropout", type=bounded(float, 0, 1), default=0.0, help="on the pooled features (TSN 3.2: .8 RGB, .7 flow)")
 
-    group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=bounded(int, 1), help="total number of epochs")
-    group.add_argument("--batch-size", "-b", type=bounded(int, 1),
-                       help="videos per step, over all processes")
-    group.add_argument("--accumulate", type=bounded(int, 1), metavar="K",
-                       help="do a batch in K parts, so that it fits the memory: one step of the whole batch, but batch "
-                            "norm's statistics are of each part")
-    group.add_argument("--segments", type=bounded(int, 1),
-                       help="random clips per video, one in each equal part, trained together (TSN 3.1)")
-    group.add_argument("--consensus", choices=("mean", "sum"),
-                       help="of a video's clips before the loss: TSN's mean, or the original's sum")
-    group.add_argument("--lr", type=bounded(float, 0), help="learning rate")
-    group.add_argument("--weight-decay", type=bounded(float, 0),
-                       help="not on biases and batch norm (TSN code: 5e-4)")
-    group.add_argument("--schedule", choices=("plateau", "step", "cosine"),
-                       help="plateau: lr / 10 when the video-level test loss stalls; step: lr / 10 at --milestones")
-    group.add_argument("--clip-grad", type=bounded(float, 0), metavar="NORM",
-                       help="limit the gradient's norm; 0: off (TSN code: 40 RGB, 20 flow)")
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=bounded(int, 1), help="total number of epochs")
+    add("--batch-size", "-b", type=bounded(int, 1), help="videos per step, over all processes")
+    add("--accumulate", type=bounded(int, 1), metavar="K",
+        help="do a batch in K parts, so that it fits the memory: one step of the whole batch, but batch norm's "
+             "statistics are of each part")
+    add("--segments", type=bounded(int, 1),
+        help="random clips per video, one in each equal part, trained together (TSN 3.1)")
+    add("--consensus", choices=("mean", "sum"),
+        help="of a video's clips before the loss: TSN's mean, or the original's sum")
+    add("--lr", type=bounded(float, 0), help="learning rate")
+    add("--weight-decay", type=bounded(float, 0), help="not on biases and batch norm (TSN code: 5e-4)")
+    add("--schedule", choices=("plateau", "step", "cosine"),
+        help="plateau: lr / 10 when the video-level test loss stalls; step: lr / 10 at --milestones")
+    add("--clip-grad", type=bounded(float, 0), metavar="NORM",
+        help="limit the gradient's norm; 0: off (TSN code: 40 RGB, 20 flow)")
 
-    group = parser.add_argument_group("augmentation")
-    group.add_argument("--size", type=bounded(int, 1, 4096), help="side of the network's input, in pixels")
-    group.add_argument("--crop", choices=("random", "multiscale", "squash"),
-                       help="random: --size pixels of the image on disk; multiscale: corner crops of jittered scale "
-                            "(TSN 3.2); squash: all of the image, its aspect changed. Shared by all of a video's clips")
-    group.add_argument("--flip", action=Switch, help="mirror half of the videos")
+    add = parser.add_argument_group("augmentation").add_argument
+    add("--size", type=bounded(int, 1, 4096), help="side of the network's input, in pixels")
+    add("--crop", choices=("random", "multiscale", "squash"),
+        help="random: --size pixels of the image on disk; multiscale: corner crops of jittered scale (TSN 3.2); "
+             "squash: all of the image, its aspect changed. Shared by all of a video's clips")
+    add("--flip", action=Switch, help="mirror half of the videos")
 
-    group = parser.add_argument_group("testing")
-    group.add_argument("--test-samples", type=bounded(int, 1), help="clips per video, spread evenly")
-    group.add_argument("--test-views", type=int, choices=(1, 2, 5, 10),
-                       help="crops per clip: 1 the centre, 5 corners, too; 2 and 10 with flips (TSN 4.2). Averaged "
-                            "before softmax")
-    group.add_argument("--test-resize", choices=("squash", "center", "crop"),
-                       help="squash: the whole image, as the original; center: a square of 224/256 of the short side; "
-                            "crop: of --size pixels, as large as random crops are")
-    group.add_argument("--eval-every", type=bounded(int, 1), default=1, metavar="N",
-                       help="test after every N-th epoch, and the last")
-    group.add_argument("--features", metavar="OUT.npz",
-                       help="write the pooled features of training and test videos, from --weights or --resume's "
-                            "network, and stop")
-    group.add_argument("--pooling", nargs="+", metavar="STAGE.POOL",
+    add = parser.add_argument_group("testing").add_argument
+    add("--test-samples", type=bounded(int, 1), help="clips per video, spread evenly")
+    add("--test-views", type=int, choices=(1, 2, 5, 10),
+        help="crops per clip: 1 the centre, 5 corners, too; 2 and 10 with flips (TSN 4.2). Averaged before softmax")
+    add("--test-resize", choices=("squash", "center", "crop"),
+        help="squash: the whole image, as the original; center: a square of 224/256 of the short side; crop: of "
+             "--size pixels, as large as random crops are")
+    add("--eval-every", type=bounded(int, 1), default=1, metavar="N", help="test after every N-th epoch, and the last")
+    add("--features", metavar="OUT.npz",
+        help="write the pooled features of training and test videos, from --weights or --resume's network, and stop")
+    add("--pooling", nargs="+", metavar="STAGE.POOL",
                        help="what --features takes of each clip: the mean or max over the image of layer1 to layer4; "
                             "layer4.mean is what the last layer sees, and of timm's networks pre-logits (default: "
                             f"{' '.join(features.DEFAULT_POOLING[stream])})")
 
-    group = parser.add_argument_group("run")
-    group.add_argument("--resume", nargs="?", const="last", metavar="PATH",
-                       help="go on from a checkpoint (ours or another project's); without PATH: this --output's last; "
-                            "'auto': its last if there is one, else from the start")
-    group.add_argument("--evaluate", "-e", action="store_true", help="only test, then stop")
-    group.add_argument("--output", default=f"record/{stream}", metavar="DIR", help="checkpoints, predictions, records")
-    group.add_argument("--tensorboard", action="store_true",
-                       help="also write what the records hold, live, to tensorboard/ in --output")
-    group.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), help="of everything random")
-    group.add_argument("--deterministic", action="store_true", help="reproducible CUDA kernels, slower (the CPU's are)")
-    group.add_argument("--save-every-minutes", type=bounded(float, 0), default=0.0, metavar="M",
-                       help="also save within an epoch; resuming there is exact, too")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    group.add_argument("--amp", choices=("auto", "off", "bf16", "fp16"),
-                       help="mixed precision; auto: bf16 where the CPU or GPU has it in hardware")
-    group.add_argument("--compile", action="store_true", help="torch.compile: a slow start, then faster")
+    add = parser.add_argument_group("run").add_argument
+    add("--resume", nargs="?", const="last", metavar="PATH",
+        help="go on from a checkpoint (ours or another project's); without PATH: this --output's last; 'auto': its "
+             "last if there is one, else from the start")
+    add("--evaluate", "-e", action="store_true", help="only test, then stop")
+    add("--output", default=f"record/{stream}", metavar="DIR", help="checkpoints, predictions, records")
+    add("--tensorboard", action="store_true",
+        help="also write what the records hold, live, to tensorboard/ in --output")
+    add("--seed", type=bounded(int, 0, 2**32 - 1), help="of everything random")
+    add("--deterministic", action="store_true", help="reproducible CUDA kernels, slower (the CPU's are)")
+    add("--save-every-minutes", type=bounded(float, 0), default=0.0, metavar="M",
+        help="also save within an epoch; resuming there is exact, too")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add("--amp", choices=("auto", "off", "bf16", "fp16"),
+        help="mixed precision; auto: bf16 where the CPU or GPU has it in hardware")
+    add("--compile", action="store_true", help="torch.compile: a slow start, then faster")
 
-    group = parser.add_argument_group("recipe details")
-    group.add_argument("--milestones", type=bounded(float, 0, 1), nargs="*", metavar="F",
-                       help="of --schedule step, as fractions of --epochs")
-    group.add_argument("--partial-bn", action=Switch,
-                       help="freeze every batch norm but the first (TSN 3.2)")
-    group.add_argument("--test-starts", choices=("spread", "original", "tsn"),
-                       help="where clips begin: from a video's start to its end; or as the original had them, which "
-                            "leaves the end out; or TSN. A checkpoint of theirs sets it (docs/differences.md)")
+    add = parser.add_argument_group("recipe details").add_argument
+    add("--milestones", type=bounded(float, 0, 1), nargs="*", metavar="F",
+        help="of --schedule step, as fractions of --epochs")
+    add("--partial-bn", action=Switch, help="freeze every batch norm but the first (TSN 3.2)")
+    add("--test-starts", choices=("spread", "original", "tsn"),
+        help="where clips begin: from a video's start to its end; or as the original had them, which leaves the end "
+             "out; or TSN. A checkpoint of theirs sets it (docs/differences.md)")
     return parser
 
 

@@ -81,10 +81,8 @@ class Run:
                 yield
             except _Stopped:
                 # Not --resume PATH: without the same --output, data and lists, it would go on elsewhere.
-                self.say(
-                    f"stopped by {signal.Signals(self.signal).name}; nothing is lost, all is in "
-                    f"{self.output / CHECKPOINT}. Go on with the same command and --resume"
-                )
+                self.say(f"stopped by {signal.Signals(self.signal).name}; nothing is lost, all is in "
+                         f"{self.output / CHECKPOINT}. Go on with the same command and --resume")  # fmt: skip
                 return
 
     @property

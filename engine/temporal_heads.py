@@ -74,10 +74,8 @@ class TemporalInception(nn.Module):
         for more, fewer in ((16, 4), (4, 2), (2, 1)):
             merge += [nn.Conv2d(more, fewer, 1), nn.BatchNorm2d(fewer), nn.ReLU()]
         self.merge = nn.Sequential(*merge, nn.Dropout2d(dropout))
-        self.classify = nn.Sequential(
-            nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(dropout),
-            nn.Linear(hidden, classes),
-        )  # fmt: skip
+        self.classify = nn.Sequential(nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
+                                      nn.Dropout(dropout), nn.Linear(hidden, classes))  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.transpose(1, 2).unsqueeze(1)  # (videos, 1, features, samples)
@@ -103,10 +101,8 @@ class Recipe:
     drop_every: int = 0  # divide the learning rate by 10 each time this many epochs have passed; 0: never
 
 
-TEMPORAL = {
-    "ts-lstm": Recipe(TemporalSegmentLSTM, 1e-4, 64, 100, 5.0),
-    "inception": Recipe(TemporalInception, 5e-5, 16, 30, decay=0.1, drop_every=10),
-}
+TEMPORAL = {"ts-lstm": Recipe(TemporalSegmentLSTM, 1e-4, 64, 100, 5.0),
+            "inception": Recipe(TemporalInception, 5e-5, 16, 30, decay=0.1, drop_every=10)}  # fmt: skip
 
 
 def build_head(kind: str, features: int, classes: int) -> nn.Module:

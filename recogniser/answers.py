@@ -88,10 +88,8 @@ def as_table(video: str, answer: Answer) -> str:
     """Return the fused top 5 with each stream's probabilities, and the streams' own first guesses."""
     shares = answer.probabilities()
     columns = list(shares) if len(shares) > 2 else list(shares)[1:]
-    lines = [
-        f"{video}  ({plural(answer.frames, 'frame')}, {answer.end - answer.start:.1f} s)",
-        "   " + "".join(f"{name:>10}" for name in columns),
-    ]
+    lines = [f"{video}  ({plural(answer.frames, 'frame')}, {answer.end - answer.start:.1f} s)",
+             "   " + "".join(f"{name:>10}" for name in columns)]  # fmt: skip
     for place, label in enumerate(best(shares["fused"]), start=1):
         figures = "".join(f"{100 * shares[name][label]:8.1f} %" for name in columns)
         lines.append(f"  {place}{figures}  {answer.names[label]}")

@@ -161,9 +161,8 @@ def describe(read: Checkpoint, name: str, whole_videos: bool) -> dict[str, Any]:
             "range": "pixels from 0 to 255, times scale, plus offset",
             "scale": scale * repeats, "offset": offset * repeats,
         },
-        "protocol": {
-            "samples": samples, "views": views, "starts": read.args.get("test_starts", "spread"), "score": score,
-        },
+        "protocol": {"samples": samples, "views": views, "starts": read.args.get("test_starts", "spread"),
+                     "score": score},  # fmt: skip
     }  # fmt: skip
 
 
@@ -185,9 +184,8 @@ def to_onnx(model: nn.Module, shapes: Shapes, about: Mapping[str, str]) -> tuple
         raise InputError(f"{error.name} is missing: {needed}") from None
     clips, dynamic = examples(shapes)
     names = list(shapes)
-    program = torch.onnx.export(
-        model, clips, dynamo=True, input_names=names, output_names=["logits"], dynamic_shapes=dynamic, verbose=False
-    )
+    program = torch.onnx.export(model, clips, dynamo=True, input_names=names, output_names=["logits"],
+                                dynamic_shapes=dynamic, verbose=False)  # fmt: skip
     assert program is not None
     file = program.model_proto
     onnx.helper.set_model_props(file, dict(about))

@@ -175,10 +175,8 @@ class Recogniser:
             raise VideoError(f"has too few frames: {'; '.join(clips.too_short)}")
         alone = f"{next(iter(logits))} stream alone: "
         notes = [(alone if len(logits) == 1 else "") + text for text in clips.too_short]
-        answer = Answer(
-            self.names, clips.start, clips.end, clips.frames, logits, times, samples,
-            weighted(self.weights, list(logits)), self.temperature, tuple(notes),
-        )  # fmt: skip
+        answer = Answer(self.names, clips.start, clips.end, clips.frames, logits, times, samples,
+                        weighted(self.weights, list(logits)), self.temperature, tuple(notes))  # fmt: skip
         if not all(np.isfinite(one).all() for one in (*logits.values(), answer.fused())):
             raise VideoError("its scores are not finite: the checkpoint, or --fusion's file, is damaged or diverged")
         return answer

@@ -120,11 +120,9 @@ def choice_note(learnt: Learnt) -> str:
     likeliest = min(learnt.log_loss, key=learnt.log_loss.__getitem__) == learnt.chosen
     others = "fusion" if alone else "other"
     why = "it is the likeliest" if likeliest else f"no {others} is likelier beyond chance"
-    return (
-        f"{choice_name(learnt.chosen)}{' is better here' if alone else ' is chosen'}: {why} on "
-        f"{plural(on.videos, 'other video')}{groups} (log loss: {losses}); "
-        f"temperature {learnt.temperature:.3g}"
-    )
+    return (f"{choice_name(learnt.chosen)}{' is better here' if alone else ' is chosen'}: {why} on "
+            f"{plural(on.videos, 'other video')}{groups} (log loss: {losses}); "
+            f"temperature {learnt.temperature:.3g}")  # fmt: skip
 
 
 def gap_note(held_out: float, held_out_videos: int, test: float, test_videos: int) -> str:

@@ -46,10 +46,8 @@ def write_report(outcome: Outcome, output: Path, title: str) -> Path:
     alike = gallery.look_up(outcome.test_set.sources, both)
     settings = ", ".join(f"{key} {value}" for key, value in results["settings"].items())
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
+                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
     environment.filters |= {
         "capital": lambda line: line[:1].upper() + line[1:], "plural": plural,
         "bounds": lambda two: f"{two[0]:.1f} – {two[1]:.1f}",
@@ -119,9 +117,8 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
         axes.set_xticks(range(count), short, rotation=90, fontsize=7 if wide else 8.5)
         axes.set_yticks(range(count), short, fontsize=7 if wide else 8.5)
         axes.set(xlabel="guessed", ylabel="true")
-        scale = drawn.colorbar(
-            shades, ax=axes, shrink=0.6, aspect=30, label="% of the true class", boundaries=range(0, 101, 4)
-        )
+        scale = drawn.colorbar(shades, ax=axes, shrink=0.6, aspect=30, label="% of the true class",
+                               boundaries=range(0, 101, 4))  # fmt: skip
         scale.set_ticks([0, 25, 50, 75, 100])
         for row, column in () if wide else zip(*np.nonzero(matrix), strict=True):
             tone = "white" if share[row, column] > 60 else "black"
