@@ -22,7 +22,7 @@ from scipy.special import log_softmax
 
 from common.accuracy import accuracy
 from common.commandline import ArgumentParser, bounded
-from report.metrics import METRICS, bootstrap, group_numbers, interval, mcnemar
+from report.metrics import METRICS, bootstrap, group_numbers, mcnemar
 from report.outcome import Learnt, LearntOn, Outcome, choice_label, describe, notes, text, warnings
 from saved.predictions import TestSet, align, check_same_classes, load_predictions
 from utils import InputError, check_writable, plural, run_main, write_json
@@ -79,8 +79,7 @@ def choose(
     standard errors (over groups) of the likeliest, and the joined head must beat the others by as much.
     """
     logits = list(streams.values())
-    candidates = {name: [one] for name, one in streams.items()}
-    candidates |= {"average": [np.mean(logits, axis=0)], "learnt": logits}
+    candidates = {**{name: [one] for name, one in streams.items()}, "average": [np.mean(logits, axis=0)], "learnt": logits}
     if joined is not None:
         candidates["joined"] = [joined]
     numbers = np.unique(groups, return_inverse=True)[1].ravel()
@@ -111,12 +110,9 @@ def choose(
 
 
 def evaluate(
-    test_set: TestSet,
-    weights: list[float] | None = None,
-    seed: int = 0,
-    learnt: Learnt | None = None,
+    test_set: TestSet, weights: list[float] | None = None, seed: int = 0, learnt: Learnt | None = None,
     joined: np.ndarray | None = None,
-) -> Outcome:
+) -> Outcome:  # fmt: skip
     """Compute the accuracies of each stream, of the requested fusion, and of the fixed comparisons.
 
     "average" and "std" always weight the streams equally. `learnt`, if given, is the requested fusion. If it
@@ -133,17 +129,16 @@ def evaluate(
         # predict.py averages the two parts of a joined head, which gives half of its logits
         rows["fusion"] = learnt.fuse(logits) if joined is None else joined / 2 / learnt.temperature
         weights = list(learnt.weights.values())
-    groups = group_numbers(videos, labels, groups_of(test_set))
+    groups = groups_of(test_set)
+    count = int(groups.max()) + 1
     draws = {name: bootstrap(row, labels, groups, seed) for name, row in rows.items()}
     found: dict[str, dict] = {name: accuracy(row, labels, videos) for name, row in rows.items()}
-    unit = "group" if int(groups.max()) + 1 < len(videos) else "video"
+    unit = "group" if count < len(videos) else "video"
     results = {
         "videos": len(videos),
         **found,
-        "interval_95": {
-            name: {metric: interval(values) for metric, values in row.items()} for name, row in draws.items()
-        },
-        "resampled": {"unit": unit, "count": int(groups.max()) + 1},
+        "interval_95": {name: intervals(row) for name, row in draws.items()},
+        "resampled": {"unit": unit, "count": count},
         "classes": len(test_set.class_names),
         "settings": {"fusion": choice_label(learnt) if learnt else describe(weights), "weights": weights},
         "streams": {name: source.about() for name, source in test_set.sources.items()},
@@ -162,10 +157,16 @@ def evaluate(
     return Outcome(test_set, rows["fusion"], results, draws)
 
 
-def groups_of(test_set: TestSet) -> list[str] | None:
-    """Return each video's recording as its list names it, or ""; None if no predictions.json has any."""
+def groups_of(test_set: TestSet) -> np.ndarray:
+    """Return (videos,) int: each video's recording, as predictions.json or else its name tells it."""
     known = next((one.meta["groups"] for one in test_set.sources.values() if "groups" in one.meta), None)
-    return None if known is None else [str(known.get(video, "")) for video in test_set.videos]
+    named = None if known is None else [str(known.get(video, "")) for video in test_set.videos]
+    return group_numbers(test_set.videos, test_set.labels, named)
+
+
+def intervals(draws: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
+    """Return the middle 95 % of each metric's bootstrap draws as [low, high]."""
+    return {metric: np.percentile(values, [2.5, 97.5]).tolist() for metric, values in draws.items()}
 
 
 def mean_over_splits(outcomes: Mapping[str, Outcome]) -> dict:
@@ -179,8 +180,7 @@ def mean_over_splits(outcomes: Mapping[str, Outcome]) -> dict:
     total: dict = {"videos": sum(len(one.test_set.videos) for one in found), "interval_95": {}}
     for row in found[0].draws:
         total[row] = {m: float(np.mean([one.results[row][m] for one in found])) for m in METRICS}
-        draws = {m: np.mean([one.draws[row][m] for one in found], axis=0) for m in METRICS}
-        total["interval_95"][row] = {metric: interval(values) for metric, values in draws.items()}
+        total["interval_95"][row] = intervals({m: np.mean([one.draws[row][m] for one in found], axis=0) for m in METRICS})
     return {**total, "splits": {split: one.results for split, one in outcomes.items()}}
 
 
@@ -210,7 +210,6 @@ def parse_args() -> argparse.Namespace:
 
 
 def paths_of(args: argparse.Namespace) -> list[str]:
-    """Return the streams' paths from the flags, or the defaults."""
     default = "_split{}" if args.splits else ""
     return args.pickles or [args.spatial or SPATIAL + default, args.motion or MOTION + default]
 
@@ -246,7 +245,7 @@ def learn(args: argparse.Namespace, test_set: TestSet, split: str | None) -> Lea
         )
     folder = joined_head(test_set, held_out.videos)
     joined = load_predictions(folder / "val").matrix(held_out.videos) if folder else None
-    groups = group_numbers(held_out.videos, held_out.labels, groups_of(held_out))
+    groups = groups_of(held_out)
     streams = dict(zip(test_set.streams, held_out.streams.values(), strict=True))
     chosen, losses = choose(streams, joined, held_out.labels, groups)
     logits = list(streams.values())
@@ -259,14 +258,11 @@ def learn(args: argparse.Namespace, test_set: TestSet, split: str | None) -> Lea
         # the joined head is the sum of two parts, but predict.py takes their mean
         fused = joined / 2 if joined is not None and chosen == "joined" else fuse(logits, weights)
         _, temperature = learn_weights([fused], held_out.labels)
+    paths = [str(source.path) for source in held_out.sources.values()]
     return Learnt(
         weights=dict(zip(test_set.streams, weights.tolist(), strict=True)),
         temperature=temperature,
-        learnt_on=LearntOn(
-            videos=len(held_out.videos),
-            groups=int(groups.max()) + 1,
-            paths=[str(source.path) for source in held_out.sources.values()],
-        ),
+        learnt_on=LearntOn(videos=len(held_out.videos), groups=int(groups.max()) + 1, paths=paths),
         chosen=chosen,
         log_loss={name: float(loss.mean()) for name, loss in losses.items()},
         held_out_top1=accuracy(fused, held_out.labels)["top1"],

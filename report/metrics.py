@@ -16,9 +16,7 @@ from dataloader.names import find_groups
 METRICS = ("top1", "top5", "mean_class")
 
 
-def group_numbers(
-    videos: Sequence[str], labels: np.ndarray, groups: Sequence[str] | None = None
-) -> np.ndarray:
+def group_numbers(videos: Sequence[str], labels: np.ndarray, groups: Sequence[str] | None = None) -> np.ndarray:
     """Return (videos,) int: the recording of its class that each video was cut from.
 
     `groups` names the recordings; otherwise they come from the videos' names. Clips of one recording are
@@ -26,9 +24,8 @@ def group_numbers(
     recording is a group of its own. If this holds for all videos, the result is 0 to videos - 1.
     """
     if groups is None:
-        groups = find_groups(
-            videos, [video.rpartition("/")[0] or video.partition("_g")[0] for video in videos]
-        )
+        classes = [video.rpartition("/")[0] or video.partition("_g")[0] for video in videos]
+        groups = find_groups(videos, classes)
     keys = [f"{label}/{group or video}" for video, label, group in zip(videos, labels, groups, strict=True)]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return np.array([numbers[key] for key in keys])
@@ -45,31 +42,20 @@ def bootstrap(
     """
     place = ranks(scores, labels)
     count = np.bincount(groups)
-    of_group = np.empty((len(count), 4), dtype=np.int64)
-    of_group[groups, 0] = labels
-    of_group[:, 1] = np.bincount(groups, weights=place < 1)
-    of_group[:, 2] = np.bincount(groups, weights=place < 5)
-    of_group[:, 3] = count
-    kinds, repeats = np.unique(of_group, axis=0, return_counts=True)  # sorted by class
-    drawn = np.random.default_rng(seed).multinomial(
-        len(count), repeats / len(count), size=draws
-    )  # (draws, kinds)
-    label, first, five, videos = kinds.T
+    label = np.empty(len(count), dtype=np.int64)
+    label[groups] = labels
+    right = [np.bincount(groups, weights=place < top).astype(np.int64) for top in (1, 5)]
+    kinds, repeats = np.unique([label, *right, count], axis=1, return_counts=True)  # sorted by class
+    drawn = np.random.default_rng(seed).multinomial(len(count), repeats / len(count), size=draws)  # (draws, kinds)
+    label, first, five, videos = kinds
     starts = np.flatnonzero(np.diff(label, prepend=-1))
-    right, all_ = (
-        np.add.reduceat(drawn * number, starts, axis=1) for number in (first, videos)
-    )  # (draws, classes)
-    recall = np.divide(right, all_, out=np.full(right.shape, np.nan), where=all_ > 0)
+    hits, all_ = (np.add.reduceat(drawn * number, starts, axis=1) for number in (first, videos))  # (draws, classes)
+    recall = np.divide(hits, all_, out=np.full(hits.shape, np.nan), where=all_ > 0)
     return {
         "top1": 100 * (drawn @ first) / (drawn @ videos),
         "top5": 100 * (drawn @ five) / (drawn @ videos),
         "mean_class": 100 * np.nanmean(recall, axis=1),
     }
-
-
-def interval(draws: np.ndarray) -> list[float]:
-    """Return the middle 95 % of bootstrap draws as [low, high]."""
-    return [float(bound) for bound in np.percentile(draws, [2.5, 97.5])]
 
 
 def mcnemar(fusion_right: np.ndarray, stream_right: np.ndarray, groups: np.ndarray) -> dict[str, float]:
