@@ -79,7 +79,8 @@ def choose(
     standard errors (over groups) of the likeliest, and the joined head must beat the others by as much.
     """
     logits = list(streams.values())
-    candidates = {**{name: [one] for name, one in streams.items()}, "average": [np.mean(logits, axis=0)], "learnt": logits}
+    candidates = {name: [one] for name, one in streams.items()}
+    candidates |= {"average": [np.mean(logits, axis=0)], "learnt": logits}
     if joined is not None:
         candidates["joined"] = [joined]
     numbers = np.unique(groups, return_inverse=True)[1].ravel()
@@ -180,7 +181,8 @@ def mean_over_splits(outcomes: Mapping[str, Outcome]) -> dict:
     total: dict = {"videos": sum(len(one.test_set.videos) for one in found), "interval_95": {}}
     for row in found[0].draws:
         total[row] = {m: float(np.mean([one.results[row][m] for one in found])) for m in METRICS}
-        total["interval_95"][row] = intervals({m: np.mean([one.draws[row][m] for one in found], axis=0) for m in METRICS})
+        draws = {m: np.mean([one.draws[row][m] for one in found], axis=0) for m in METRICS}
+        total["interval_95"][row] = intervals(draws)
     return {**total, "splits": {split: one.results for split, one in outcomes.items()}}
 
 

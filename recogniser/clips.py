@@ -9,12 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
-
 import numpy as np
 
 from data.flow import quantise
-from data.videos import VideoError, count_frames, decode, encode_jpeg, import_cv2, resize, resized
+from data.videos import Decoded, VideoError, count_frames, decode, encode_jpeg, import_av, import_cv2, resize, resized
 from dataloader.clips import Batch, ClipDataset
 from dataloader.frames import Source, decode_gray, decode_rgb
 from dataloader.names import Video
@@ -166,7 +164,7 @@ def whole_video(path: Path, makers: Sequence[ClipMaker]) -> Window:
 
 
 def sliding_windows(
-    frames: Iterable[Any], rate: float, makers: Sequence[ClipMaker], seconds: float
+    frames: Iterable[Decoded], rate: float, makers: Sequence[ClipMaker], seconds: float
 ) -> Iterator[Window]:
     """Yield windows of `seconds` by the frames' times, each half a window after the one before.
 
@@ -219,17 +217,18 @@ class Camera:
         """Return the seconds since the camera was opened; its frames' times use this clock."""
         return time.monotonic() - self.begun
 
-    def frames(self) -> Iterator[LiveFrame]:
+    def frames(self) -> Iterator[Decoded]:
         """Yield frames until the camera ends. A thread reads without pause, however slowly they are taken."""
-        ready: SimpleQueue[LiveFrame | None] = SimpleQueue()
-        left = threading.Event()
+        ready: SimpleQueue[Decoded | None] = SimpleQueue()
+        left, of_array = threading.Event(), import_av().VideoFrame.from_ndarray
 
         def read() -> None:
             while not left.is_set():
                 is_read, image = self.capture.read()
                 if not is_read or image is None:
                     break
-                ready.put(LiveFrame(self.now(), 1 / self.rate, image))
+                frame = of_array(np.ascontiguousarray(image[:, :, ::-1]), "rgb24")  # OpenCV's is BGR
+                ready.put(Decoded(self.now(), 1 / self.rate, frame, lambda frame: frame))
             self.capture.release()
 
         with ThreadPoolExecutor(1) as pool:
@@ -238,18 +237,6 @@ class Camera:
                 yield from iter(ready.get, None)
             finally:
                 left.set()
-
-
-@dataclass(frozen=True)
-class LiveFrame:
-    """A camera's frame, with the same methods as data.videos.Decoded."""
-
-    seconds: float
-    lasts: float
-    image: np.ndarray  # BGR uint8 (height, width, 3)
-
-    def picture(self) -> np.ndarray:
-        return np.ascontiguousarray(self.image[:, :, ::-1])
 
 
 def frames_in_memory(pictures: Iterable[np.ndarray], makers: Sequence[ClipMaker], rate: float) -> Window:

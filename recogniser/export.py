@@ -74,8 +74,8 @@ def export(target: Path, networks: Mapping[str, Checkpoint], head: HeadFile | No
     shapes = {part["input"]["name"]: part["input"]["shape"][1:] for part in parts.values()}
     about = next(iter(parts.values()))
     if len(parts) > 1:
-        about = {key: {name: part[key] for name, part in parts.items()} for key in about} | {
-            "class_names": about["class_names"]}  # fmt: skip
+        each = {key: {name: part[key] for name, part in parts.items()} for key in about}
+        about = {**each, "class_names": about["class_names"]}
     with warnings.catch_warnings():  # the exporters warn about their own internals
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
@@ -124,8 +124,7 @@ def build(networks: Mapping[str, Checkpoint], head: HeadFile | None, folded: boo
         model.fold_batchnorm()
     if not head:
         return models[0]
-    trunks = [PooledTrunk(model, head.pooling[name]) if model.stages
-              else model.below_fc()
+    trunks = [PooledTrunk(model, head.pooling[name]) if model.stages else model.below_fc()
               for name, model in zip(networks, models, strict=True)]  # fmt: skip
     return HeadNetwork(trunks, load_head(head).head).eval()
 
@@ -162,7 +161,7 @@ def describe(read: Checkpoint, name: str, whole_videos: bool) -> dict[str, Any]:
             "scale": scale * repeats, "offset": offset * repeats,
         },
         "protocol": {"samples": samples, "views": views, "starts": read.args.get("test_starts", "spread"),
-                     "score": score},  # fmt: skip
+                     "score": score},
     }  # fmt: skip
 
 
@@ -180,8 +179,7 @@ def to_onnx(model: nn.Module, shapes: Shapes, about: Mapping[str, str]) -> tuple
         import onnxruntime
         import onnxscript  # noqa: F401 (torch needs it)
     except ImportError as error:
-        needed = "pip install onnx onnxscript onnxruntime, or export a .pt2"
-        raise InputError(f"{error.name} is missing: {needed}") from None
+        raise InputError(f"{error.name} is missing: pip install onnx onnxscript onnxruntime, or export a .pt2") from None
     clips, dynamic = examples(shapes)
     names = list(shapes)
     program = torch.onnx.export(model, clips, dynamo=True, input_names=names, output_names=["logits"],

@@ -96,10 +96,7 @@ def save_tensors(content: Mapping[str, Any], *paths: str | os.PathLike) -> None:
 
 
 def write_safetensors(path: str | os.PathLike, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Write a state_dict as .safetensors, with `about` (HELD) as JSON in the file's own metadata.
-
-    A single file keeps the weights and their description together.
-    """
+    """Write a state_dict as .safetensors, with `about` (HELD) as JSON in the file's own metadata."""
     save = safetensors_library().torch.save
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     text = json.dumps(dict(about), default=str)
@@ -141,18 +138,13 @@ def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str =
     if modalities and modality not in modalities:
         script = "spatial_cnn.py" if modality == "rgb" else f"motion_cnn.py --input {modality}"
         hint = f"; to start from it, name it with --weights {path}" if modality == "rgb" else ""
-        raise InputError(
-            f"{path} is a network for {modality} ({found.in_channels} input channels), not {' or '.join(modalities)}; "
-            f"give it to {script}{hint}"
-        )
+        inputs = f"{modality} ({found.in_channels} input channels), not {' or '.join(modalities)}"
+        raise InputError(f"{path} is a network for {inputs}; give it to {script}{hint}")
     return found
 
 
 def read_state_dict(path: str | os.PathLike, flow_order: str = "original") -> dict[str, Tensor]:
-    """Return the weights of any project's checkpoint, in torchvision's names and float32, for training.
-
-    `flow_order` is as in `read_checkpoint`.
-    """
+    """Return the weights of any project's checkpoint, in torchvision's names and float32, for training."""
     content = load_checkpoint(path)
     state = foreign.find_weights(content, path)
     return state if content.get("format") == FORMAT else foreign.rename(state, flow_order)[1]

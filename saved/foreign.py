@@ -84,9 +84,7 @@ def rename(state: Mapping[str, Tensor], flow_order: str) -> tuple[str, dict[str,
     return source, weights
 
 
-def describe(
-    content: dict, state: Mapping[str, Tensor], path: str | os.PathLike, flow_order: str
-) -> dict[str, Any]:
+def describe(content: dict, state: Mapping[str, Tensor], path: str | os.PathLike, flow_order: str) -> dict[str, Any]:
     """Return the fields of a saved.checkpoints.Checkpoint that can be read from another project's file."""
     source, weights = rename(state, flow_order)
     arch = guess_arch(weights)
@@ -95,9 +93,8 @@ def describe(
     channels = weights["conv1.weight"].shape[1]
     preparation = _preparation(source, channels)
     if preparation.channels != channels:
-        raise InputError(
-            f"{path} is a network for {plural(channels, 'input channel')}: neither RGB nor pairs of flow"
-        )
+        inputs = plural(channels, "input channel")
+        raise InputError(f"{path} is a network for {inputs}: neither RGB nor pairs of flow")
     protocol = zip(("test_samples", "test_views", "test_starts"), PROTOCOLS.get(source, ()), strict=False)
     finished = _number(content, "epoch")  # the original saved this epoch's number, the others the next one's
     return {

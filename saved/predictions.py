@@ -54,10 +54,10 @@ class PredictionsFile(BaseModel):
 
     @model_validator(mode="after")
     def _labels_are_classes(self) -> PredictionsFile:
-        wrong = next((video for video, label in self.labels.items() if label >= len(self.class_names)), None)
-        if wrong is not None:
-            classes = len(self.class_names)
-            raise ValueError(f"the label of {wrong} is {self.labels[wrong]}, of {classes} classes")
+        classes = len(self.class_names)
+        for video, label in self.labels.items():
+            if label >= classes:
+                raise ValueError(f"the label of {video} is {label}, of {classes} classes")
         return self
 
 
@@ -165,10 +165,8 @@ def load_predictions(path: str | Path) -> Predictions:
     labels = own_labels or meta.get("labels") or _ucf101_labels(logits)
     labels = {canonical(name, spelling): label for name, label in labels.items()}
     if unknown := sorted(set(logits) - set(labels)):
-        raise InputError(
-            f"{path} has no label for {first_few(unknown)}: it needs the predictions.json that was written "
-            "with it beside it, or UCF101's names of videos"
-        )
+        needed = "the predictions.json that was written with it beside it, or UCF101's names of videos"
+        raise InputError(f"{path} has no label for {first_few(unknown)}: it needs {needed}")
     labels = {video: labels[video] for video in logits}
     if own_labels is not None:
         _check_own_labels(path, labels, classes, ucf101=not class_names and classes == len(ours))
@@ -202,19 +200,14 @@ def align(predictions: Sequence[Predictions]) -> TestSet:
     for other in predictions:
         check_same_classes(first, other)
         _check_same_videos(first, other)
-    videos = sorted(first.logits)
-    names = [one.stream for one in predictions]
-    numbered = [
-        name if names.count(name) == 1 else f"{name} {names[: place + 1].count(name)}"
-        for place, name in enumerate(names)
-    ]
-    return TestSet(
-        videos=videos,
-        labels=np.array([first.labels[video] for video in videos]),
-        class_names=first.class_names or [f"class {number}" for number in range(first.classes)],
-        streams={name: one.matrix(videos) for name, one in zip(numbered, predictions, strict=True)},
-        sources=dict(zip(numbered, predictions, strict=True)),
-    )
+    videos, names = sorted(first.logits), [one.stream for one in predictions]
+    sources = {}
+    for place, one in enumerate(predictions):
+        number = f" {names[: place + 1].count(one.stream)}" if names.count(one.stream) > 1 else ""
+        sources[one.stream + number] = one
+    labels = np.array([first.labels[video] for video in videos])
+    class_names = first.class_names or [f"class {number}" for number in range(first.classes)]
+    return TestSet(videos, labels, class_names, {name: one.matrix(videos) for name, one in sources.items()}, sources)
 
 
 def canonical(name: str, spelling: dict[str, str]) -> str:
@@ -261,10 +254,8 @@ def _check_scores(content: Any, path: Path) -> int:
             found = getattr(scores, "shape", type(scores).__name__)
             raise InputError(f"{path}: {video} holds {found}, not numbers (classes,) or (samples, classes)")
         if not scores.size or not float(np.abs(scores).max()) <= MOST:  # a NaN compares false
-            raise InputError(
-                f"{path}: the scores of {video} are none, not finite (NaN or infinity) or beyond {MOST:g}; "
-                "test that stream again"
-            )
+            found = f"none, not finite (NaN or infinity) or beyond {MOST:g}"
+            raise InputError(f"{path}: the scores of {video} are {found}; test that stream again")
     if len({(scores.ndim, scores.shape[-1]) for scores in content.values()}) > 1:
         raise InputError(f"{path} mixes scores of several lengths, or of videos and samples; keep one kind")
     classes = next(iter(content.values())).shape[-1]
@@ -284,10 +275,8 @@ def _check_own_labels(path: Path, labels: dict[str, int], classes: int, ucf101: 
             raise InputError(f"{path} labels {video} {label} of {classes} classes; labels count from 0")
     known = _ucf101_labels(labels) if ucf101 else {}
     if differing := sorted(video for video, label in known.items() if labels[video] != label):
-        raise InputError(
-            f"{path} has another order of classes than UCF101's classInd, or labels differently: "
-            f"{first_few(differing)}; add class_names to it, in its order"
-        )
+        other = f"another order of classes than UCF101's classInd, or labels differently: {first_few(differing)}"
+        raise InputError(f"{path} has {other}; add class_names to it, in its order")
 
 
 def check_same_classes(first: Predictions, other: Predictions) -> None:
@@ -307,15 +296,11 @@ def check_same_classes(first: Predictions, other: Predictions) -> None:
 
 def _check_same_videos(first: Predictions, other: Predictions) -> None:
     for present, absent in ((first, other), (other, first)):
-        missing = sorted(set(present.logits) - set(absent.logits))
-        if missing:
-            count = f"{len(missing):,} of its {len(present.logits):,} videos"
-            raise InputError(
-                f"{present.path} has videos that {absent.path} lacks, {count}: {first_few(missing)}; "
-                "test both streams on the same videos"
-            )
-    differing = sorted(video for video, label in first.labels.items() if other.labels[video] != label)
-    if differing:
+        if missing := sorted(set(present.logits) - set(absent.logits)):
+            count = f"{len(missing):,} of its {len(present.logits):,} videos: {first_few(missing)}"
+            remedy = "test both streams on the same videos"
+            raise InputError(f"{present.path} has videos that {absent.path} lacks, {count}; {remedy}")
+    if differing := sorted(video for video, label in first.labels.items() if other.labels[video] != label):
         both = f"{first.path} and {other.path}"
         raise InputError(f"{both} label differently: {first_few(differing)}; test both again")
 

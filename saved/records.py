@@ -29,10 +29,7 @@ def record_path(folder: Path, prefix: str, phase: str) -> Path:
 
 
 def write_record(path: str | os.PathLike, row: Mapping[str, float]) -> None:
-    """Write one epoch's row to a record; it replaces the rows of that epoch and all later ones.
-
-    An epoch that is repeated after a kill is therefore listed once.
-    """
+    """Write one epoch's row to a record, in place of those of this and later epochs, which a killed run left."""
     rows = [dict(row)]
     if os.path.exists(path):
         try:

@@ -137,14 +137,14 @@ def _reading(path: str | os.PathLike, wanted: str) -> Iterator[IO[bytes]]:
             file.seek(0)
             yield file
             return
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"cannot open {path}: {error.strerror or error}") from None
     except Refused as error:
         reason = str(error)
     except MemoryError:
         reason = "it needs more memory than there is"
-    except OSError as error:
-        raise InputError(f"cannot open {path}: {error.strerror or error}") from None
-    except InputError:
-        raise
     except Exception as error:  # a program of arbitrary bytes can fail in any way
         reason = f"it is damaged or of another kind ({type(error).__name__})"
     raise InputError(f"{path} is not {wanted}: {reason}; nothing in it was run")
@@ -193,10 +193,10 @@ def _load_legacy(file: IO[bytes]) -> Any:
 
     class Unpickler(_Unpickler):
         names = _Unpickler.names | {
-            ("torch", "Size"): _Function(lambda sides: torch.Size(sides)),
-            ("torch._utils", "_rebuild_tensor"): _Function(rebuild),  # before PyTorch 0.4
-            ("torch._utils", "_rebuild_tensor_v2"): _Function(lambda *arguments: rebuild(*arguments[:4])),
-            ("torch._utils", "_rebuild_parameter"): _Function(lambda tensor, *_: tensor),
+            ("torch", "Size"): torch.Size,
+            ("torch._utils", "_rebuild_tensor"): rebuild,  # before PyTorch 0.4
+            ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: rebuild(*arguments[:4]),
+            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
         }
 
     module = SimpleNamespace(__name__="pickle", Unpickler=Unpickler, load=lambda file, **_: Unpickler(file).load())
@@ -260,7 +260,7 @@ def safetensors_library() -> Any:
 class _Unpickler(pickle.Unpickler):
     """Load the next pickle of a file; it may refer only to the functions in `names`."""
 
-    names: ClassVar[dict[tuple[str, str], Any]] = {}
+    names: ClassVar[dict[tuple[str, str], Callable[..., Any]]] = {}
 
     def __init__(self, file: Any, **_: object) -> None:
         super().__init__(file, encoding="latin1")  # keeps array bytes in Python 2's strings intact
@@ -268,7 +268,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.names:
             raise Refused(f"it asks to run or make {show(module)}.{show(name)}")
-        return self.names[module, name]
+        return _Function(self.names[module, name])
 
 
 class _Function:
@@ -354,22 +354,20 @@ def _encode(text: Any, encoding: Any) -> bytes:
 
 # This project's functions under the names that they replace, for numpy before and since 2 and Python 2 and 3.
 _Unpickler.names = {
-    ("collections", "OrderedDict"): _Function(OrderedDict),
-    ("collections", "Counter"): _Function(lambda counts: Counter(dict(counts))),  # a MultiStepLR's milestones
-    ("numpy", "ndarray"): _Function(lambda: _Made()),
-    ("numpy", "dtype"): _Function(_Dtype),
-    ("_codecs", "encode"): _Function(_encode),
-    ("__builtin__", "bytes"): _Function(lambda: b""),
-    **{
-        (f"{package}.{module}", name): _Function(function)
-        for package in ("numpy.core", "numpy._core")
-        for module, name, function in (
-            ("multiarray", "_reconstruct", lambda *_: _Made()),
-            ("multiarray", "scalar", lambda dtype, content: _Made(_array(content, dtype, (), "C").value[()])),
-            ("numeric", "_frombuffer", _array),
-        )
-    },
+    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "Counter"): lambda counts: Counter(dict(counts)),  # a MultiStepLR's milestones
+    ("numpy", "ndarray"): lambda: _Made(),
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): lambda: b"",
 }
+for core in ("numpy.core", "numpy._core"):
+    _Unpickler.names |= {
+        (f"{core}.multiarray", "_reconstruct"): lambda *_: _Made(),
+        (f"{core}.multiarray", "scalar"): lambda dtype, content: _Made(_array(content, dtype, (), "C").value[()]),
+        (f"{core}.numeric", "_frombuffer"): _array,
+    }
+
 
 def _plain(content: Any, tensor: Callable[[Any], Any] | None = None) -> Any:
     """Rebuild a pickle's result as containers without attributes of strings, numbers, arrays and tensors.

@@ -50,9 +50,8 @@ def read_scores(path: Path) -> tuple[dict[Any, Any], dict[str, int] | None, list
     for role in ("scores", "names"):
         if role not in columns:
             found = ", ".join(str(key) for key in list(content)[:8])
-            raise InputError(
-                f"{path} has no {role} among its arrays ({found}); call them {' or '.join(ROLES[role][:3])}"
-            )
+            remedy = f"call them {' or '.join(ROLES[role][:3])}"
+            raise InputError(f"{path} has no {role} among its arrays ({found}); {remedy}")
     rows, seconds = _rows(columns["scores"], path)
     paths = [without_suffix(name).split("/") for name in _texts(columns["names"], path, "names")]
     names = ["/".join(parts[-2:]) for parts in paths]  # the class folder and the video
@@ -72,19 +71,14 @@ def read_scores(path: Path) -> tuple[dict[Any, Any], dict[str, int] | None, list
 def _columns(content: dict) -> dict[str, Any]:
     """Map each role to the value under the first of its usual names that the file has."""
     lower = {key.lower(): value for key, value in content.items() if isinstance(key, str)}
-    return {
-        role: lower[next(name for name in usual if name in lower)]
-        for role, usual in ROLES.items()
-        if any(name in lower for name in usual)
-    }
+    found = {role: next((name for name in usual if name in lower), None) for role, usual in ROLES.items()}
+    return {role: lower[name] for role, name in found.items() if name}
 
 
 def _rows(scores: Any, path: Path) -> tuple[list[np.ndarray], list | None]:
     """Return each video's scores, and the labels if the scores come as TSN's pairs (scores, label)."""
     pairs = isinstance(scores, list) and all(
-        isinstance(row, (list, tuple)) and [np.ndim(part) > 0 for part in row] == [True, False]
-        for row in scores
-    )
+        isinstance(row, (list, tuple)) and [np.ndim(part) > 0 for part in row] == [True, False] for row in scores)
     seconds = [row[1] for row in scores] if pairs else None
     rows: list[np.ndarray] = []
     for row in (row[0] for row in scores) if pairs else scores:
@@ -135,10 +129,8 @@ def _read_csv(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = {role: table.pop(name).str.strip().tolist() for role, name in columns.items()}
         found["scores"] = table.to_numpy(float)
     except (OSError, ValueError, pd.errors.ParserWarning) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(
-            f"{path} is no table of video,label,<class>,... with these names in its first line and numbers, "
-            f"with a decimal point, below: {error}".strip()
-        ) from None
+        wanted = "with these names in its first line and numbers, with a decimal point, below"
+        raise InputError(f"{path} is no table of video,label,<class>,... {wanted}: {error}".strip()) from None
     classes = [column.strip() for column in table]
     numbers = [int(match[1][:9]) for name in classes if (match := _NUMBERED.fullmatch(name))]
     # A table's columns may be sorted as text: 0, 1, 10, 2.
