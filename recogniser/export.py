@@ -179,7 +179,8 @@ def to_onnx(model: nn.Module, shapes: Shapes, about: Mapping[str, str]) -> tuple
         import onnxruntime
         import onnxscript  # noqa: F401 (torch needs it)
     except ImportError as error:
-        raise InputError(f"{error.name} is missing: pip install onnx onnxscript onnxruntime, or export a .pt2") from None
+        needed = "pip install onnx onnxscript onnxruntime, or export a .pt2"
+        raise InputError(f"{error.name} is missing: {needed}") from None
     clips, dynamic = examples(shapes)
     names = list(shapes)
     program = torch.onnx.export(model, clips, dynamo=True, input_names=names, output_names=["logits"],
