@@ -254,6 +254,8 @@ def _parse_list(texts: list[tuple[str, str]]) -> list[_Line]:
     lines = []
     for (where, text), numbers in zip(texts, trailing, strict=True):
         path = text.rsplit(None, form)[0] if len(numbers) >= form > 0 else text
+        if path[0] == path[-1] == '"':  # as Windows copies a path
+            path = path[1:-1]
         path = path.replace("\\", "/").rstrip("/")
         if len(numbers) < form or without_suffix(path)[-1:] in ("", "/"):
             found = text[:80]

@@ -28,7 +28,9 @@ CONTAINERS = {  # suffix -> (what FFmpeg calls it, codec)
     ".m2v": ("mpeg2video", "mpeg2video"), ".ts": ("mpegts", "libx264"), ".mts": ("mpegts", "libx264"),
     ".wmv": ("asf", "wmv2"), ".asf": ("asf", "msmpeg4v2"), ".rm": ("rm", "rv10"), ".3gp": (None, "h263"),
     ".mxf": (None, "mpeg2video"), ".h264": ("h264", "libx264"), ".gif": (None, "gif"),
+    ".y4m": (None, "wrapped_avframe"), ".mjpg": ("mjpeg", "mjpeg"),
 }  # fmt: skip
+PIXELS = {"gif": "rgb8", "mjpeg": "yuvj420p"}
 
 
 def numbers(path: Path) -> list[int]:
@@ -38,7 +40,7 @@ def numbers(path: Path) -> list[int]:
 @pytest.mark.parametrize("suffix", CONTAINERS)
 def test_every_container_is_read_to_the_frame(suffix, tmp_path):
     form, codec = CONTAINERS[suffix]
-    film = write_film(tmp_path / f"a{suffix}", codec, 12, form=form, pixels="rgb8" if codec == "gif" else "yuv420p")
+    film = write_film(tmp_path / f"a{suffix}", codec, 12, form=form, pixels=PIXELS.get(codec, "yuv420p"))
     assert [video.folder for video in find_videos(tmp_path)] == ["a"]
     assert numbers(film) == list(range(12)) and count_frames(film) == 12
     np.testing.assert_allclose([frame.seconds for frame in decode(film)], np.arange(12) / 25, atol=2e-3)
@@ -173,8 +175,8 @@ def test_films_are_shown_upright(matrix, tmp_path):
 def cut_off(folder: Path, suffix: str) -> Path:
     """The first 6 tenths of a film of 60 frames."""
     form, codec = CONTAINERS[suffix]
-    pixels = "rgb8" if codec == "gif" else "yuv420p"
     container = {"movflags": "faststart"} if suffix == ".mp4" else {}
+    pixels = PIXELS.get(codec, "yuv420p")
     film = write_film(folder / f"a{suffix}", codec, 60, form=form, pixels=pixels, container=container)
     os.truncate(film, film.stat().st_size * 6 // 10)
     return film
@@ -191,7 +193,7 @@ def test_a_film_that_is_cut_off_is_told_as_that(suffix, tmp_path):
         assert found[:20] == list(range(20))
 
 
-@pytest.mark.parametrize("suffix", [".gif", ".ts", ".mxf"])
+@pytest.mark.parametrize("suffix", [".gif", ".ts", ".mxf", ".y4m"])
 def test_what_has_no_end_that_a_reader_would_miss_is_read_as_far_as_it_goes(suffix, tmp_path):
     found = numbers(cut_off(tmp_path, suffix))
     assert 30 < len(found) < 40 and found[:30] == list(range(30))

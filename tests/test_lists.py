@@ -217,7 +217,7 @@ def test_hmdb51(tmp_path):
         ("Biking/x.avi 9 10\nDiving/y.avi 9 25", "Diving/z 9 25", "Biking Diving", "Biking/x Diving/y Diving/z"),
         ("b/1.avi 5\na/2.avi 7", "a/9.avi 7", "b a", "b/1 a/2 a/9"),  # a class without a video
         # as people write paths
-        ('C:\\My%Videos\\run\\a%1.avi 0\r\nC:\\My%Videos\\sit%down\\b%2.avi 1\r\n/x%y/run/c/ 0', "v/run/d.avi 0",
+        ('"C:\\My%Videos\\run\\a%1.avi" 0\r\nC:\\My%Videos\\sit%down\\b%2.avi 1\r\n/x%y/run/c/ 0', "v/run/d.avi 0",
          "run sit%down", "run/a%1 sit%down/b%2 run/c run/d"),
     ],
 )  # fmt: skip
