@@ -60,6 +60,10 @@ def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
             raise InputError(
                 f"{other.name} and {video.name} would both be written to {folder}; rename or move one of them"
             )
+    for video in videos.values():
+        for parent in Path(video.folder.casefold()).parents:
+            if outer := videos.get(parent.as_posix()):
+                raise InputError(f"{outer.name} and {video.name} would both be written to {outer.folder}; rename one")
     others = f"{plural(len(left_out), 'file')} that no video is called like ({first_few(left_out)})" if left_out else ""
     if not videos:
         raise InputError(f"{root} holds no video{others and f', but {others}'}; give the folder of the videos")

@@ -385,7 +385,7 @@ def test_bad_input_is_one_line(videos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("one", "two"), [("p/v_Biking_g01_c01.avi", "q/v_Biking_g01_c01.avi"), ("p/X.avi", "p/x.mp4")]
+    ("one", "two"), [("p/v_Biking_g01_c01.avi", "q/v_Biking_g01_c01.avi"), ("p/X.avi", "p/x.mp4"), ("p.avi", "p/x.mp4")]
 )
 def test_two_videos_for_one_folder_are_an_error_that_names_both(one, two, tmp_path):
     for name in (one, two):
