@@ -49,9 +49,8 @@ class ResNet(nn.Module):
 
     def below_fc(self) -> nn.Sequential:
         """Return the network without dropout and its last layer: (N, in_channels, H, W) -> features (N, F)."""
-        stages = [getattr(self, stage) for stage in self.stages]
-        first = (self.conv1, self.bn1, self.relu, self.maxpool)
-        return nn.Sequential(*first, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        layers = [getattr(self, name) for name in ("conv1", "bn1", "relu", "maxpool", *self.stages)]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     def fold_batchnorm(self) -> bool:
         """Fold every batch norm (evaluation mode) into the convolution before it, in place. Returns True."""
@@ -101,18 +100,17 @@ def build_model(
     model: Network
     if arch.startswith(TIMM):
         model = TimmNet(arch.removeprefix(TIMM), in_channels, num_classes, size, dropout)
-    elif arch in architectures():
+    elif arch in (known := architectures()):
         model = ResNet(arch, in_channels, num_classes, dropout)
     else:
-        names = f"{', '.join(architectures())}, or {TIMM}NAME"
+        names = f"{', '.join(known)}, or {TIMM}NAME"
         raise InputError(f"--arch {arch} is not a ResNet of torchvision; choose from {names}")
     if fc_std:
         nn.init.normal_(model.fc.weight, std=fc_std)
         nn.init.zeros_(model.fc.bias)
     if weights != "none":
         start = fit_imagenet(pretrained_state(arch, weights, flow_order, size), model)
-        problem = explain_mismatch(model, start)
-        if problem:
+        if problem := explain_mismatch(model, start):
             raise InputError(f"--weights {weights} does not fit {arch}: {problem}; name its network with --arch")
         model.load_state_dict(start)
     return model
@@ -135,8 +133,7 @@ def trained_model(checkpoint: Checkpoint, size: int | None = None) -> Network:
     # because some hold tables that are in no checkpoint.
     with torch.random.fork_rng([]), torch.device("cpu" if checkpoint.arch.startswith(TIMM) else "meta"):
         model = build_model(checkpoint.arch, checkpoint.in_channels, checkpoint.num_classes, size=size)
-    problem = explain_mismatch(model, checkpoint.state_dict)
-    if problem:
+    if problem := explain_mismatch(model, checkpoint.state_dict):
         raise InputError(f"{checkpoint.path} does not fit {checkpoint.arch}: {problem}")
     model.load_state_dict(checkpoint.state_dict, assign=True)
     return model.eval()
@@ -174,8 +171,7 @@ def cross_modality(weight: Tensor, in_channels: int) -> Tensor:
 
 def fit_imagenet(state: Mapping[str, Tensor], model: Network) -> dict[str, Tensor]:
     """Adapt ImageNet weights to `model`: input channels by cross-modality, other classes by a fresh `fc`."""
-    own = model.state_dict()
-    result = dict(state)
+    own, result = model.state_dict(), dict(state)
     for name in model.first_weights:
         first = result.get(name)
         if first is not None and first.ndim == 4 and first.shape[1] == 3 and own[name].shape[1] != 3:
@@ -194,15 +190,14 @@ def parameter_groups(
 
     Excluding biases and BN from decay follows He et al. 2019, "Bag of Tricks", section 3.1.
     """
-    first: list[nn.Parameter] = []
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    groups: list[dict] = [  # a schedule multiplies "initial_lr"
+        {"params": [], "lr": rate, "initial_lr": rate, "weight_decay": decay}
+        for rate, decay in ((lr * conv1_lr_factor, weight_decay), (lr, weight_decay), (lr, 0.0))
+    ]
     for name, parameter in model.named_parameters():
-        group = first if name in model.first_weights else decayed if parameter.ndim > 1 else plain
-        group.append(parameter)
-    groups = [(first, lr * conv1_lr_factor, weight_decay), (decayed, lr, weight_decay), (plain, lr, 0.0)]
-    # A schedule multiplies "initial_lr". SGD skips frozen parameters, because they have no gradient.
-    return [{"params": group, "lr": rate, "initial_lr": rate, "weight_decay": decay} for group, rate, decay in groups]
+        group = 0 if name in model.first_weights else 1 if parameter.ndim > 1 else 2
+        groups[group]["params"].append(parameter)  # SGD skips frozen parameters, because they have no gradient
+    return groups
 
 
 def freeze_batchnorm(model: nn.Module) -> None:

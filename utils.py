@@ -86,6 +86,7 @@ def end_children() -> None:
         child.join()
 
 
+NO_MEMORY = "not enough memory"
 # Phrases in the messages of torch, numpy, gloo and NCCL, and what they mean.
 CAUSES = {
     ("Expected more than 1 value per channel when training",):
@@ -97,7 +98,7 @@ CAUSES = {
         "2g), or take --workers 0",
     ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited"):
         "another process of this run has ended, see its own words; go on with --resume",
-    ("out of memory", "can't allocate memory", "Unable to allocate"): "not enough memory",
+    ("out of memory", "can't allocate memory", "Unable to allocate"): NO_MEMORY,
 }  # fmt: skip
 
 
@@ -106,17 +107,16 @@ def plain_cause(error: Exception, if_memory_ends: str = "") -> str | None:
 
     When a loader process dies, torch raises from a signal handler, wherever the main process happens to be.
     """
-    first = next(iter(str(error).splitlines()), "")[:200]
+    first = str(error).partition("\n")[0][:200]
     if isinstance(error, OSError):
         full = error.errno == errno.ENOSPC  # a failed write doesn't tell the file's name
         return f"the disk is full ({first}): free some, or write elsewhere" if full else None
     if not isinstance(error, (RuntimeError, MemoryError, ValueError)):
         return None
-    known = [cause for phrases, cause in CAUSES.items() if any(phrase in str(error) for phrase in phrases)]
-    cause = next(iter(known), "not enough memory" if isinstance(error, MemoryError) else None)
-    if cause == "not enough memory":
-        cause = f"{cause}: {if_memory_ends}"
-    return f"{cause} ({first})" if cause else None
+    known = (cause for phrases, cause in CAUSES.items() if any(phrase in str(error) for phrase in phrases))
+    cause = next(known, NO_MEMORY if isinstance(error, MemoryError) else None)
+    remedy = f": {if_memory_ends}" if cause == NO_MEMORY else ""
+    return f"{cause}{remedy} ({first})" if cause else None
 
 
 # Control characters (a terminal acts on them), line separators, overrides of the writing direction, and the
@@ -214,9 +214,8 @@ def check_output(folder: str | os.PathLike, needed: int, replaced: Iterable[str 
     needed -= sum(Path(path).stat().st_size for path in replaced if Path(path).is_file())
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise InputError(
-            f"{folder} has {free / 1e9:.2f} GB free, a run needs {needed / 1e9:.2f}: free some, or --output elsewhere"
-        )
+        raise InputError(f"{folder} has {free / 1e9:.2f} GB free, a run needs {needed / 1e9:.2f}: free some, or "
+                         "--output elsewhere")  # fmt: skip
 
 
 def is_alive(pid: int) -> bool:
@@ -306,9 +305,8 @@ def set_up_device(name: str) -> Any:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0][:200]
-        raise InputError(
-            f"--device {name} is no device of this machine: use auto, cpu, cuda, cuda:N or mps ({reason})"
-        ) from None
+        known = "use auto, cpu, cuda, cuda:N or mps"
+        raise InputError(f"--device {name} is no device of this machine: {known} ({reason})") from None
     if processes() > 1:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device

@@ -17,10 +17,9 @@ def check_finite(scores: np.ndarray, videos: Sequence[str] | None = None) -> Non
     bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if len(bad):
         first = videos[bad[0]] if videos is not None else f"video number {bad[0] + 1}"
-        raise InputError(
-            f"the scores of {first} are not finite, nor those of {len(bad) - 1:,} more of {len(scores):,} videos: the "
-            "network has most likely diverged; train again with a lower --lr or --clip-grad, or with --amp off"
-        )
+        raise InputError(f"the scores of {first} are not finite, nor those of {len(bad) - 1:,} more of {len(scores):,} "
+                         "videos: the network has most likely diverged; train again with a lower --lr or --clip-grad, "
+                         "or with --amp off")  # fmt: skip
 
 
 def ranks(scores: np.ndarray, labels: np.ndarray, videos: Sequence[str] | None = None) -> np.ndarray:

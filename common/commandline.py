@@ -57,10 +57,8 @@ class ArgumentParser(argparse.ArgumentParser):
             **settings,
         )
 
-    def parse_given(
-        self, argv: Sequence[str] | None, shown: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Parse once and return (the flags given on the command line, the defaults of all flags).
+    def parse_given(self, argv: Sequence[str] | None, shown: Mapping[str, Any]) -> tuple[dict, dict]:
+        """Parse once and return (the flags given on the command line, the defaults of all flags), by name.
 
         `shown` are defaults that the help shows instead of the flags' own.
         """

@@ -40,14 +40,14 @@ class Progress(tqdm):
 
 def duration(seconds: float) -> str:
     """Format a duration, rounded: `40 s`, `12 min`, `3 h 20 min`, `4.6 days`."""
+    minutes = round(seconds / 60)
     if seconds < 60:
         return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
     if minutes < 60:
         return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min" if minutes < 600 else f"{round(minutes / 60)} h"
-    return f"{minutes / 60 / 24:.1f} days"
+    if minutes < 600:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{round(minutes / 60)} h" if minutes < 48 * 60 else f"{minutes / 60 / 24:.1f} days"
 
 
 def progress_bar(total: int, what: str, unit: str, done: int = 0, disable: bool = False) -> Progress:

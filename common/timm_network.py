@@ -69,11 +69,8 @@ def timm_state(name: str, size: int, state: Mapping[str, Tensor] | None = None) 
         classes = next((len(state[f"{last}.weight"]) for last in classifiers if f"{last}.weight" in state), 0)
         trunk = _create(name, size, pretrained=True, num_classes=classes,
                         pretrained_cfg_overlay={"state_dict": dict(state), "num_classes": classes})  # fmt: skip
-    return {
-        f"trunk.{key}": value
-        for key, value in trunk.state_dict().items()
-        if key.rpartition(".")[0] not in classifiers
-    }
+    below = {key: value for key, value in trunk.state_dict().items() if key.rpartition(".")[0] not in classifiers}
+    return {f"trunk.{key}": value for key, value in below.items()}
 
 
 def _config(name: str) -> Any:
@@ -97,17 +94,12 @@ def _one_line(name: str, size: int) -> Iterator[None]:
     """Turn timm's errors, including failed downloads, into a one-line InputError."""
     try:
         yield
-    except OSError as error:
-        raise InputError(
-            f"timm's weights of {name} could not be downloaded ({_short(error)}); name a local file with "
-            "--weights PATH, or start from random with --weights none"
-        ) from None
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"--arch {TIMM}{name} at --size {size}: timm refuses that ({_short(error)})") from None
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    except (OSError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if isinstance(error, OSError):
+            raise InputError(f"timm's weights of {name} could not be downloaded ({reason}); name a local file with "
+                             "--weights PATH, or start from random with --weights none") from None  # fmt: skip
+        raise InputError(f"--arch {TIMM}{name} at --size {size}: timm refuses that ({reason})") from None
 
 
 def _names(named: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -67,17 +67,17 @@ def main() -> int:
         print(printable(line))
     wrong = bool(problems) or not is_complete(split)
     print("something is wrong" if wrong else "all is well")
-    by_kind = {kind: [problem for problem in problems if problem.kind == kind] for kind in ADVICE}
-    by_kind = {kind: found for kind, found in by_kind.items() if found}
+    by_kind = {kind: found for kind in ADVICE if (found := [one for one in problems if one.kind == kind])}
     for number, (kind, found) in enumerate(by_kind.items(), 1):
         videos = Counter(split.class_names[video.label] for video in {problem.video for problem in found})
         classes = first_few([f"{name} {count}" for name, count in videos.most_common()])
         print(printable(f"{number}. {kind}, {plural(videos.total(), 'video')} ({classes}): {ADVICE[kind]}"))
     for kind, found in by_kind.items():
-        for problem in found if args.all else found[:SHOWN]:
+        shown = found if args.all else found[:SHOWN]
+        for problem in shown:
             print(printable(f"{kind}: {problem.text}"))
-        if len(found) > SHOWN and not args.all:
-            print(f"{kind}: ... and {len(found) - SHOWN} more (--all shows them)")
+        if more := len(found) - len(shown):
+            print(f"{kind}: ... and {more} more (--all shows them)")
     return int(wrong)
 
 
@@ -106,10 +106,9 @@ def open_indexes(args: argparse.Namespace) -> dict[str, Index]:
 
 
 def open_split(args: argparse.Namespace, indexes: dict[str, Index]) -> Split:
-    """Return the split to check."""
-    official = Path("data/ucfTrainTestlist")
-    lists = args.ucf_list or (str(official) if official.is_dir() else "none")
-    names = sorted({name for index in indexes.values() for name in index.names})
+    official = "data/ucfTrainTestlist"
+    lists = args.ucf_list or (official if Path(official).is_dir() else "none")
+    names = {name for index in indexes.values() for name in index.names}
     return load_split(None if lists == "none" else lists, args.split, names)
 
 
@@ -120,14 +119,14 @@ def check_names(indexes: dict[str, Index], videos: list[Video]) -> tuple[list[Pr
     counts: dict[tuple[str, Video], int] = {}
     for video, (kind, index) in itertools.product(videos, indexes.items()):
         name = locate_video(index, video) or video.name
-        if name in index.problems:
-            problems.append(Problem(video, "sequence", f"{index.root}: {index.problems[name]}"))
-            continue
         try:
             frames = find(index, name)
-        except InputError:
-            noun = "RGB frames" if kind == "rgb" else "flow pairs"
-            problems.append(Problem(video, "missing", f"{video.listed}: no {noun} under {index.root}"))
+        except InputError as error:
+            if name in index.problems:
+                problems.append(Problem(video, "sequence", str(error)))
+            else:
+                noun = "RGB frames" if kind == "rgb" else "flow pairs"
+                problems.append(Problem(video, "missing", f"{video.listed}: no {noun} under {index.root}"))
             continue
         sequences = list(frames) if isinstance(frames, tuple) else [frames]
         counts[kind, video] = count = sequences[0].count
@@ -147,16 +146,16 @@ def check_names(indexes: dict[str, Index], videos: list[Video]) -> tuple[list[Pr
 
 def check_images(jobs: list[Job], workers: int) -> list[Problem]:
     """Decode every image of every job in `workers` processes. Returns the problems."""
-    problems: dict[int, list[Problem]] = {}
-    total = sum(sequence.count for _, _, sequences in jobs for sequence in sequences)
-    with progress_bar(total, "decoding", " images") as bar:
+    problems: list[list[Problem]] = [[] for _ in jobs]
+    counts = [sum(sequence.count for sequence in sequences) for _, _, sequences in jobs]
+    with progress_bar(sum(counts), "decoding", " images") as bar:
         for i, found in run_jobs([decode_video] * workers, [(root, frames) for _, root, frames in jobs]):
             video, _, sequences = jobs[i]
             if isinstance(found, str):  # the process has died
                 found = [("images", f"decoding {sequences[0].folder}: {found}")]
             problems[i] = [Problem(video, kind, text) for kind, text in found]
-            bar.update(sum(sequence.count for sequence in sequences))
-    return [problem for i in sorted(problems) for problem in problems[i]]
+            bar.update(counts[i])
+    return list(itertools.chain.from_iterable(problems))
 
 
 def decode_video(task: tuple[Path, list[Frames]]) -> list[tuple[str, str]]:
@@ -209,17 +208,15 @@ def summary(split: Split, indexes: dict[str, Index], problems: Iterable[Problem]
     """Report how many videos and images exist, whether an official split is complete, and unlisted videos."""
     absent = {problem.video for problem in problems if problem.kind in ("missing", "sequence")}
     train, test = (f"{sum(v not in absent for v in part)} of {len(part)}" for part in (split.train, split.test))
-    line = f"split {split.number}: {train} training and {test} test videos are there"
+    lines = [f"split {split.number}: {train} training and {test} test videos are there"]
     if official := split.official_counts:
         whole = "complete" if is_complete(split) and not absent else "not complete"
-        line = f"{split.dataset.upper()} {line} (officially {official[0]} and {official[1]}): {whole}"
-    lines = [line]
+        lines = [f"{split.dataset.upper()} {lines[0]} (officially {official[0]} and {official[1]}): {whole}"]
     for kind, index in indexes.items():
         listed = {locate_video(index, video) for video in split.train + split.test}
-        channels = [index.videos.get(name or "", {}) for name in listed]
-        first = "rgb" if kind == "rgb" else "x"
-        images = sum(found[first].count for found in channels if first in found)
-        line = f"{index.root}: {plural(images, 'frame' if kind == 'rgb' else 'flow pair')}"
+        channel, noun = ("rgb", "frame") if kind == "rgb" else ("x", "flow pair")
+        videos = [index.videos.get(name or "", {}) for name in listed]
+        line = f"{index.root}: {plural(sum(found[channel].count for found in videos if channel in found), noun)}"
         if others := sorted(set(index.names) - listed):
             line += f"; {plural(len(others), 'video')} in no list of this split ({first_few(others)})"
         lines.append(line)

@@ -141,8 +141,7 @@ def open_output(root: Path, kind: str, parts: tuple[str, ...], settings: dict) -
     same moment, the first one's settings count. Leftovers of killed runs are removed, those of running ones
     are not.
     """
-    folders = _folders(root)
-    if folders and not (root / FILE).exists():
+    if (folders := _folders(root)) and not (root / FILE).exists():
         raise InputError(f"{root} holds folders that this program did not extract ({folders[0]}, ...); "
                          "choose an empty folder")
     run = root / ".partial" / uuid.uuid4().hex
@@ -229,15 +228,15 @@ def extract_all(
     processes = plural(min(len(writers), len(todo)), "process")
     left = f"{len(mine) - len(todo):,} done before, {len(todo):,} to do in {processes}"
     print(f"{plural(len(mine), 'video')}{share_of}: {left if todo else 'nothing left to do'}", flush=True)
-    failed: dict[str, str] = {}
+    failed: list[str] = []
     images, started = 0, time.monotonic()
     workers = [functools.partial(extract_one, output, write) for write in writers]
     with progress_bar(len(todo), "extraction", " videos", disable=not todo) as bar:
         for index, value in run_jobs(workers, todo):
             video = todo[index]
             if isinstance(value, str):
-                failed[video.name] = printable(value)
-                output.failure(video).write_text(failed[video.name], encoding="utf-8")
+                output.failure(video).write_text(printable(value), encoding="utf-8")
+                failed.append(f"  {printable(video.name)}: {printable(value)}")
                 bar.set_postfix_str(f"{len(failed)} failed", refresh=False)
             else:
                 output.failure(video).unlink(missing_ok=True)
@@ -248,9 +247,7 @@ def extract_all(
         extracted = f"{plural(len(todo) - len(failed), 'video')}, {plural(images, 'frame')}"
         print(f"extracted: {extracted} in {time.monotonic() - started:.0f} s -> {output.root}")
     if failed:
-        print(f"failed: {plural(len(failed), 'video')}, listed in {output.root / 'failed.csv'}:", file=sys.stderr)
-        for name, reason in list(failed.items())[:20]:
-            print(f"  {printable(name)}: {reason}", file=sys.stderr)
-        if len(failed) > 20:
-            print(f"  ... and {len(failed) - 20} more", file=sys.stderr)
+        more = [f"  ... and {len(failed) - 20} more"] if len(failed) > 20 else []
+        told = f"failed: {plural(len(failed), 'video')}, listed in {output.root / 'failed.csv'}:"
+        print("\n".join([told, *failed[:20], *more]), file=sys.stderr)
     return 1 if failed else 0

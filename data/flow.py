@@ -62,12 +62,9 @@ def tvl1_flow(
         for one, two in itertools.pairwise(_grey(frames)):
             yield tvl1_pair(one, two).transpose(1, 2, 0)
         return
-    import torch
-
     from data.tvl1.tensor import tvl1_pairs
 
-    for batch in _batches(_grey(frames), batch_frames):
-        images = torch.from_numpy(np.stack(batch)).to(device)
+    for images in _batches(_grey(frames), batch_frames, device):
         flows = tvl1_pairs(images[:-1], images[1:], compiled=backend == "compiled")
         yield from flows.permute(0, 2, 3, 1).cpu().numpy()
 
@@ -103,8 +100,8 @@ def raft_flow(
     import torch
 
     _, model = load_raft(weights, device)
-    for batch in _batches(frames, batch_frames):
-        images = torch.from_numpy(np.stack(batch)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    for batch in _batches(frames, batch_frames, device):
+        images = batch.permute(0, 3, 1, 2).float() / 127.5 - 1
         height, width = images.shape[-2:]
         # RAFT correlates at an eighth of the size on four levels: sides must be multiples of 8, at least 128.
         right, below = max(128, -(-width // 8) * 8) - width, max(128, -(-height // 8) * 8) - height
@@ -114,12 +111,14 @@ def raft_flow(
         yield from flows[:, :, :height, :width].permute(0, 2, 3, 1).cpu().numpy()
 
 
-def _batches(frames: Iterable[np.ndarray], pairs: int) -> Iterator[list[np.ndarray]]:
-    """Yield batches of `pairs` + 1 frames (fewer at the end) that overlap by one frame."""
+def _batches(frames: Iterable[np.ndarray], pairs: int, device: str) -> Iterator[Any]:
+    """Yield tensors of `pairs` + 1 frames (fewer at the end) that overlap by one frame."""
+    import torch
+
     frames = iter(frames)
     batch = list(itertools.islice(frames, pairs + 1))
     while len(batch) > 1:
-        yield batch
+        yield torch.from_numpy(np.stack(batch)).to(device)
         batch = [batch[-1], *itertools.islice(frames, pairs)]
 
 
@@ -132,8 +131,8 @@ def load_raft(weights: Path, device: str = "cpu") -> tuple[str, Any]:
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
-        # by the feature channels
-        name = "raft_small" if state["feature_encoder.conv.weight"].shape[0] == 128 else "raft_large"
+        feature_channels = len(state["feature_encoder.conv.weight"])
+        name = "raft_small" if feature_channels == 128 else "raft_large"
         model = getattr(optical_flow, name)(weights=None)
         model.load_state_dict(state)
     except Exception as error:

@@ -31,17 +31,15 @@ def run_jobs(workers: Sequence[Callable[[Any], Any]], jobs: Sequence[Any]) -> It
                 try:
                     event, value = worker.pipe.recv()
                 except (EOFError, OSError):
-                    reason = worker.died()
+                    event, value = "result", worker.died()
                     processes[processes.index(worker)] = _Worker(worker.function)
-                    yield index, reason
-                    continue
                 if event == "raised":
                     error, text = value
                     raise error from RuntimeError(f"in a worker process:\n{text}")
+                worker.started = True
                 if event == "result":
                     worker.index = None
                     yield index, value
-                worker.started = True
     finally:
         for worker in processes:
             worker.process.kill()

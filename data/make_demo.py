@@ -63,6 +63,7 @@ class Scene:
     turn: int  # direction of a spin, 1 or -1
 
 
+@functools.lru_cache(maxsize=1)  # filmed once per motion
 def draw_scene(seed: int, appearance: str, group: int, clip: int) -> Scene:
     """Draw the scene of one appearance in one clip of a group. All scenes of a group share the backdrop."""
     rng = np.random.default_rng((seed, group, clip, APPEARANCES.index(appearance)))
@@ -179,14 +180,11 @@ def write_video(path: Path, frames: Iterator[np.ndarray]) -> None:
 def render_group(videos: Path, seed: int, clips: int, group: int) -> int:
     """Render a group's missing videos. Returns their number."""
     written = 0
-    for appearance, clip in itertools.product(APPEARANCES, range(1, clips + 1)):
-        paths = {motion: video_path(videos, appearance, motion, group, clip) for motion in MOTIONS}
-        missing = [motion for motion, path in paths.items() if not path.exists()]
-        if missing:
-            scene = draw_scene(seed, appearance, group, clip)
-            for motion in missing:
-                write_video(paths[motion], film(scene, motion))
-        written += len(missing)
+    for appearance, clip, motion in itertools.product(APPEARANCES, range(1, clips + 1), MOTIONS):
+        path = video_path(videos, appearance, motion, group, clip)
+        if not path.exists():
+            write_video(path, film(draw_scene(seed, appearance, group, clip), motion))
+            written += 1
     return written
 
 
@@ -198,17 +196,16 @@ def render(out: Path, seed: int, clips: int) -> None:
     if made_by.exists() and read_json(made_by, dict[str, int], anew) != settings:
         raise InputError(f"{made_by} says that these videos were rendered otherwise; {anew}")
     write_json(made_by, settings)
-    videos = out / "videos"
-    classes = len(APPEARANCES) * len(MOTIONS)
+    classes, written = len(APPEARANCES) * len(MOTIONS), 0
     total = len(GROUPS) * classes * clips
-    workers, written = [functools.partial(render_group, videos, seed, clips)] * cpu_count(), 0
+    workers = [functools.partial(render_group, out / "videos", seed, clips)] * cpu_count()
     with progress_bar(total, "render", " videos") as bar:
         for _, value in run_jobs(workers, GROUPS):
             if isinstance(value, str):
                 raise RuntimeError(f"a process that rendered died: {value}")
             written += value
             bar.update(classes * clips)
-    print(f"{total} videos in {classes} classes, {written} of them new -> {videos}")
+    print(f"{total} videos in {classes} classes, {written} of them new -> {out / 'videos'}")
 
 
 # --- the whole job -------------------------------------------------------------------------------------
@@ -216,8 +213,8 @@ def render(out: Path, seed: int, clips: int) -> None:
 
 def demo_commands(out: Path, record: Path, seed: int, clips: int) -> list[tuple[str, str]]:
     """Each step's title and command. UCF101 needs the same steps; here network and images are small."""
-    videos, rgb, flow = shown(out / "videos"), shown(out / "rgb"), shown(out / "flow")
-    spatial, motion, fusion = shown(record / "spatial"), shown(record / "motion"), shown(record / "fusion")
+    videos, rgb, flow = (shown(out / name) for name in ("videos", "rgb", "flow"))
+    spatial, motion, fusion = (shown(record / name) for name in ("spatial", "motion", "fusion"))
     # Evaluate only after the last epoch, so that the test set doesn't select the reported checkpoint.
     training = (
         "--ucf-list none --arch resnet18 --weights none --size 56 --crop random --flip --consensus mean "
@@ -240,20 +237,6 @@ def shown(path: Path) -> str:
     return shlex.quote((path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix())
 
 
-def run_demo(commands: list[tuple[str, str]]) -> int:
-    """Run and show the commands. Returns the exit code of the first that fails, else 0."""
-    step = Steps(len(commands), ROOT)
-    try:
-        for title, command in commands:
-            step(title, *shlex.split(command))
-    except StepFailed as failure:
-        return failure.code
-    print("\nNine classes are three appearances times three motions: a stream that sees only one of the two\nhas to "
-          "guess the other, and is right one time in three. The figures differ by a few points from machine to "
-          "machine. Run again, this does only what is missing.")  # fmt: skip
-    return 0
-
-
 def main() -> int:
     parser = ArgumentParser(__doc__)
     parser.add_argument("out", type=Path, nargs="?", default=Path("data/demo"), metavar="OUT",
@@ -265,9 +248,19 @@ def main() -> int:
     parser.add_argument("--record", type=Path, default=Path("record/demo"), metavar="DIR",
                         help="with --run: what the streams write")
     args = parser.parse_args()
-    if args.run:
-        return run_demo(demo_commands(args.out, args.record, args.seed, args.clips))
-    render(args.out, args.seed, args.clips)
+    if not args.run:
+        render(args.out, args.seed, args.clips)
+        return 0
+    commands = demo_commands(args.out, args.record, args.seed, args.clips)
+    step = Steps(len(commands), ROOT)
+    try:
+        for title, command in commands:
+            step(title, *shlex.split(command))
+    except StepFailed as failure:
+        return failure.code
+    print("\nNine classes are three appearances times three motions: a stream that sees only one of the two\nhas to "
+          "guess the other, and is right one time in three. The figures differ by a few points from machine to "
+          "machine. Run again, this does only what is missing.")  # fmt: skip
     return 0
 
 

@@ -53,11 +53,9 @@ def pack_folder(
         raise InputError(f"{pack} lies in the folder to pack; give a place outside {source}")
     index = open_source(source, kind)
     if index.problems and not skip_broken:
-        problem = next(iter(index.problems.values()))
-        raise InputError(
-            f"{plural(len(index.problems), 'video')} of {source} can't be used "
-            f"({first_few(sorted(index.problems))}): {problem}; extract again, or leave out with --skip-broken"
-        )
+        names, problem = first_few(sorted(index.problems)), next(iter(index.problems.values()))
+        raise InputError(f"{plural(len(index.problems), 'video')} of {source} can't be used ({names}): {problem}; "
+                         "extract again, or leave out with --skip-broken")  # fmt: skip
     channels = CHANNELS[index.kind]
     todo = [videos[channel] for _, videos in sorted(index.videos.items()) for channel in channels if channel in videos]
     made_of = [fingerprint(source, frames) for frames in todo]
@@ -81,9 +79,9 @@ def pack_folder(
     whole = hashlib.sha256("".join(made_of).encode()).hexdigest()
     about = {"format": FORMAT, "version": 1, "kind": index.kind, "made_of": whole, "shards": shards}
     write_json(pack / "pack.json", about)
-    total = sum((pack / f"{name}.tar").stat().st_size for name in done)
-    count = f"{plural(len(index.videos), 'video')} in {plural(len(shards), 'shard')}"
-    return f"{count}, {total / 1e6:,.0f} MB: --{index.kind}-dir {pack}"
+    size = sum((pack / f"{name}.tar").stat().st_size for name in done) / 1e6
+    return (f"{plural(len(index.videos), 'video')} in {plural(len(shards), 'shard')}, {size:,.0f} MB: "
+            f"--{index.kind}-dir {pack}")  # fmt: skip
 
 
 def open_source(source: Path, kind: Kind | None) -> Index:

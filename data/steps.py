@@ -20,12 +20,11 @@ from utils import printable
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@dataclass
 class StepFailed(Exception):
     """A step ended with a failing exit code. It has printed the reason."""
 
-    def __init__(self, code: int) -> None:
-        super().__init__(f"exit code {code}")
-        self.code = code
+    code: int
 
 
 @dataclass

@@ -45,10 +45,8 @@ def raft_small(shared: Path) -> Path:
 def test_quantisation_rounds_half_up_and_clips(bound):
     values = np.float32([*np.linspace(-1.2 * bound, 1.2 * bound, 1001), 0, -0.0, bound, -bound, 1e6, -1e6])
     limit = Fraction(bound)
-    expected = [
-        floor(255 * (min(max(Fraction(float(v)), -limit), limit) + limit) / (2 * limit) + Fraction(1, 2))
-        for v in values
-    ]
+    clipped = [min(max(Fraction(float(v)), -limit), limit) for v in values]
+    expected = [floor(255 * (v + limit) / (2 * limit) + Fraction(1, 2)) for v in clipped]
     quantised = quantise(values, bound)
     assert quantised.dtype == np.uint8
     # float32 may fall on the other side of a tie, but not at the values that matter
@@ -60,14 +58,7 @@ def test_quantisation_rounds_half_up_and_clips(bound):
 # --- methods -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        functools.partial(tvl1_flow, backend="numba"),
-        functools.partial(tvl1_flow, backend="torch"),
-        dis_flow,
-    ],
-)
+@pytest.mark.parametrize("method", [*(functools.partial(tvl1_flow, backend=b) for b in ("numba", "torch")), dis_flow])
 def test_flow_points_from_each_frame_to_the_next(method):
     """Everything moves 3 px to the right and 2 px down, then stands still: u = 3, v = 2, then 0."""
     if method is not dis_flow and method.keywords["backend"] == "numba" != best_backend():
@@ -107,11 +98,8 @@ def test_raft_points_from_each_frame_to_the_next(shared):
 
 def test_methods_hold_few_frames():
     """No method asks for more frames than it needs, so that a video of any length fits in memory."""
-    for method, ahead in (
-        (dis_flow, 2),
-        (tvl1_flow, 2),
-        (functools.partial(tvl1_flow, backend="torch", batch_frames=3), 4),
-    ):
+    batched = functools.partial(tvl1_flow, backend="torch", batch_frames=3)
+    for method, ahead in ((dis_flow, 2), (tvl1_flow, 2), (batched, 4)):
         taken = itertools.count()
         frame = texture(48, 48)
         frames = (frame for _ in taken)
