@@ -77,15 +77,9 @@ def architectures() -> list[str]:
 
 
 def build_model(
-    arch: str,
-    in_channels: int,
-    num_classes: int,
-    weights: str = "none",
-    dropout: float = 0.0,
-    fc_std: float = 0.0,
-    flow_order: str = "original",
-    size: int = 224,
-) -> Network:
+    arch: str, in_channels: int, num_classes: int, weights: str = "none",
+    dropout: float = 0.0, fc_std: float = 0.0, flow_order: str = "original", size: int = 224,
+) -> Network:  # fmt: skip
     """Build a network: (N, in_channels, size, size) float -> logits (N, num_classes). ResNets take any size.
 
     `arch` is one of `architectures()`, or "timm:NAME".
@@ -183,9 +177,7 @@ def fit_imagenet(state: Mapping[str, Tensor], model: Network) -> dict[str, Tenso
     return result
 
 
-def parameter_groups(
-    model: Network, lr: float, weight_decay: float, conv1_lr_factor: float = 1.0
-) -> list[dict]:
+def parameter_groups(model: Network, lr: float, weight_decay: float, conv1_lr_factor: float = 1.0) -> list[dict]:
     """Make SGD's parameter groups: an lr factor for the first convolution, no decay for biases and BN.
 
     Excluding biases and BN from decay follows He et al. 2019, "Bag of Tricks", section 3.1.

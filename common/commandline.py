@@ -50,12 +50,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None = None, epilog: str = "", **settings: Any) -> None:
         width = min(110, shutil.get_terminal_size().columns)
-        super().__init__(
-            description=description,
-            epilog=textwrap.fill(epilog, width),
-            formatter_class=lambda prog: _Help(prog, max_help_position=32 if width > 100 else 24, width=width),
-            **settings,
-        )
+        super().__init__(description=description, epilog=textwrap.fill(epilog, width), **settings)
+        self.formatter_class = lambda prog: _Help(prog, max_help_position=32 if width > 100 else 24, width=width)
 
     def parse_given(self, argv: Sequence[str] | None, shown: Mapping[str, Any]) -> tuple[dict, dict]:
         """Parse once and return (the flags given on the command line, the defaults of all flags), by name.

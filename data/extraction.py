@@ -114,8 +114,8 @@ class Output:
             except OSError:
                 if not folder.is_dir():  # if it exists, a faster run wrote the same bytes
                     raise
-        made_of = {"bytes": video.size, "mtime_ns": video.mtime_ns, "sha256": sha256}
-        marker = {"settings": self.settings, **made_of, "path": os.path.abspath(video.path), "images": images}
+        marker = {"settings": self.settings, "bytes": video.size, "mtime_ns": video.mtime_ns, "sha256": sha256,
+                  "path": os.path.abspath(video.path), "images": images}  # fmt: skip
         written = self.run / f"{uuid.uuid4().hex}.json"  # a killed run leaves no partial file elsewhere
         write_json(written, marker)
         self.marker(video).parent.mkdir(parents=True, exist_ok=True)
@@ -123,13 +123,13 @@ class Output:
 
     def write_failed_csv(self, videos: Sequence[VideoFile]) -> None:
         """Write failed.csv from the failures of all shards, or remove it if there are none."""
+        target = self.root / "failed.csv"
         with FileLock(self.root / ".lock"):  # of shards that end at the same moment, the last one has seen all
             failures = [(video, self.failure(video)) for video in videos]
             rows = [(video.name, file.read_text(encoding="utf-8")) for video, file in failures if file.exists()]
             if not rows:
-                (self.root / "failed.csv").unlink(missing_ok=True)
-                return
-            with atomic_path(self.root / "failed.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
+                return target.unlink(missing_ok=True)
+            with atomic_path(target) as path, open(path, "w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows(map(csv_text, row) for row in [("video", "reason"), *sorted(rows)])
 
 

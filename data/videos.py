@@ -57,9 +57,8 @@ def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
         video = VideoFile(path, relative.as_posix(), folder, size, time)
         # Names are compared ignoring case, as Windows, macOS and the dataset loaders do.
         if (other := videos.setdefault(folder.casefold(), video)) is not video:
-            raise InputError(
-                f"{other.name} and {video.name} would both be written to {folder}; rename or move one of them"
-            )
+            raise InputError(f"{other.name} and {video.name} would both be written to {folder}; rename or move one "
+                             "of them")  # fmt: skip
     for video in videos.values():
         for parent in Path(video.folder.casefold()).parents:
             if outer := videos.get(parent.as_posix()):

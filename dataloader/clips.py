@@ -50,14 +50,9 @@ class ClipDataset(Dataset):
     """
 
     def __init__(
-        self,
-        sources: Sequence[Source],
-        read: ReadSteps,
-        preparation: Preparation,
-        sampling: TrainSampling | TestSampling,
-        *,
-        seed: int = 0,
-    ) -> None:
+        self, sources: Sequence[Source], read: ReadSteps, preparation: Preparation,
+        sampling: TrainSampling | TestSampling, *, seed: int = 0,
+    ) -> None:  # fmt: skip
         self.sources, self.read, self.preparation, self.sampling = sources, read, preparation, sampling
         self.seed = seed
         unit, length = "flow pair" if preparation.modality == "flow" else "frame", preparation.clip_length

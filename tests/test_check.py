@@ -75,39 +75,22 @@ def test_a_whole_data_set(check, prepared):
     ]  # fmt: skip
 
 
-def truncate(root: Path) -> None:
-    path = root / "rgb/v_Hammering_g01_c01/frame000003.jpg"
-    path.write_bytes(path.read_bytes()[:-200])
-
-
-def odd_size(root: Path) -> None:
-    image(root / "flow/v/v_Hammering_g08_c01/frame000004.jpg", "L", (24, 30))
-
-
-def empty_file(root: Path) -> None:
-    (root / "flow/u/v_Hammering_g08_c01/frame000002.jpg").write_bytes(b"")
-
-
-def colour_for_flow(root: Path) -> None:
-    image(root / "flow/u/v_Hammering_g08_c01/frame000002.jpg", "RGB")
-
-
 @pytest.mark.parametrize(
-    "damage, words",
+    "folder, damage, words",
     [
-        (truncate, "frame000003.jpg is not a whole image"),
-        (odd_size, "frame000004.jpg is 30x24 (1 in all), the others 32x24"),
-        (empty_file, "frame000002.jpg is not a whole image (it begins with b'')"),
-        (colour_for_flow, "frame000002.jpg is RGB, and flow is grayscale"),
+        ("rgb", lambda path: path.write_bytes(path.read_bytes()[:-200]), "is not a whole image"),
+        ("flow/v", lambda path: image(path, "L", (24, 30)), "is 30x24 (1 in all), the others 32x24"),
+        ("flow/u", lambda path: path.write_bytes(b""), "is not a whole image (it begins with b'')"),
+        ("flow/u", lambda path: image(path, "RGB"), "is RGB, and flow is grayscale"),
     ],
 )
-def test_broken_images(check, prepared, damage, words):
-    damage(prepared)
+def test_broken_images(check, prepared, folder, damage, words):
+    damage(prepared / folder / "v_Hammering_g08_c01/frame000003.jpg")
     lines = check(code=1).splitlines()
     assert lines[3] == "something is wrong"  # what is there, then what to do, then the problem
     assert lines[4].startswith("1. images, 1 video (Hammering 1): remove the folders of broken images")
-    assert lines[5].startswith("images: ") and words in lines[5] and len(lines) == 6
-    if damage is truncate:  # only decoding finds it
+    assert lines[5].startswith("images: ") and f"frame000003.jpg {words}" in lines[5] and len(lines) == 6
+    if folder == "rgb":  # only decoding finds it
         assert "images: " not in check("--quick")
 
 

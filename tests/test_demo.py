@@ -72,9 +72,7 @@ def test_names_groups_frames_and_split(demo, films):
     assert {path.relative_to(demo / "videos").as_posix() for path in paths} == wanted
     assert {path for path in paths if parts(path.stem)[2] in (1, 9, 17)} == set(demo.rglob("*.avi"))
     split = load_split(None, 1, [path.stem for path in paths], verbose=False)
-    assert split.class_names == CLASSES
-    assert len(split.train) == 9 * 18
-    assert len(split.test) == 9 * 7
+    assert split.class_names == CLASSES and (len(split.train), len(split.test)) == (9 * 18, 9 * 7)
     assert {parts(video.listed)[2] for video in split.test} == set(range(1, 8))
     assert {film.shape for film in films.values()} == {(FRAMES, 120, 160, 3)}
 
@@ -142,9 +140,8 @@ def test_motion_and_speed_are_the_promised_ones_and_survive_a_mirror(films):
 def test_the_motions_of_a_scene_begin_with_the_same_frame(films):
     for appearance in APPEARANCES:
         for group in (1, 9, 17):
-            first = [films[f"v_{appearance}{motion}_g{group:02d}_c01"][0] for motion in MOTIONS]
-            assert np.array_equal(first[0], first[1])
-            assert np.array_equal(first[0], first[2])
+            first, *others = (films[f"v_{appearance}{motion}_g{group:02d}_c01"][0] for motion in MOTIONS)
+            assert all(np.array_equal(first, other) for other in others)
 
 
 def test_grey_images_do_not_show_what_is_painted(tmp_path):
@@ -154,11 +151,9 @@ def test_grey_images_do_not_show_what_is_painted(tmp_path):
         painted = dataclasses.replace(scene, sheet=make_demo.draw_sheet(appearance, 0))
         make_demo.write_video(tmp_path / "film.avi", make_demo.film(painted, "Spin"))
         films.append(decode(tmp_path / "film.avi"))
-    for one, two in ((0, 1), (0, 2), (1, 2)):
-        in_colour = np.abs(films[one].astype(float) - films[two]).mean()
-        in_grey = np.abs(grey(films[one]) - grey(films[two])).mean()
-        assert in_colour > 8
-        assert in_grey < 1
+    for one, two in itertools.combinations(films, 2):
+        assert np.abs(one.astype(float) - two).mean() > 8  # in colour
+        assert np.abs(grey(one) - grey(two)).mean() < 1
 
 
 # --- the whole job -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import os
 import pickle
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -286,14 +287,8 @@ def trusting(monkeypatch):
 
 def listed(monkeypatch) -> list[str]:
     """The folders that get listed from now on."""
-    calls: list[str] = []
-    original = frames._list
-
-    def spy(full: str, path: str, stamp):
-        calls.append(path)
-        return original(full, path, stamp)
-
-    monkeypatch.setattr(frames, "_list", spy)
+    calls, original = [], frames._list
+    monkeypatch.setattr(frames, "_list", lambda full, path, stamp: calls.append(path) or original(full, path, stamp))
     return calls
 
 
@@ -360,15 +355,10 @@ def test_the_cache_notices(tmp_path, change, expected, trusting):
 
 def test_a_folder_that_just_changed_is_not_trusted(tmp_path, monkeypatch):
     """A file system whose times tick every 2 s: a file added within the tick leaves the folder's times alone."""
-    root = tree(tmp_path / "rgb")
-    real_stat = os.stat
+    root, stat = tree(tmp_path / "rgb"), os.stat
 
-    def coarse(path, *args, **kwargs):
-        status = real_stat(path, *args, **kwargs)
-        fields = {name: getattr(status, name) for name in dir(status) if name.startswith("st_")}
-        for name in ("st_mtime_ns", "st_ctime_ns"):
-            fields[name] = moment
-        return type("Status", (), fields)()
+    def coarse(path, **options):
+        return SimpleNamespace(st_mode=stat(path, **options).st_mode, st_mtime_ns=moment, st_ctime_ns=moment)
 
     moment = time.time_ns()
     monkeypatch.setattr(frames, "_WORTH_A_CACHE_NS", 0)

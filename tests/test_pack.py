@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import pickle
 import shutil
@@ -146,39 +145,21 @@ def test_a_pack_is_of_what_the_folder_holds_now(tmp_path):
     assert len(list(pack.glob("*.tar"))) == 2
 
 
-def change_table(change):
-    def damage(pack: Path) -> None:
-        np.save(pack / "shard-00000.npy", change(np.load(pack / "shard-00000.npy")))
-
-    return damage
-
-
-def grown(pack: Path) -> None:
-    with open(pack / "shard-00000.tar", "ab") as file:
-        file.write(b"of another pack")
-
-
-def other_json(pack: Path) -> None:
-    (pack / "shard-00000.json").write_text('{"sequences": [["v_Archery_g01_c01", "frame", 6, "many", 12, ".jpg"]]}')
-
-
-def outside(pack: Path) -> None:
-    about = json.loads((pack / "pack.json").read_text())
-    about["shards"][0]["name"] = "../elsewhere"
-    (pack / "pack.json").write_text(json.dumps(about))
-
-
+TABLE, TAR, LISTED, PACK = "shard-00000.npy", "shard-00000.tar", "shard-00000.json", "pack.json"
 DAMAGES = {
-    "beyond": change_table(lambda table: table + 10**12), "short": change_table(lambda table: table[:1]),
-    "pickled": change_table(lambda _: np.array([{}], dtype=object)), "grown": grown,
-    "gone": lambda pack: (pack / "shard-00000.tar").unlink(), "other_json": other_json, "outside": outside,
+    "beyond": (TABLE, lambda path: np.save(path, np.load(path) + 10**12)),
+    "short": (TABLE, lambda path: np.save(path, np.load(path)[:1])),
+    "pickled": (TABLE, lambda path: np.save(path, np.array([{}], dtype=object))),
+    "grown": (TAR, lambda path: path.write_bytes(path.read_bytes() + b"of another pack")), "gone": (TAR, Path.unlink),
+    "other numbers": (LISTED, lambda path: path.write_text('{"sequences": [["v_A", "frame", 6, "many", 2, ".jpg"]]}')),
+    "outside": (PACK, lambda path: path.write_text(path.read_text().replace("shard-00000", "../elsewhere"))),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_pack_is_one_line(packed, tmp_path, damage):
+@pytest.mark.parametrize("name, damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_pack_is_one_line(packed, tmp_path, name, damage):
     shutil.copytree(packed / "rgb", tmp_path / "rgb")
-    damage(tmp_path / "rgb")
+    damage(tmp_path / "rgb" / name)
     with pytest.raises(InputError) as caught:
         for i in range(6):
             batch = data_set(tmp_path, "rgb", TestSampling(3))[0, i]
