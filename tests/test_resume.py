@@ -174,7 +174,7 @@ def test_sigkill_at_random_moments_again_and_again(flags, untouched, run, tmp_pa
         else:  # at any moment after one to three saves
             for _ in range(draw.randint(1, 3)):
                 wait_for_a_save(process, tmp_path / "checkpoint.pth.tar")
-            time.sleep(draw.random())
+            time.sleep(draw.random() / 5)
         ended = process.poll() is not None
         if not ended:
             os.killpg(process.pid, signal.SIGKILL)
