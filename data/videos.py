@@ -63,7 +63,7 @@ def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
         for parent in Path(video.folder.casefold()).parents:
             if outer := videos.get(parent.as_posix()):
                 raise InputError(f"{outer.name} and {video.name} would both be written to {outer.folder}; rename one")
-    others = f"{plural(len(left_out), 'file')} that no video is called like ({first_few(left_out)})" if left_out else ""
+    others = f"{plural(len(left_out), 'file')} not named like videos ({first_few(left_out)})" if left_out else ""
     if not videos:
         raise InputError(f"{root} holds no video{others and f', but {others}'}; give the folder of the videos")
     if others:

@@ -171,7 +171,7 @@ def test_boxes(height: int, width: int, resize: str, views: int, size: int) -> l
     """
     if resize == "squash":
         if views > 2:
-            raise InputError(f"--test-views {views} cuts corners, which --test-resize squash has not: use center")
+            raise InputError(f"--test-views {views} takes corner crops, and --test-resize squash has none: use center")
         return [Box(0, 0, height, width)]
     short = min(height, width)
     side = min(size, short) if resize == "crop" else round(short * CENTER_FRACTION)

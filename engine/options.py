@@ -67,8 +67,8 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     add("--epochs", type=bounded(int, 1), help="total number of epochs")
     add("--batch-size", "-b", type=bounded(int, 1), help="videos per step, over all processes")
     add("--accumulate", type=bounded(int, 1), metavar="K",
-        help="do a batch in K parts, so that it fits the memory: one step of the whole batch, but batch norm's "
-             "statistics are of each part")
+        help="compute each batch in K parts, so that it fits into memory. It is still one step, but batch norm "
+             "takes its statistics from each part")
     add("--segments", type=bounded(int, 1),
         help="random clips per video, one in each equal part, trained together (TSN 3.1)")
     add("--consensus", choices=("mean", "sum"),
@@ -90,16 +90,17 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     add = parser.add_argument_group("testing").add_argument
     add("--test-samples", type=bounded(int, 1), help="clips per video, spread evenly")
     add("--test-views", type=int, choices=(1, 2, 5, 10),
-        help="crops per clip: 1 the centre, 5 corners, too; 2 and 10 with flips (TSN 4.2). Averaged before softmax")
+        help="crops per clip. 1: the centre; 5: the corners, too; 2 and 10: these and their mirror images (TSN 4.2). "
+             "Averaged before softmax")
     add("--test-resize", choices=("squash", "center", "crop"),
-        help="squash: the whole image, as the original; center: a square of 224/256 of the short side; crop: of "
-             "--size pixels, as large as random crops are")
+        help="squash: the whole image, as in the original; center: a square of 224/256 of the short side; crop: a "
+             "square of --size pixels, like a random crop")
     add("--eval-every", type=bounded(int, 1), default=1, metavar="N", help="test after every N-th epoch, and the last")
     add("--features", metavar="OUT.npz",
         help="write the pooled features of training and test videos, from --weights or --resume's network, and stop")
     add("--pooling", nargs="+", metavar="STAGE.POOL",
                        help="what --features takes of each clip: the mean or max over the image of layer1 to layer4; "
-                            "layer4.mean is what the last layer sees, and of timm's networks pre-logits (default: "
+                            "layer4.mean is the last layer's input (pre-logits for timm's networks; default: "
                             f"{' '.join(features.DEFAULT_POOLING[stream])})")
 
     add = parser.add_argument_group("run").add_argument
@@ -124,8 +125,8 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
         help="of --schedule step, as fractions of --epochs")
     add("--partial-bn", action=Switch, help="freeze every batch norm but the first (TSN 3.2)")
     add("--test-starts", choices=("spread", "original", "tsn"),
-        help="where clips begin: from a video's start to its end; or as the original had them, which leaves the end "
-             "out; or TSN. A checkpoint of theirs sets it (docs/differences.md)")
+        help="where clips begin. spread: from a video's start to its end; original: as there, without the end; tsn: "
+             "as in TSN. Other projects' checkpoints set it (docs/differences.md)")
     return parser
 
 

@@ -262,7 +262,7 @@ def test_each_videos_own_line_and_the_rest_goes_on(tmp_path):
     for name in ("notes.txt", "a.zip"):
         (root / name).touch()
     said = extract("rgb", root, out, "--sampling-rate", 1, code=1)
-    assert "left out: 2 files that no video is called like (a.zip, notes.txt)" in said
+    assert "left out: 2 files not named like videos (a.zip, notes.txt)" in said
     for name in ("good", "12:30", "MJPEG"):
         assert len(list((out / name).iterdir())) == 12
     with open(out / "failed.csv", newline="", encoding="utf-8") as file:
@@ -273,5 +273,5 @@ def test_each_videos_own_line_and_the_rest_goes_on(tmp_path):
     assert numbers(Path(os.fsdecode(os.fsencode(root / "caf") + b"\xe9.mp4"))) == list(range(12))  # as predict.py does
     (tmp_path / "others").mkdir()
     (tmp_path / "others" / "a.txt").touch()
-    with pytest.raises(InputError, match=r"holds no video, but 1 file that no video is called like \(a\.txt\)"):
+    with pytest.raises(InputError, match=r"holds no video, but 1 file not named like videos \(a\.txt\)"):
         find_videos(tmp_path / "others")
