@@ -17,6 +17,7 @@ from conftest import ROOT
 from video_files import one_by_one
 
 from data import make_demo
+from data.videos import read_frames
 from dataloader.lists import load_split
 from utils import InputError
 
@@ -44,11 +45,7 @@ def films(demo) -> dict[str, np.ndarray]:
 
 
 def decode(path: Path) -> np.ndarray:
-    capture = cv2.VideoCapture(str(path))
-    frames = []
-    while (result := capture.read())[0]:
-        frames.append(result[1][:, :, ::-1])
-    return np.stack(frames)
+    return np.stack(list(read_frames(path)))
 
 
 def parts(name: str) -> tuple[str, str, int, int]:
@@ -169,9 +166,7 @@ def test_neither_stream_alone_but_both_together(tmp_path):
         assert re.search(rf"^\$ python \S*{script}\.py ", done.stdout, re.MULTILINE), script
     results = json.loads((record / "fusion/results.json").read_text())
     assert results["videos"] == 9 * 7 * 3
-    assert results["spatial"]["top1"] < 60
-    assert results["motion"]["top1"] < 60
-    assert results["fusion"]["top1"] > 90
+    assert max(results["spatial"]["top1"], results["motion"]["top1"]) < 60 and results["fusion"]["top1"] > 90
     assert "does better" not in done.stdout and "from machine to machine" in done.stdout  # no advice against itself
 
     weights = (record / "motion/checkpoint.pth.tar").read_bytes()

@@ -66,8 +66,7 @@ def test_flow_points_from_each_frame_to_the_next(method):
     big = texture(120, 140)
     one, two = big[20:100, 20:120], big[18:98, 17:117]
     first, second = method(iter([one, two, two]))
-    assert first.shape == (80, 100, 2)
-    assert first.dtype == np.float32
+    assert first.shape == (80, 100, 2) and first.dtype == np.float32
     np.testing.assert_allclose(np.median(first, axis=(0, 1)), (3, 2), atol=0.2)
     np.testing.assert_allclose(second, 0, atol=0.1)
 
@@ -86,13 +85,9 @@ def test_raft_points_from_each_frame_to_the_next(shared):
     """The same for RAFT, on sides that are no multiples of 8, whatever the batch."""
     big = texture(150, 160)
     frames = [big[20 - 2 * k : 143 - 2 * k, 20 - 3 * k : 149 - 3 * k] for k in range(3)]
-    flows = list(raft_flow(iter(frames), raft_small(shared), batch_frames=2))
-    assert len(flows) == 2
-    for flow in flows:
-        assert flow.shape == (123, 129, 2)
-        assert flow.dtype == np.float32
-        np.testing.assert_allclose(np.median(flow, axis=(0, 1)), (3, 2), atol=0.3)
-    alone = list(raft_flow(iter(frames), raft_small(shared), batch_frames=1))
+    flows, alone = (np.stack(list(raft_flow(iter(frames), raft_small(shared), batch_frames=n))) for n in (2, 1))
+    assert flows.shape == (2, 123, 129, 2) and flows.dtype == np.float32
+    np.testing.assert_allclose(np.median(flows, axis=(1, 2)), [(3, 2)] * 2, atol=0.3)
     np.testing.assert_allclose(flows, alone, atol=0.02)
 
 

@@ -19,10 +19,8 @@ def test_one_start_in_each_equal_part(frames, segments):
 @pytest.mark.parametrize(("valid", "samples"), [(177, 19), (5, 19), (1, 19)])
 def test_an_even_spread_covers_both_ends(valid, samples):
     starts = sampling.test_starts(valid, samples)
-    assert len(starts) == samples
-    assert starts[0] == 0 and starts[-1] == valid - 1
-    ideal = np.linspace(0, valid - 1, samples)
-    assert np.abs(starts - ideal).max() <= 0.5
+    assert len(starts) == samples and starts[0] == 0 and starts[-1] == valid - 1
+    assert np.abs(starts - np.linspace(0, valid - 1, samples)).max() <= 0.5
 
 
 def test_a_start_halfway_between_two_is_the_later_one_and_a_single_one_the_middle():
