@@ -15,7 +15,7 @@ from prediction_files import top1
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from common.accuracy import accuracy, cross_entropy, ranks
-from fusion import evaluate, fuse
+from fusion import evaluate
 from report.metrics import bootstrap, group_numbers, mcnemar
 from saved.predictions import align, load_predictions
 from utils import InputError
@@ -61,13 +61,6 @@ def test_real_predictions_give_the_known_figures(shared: Path, tmp_path: Path, c
 # --- the formulas --------------------------------------------------------------------------------------
 
 
-def test_fuse_is_the_weighted_mean_of_what_each_flag_says() -> None:
-    rng = np.random.default_rng(3)
-    a, b = rng.normal(0, 1, (20, 5)), rng.normal(1, 4, (20, 5))
-    np.testing.assert_allclose(fuse([a, b]), (a + b) / 2)
-    np.testing.assert_allclose(fuse([a, b], [1, 1.5]), (a + 1.5 * b) / 2.5)
-
-
 def test_results_hold_the_fixed_comparisons_whatever_was_asked_for(records: Path) -> None:
     test_set = align([load_predictions(records / stream) for stream in ("spatial", "motion")])
     a, b = test_set.streams.values()
@@ -75,9 +68,8 @@ def test_results_hold_the_fixed_comparisons_whatever_was_asked_for(records: Path
     outcome = evaluate(test_set, [1.0, 0.25], seed=3)
     results = outcome.results
     asked = a + 0.25 * b
-    for row, scores in {
-        "spatial": a, "motion": b, "fusion": asked, "average": a + b, "std": a / a.std() + b / b.std(),
-    }.items():  # fmt: skip
+    for row, scores in {"spatial": a, "motion": b, "fusion": asked, "average": a + b,
+                        "std": a / a.std() + b / b.std()}.items():  # fmt: skip
         assert results[row]["top1"] == pytest.approx(top1(scores, labels)), row
     for row, scores in {"motion": b, "fusion": asked}.items():
         draws = bootstrap(scores, labels, np.arange(len(labels)), 3)["top1"]  # names that tell no groups

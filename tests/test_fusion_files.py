@@ -102,18 +102,9 @@ def test_numbered_columns_stand_in_any_order(tmp_path: Path, first: int) -> None
     assert found.class_names == ([f"class_{column}" for column in columns] if first == 7 else [])  # 7 and on: names
 
 
-def test_samples_of_a_video_are_averaged(tmp_path: Path) -> None:
-    samples = np.random.default_rng(1).normal(0, 1, (4, 5, 3)).astype("f4")
-    np.savez(tmp_path / "theirs.npz", scores=samples, labels=LABELS, names=NAMES)
-    found = load_predictions(tmp_path / "theirs.npz")
-    assert found.level == "frame"
-    np.testing.assert_allclose(found.matrix(KEYS), samples.mean(1), rtol=1e-5)
-
-
 def test_theirs_beside_ours_takes_our_class_names(tmp_path: Path) -> None:
-    ours = write(
-        tmp_path / "ours", "spatial", dict(zip(KEYS, SCORES, strict=True)), dict(zip(KEYS, LABELS, strict=True))
-    )
+    ours = write(tmp_path / "ours", "spatial", dict(zip(KEYS, SCORES, strict=True)),
+                 dict(zip(KEYS, LABELS, strict=True)))  # fmt: skip
     np.savez(tmp_path / "theirs.npz", scores=2 * SCORES, labels=LABELS, names=NAMES)
     theirs = load_predictions(tmp_path / "theirs.npz")
     for both in ([theirs, load_predictions(ours)], [load_predictions(ours), theirs]):

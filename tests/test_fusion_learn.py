@@ -45,13 +45,6 @@ def test_the_weights_are_those_of_the_largest_likelihood() -> None:
     assert weights.sum() == pytest.approx(1)
 
 
-def test_a_streams_scale_does_not_matter() -> None:
-    streams, labels = make(200)
-    weights, temperature = learn_weights(streams, labels)
-    louder, other = learn_weights([19 * streams[0], streams[1]], labels)
-    np.testing.assert_allclose(louder / other * [19, 1], weights / temperature, rtol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("noise", "joined", "expected"),
     [

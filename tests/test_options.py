@@ -144,9 +144,8 @@ def saved(tmp_path):
 def go_on(path, *argv, stream="spatial"):
     args = flags("--resume", path, *argv, stream=stream)
     checkpoint = options.open_checkpoint(args, "rgb")
-    training = Training(
-        build_model(ARCH, 3, 4, size=32), default_preparation("rgb", 32, "squash"), CPU, options.training_settings(args)
-    )
+    training = Training(build_model(ARCH, 3, 4, size=32), default_preparation("rgb", 32, "squash"), CPU,
+                        options.training_settings(args))  # fmt: skip
     training.resume(checkpoint, list("abcd"))
     training.set_lr()
     return args, training

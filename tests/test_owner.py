@@ -48,9 +48,8 @@ def test_what_is_swept_belongs_to_nobody_alive(tmp_path):
 def test_an_owner_keeps_others_out_until_it_ends(tmp_path):
     code = "import sys; from engine.owner import owned\nwith owned(sys.argv[1]): print('in', flush=True); input()"
     command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as other:  # fmt: skip
         assert other.stdout.readline() == "in\n"
         with pytest.raises(InputError, match=f"process {other.pid} on"), owned(tmp_path):
             pass

@@ -92,23 +92,6 @@ def test_predictions_of_python_2(tmp_path, protocol):
     assert_same(load_pickle(tmp_path / "x"), arrays)
 
 
-@pytest.mark.parametrize("module", ["numpy.core", "numpy._core"])
-def test_both_names_of_numpys_core(tmp_path, module):
-    text = pickle.dumps(DATA["float32"], 0)
-    for name in (b"numpy._core", b"numpy.core"):
-        text = text.replace(name, module.encode())
-    (tmp_path / "x").write_bytes(text)
-    assert_same(load_pickle(tmp_path / "x"), DATA["float32"])
-
-
-def test_real_predictions(shared):
-    for path in (shared / "data" / "predictions_split1").glob("*.pickle"):
-        found = load_pickle(path)
-        assert len(found) == 3783
-        assert_same(found, pickle.loads(path.read_bytes()))
-        assert all(array.flags.writeable for array in found.values())
-
-
 def training_state() -> dict:
     """What a training saves: weights, optimizer, schedule, generators."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))

@@ -18,13 +18,10 @@ from saved.safe import load_checkpoint
 from utils import InputError
 
 safetensors = pytest.importorskip("safetensors.torch")
-PREPARATION = {
-    "modality": "flow", "size": 64, "test_resize": "center", "mean": (0.5,), "std": (0.25,), "stack_length": 3,
-}  # fmt: skip
-ABOUT = {
-    "arch": "resnet18", "preparation": PREPARATION, "args": {"test_samples": 5}, "epoch": 7, "best_prec1": 62.5,
-    "class_names": ["Hammering", "HammerThrow", "Überschlag"],
-}  # fmt: skip
+PREPARATION = {"modality": "flow", "size": 64, "test_resize": "center", "mean": (0.5,), "std": (0.25,),
+               "stack_length": 3}  # fmt: skip
+ABOUT = {"arch": "resnet18", "preparation": PREPARATION, "args": {"test_samples": 5}, "epoch": 7,
+         "best_prec1": 62.5, "class_names": ["Hammering", "HammerThrow", "Überschlag"]}  # fmt: skip
 
 
 def network() -> torch.nn.Module:
@@ -77,10 +74,8 @@ def test_damage_is_one_line(tmp_path, change):
 
 def test_a_missing_package_is_one_line(tmp_path):
     safetensors.save_file({"a": torch.ones(9)}, tmp_path / "w.safetensors")
-    code = (
-        "import sys; sys.modules['safetensors'] = None\n"
-        "from saved.safe import load_checkpoint; from utils import run_main\n"
-        f"run_main(lambda: load_checkpoint({str(tmp_path / 'w.safetensors')!r}))"
-    )
+    code = ("import sys; sys.modules['safetensors'] = None\n"
+            "from saved.safe import load_checkpoint; from utils import run_main\n"
+            f"run_main(lambda: load_checkpoint({str(tmp_path / 'w.safetensors')!r}))")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "pip install safetensors" in done.stderr

@@ -11,10 +11,8 @@ import pytest
 import torch
 from conftest import TINY
 
-STREAMS = {
-    "spatial": ("spatial_cnn.py", "--rgb-dir", "rgb", "rgb"),
-    "motion": ("motion_cnn.py", "--flow-dir", "flow", "opf"),
-}
+STREAMS = {"spatial": ("spatial_cnn.py", "--rgb-dir", "rgb", "rgb"),
+           "motion": ("motion_cnn.py", "--flow-dir", "flow", "opf")}  # fmt: skip
 TESTED = {f"{name}_g0{group}_c01" for name in ("Archery", "HammerThrow", "Hammering") for group in (1, 2)}
 
 
