@@ -83,11 +83,9 @@ def main() -> int:
         read = ReadFrame(index.root)
     fresh = fresh.with_extraction(extraction_settings(index.root))
     if args.input in DIFFERENCES and fresh.sampling_rate not in (None, 1):
-        rate = fresh.sampling_rate
-        raise InputError(
-            f"{index.root} holds every {rate}th frame, and differences need all: extract them with "
-            "data/extract_rgb.py --sampling-rate 1 to another folder, and name that with --rgb-dir"
-        )
+        found = f"{index.root} holds every {fresh.sampling_rate}th frame, and differences need all"
+        raise InputError(f"{found}: extract them with data/extract_rgb.py --sampling-rate 1 to another folder, and "
+                         "name that with --rgb-dir")  # fmt: skip
     preparation = options.choose_preparation(args, checkpoint, fresh)
     data = make_data(index, read, preparation, device, **options.data_settings(args))
     checkpoint = options.unless_tested(args, checkpoint, data)

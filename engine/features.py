@@ -199,6 +199,5 @@ def appended(path: Path, settings: str) -> Iterator[tuple[BinaryIO, Rows]]:
                 np.save(file, np.array(settings))
             yield file, rows
     except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; what is done is kept: free some space and start again"
-        ) from error
+        remedy = "what is done is kept: free some space and start again"
+        raise InputError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error

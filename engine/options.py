@@ -185,8 +185,8 @@ def open_checkpoint(args: argparse.Namespace, *modalities: str) -> Checkpoint | 
         args.input = checkpoint.preparation["modality"]
     if checkpoint.source != "two-stream" and rank() == 0:
         author = "the original repository" if checkpoint.source == "original" else checkpoint.source
-        momentum = "" if args.evaluate else "; the optimizer's momentum starts afresh"
         epoch = f", epoch {checkpoint.epoch}" if checkpoint.epoch >= 0 else ""
+        momentum = "" if args.evaluate else "; the optimizer's momentum starts afresh"
         print(f"{args.resume}: a checkpoint of {author}{epoch}{momentum}")
     return checkpoint
 
@@ -233,9 +233,8 @@ def choose_preparation(args: argparse.Namespace, checkpoint: Checkpoint | None, 
     old = Preparation.from_dict(checkpoint.preparation)
     length = given.get("stack_length", old.stack_length)
     if length != old.stack_length:
-        raise InputError(
-            f"--stack-length {length}: {checkpoint.path} is a network for {old.stack_length}; leave --stack-length out"
-        )
+        network = f"{checkpoint.path} is a network for {old.stack_length}"
+        raise InputError(f"--stack-length {length}: {network}; leave --stack-length out")
     return dataclasses.replace(old, **given)
 
 

@@ -41,10 +41,8 @@ def owned(folder: str | os.PathLike, file: str = "", flag: str = "--output") -> 
         lock.acquire(timeout=PATIENCE if dead else 0)
     except Timeout:
         said = textwrap.shorten(_read(note), 300, placeholder=" ...") or "it has just started or is ending"
-        raise InputError(
-            f"{folder / file} belongs to a run that still writes there ({said}): wait for its end or stop it, "
-            f"or choose another {flag}"
-        ) from None
+        remedy = f"wait for its end or stop it, or choose another {flag}"
+        raise InputError(f"{folder / file} belongs to a run that still writes there ({said}): {remedy}") from None
     except (OSError, NotImplementedError) as error:
         print(f"note: no lock on {folder / file} ({error}): see that no other run writes there", file=sys.stderr)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import os
 import signal
@@ -171,9 +172,7 @@ class Run:
         return 0
 
     def _final_test(self, training: Training, epoch: int, name: str) -> TestResult:
-        def check_stop() -> None:
-            self.stop_if_asked(training, save=False)
-
+        check_stop = functools.partial(self.stop_if_asked, training, save=False)
         result = test(training, self.data.test, check_stop)
         self._write(result, training, "test", epoch, name)
         if self.data.train is None and self.data.select is not self.data.test:

@@ -216,9 +216,7 @@ def ranks(scores: Tensor, labels: Tensor) -> Tensor:
     return (~(scores < own) & ~((scores == own) & ~earlier)).sum(1)
 
 
-def train_one_epoch(
-    training: Training, loader: Loader, after_batch: Callable[[Training], None]
-) -> dict[str, float]:
+def train_one_epoch(training: Training, loader: Loader, after_batch: Callable[[Training], None]) -> dict[str, float]:
     """Train the epoch in progress, from its first unfinished batch, and return its record row.
 
     `after_batch` is called when a batch is entirely complete: the run may be saved or stopped there.
@@ -302,8 +300,6 @@ def check_losses(recent: list[tuple[list[str], Tensor]]) -> None:
     losses = torch.stack([loss for _, loss in recent])
     if not bool(losses.isfinite().all()):
         names = next(names for (names, _), loss in zip(recent, losses, strict=True) if not loss.isfinite())
-        raise InputError(
-            f"the loss is no longer a number, in the batch of {', '.join(names)}: use a smaller --lr, --clip-grad 40 "
-            "or --amp off; the last checkpoint is from before"
-        )
+        remedy = "use a smaller --lr, --clip-grad 40 or --amp off; the last checkpoint is from before"
+        raise InputError(f"the loss is no longer a number, in the batch of {', '.join(names)}: {remedy}")
     recent.clear()

@@ -109,10 +109,7 @@ def as_line(answer: Answer) -> str:
 def as_json(video: str, answer: Answer) -> str:
     """Return a line of JSON: the class, each top 5 with probabilities, the streams' mean logits by class."""
     result: dict[str, Any] = {
-        "video": video,
-        "start": round(answer.start, 3),
-        "end": round(answer.end, 3),
-        "frames": answer.frames,
+        "video": video, "start": round(answer.start, 3), "end": round(answer.end, 3), "frames": answer.frames,
         "class": answer.class_name,
         "moments": [{"second": round(at, 3), "probability": round(p, 6)} for at, p in answer.moments()],
         "notes": list(answer.notes),

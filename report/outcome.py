@@ -131,11 +131,10 @@ def gap_note(held_out: float, held_out_videos: int, test: float, test_videos: in
     error = 100 * (mean * (1 - mean) * (1 / held_out_videos + 1 / test_videos)) ** 0.5
     if abs(held_out - test) < max(10, 3 * error):
         return ""
-    why = (
-        "test videos differ from training videos (other recordings, other cameras?), or training videos have "
-        "near copies among themselves; quote the test figure"
-        if held_out > test else "are copies of training videos in the test set?"
-    )  # fmt: skip
+    why = "are copies of training videos in the test set?"
+    if held_out > test:
+        why = ("test videos differ from training videos (other recordings, other cameras?), or training videos have "
+               "near copies among themselves; quote the test figure")  # fmt: skip
     return f"held out {held_out:.1f}, test {test:.1f}: {why}"
 
 
@@ -148,10 +147,8 @@ def look_alike_note(alike: dict) -> str:
             "are from the same recordings, take this figure. `run.py VIDEOS --groups REGEX` (or FILE.csv of "
             "video,group) splits anew and keeps each recording on one side"
         )
-    return (
-        f"look-alikes kept apart: {alike['apart']:.1f} % by a linear head on RGB, {alike['accuracy']:.1f} in "
-        "the usual cross-validation"
-    )
+    apart = f"look-alikes kept apart: {alike['apart']:.1f} % by a linear head on RGB"
+    return f"{apart}, {alike['accuracy']:.1f} in the usual cross-validation"
 
 
 def warnings(results: dict, learnt: Learnt | None) -> list[str]:
@@ -169,18 +166,12 @@ def notes(results: dict, learnt: Learnt | None) -> list[str]:
     test, resampled, alike = results.get("mcnemar"), results["resampled"], results.get("look_alikes")
     if test and not (learnt and learnt.chosen == test["against"]):  # else they answer the same
         name = "McNemar's exact test" if test["over"] == "videos" else "permutation test over groups"
-        found.append(
-            f"fusion against {test['against']} alone: {plural(test['only_fusion_right'], 'video')} right "
-            f"only by fusion, {test['only_stream_right']:,} only by {test['against']}; {name}, "
-            f"p = {test['p']:.2g}"
-        )
-    found.append(
-        "intervals and test take videos as independent: nothing tells that two of a class are of one "
-        "recording"
-        if resampled["unit"] == "video" else
-        f"intervals and test are over {plural(resampled['count'], 'group')} of videos, since clips of one "
-        "recording are alike"
-    )  # fmt: skip
+        right, other = plural(test["only_fusion_right"], "video"), test["against"]
+        found.append(f"fusion against {other} alone: {right} right only by fusion, {test['only_stream_right']:,} only "
+                     f"by {other}; {name}, p = {test['p']:.2g}")  # fmt: skip
+    alone = "intervals and test take videos as independent: nothing tells that two of a class are of one recording"
+    groups = f"intervals and test are over {plural(resampled['count'], 'group')} of videos, since clips of one"
+    found.append(alone if resampled["unit"] == "video" else f"{groups} recording are alike")
     return found + ([look_alike_note(alike)] if alike and not alike["warns"] else [])
 
 
@@ -206,7 +197,5 @@ def text(results: dict, title: str) -> str:
     for label, key in table:
         found, (low, high) = results[key], results["interval_95"][key]["top1"]
         spread, top5 = f"{low:6.2f} - {high:6.2f}", f" {found['top5']:6.2f}" if many else ""
-        lines.append(
-            f"{label:{width}}  {found['top1']:6.2f}   {spread:15} {top5}   {found['mean_class']:10.2f}"
-        )
+        lines.append(f"{label:{width}}  {found['top1']:6.2f}   {spread:15} {top5}   {found['mean_class']:10.2f}")
     return "\n".join([*lines, *([STD_NOTE] if len(table) > 1 else []), *results["notes"]])
