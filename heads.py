@@ -78,12 +78,10 @@ def main() -> int:
     with owned(args.output):
         rows: list[Row] = []
         for head in args.head:
-            alone = list(streams.items()) if head == "linear" else []
-            rows += [fit_and_write(args, head, {stream: own}, networks, alike) for stream, own in alone]
+            alone = [{stream: own} for stream, own in streams.items()] if head == "linear" else [streams]
+            rows += [fit_and_write(args, head, own, networks, alike) for own in alone]
             if len(alone) == 2:
-                rows.append(average(rows[-2:]))
-            if len(alone) != 1:
-                rows.append(fit_and_write(args, head, streams, networks, alike))
+                rows += [average(rows[-2:]), fit_and_write(args, head, streams, networks, alike)]
     print(table(rows))
     if alike:
         print(look_alike_note(alike))
@@ -216,10 +214,8 @@ def fit_head(args: argparse.Namespace, head: str, name: str, inputs: Inputs, net
 def write_said(folder: Path, stream: str, inputs: Inputs, fit: Fit, sha256: str, alike: Any) -> None:
     """Write a head's predictions: for test videos to `folder`, for held-out training videos to its val/."""
     one = next(iter(inputs.values()))
-    protocols = {
-        name: {"samples": each.about["samples"], "views": each.about["views"], **each.about["preparation"]}
-        for name, each in inputs.items()
-    }
+    protocols = {name: {"samples": each.about["samples"], "views": each.about["views"], **each.about["preparation"]}
+                 for name, each in inputs.items()}  # fmt: skip
     root, *more = (each.about["frames"]["root"] for each in inputs.values())
     for subset, place in (("test", folder), ("val", folder / "val")):
         rows = one.rows("test" if subset == "test" else "train")

@@ -13,7 +13,6 @@ killed, start it again: finished work is not repeated.
 from __future__ import annotations
 
 import argparse
-import csv
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from pydantic import BaseModel
 from common.commandline import ArgumentParser
 from common.formats import read_json
 from common.progress import duration
+from data.extraction import write_reasons
 from data.make_split import find_classes
 from data.steps import StepFailed, Steps
 from data.videos import VideoFile, find_videos
@@ -30,20 +30,9 @@ from dataloader.extracted import read_marker
 from dataloader.lists import read_column
 from dataloader.names import UCF101_CLASSES, first_few, ucf_parts
 from engine.owner import owned
-from utils import (
-    FEW,
-    InputError,
-    atomic_path,
-    check_name,
-    check_writable,
-    cpu_count,
-    csv_text,
-    plural,
-    printable,
-    run_main,
-    write_json,
-)
+from utils import InputError, check_name, check_writable, cpu_count, csv_text, plural, printable, run_main, write_json
 
+FEW = 2000  # videos; up to this number, the fast way beats training the whole network
 # With few videos, more samples and mirror images gain much; with hundreds they gain nothing (docs/small_data.md).
 FEW_VIDEOS = 200
 FEW_RGB = ("--size", 160, "--test-samples", 10, "--test-views", 2)
@@ -237,8 +226,7 @@ def extract(
         if made and made.images + 1 < SHORTEST[way]:  # one image is the flow between two frames
             left_out[csv_text(video.name)] = f"{plural(made.images + 1, 'frame')}, and {SHORTEST[way]} are needed"
     left_out |= read_left_out(rgb / "failed.csv") | read_left_out(flow / "failed.csv")
-    with atomic_path(args.data / LEFT_OUT) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("video", "reason"), *sorted(left_out.items())])
+    write_reasons(args.data / LEFT_OUT, left_out.items())
 
 
 def link(place: Path, folder: Path) -> None:

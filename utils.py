@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-FEW = 2000  # videos; up to this number, the fast way beats training the whole network
 BEGAN = time.time()  # approximate start of the process, to report its duration
 
 

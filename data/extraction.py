@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,8 +129,13 @@ class Output:
             rows = [(video.name, file.read_text(encoding="utf-8")) for video, file in failures if file.exists()]
             if not rows:
                 return target.unlink(missing_ok=True)
-            with atomic_path(target) as path, open(path, "w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows(map(csv_text, row) for row in [("video", "reason"), *sorted(rows)])
+            write_reasons(target, rows)
+
+
+def write_reasons(path: Path, rows: Iterable[tuple[str, str]]) -> None:
+    """Write a CSV of (video, why it cannot be used)."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(map(csv_text, row) for row in [("video", "reason"), *sorted(rows)])
 
 
 @contextlib.contextmanager

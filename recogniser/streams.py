@@ -306,12 +306,11 @@ def choose_flow(preparation: Preparation, args: argparse.Namespace, device: torc
     name = args.flow_method or trained or "tvl1"
     if not (trained or "").startswith(name):
         note(f"the motion stream was trained on {trained or 'unknown'} flow, this is {name}; see --flow-method")
-    on_gpu = device.type != "cpu"
     if name.startswith("raft"):
         file = raft_weights(args.raft_weights or ("small" if trained == "raft_small" else "large"))
         load_raft(file)  # a wrong file is reported now
         raft = functools.partial(raft_flow, weights=file, device=str(device), batch_frames=PAIRS_AT_ONCE)
-        return Flow(raft, on_gpu=on_gpu, name=name)
+        return Flow(raft, on_gpu=device.type != "cpu", name=name)
     on_gpu = name == "tvl1" and device.type == "cuda"
     tvl1 = functools.partial(tvl1_flow, device=str(device) if on_gpu else "cpu")
     methods: dict[str, Callable] = {"tvl1": tvl1, **PLAIN_METHODS}
