@@ -156,8 +156,10 @@ def whole_video(path: Path, makers: Sequence[ClipMaker]) -> Window:
         frames = empty(makers)
         times = [0.0]
         for number, frame in enumerate(decode(path)):
-            if sides := {side for side, numbers in wanted if number in numbers}:
-                add(frames, number, frame.picture(), sides)
+            sides = {side for side, numbers in wanted if number in numbers}
+            picture = frame.picture() if sides else None
+            for side in sides:
+                frames[side][number] = scaled(picture, side)
             times[number:] = [frame.seconds, frame.seconds + frame.lasts]
         if len(times) - 1 == count:
             return Window(np.array(times), frames)
@@ -250,18 +252,13 @@ def frames_in_memory(pictures: Iterable[np.ndarray], makers: Sequence[ClipMaker]
         shape, kind = np.shape(picture), getattr(picture, "dtype", type(picture).__name__)
         if kind != np.uint8 or len(shape) != 3 or shape[2] != 3 or not min(shape):
             raise VideoError(f"frame {count - 1} is {kind} {shape}, not RGB uint8 (height, width, 3)")
-        add(frames, count - 1, picture, frames)
+        for side, pictures_of_side in frames.items():
+            pictures_of_side[count - 1] = scaled(picture, side)
     return Window(np.arange(count + 1) / rate, frames)
 
 
 def empty(makers: Sequence[ClipMaker]) -> dict[int, dict[int, np.ndarray]]:
     return {maker.short_side: {} for maker in makers}
-
-
-def add(frames: dict[int, dict[int, np.ndarray]], number: int, picture: np.ndarray, sides: Iterable[int]) -> None:
-    """Add a picture to a window's frames, scaled to each of these lengths of the shorter side."""
-    for side in sides:
-        frames[side][number] = scaled(picture, side)
 
 
 def scaled(picture: np.ndarray, side: int) -> np.ndarray:
