@@ -156,10 +156,10 @@ def whole_video(path: Path, makers: Sequence[ClipMaker]) -> Window:
         frames = empty(makers)
         times = [0.0]
         for number, frame in enumerate(decode(path)):
-            sides = {side for side, numbers in wanted if number in numbers}
-            picture = frame.picture() if sides else None
-            for side in sides:
-                frames[side][number] = scaled(picture, side)
+            if sides := {side for side, numbers in wanted if number in numbers}:
+                picture = frame.picture()
+                for side in sides:
+                    frames[side][number] = scaled(picture, side)
             times[number:] = [frame.seconds, frame.seconds + frame.lasts]
         if len(times) - 1 == count:
             return Window(np.array(times), frames)
