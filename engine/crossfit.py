@@ -84,9 +84,8 @@ def fit_linear(
     values (V, samples, F); labels and groups (V,); train (n,) indices. The logits are per sample; their
     mean is the video's. The weights apply to unscaled features, so they can serve as a network's last layer.
     """
-    means = video_means(values)[train]  # (n, F)
-    chosen, how = make_folds(labels[train], groups[train], folds, seed)
-    y = labels[train]
+    means, y = video_means(values)[train], labels[train]  # (n, F), (n,)
+    chosen, how = make_folds(y, groups[train], folds, seed)
 
     def path(rows: np.ndarray, held: np.ndarray) -> np.ndarray:
         weights, biases = logistic_path(means[rows], y[rows], classes, STRENGTHS)

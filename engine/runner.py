@@ -84,7 +84,6 @@ class Run:
                 # Not --resume PATH: without the same --output, data and lists, it would go on elsewhere.
                 self.say(f"stopped by {signal.Signals(self.signal).name}; nothing is lost, all is in "
                          f"{self.output / CHECKPOINT}. Go on with the same command and --resume")  # fmt: skip
-                return
 
     @property
     def exit_code(self) -> int:

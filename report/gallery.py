@@ -44,10 +44,7 @@ class Mistake:
 
 
 def mistakes(outcome: Outcome) -> dict[str, list[Mistake]]:
-    """Return the mistakes by kind ("true class → guess: 3 videos").
-
-    The most frequent kind comes first; within a kind, the most confident mistake.
-    """
+    """Return the mistakes by kind ("true class → guess: 3 videos"): the most frequent and confident ones first."""
     test_set = outcome.test_set
     names, labels, videos = test_set.class_names, test_set.labels, test_set.videos
     chances = {name: softmax(logits, axis=1) for name, logits in outcome.rows.items()}

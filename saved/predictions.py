@@ -211,10 +211,7 @@ def align(predictions: Sequence[Predictions]) -> TestSet:
 
 
 def canonical(name: str, spelling: dict[str, str]) -> str:
-    """Return a UCF101 video's key `<Class>_gXX_cYY` in the class list's spelling; any other name unchanged.
-
-    `spelling` maps each casefolded class name to the class list's own.
-    """
+    """Return a UCF101 video's key `<Class>_gXX_cYY` with the spelling of its casefolded class; others unchanged."""
     parts = ucf_parts(name)
     if parts is None or parts[0].casefold() not in spelling:
         return name

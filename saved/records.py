@@ -44,8 +44,7 @@ def write_record(path: str | os.PathLike, row: Mapping[str, float]) -> None:
 def provenance(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return command, settings, finished (local time, ISO 8601), seconds since start, versions, system."""
     return {
-        "command": shlex.join(["python", *sys.argv]),
-        "settings": dict(settings),
+        "command": shlex.join(["python", *sys.argv]), "settings": dict(settings),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seconds": round(time.time() - BEGAN, 1),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "numpy")},
