@@ -200,10 +200,7 @@ def _clips_or_reason(makers: Sequence[ClipMaker], path: Path) -> Clips | str:
 
 
 def _work(makers: Sequence[ClipMaker], path: Path) -> bytes:
-    """Do this in a worker process. Pickled here, tensors travel as bytes.
-
-    A pipe would use shared memory for each; containers have little.
-    """
+    """Do this in a worker process. Pickled here, tensors travel without shared memory: containers have little."""
     return pickle.dumps(_clips_or_reason(makers, path))
 
 

@@ -136,10 +136,7 @@ def load_predictions(path: str | Path) -> Predictions:
     Labels and class names come from predictions.json beside the file. Without it (other projects' files) they
     come from the file itself (scores.read_scores), or the videos must have UCF101's names and the classes are
     in classInd's order. Videos are keyed in the class list's spelling: v_HandStandPushups_g01_c01.avi becomes
-    HandstandPushups_g01_c01.
-
-    Raises InputError if the file is missing, unsafe, empty or not a dict of score arrays, if scores aren't
-    finite or don't match the length of the class list, and if a video has no label.
+    HandstandPushups_g01_c01. Raises InputError for a file, scores or labels that do not fit.
     """
     path = _find(Path(path))
     if path.suffix.lower() in SUFFIXES:

@@ -62,8 +62,7 @@ def load_arrays(path: str | os.PathLike, only: str | None = None) -> Any:
     """Read a .npy file, or a .npz file as a dict of its arrays (or of `only` one).
 
     Arrays hold numbers, strings or fields of these. An object array is read as `load_pickle` reads a pickle,
-    and returned as a list, or as a list of lists if it has two dimensions. Raises InputError if the file is
-    missing, damaged, too large or asks for anything but data.
+    and returned as a list, or as a list of lists if it has two dimensions. Raises InputError as that does.
     """
     with _reading(path, "a file of numpy arrays") as file:
         limit = max(MAX_PICKLE_BYTES, _size(file))  # a large dataset's features exceed MAX_PICKLE_BYTES
