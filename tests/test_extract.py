@@ -286,21 +286,6 @@ def test_a_video_of_the_same_size_is_another_by_its_content_not_its_time(tmp_pat
     assert key() != before[0]
 
 
-def test_videos_whose_names_are_swapped_are_extracted_again(tmp_path):
-    """Of one size and time, as uncompressed ones out of an archive are; mv keeps both."""
-    one, two = (make_video(tmp_path / "videos" / f"{name}.avi", 0, frames) for name, frames in (("a", 4), ("b", 9)))
-    for path in (one, two):
-        path.write_bytes(path.read_bytes().ljust(100_000, b"\0"))
-        os.utime(path, (1, 1))
-    arguments = ("rgb", tmp_path / "videos", tmp_path / "out", *FAST["rgb"])
-    extract(*arguments)
-    one.rename(tmp_path / "c")
-    two.rename(one)
-    (tmp_path / "c").rename(two)
-    assert "2 to do" in extract(*arguments)
-    assert [len(images(tmp_path / "out" / name)) for name in "ab"] == [9, 4]
-
-
 def test_images_of_others_are_told_apart_by_their_files(tmp_path):
     (tmp_path / "a").mkdir()
     for number in (1, 2):

@@ -54,14 +54,6 @@ def test_official_lists_and_group_rule(shared, number, sizes):
     assert ruled.class_names == listed.class_names
 
 
-def test_rule_prints_the_counts_beside_the_official_ones(capsys):
-    load_split(None, 2, ["v_Biking_g08_c01", "v_Biking_g07_c01", "v_Biking_g15_c01"])
-    printed = capsys.readouterr().out
-    assert re.search(r"2 training and 1 test videos.*9586.*3734", printed)
-    load_split(None, 2, ["v_Biking_g08_c01", "v_Biking_g07_c01"], verbose=False)
-    assert capsys.readouterr().out == ""
-
-
 def test_rule_with_the_classes_that_are_on_disk():
     demo = load_split(None, 1, ["v_stripes_left_g01_c01", "v_Dots_up_g09_c01", "v_stripes_left_g08_c01"])
     assert (demo.dataset, demo.class_names) == ("own", ["Dots_up", "stripes_left"])

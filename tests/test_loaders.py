@@ -1,13 +1,11 @@
 """From the flags to a stream's loaders: which videos, which sampling, which batches."""
 
-import json
 import shutil
 
 import pytest
 import torch
 
 from dataloader import clips as c
-from dataloader import extracted
 from dataloader.frames import ReadFrame, index_frames
 from dataloader.preparation import default_preparation
 from dataloader.sampling import TestSampling, TrainSampling
@@ -59,15 +57,6 @@ def test_a_test_alone_needs_no_training_videos(tiny):
     assert groups_of(make_data(tiny, training=None, val_groups=1).select) == ["g22"] * 3
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_a_tests_batch_has_at_most_32_clips_or_256_on_a_gpu(tiny):
-    for device, most in ((CPU, 32), (torch.device("cuda"), 256)):
-        for samples, views in ((1, 1), (19, 1), (16, 1), (2, 5), (32, 10)):
-            batch = make_data(tiny, device, testing=TestSampling(samples, views)).test.batch_size
-            clips = samples * views
-            assert batch == 1 if clips > most else batch * clips <= most < (batch + 1) * clips
-
-
 @pytest.mark.parametrize(
     ("groups", "val_groups", "missing"), [((8, 22), 0, "test"), ((1, 2), 0, "training"), ((1, 2), 1, "validation")]
 )
@@ -85,11 +74,3 @@ def test_only_one_process_tells_of_the_group_rule(tiny, monkeypatch, capsys):
         monkeypatch.setenv("WORLD_SIZE", "2")
         make_data(tiny)
         assert ("by UCF101's group rule" in capsys.readouterr().out) == (rank == 0)
-
-
-def test_what_extraction_wrote_of_itself_is_read(tmp_path):
-    assert extracted.extraction_settings(tmp_path) == {}
-    path = tmp_path / "extraction.json"
-    content = {"kind": "flow", "version": 1, "settings": {"method": "größer"}}
-    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    assert extracted.extraction_settings(tmp_path) == {"method": "größer"}

@@ -18,7 +18,6 @@ import torch
 
 from data import tvl1 as parameters
 from data.flow import best_backend
-from data.tvl1 import pyramid
 from data.tvl1 import tensor as tvl1
 from data.tvl1.tensor import tvl1_pairs
 
@@ -158,36 +157,6 @@ def test_a_pair_has_the_flow_it_has_alone_however_often_pairs_at_rest_leave(few)
     torch.testing.assert_close(together, tvl1_pairs(first, second), atol=2e-3, rtol=0)
     torch.testing.assert_close(rarely, together, atol=2e-3, rtol=0)
     assert torch.all(together[1] == 0)
-
-
-@pytest.mark.parametrize(("epsilon", "per_warp"), [(0, 3 * 4), (1e9, 1)])
-def test_iterations_done(few, monkeypatch, epsilon, per_warp):
-    """epsilon 0 never stops early, a huge one after the first iteration of every warp."""
-    for name, value in {"EPSILON": epsilon, "INNER_ITERATIONS": 4, "OUTER_ITERATIONS": 3}.items():
-        monkeypatch.setattr(parameters, name, value)
-    done = 0
-
-    def iterate(*arguments):
-        nonlocal done
-        done += 1
-        return tvl1._iterate(*arguments)
-
-    solve_at_once(*moving_texture(40, 40, (1.5, -0.75), (1, 1)), check_every=1, iterate=iterate)
-    assert done == 2 * 2 * per_warp
-
-
-def test_median():
-    images = torch.randn(2, 9, 12, generator=torch.Generator().manual_seed(0))
-    padded = np.pad(images.numpy(), ((0, 0), (2, 2), (2, 2)), mode="edge")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), axis=(1, 2))
-    np.testing.assert_array_equal(tvl1._median(images).numpy(), np.median(windows, axis=(3, 4)))
-
-
-def test_pyramid():
-    """OpenCV rounds 0.8 times a side to the nearest, and stops before a side is under 16."""
-    assert pyramid(256, 340) == [(256, 340), (205, 272), (164, 218), (131, 174), (105, 139)]
-    assert pyramid(24, 100) == [(24, 100), (19, 80)]
-    assert pyramid(8, 8) == [(8, 8)]
 
 
 def test_numba_needs_no_folder_to_keep_its_code_in_and_without_it_there_is_the_tensor_code():
