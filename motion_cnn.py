@@ -49,7 +49,7 @@ def main() -> int:
     add = parser.add_argument_group("motion").add_argument
     add("--input", choices=("flow", "rgbdiff", "greydiff"), default="flow",
         help="rgbdiff: differences of consecutive RGB frames (TSN 3.2), which need no optical flow; greydiff: of grey "
-             "ones, three of them a picture for ImageNet's first convolution as it is")
+             "frames; three of them form a picture, which ImageNet's first convolution takes unchanged")
     add("--flow-dir", metavar="DIR", default="data/flow", help="flow, in any layout of docs/formats.md")
     add("--rgb-dir", metavar="DIR", default="data/rgb", help="frames for differences, every one of them")
     add("--stack-length", type=bounded(int, 1), default=None,
@@ -57,10 +57,10 @@ def main() -> int:
     add("--flow-mean", type=float, help="subtracted from x/255; .5 is no motion")
     add("--flow-std", type=bounded(float, 1e-6), help="then divided by this")
     add("--flow-picture", type=bounded(float, 1e-6), metavar="PIXELS",
-        help="not a stack but one flow image, as a picture of x, y and speed that is white at so many pixels, through "
-             "ImageNet's first convolution as it is")
+        help="instead of a stack, one flow image, as a picture of x, y and speed that is white at this many pixels. "
+             "ImageNet's first convolution takes it unchanged")
     add("--conv1-lr-factor", type=bounded(float, 0), default=TrainingSettings.conv1_lr_factor,
-        help="on the first convolution's lr")
+        help="times --lr, for the first convolution (TSN's Caffe code: 5)")
     add("--flow-order", choices=("original", "older", "oldest"), default="original",
         help="channel order of the original repo's checkpoint: [f1..f9, f0], [f5..f9, f0..f4], [f0..f9]")
     args = options.parse(parser, RECIPES)

@@ -65,7 +65,7 @@ def add_network_flags(parser: ArgumentParser) -> None:
     add("--fusion", metavar="PATH",
         help="results.json of fusion.py --learn: the streams, weights and temperature that it chose")
     add("--ucf-list", metavar="DIR",
-        help="split lists that name the classes, for another project's checkpoint not of UCF101")
+        help="split lists that name the classes of another project's checkpoint, if they are not UCF101's")
     add("--flow-order", choices=tuple(FLOW_ORDERS),
         help="channel order of the original repo's motion checkpoint: see motion_cnn.py -h (default: original)")
     add = parser.add_argument_group("preparation").add_argument
@@ -91,7 +91,7 @@ def load_networks(args: argparse.Namespace) -> Recogniser:
     if args.head and len(paths) > 1:
         raise InputError("--head has both streams in it: leave --spatial and --motion out")
     if ((args.fusion or args.weights) and len(paths) < 2) or (args.fusion and args.weights):
-        raise InputError("--fusion and --weights, one of them, weight two streams: give --spatial and --motion")
+        raise InputError("--fusion or --weights, not both, weight two streams: give --spatial and --motion")
     if args.weights and not any(args.weights):
         raise InputError("--weights takes two numbers that aren't both 0")
     import_cv2()
