@@ -60,7 +60,7 @@ def main() -> int:
         help="instead of a stack, one flow image, as a picture of x, y and speed that is white at this many pixels. "
              "ImageNet's first convolution takes it unchanged")
     add("--conv1-lr-factor", type=bounded(float, 0), default=TrainingSettings.conv1_lr_factor,
-        help="times --lr, for the first convolution (TSN's Caffe code: 5)")
+        help="times --lr, for the first convolution")
     add("--flow-order", choices=("original", "older", "oldest"), default="original",
         help="channel order of the original repo's checkpoint: [f1..f9, f0], [f5..f9, f0..f4], [f0..f9]")
     args = options.parse(parser, RECIPES)
