@@ -35,9 +35,10 @@ class Answer:
             return np.average(means, axis=0, weights=self.weights) / self.temperature
 
     def probabilities(self) -> dict[str, np.ndarray]:
-        """Return probabilities (classes,) by name: "fused", then each stream's own."""
+        """Return probabilities (classes,) by name: "fused", then each stream's own, which a lone one shares."""
+        fused = softmax(self.fused())
         own = {stream: softmax(logits.mean(0, dtype=np.float64)) for stream, logits in self.logits.items()}
-        return {"fused": softmax(self.fused())} | own
+        return {"fused": fused} | (own if len(own) > 1 else dict.fromkeys(own, fused))
 
     @property
     def class_name(self) -> str:

@@ -42,6 +42,8 @@ def test_fused_is_the_softmax_of_the_weighted_mean_of_mean_logits():
     mean = (logits["spatial"].mean(0) + 3 * logits["motion"].mean(0)) / 4
     expected = np.exp(mean) / np.exp(mean).sum()
     np.testing.assert_allclose(answer.probabilities()["fused"], expected, rtol=1e-5)
+    alone = Answer(["a", "b"], 0.0, 4.0, 100, {"spatial": np.array([[4.0, 0.0]])}, times, samples, [1.0], 2.0)
+    np.testing.assert_allclose(alone.probabilities()["spatial"], [0.880797, 0.119203], rtol=1e-5)  # 1 / (1 + exp(-2))
     when, over_time = answer.over_time()
     middle = (logits["spatial"][1] + 3 * logits["motion"][1]) / 4  # both streams have a clip at 1 s
     np.testing.assert_allclose(over_time[list(when).index(1.0)], middle, rtol=1e-5)
