@@ -176,15 +176,13 @@ def sliding_windows(
     One window of frames is in memory.
     """
     near = 0.5 / rate  # a window begins with the frame nearest to its time
-    fewest = min(maker.fewest for maker in makers)
+    fewest, sides = min(maker.fewest for maker in makers), {maker.short_side for maker in makers}
     held: list[tuple[float, float, dict]] = []  # the latest frames: start, end, and the picture at each size
     begin, given = 0.0, False
 
     def window() -> Window:
-        sides: dict[int, dict[int, np.ndarray]] = empty(makers)
-        for side, pictures in sides.items():
-            pictures.update(enumerate(pictured[side] for _, _, pictured in held))
-        return Window(np.array([start for start, _, _ in held] + [held[-1][1]]), sides)
+        shown = {side: dict(enumerate(pictured[side] for _, _, pictured in held)) for side in sides}
+        return Window(np.array([start for start, _, _ in held] + [held[-1][1]]), shown)
 
     for frame in frames:
         while held and frame.seconds > begin + seconds - near:
@@ -194,7 +192,8 @@ def sliding_windows(
             begin += seconds / 2
             held = [one for one in held if one[0] > begin - near]
         begin = begin if held else frame.seconds
-        pictured = {side: scaled(frame.picture(), side) for side in empty(makers)}
+        picture = frame.picture()
+        pictured = {side: scaled(picture, side) for side in sides}
         held.append((frame.seconds, frame.seconds + frame.lasts, pictured))
     added = held[-1][1] - begin - seconds / 2 if held else 0.0
     if held and (not given or (len(held) >= fewest and added > seconds / 4)):
