@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.colors import hsv_to_rgb
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.special import softmax
 
 from dataloader.extracted import read_marker
@@ -24,6 +24,7 @@ from utils import InputError, plural
 
 BEST = 3  # guesses shown per stream, besides the true class
 HEIGHT, FRAMES = 80, 4  # pixels and frames of a strip, which takes about 8 kB
+DARK = 40  # mean grey level below which frames are brightened
 MOST = 600  # at most this many videos have pictures; the page is then about 10 MB
 
 
@@ -34,6 +35,7 @@ class Seen:
     frames: str | None = None
     flow: str | None = None
     path: str | None = None
+    brightened: bool = False  # the frames
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def find_index(sources: Mapping[str, Predictions], kind: Literal["rgb", "flow"])
 
 def see(video: str, rgb: Index | None, flow: Index | None, path: str | None) -> Seen:
     """Return pictures of one video. A missing or damaged image only loses its picture."""
-    frames, motion = None, None
+    frames, motion, dark = None, None, False
     lost = contextlib.suppress(InputError, OSError, ValueError, Image.DecompressionBombError)
     with lost:
         if rgb is not None:
@@ -100,13 +102,20 @@ def see(video: str, rgb: Index | None, flow: Index | None, path: str | None) -> 
             made = read_marker(rgb.root, found.folder)
             path = path or (made.path if made else None)
             chosen = np.linspace(0, found.count - 1, min(FRAMES, found.count)).round().astype(int).tolist()
-            frames = data_uri([image.transpose(1, 2, 0) for image in ReadFrame(rgb.root)(found, chosen)])
+            images = [image.transpose(1, 2, 0) for image in ReadFrame(rgb.root)(found, chosen)]
+            dark = float(np.mean([image.mean() for image in images])) < DARK
+            frames = data_uri([brightened(image) for image in images] if dark else images)
     with lost:
         if flow is not None:
             pair: Any = find(flow, video)
             (xy,) = ReadFlow(flow.root)(pair, [pair[0].count // 2])
             motion = data_uri([flow_colours(xy)])
-    return Seen(frames, motion, path)
+    return Seen(frames, motion, path, dark)
+
+
+def brightened(picture: np.ndarray) -> np.ndarray:
+    """Stretch the grey levels of (height, width, 3) uint8; the darkest and brightest per cent are cut."""
+    return np.asarray(ImageOps.autocontrast(Image.fromarray(np.ascontiguousarray(picture)), cutoff=1))
 
 
 def flow_colours(xy: np.ndarray) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
 import pickle
 import re
@@ -193,6 +195,13 @@ def test_pictures_of_many_classes_of_flow_and_of_videos_that_are_not_there(tmp_p
     index = gallery.index_frames(tmp_path / "rgb", "rgb")
     for name in ("missing", "../outside"):
         assert gallery.see(name, index, None, None).frames is None
+    for number in range(1, 4):
+        (tmp_path / "dark/a/b").mkdir(parents=True, exist_ok=True)
+        noise = Image.effect_noise((64, 48), 60).point(lambda level: level // 12).convert("RGB")
+        noise.save(tmp_path / f"dark/a/b/frame{number:06d}.jpg")
+    seen = gallery.see("a/b", gallery.index_frames(tmp_path / "dark", "rgb"), None, None)
+    strip = Image.open(io.BytesIO(base64.b64decode(str(seen.frames).partition(",")[2]))).convert("L")
+    assert seen.brightened and np.asarray(strip)[:, :60].max() > 150  # of at most 21 in the files
     still, right = (np.full((2, 8, 8), 128, np.uint8) for _ in range(2))
     right[0] = 250
     assert gallery.flow_colours(still).min() > 230  # white
