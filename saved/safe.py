@@ -1,8 +1,8 @@
 """The only reader of pickles, arrays and checkpoints: it returns plain data and executes nothing in a file.
 
 A pickle is a program that calls the functions it names. torch's weights-only loader reads the zip files of
-torch.save. Other pickles go through Python's pickle.Unpickler, with a find_class that allows only the
-functions in `names`. docs/safe_loading.md states the guarantees.
+torch.save. Other pickles go through Python's pickle.Unpickler, which only notes what they ask for (`_Asked`);
+`_plain` then makes arrays and containers from that. docs/safe_loading.md states the guarantees.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from mmap import ACCESS_READ, mmap
 from types import SimpleNamespace
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 
 import numpy as np
 
@@ -28,7 +28,21 @@ from utils import InputError
 MAX_PICKLE_BYTES = 1 << 30  # 25 samples x 10 views of UCF101's test set take 382 MB
 SAFETENSORS_KEY = "two-stream"  # our key in the metadata of .safetensors files
 MAX_DEPTH = 64  # of nested containers
+# Files of another kind: how they begin, in lower case, and what to say of them.
+OTHERS = {
+    b"<!doctype": "it is a web page; download the file itself",
+    b"<html": "it is a web page; download the file itself",
+    b"version https://git-lfs": "it is a Git LFS pointer; fetch the file itself with `git lfs pull`",
+}
 _NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")  # dtypes
+# What a pickle may ask for, by Python 2 or 3, numpy before or since 2, and PyTorch before 1.6.
+_KNOWN = {
+    "collections.OrderedDict", "collections.Counter", "__builtin__.bytes", "_codecs.encode", "numpy.dtype",
+    "numpy.ndarray", "torch.Size", "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+    *(f"numpy.{core}.{name}" for core in ("core", "_core")
+      for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")),
+}  # fmt: skip
 
 
 class Refused(Exception):
@@ -54,8 +68,7 @@ def load_pickle(path: str | os.PathLike) -> Any:
     Raises InputError if the file is missing, damaged, too large or asks for anything but data.
     """
     with _reading(path, "a pickle of plain data") as file:
-        _check_size(_size(file), MAX_PICKLE_BYTES)
-        return _plain(_Unpickler(file).load())
+        return _unpickle(file, os.path.getsize(path))
 
 
 def load_arrays(path: str | os.PathLike, only: str | None = None) -> Any:
@@ -65,29 +78,24 @@ def load_arrays(path: str | os.PathLike, only: str | None = None) -> Any:
     and returned as a list, or as a list of lists if it has two dimensions. Raises InputError as that does.
     """
     with _reading(path, "a file of numpy arrays") as file:
-        limit = max(MAX_PICKLE_BYTES, _size(file))  # a large dataset's features exceed MAX_PICKLE_BYTES
+        size = os.path.getsize(path)
         if not zipfile.is_zipfile(file):
-            file.seek(0)
-            return _load_array(file, _size(file))
+            return _load_array(file, size)
         with zipfile.ZipFile(file) as archive:
             members = [one for one in archive.infolist() if one.filename.endswith(f"{only or ''}.npy")]
-            _check_size(sum(member.file_size for member in members), limit)
-            arrays = {}
-            for member in members:
-                with archive.open(member) as part:
-                    arrays[member.filename.removesuffix(".npy")] = _load_array(part, member.file_size)
-            return arrays
+            # A large dataset's features exceed MAX_PICKLE_BYTES.
+            _check_size(sum(member.file_size for member in members), max(MAX_PICKLE_BYTES, size))
+            return {member.filename.removesuffix(".npy"): _load_array(archive.open(member), member.file_size)
+                    for member in members}  # fmt: skip
 
 
 def _load_array(file: IO[bytes], size: int) -> Any:
     form = np.lib.format
-    old = form.read_magic(file) == (1, 0)
-    shape, _, dtype = form.read_array_header_1_0(file) if old else form.read_array_header_2_0(file)
+    file.seek(0)
+    first = form.read_magic(file) == (1, 0)
+    dtype = (form.read_array_header_1_0 if first else form.read_array_header_2_0)(file)[2]
     if dtype.kind == "O":
-        _check_size(size, MAX_PICKLE_BYTES)
-        return _plain(_Unpickler(file).load())
-    if dtype.hasobject or math.prod(shape) * dtype.itemsize > size:
-        raise Refused("it declares more than it holds")
+        return _unpickle(file, size)
     file.seek(0)
     return form.read_array(file, allow_pickle=False)
 
@@ -103,14 +111,13 @@ def load_checkpoint(path: str | os.PathLike) -> dict:
         file.seek(0)
         if str(path).endswith(".safetensors") or head[8:] == b"{":
             return _load_safetensors(path)
-        size = _size(file)
-        if head.startswith(b"PK\x03\x04"):
-            content, size = _load_zip(path, file)
-        else:
-            content = _load_legacy(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about other pickle protocols than torch.save's
+            raw, size = (_load_zip if head.startswith(b"PK\x03\x04") else _load_legacy)(file)
+            content = _plain(raw, _own(size))
         if not isinstance(content, dict):
             raise Refused(f"it holds a {type(content).__name__} instead of a dict")
-        return _plain(content, _own(size))
+        return content
 
 
 def check_weights(state: Mapping[str, Any], path: str | os.PathLike) -> None:
@@ -127,30 +134,20 @@ def _reading(path: str | os.PathLike, wanted: str) -> Iterator[IO[bytes]]:
     try:
         with open(path, "rb") as file:
             head = file.read(512).lstrip().lower()
-            if not head:
-                raise Refused("it is empty")
-            if head.startswith((b"<!doctype", b"<html")):
-                raise Refused("it is a web page; download the file itself")
-            if head.startswith(b"version https://git-lfs"):
-                raise Refused("it is a Git LFS pointer; fetch the file itself with `git lfs pull`")
+            reason = next((said for start, said in OTHERS.items() if head.startswith(start)), None)
+            if reason or not head:
+                raise Refused(reason or "it is empty")
             file.seek(0)
             yield file
-            return
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"cannot open {path}: {error.strerror or error}") from None
-    except Refused as error:
-        reason = str(error)
-    except MemoryError:
-        reason = "it needs more memory than there is"
     except Exception as error:  # a program of arbitrary bytes can fail in any way
         reason = f"it is damaged or of another kind ({type(error).__name__})"
-    raise InputError(f"{path} is not {wanted}: {reason}; nothing in it was run")
-
-
-def _size(file: IO[bytes]) -> int:
-    return os.fstat(file.fileno()).st_size
+        if isinstance(error, (Refused, MemoryError)):
+            reason = str(error) or "it needs more memory than there is"
+        raise InputError(f"{path} is not {wanted}: {reason}; nothing in it was run") from None
 
 
 def _check_size(size: int, limit: int) -> None:
@@ -161,7 +158,7 @@ def _check_size(size: int, limit: int) -> None:
 # --- checkpoints ---------------------------------------------------------------------------------------
 
 
-def _load_zip(path: str | os.PathLike, file: IO[bytes]) -> tuple[Any, int]:
+def _load_zip(file: IO[bytes]) -> tuple[Any, int]:
     """Return the content and its tensors' bytes. torch.load checks neither checksums nor compression."""
     import torch
 
@@ -172,36 +169,25 @@ def _load_zip(path: str | os.PathLike, file: IO[bytes]) -> tuple[Any, int]:
         if archive.testzip() is not None:
             raise Refused("its checksums do not match, so it was damaged on the way")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about other pickle protocols than torch.save's
-            content = torch.load(path, "cpu", weights_only=True, mmap=True)
+        content = torch.load(file.name, "cpu", weights_only=True, mmap=True)
         return content, sum(record.file_size for record in records if "/data/" in record.filename)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise Refused(f"it asks to run or make {named[1]}" if named else "its pickle is not one of data") from None
 
 
-def _load_legacy(file: IO[bytes]) -> Any:
-    """Read a file from PyTorch before 1.6, with our unpickler in place of pickle's.
+def _load_legacy(file: IO[bytes]) -> tuple[Any, int]:
+    """Read a file from PyTorch before 1.6, with our unpickler in place of pickle's. Return its size, too.
 
     torch's weights-only loader lacks the opcode for Python 2's 64-bit integers, which optimizers use as ids.
     """
     import torch
 
-    rebuild = torch._utils._rebuild_tensor
-
-    class Unpickler(_Unpickler):
-        names = _Unpickler.names | {
-            ("torch", "Size"): torch.Size,
-            ("torch._utils", "_rebuild_tensor"): rebuild,  # before PyTorch 0.4
-            ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: rebuild(*arguments[:4]),
-            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-        }
-
-    module = SimpleNamespace(__name__="pickle", Unpickler=Unpickler, load=lambda file, **_: Unpickler(file).load())
+    load = lambda file, **_: _Unpickler(file).load()  # noqa: E731
+    module: Any = SimpleNamespace(__name__="pickle", Unpickler=_Unpickler, load=load)
     # torch would look for a tar archive in an object with a fileno; an mmap has none.
     with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-        return torch.load(data, "cpu", pickle_module=module, weights_only=False)  # type: ignore[arg-type]
+        return torch.load(data, "cpu", pickle_module=module, weights_only=False), len(data)
 
 
 def _own(size: int) -> Callable[[Any], Any]:
@@ -210,8 +196,21 @@ def _own(size: int) -> Callable[[Any], Any]:
 
     owned: dict[int, Any] = {}  # a storage's address -> its copy, which its tensors share
 
-    def tensor(found: Any) -> Any:
+    def own(found: Any) -> Any:
         nonlocal size
+        if type(found) is _Asked:  # in a file from PyTorch before 1.6
+            match found.name.rpartition(".")[2], *found.called():
+                case "Size", sides:
+                    found = torch.Size(sides)
+                case "_rebuild_parameter", tensor, *_:
+                    return own(tensor)
+                case _, storage, offset, sides, strides, *_:
+                    held = storage.nbytes()
+                    found = torch._utils._rebuild_tensor(storage, offset, sides, strides)
+                    if found.untyped_storage().nbytes() > held:  # torch enlarges a storage that is too small
+                        raise Refused("it has a tensor that lies outside its numbers")
+        if isinstance(found, torch.Size):
+            return found
         if not isinstance(found, torch.Tensor) or found.layout is not torch.strided or found.device.type != "cpu":
             raise Refused("it has a tensor of another kind than weights")
         storage = found.untyped_storage()
@@ -225,7 +224,7 @@ def _own(size: int) -> Callable[[Any], Any]:
         view = torch.empty(0, dtype=found.dtype)
         return view.set_(owned[storage.data_ptr()], found.storage_offset(), found.shape, found.stride())
 
-    return tensor
+    return own
 
 
 def _load_safetensors(path: str | os.PathLike) -> dict[str, Any]:
@@ -256,122 +255,87 @@ def safetensors_library() -> Any:
 # --- pickles -------------------------------------------------------------------------------------------
 
 
-class _Unpickler(pickle.Unpickler):
-    """Load the next pickle of a file; it may refer only to the functions in `names`."""
+def _unpickle(file: IO[bytes], size: int) -> Any:
+    _check_size(size, MAX_PICKLE_BYTES)
+    return _plain(_Unpickler(file).load())
 
-    names: ClassVar[dict[tuple[str, str], Callable[..., Any]]] = {}
+
+class _Unpickler(pickle.Unpickler):
+    """Load the next pickle of a file. It calls nothing; what it is to call becomes an `_Asked`."""
 
     def __init__(self, file: Any, **_: object) -> None:
         super().__init__(file, encoding="latin1")  # keeps array bytes in Python 2's strings intact
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.names:
+        if f"{module}.{name}" not in _KNOWN:
             raise Refused(f"it asks to run or make {show(module)}.{show(name)}")
-        return _Function(self.names[module, name])
+        return _Asked(f"{module}.{name}")
 
 
-class _Function:
-    """A function that a pickle may call. Unwrapped, the BUILD opcode could replace its code or defaults."""
+class _Asked:
+    """A function that a pickle names, a call of it, and the state that the pickle gives to its result."""
 
-    __slots__ = ("_call",)
+    __slots__ = ("arguments", "name", "state")
 
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
+    def __init__(self, name: str, arguments: tuple | None = None) -> None:
+        self.name, self.arguments, self.state = name, arguments, ()
 
     def __call__(self, *arguments: Any) -> Any:
-        return self._call(*arguments)
+        # A dict is made at once, for the pickle goes on to fill it.
+        return OrderedDict(*arguments) if self.name == "collections.OrderedDict" else _Asked(self.name, arguments)
 
     def __setstate__(self, state: Any) -> None:
-        raise Refused("its pickle changes a function")
+        if self.arguments is None or self.state:
+            raise Refused("its pickle changes a function, or fills an array twice")
+        self.state = state
+
+    def called(self) -> tuple:
+        if self.arguments is None:
+            raise Refused("it leaves an object half made")
+        return self.arguments
 
 
-class _Made:
-    """A value made for a pickle, and opaque to it. An array is created by a call and completed by BUILD."""
+def _make(asked: _Asked, rebuild: Callable[[Any], Any]) -> Any:
+    """Make what a pickle asks for: bytes, a Counter, a number or an array that owns its memory.
 
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any = None) -> None:
-        self.value = value
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, fortran, content = state
-        if self.value is not None:
-            raise Refused("its pickle fills an array twice")
-        if isinstance(dtype, _Dtype) and dtype.code == "O":
-            self.value = _objects(content, shape, fortran)
-        else:
-            self.value = _array(content, dtype, shape, "F" if fortran else "C").value
-
-
-class _Dtype:
-    """A numpy dtype: a pickle gives its code, then its byte order. The rest of its state is ignored."""
-
-    __slots__ = ("code", "order")
-
-    def __init__(self, code: str, *_: object) -> None:
-        objects = code in ("O", "O4", "O8")  # object arrays are stored as lists and read as such
-        if not objects and code not in _NUMBERS:
-            raise Refused(f"it has a numpy array of type {show(code)}, which holds no plain numbers")
-        self.code, self.order = "O" if objects else code, "="
-
-    def __setstate__(self, state: Any) -> None:
-        self.order = state[1] if state[1] in ("<", ">") else "="
-
-
-def _array(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> _Made:
-    """Return an array of `shape` that owns its memory. `content` must have exactly the bytes it needs."""
+    An object array becomes the list that it was made of, or a list of rows. `rebuild` makes plain data.
+    """
+    order, axes = "C", None
+    match asked.name.rpartition(".")[2], *asked.called():
+        case ("bytes",):
+            return b""
+        case "encode", str() as text, "latin1" | "latin-1":  # how Python 3 writes bytes in protocol 2
+            return text.encode("latin-1")
+        case "Counter", dict() as counts:  # a MultiStepLR's milestones
+            return Counter(rebuild(counts))
+        case "scalar", dtype, content:
+            shape: Any = ()
+        case "_frombuffer", content, dtype, shape, order, *more:
+            axes = more[0] if more else None
+        case "_reconstruct", *_ if asked.state:
+            _, shape, dtype, fortran, content = asked.state
+            order = "F" if fortran else "C"
+        case _:
+            raise Refused("it leaves an object half made")
+    code, *_ = dtype.called() if type(dtype) is _Asked and dtype.name == "numpy.dtype" else ("none",)
+    content = rebuild(content)
+    if code in ("O", "O4", "O8"):
+        return np.fromiter(content, object, len(content)).reshape(shape or 1, order=order).tolist()
+    if code not in _NUMBERS:
+        raise Refused(f"it has a numpy array of type {show(code)}, which holds no plain numbers")
     if isinstance(content, str):  # Python 2's bytes
         content = content.encode("latin-1")
-    if type(content) not in (bytes, bytearray) or not isinstance(dtype, _Dtype) or type(shape) is not tuple:
-        raise Refused("it has a numpy array without bytes, type or shape")
-    if dtype.code == "O" or not all(type(side) is int and 0 <= side < 1 << 31 for side in shape):
-        raise Refused("it has a numpy array of objects in bytes, or of an impossible shape")
-    stored = np.dtype(dtype.order + dtype.code)
+    stored = np.dtype(code).newbyteorder(dtype.state[1] if dtype.state else "=")
     if len(content) != math.prod(shape) * stored.itemsize:
         raise Refused(f"it has a numpy array of shape {shape} in {len(content)} bytes")
-    numbers = np.frombuffer(content, stored).astype(dtype.code)
-    array = numbers.reshape(shape, order="F" if order == "F" else "C")
-    return _Made(array if axes is None else array.transpose(axes))
+    array = np.frombuffer(content, stored).astype(code).reshape(shape, order="F" if order == "F" else "C")
+    return array[()] if asked.name.endswith("scalar") else array if axes is None else array.transpose(axes)
 
 
-def _objects(content: Any, shape: Any, fortran: Any) -> list:
-    """Return the list that an object array was pickled as, or a list of rows if it has two dimensions."""
-    columns_first = len(shape) == 2 and fortran
-    if type(content) is not list or math.prod(shape) != len(content) or len(shape) > 2 or columns_first:
-        raise Refused("it has a numpy array of objects of an impossible shape")
-    if len(shape) < 2:
-        return content
-    return [content[place : place + shape[1]] for place in range(0, len(content), shape[1] or 1)]
-
-
-def _encode(text: Any, encoding: Any) -> bytes:
-    """Stand in for _codecs.encode(text, 'latin1'), with which Python 3 writes bytes in protocol 2."""
-    if type(text) is not str or encoding not in ("latin1", "latin-1"):
-        raise Refused("it asks for text in another encoding than Latin-1")
-    return text.encode("latin-1")
-
-
-# This project's functions under the names that they replace, for numpy before and since 2 and Python 2 and 3.
-_Unpickler.names = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("collections", "Counter"): lambda counts: Counter(dict(counts)),  # a MultiStepLR's milestones
-    ("numpy", "ndarray"): lambda: _Made(),
-    ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
-    ("__builtin__", "bytes"): lambda: b"",
-}
-for core in ("numpy.core", "numpy._core"):
-    _Unpickler.names |= {
-        (f"{core}.multiarray", "_reconstruct"): lambda *_: _Made(),
-        (f"{core}.multiarray", "scalar"): lambda dtype, content: _Made(_array(content, dtype, (), "C").value[()]),
-        (f"{core}.numeric", "_frombuffer"): _array,
-    }
-
-
-def _plain(content: Any, tensor: Callable[[Any], Any] | None = None) -> Any:
+def _plain(content: Any, own: Callable[[Any], Any] | None = None) -> Any:
     """Rebuild a pickle's result as containers without attributes of strings, numbers, arrays and tensors.
 
-    `tensor` copies each tensor. An object that occurs in several places stays one object.
+    `own` makes each tensor. An object that occurs in several places stays one object.
     """
     done: dict[int, Any] = {}
 
@@ -385,19 +349,16 @@ def _plain(content: Any, tensor: Callable[[Any], Any] | None = None) -> Any:
             raise Refused("it holds lists within lists without end")
         made: Any
         if kind in (dict, OrderedDict, Counter):
-            if not all(type(key) in (str, bytes, int, float, bool, type(None)) for key in value):
+            if not all(type(key) in (str, bytes, int, float, bool, type(None)) for key in dict.keys(value)):
                 raise Refused("it has a key that is neither a string nor a number")
-            made = kind()
-            for key in dict.keys(value):  # ignores attributes that the pickle set
-                made[key] = rebuild(value[key], depth + 1)
+            # dict.items ignores attributes that the pickle set.
+            made = kind({key: rebuild(item, depth + 1) for key, item in dict.items(value)})
         elif kind in (list, tuple, set):
             made = kind(rebuild(item, depth + 1) for item in value)
-        elif kind is _Made and value.value is not None:  # an array, a number, or objects in a list
-            made = rebuild(value.value, depth + 1) if type(value.value) is list else value.value
-        elif kind.__name__ == "Size" or (isinstance(value, (np.ndarray, np.generic)) and value.dtype != object):
-            made = value
-        elif tensor and kind.__module__.partition(".")[0] == "torch":
-            made = tensor(value)
+        elif kind is _Asked and not value.name.startswith("torch"):
+            made = _make(value, lambda item: rebuild(item, depth + 1))
+        elif own:
+            made = own(value)
         else:
             raise Refused("it leaves an object half made")
         done[id(value)] = made
