@@ -183,8 +183,8 @@ def _load_legacy(file: IO[bytes]) -> tuple[Any, int]:
     """
     import torch
 
-    load = lambda file, **_: _Unpickler(file).load()  # noqa: E731
-    module: Any = SimpleNamespace(__name__="pickle", Unpickler=_Unpickler, load=load)
+    module: Any = SimpleNamespace(
+        __name__="pickle", Unpickler=_Unpickler, load=lambda file, **_: _Unpickler(file).load())  # fmt: skip
     # torch would look for a tar archive in an object with a fileno; an mmap has none.
     with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
         return torch.load(data, "cpu", pickle_module=module, weights_only=False), len(data)
