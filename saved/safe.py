@@ -187,7 +187,8 @@ def _load_legacy(file: IO[bytes]) -> tuple[Any, int]:
         __name__="pickle", Unpickler=_Unpickler, load=lambda file, **_: _Unpickler(file).load())  # fmt: skip
     # torch would look for a tar archive in an object with a fileno; an mmap has none.
     with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-        return torch.load(data, "cpu", pickle_module=module, weights_only=False), len(data)
+        content = torch.load(data, "cpu", pickle_module=module, weights_only=False)  # type: ignore[arg-type]
+        return content, len(data)
 
 
 def _own(size: int) -> Callable[[Any], Any]:
@@ -300,7 +301,7 @@ def _make(asked: _Asked, rebuild: Callable[[Any], Any]) -> Any:
 
     An object array becomes the list that it was made of, or a list of rows. `rebuild` makes plain data.
     """
-    order, axes = "C", None
+    fortran, axes = False, None
     match asked.name.rpartition(".")[2], *asked.called():
         case ("bytes",):
             return b""
@@ -311,24 +312,24 @@ def _make(asked: _Asked, rebuild: Callable[[Any], Any]) -> Any:
         case "scalar", dtype, content:
             shape: Any = ()
         case "_frombuffer", content, dtype, shape, order, *more:
-            axes = more[0] if more else None
+            fortran, axes = order == "F", more[0] if more else None
         case "_reconstruct", *_ if asked.state:
             _, shape, dtype, fortran, content = asked.state
-            order = "F" if fortran else "C"
         case _:
             raise Refused("it leaves an object half made")
     code, *_ = dtype.called() if type(dtype) is _Asked and dtype.name == "numpy.dtype" else ("none",)
+    in_order: Any = "F" if fortran else "C"
     content = rebuild(content)
     if code in ("O", "O4", "O8"):
-        return np.fromiter(content, object, len(content)).reshape(shape or 1, order=order).tolist()
+        return np.fromiter(content, object, len(content)).reshape(shape or 1, order=in_order).tolist()
     if code not in _NUMBERS:
         raise Refused(f"it has a numpy array of type {show(code)}, which holds no plain numbers")
     if isinstance(content, str):  # Python 2's bytes
         content = content.encode("latin-1")
     stored = np.dtype(code).newbyteorder(dtype.state[1] if dtype.state else "=")
     if len(content) != math.prod(shape) * stored.itemsize:
-        raise Refused(f"it has a numpy array of shape {shape} in {len(content)} bytes")
-    array = np.frombuffer(content, stored).astype(code).reshape(shape, order="F" if order == "F" else "C")
+        raise Refused(f"it has a numpy array of shape {show(str(shape))} in {len(content)} bytes")
+    array = np.frombuffer(content, stored).astype(code).reshape(shape, order=in_order)
     return array[()] if asked.name.endswith("scalar") else array if axes is None else array.transpose(axes)
 
 
