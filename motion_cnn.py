@@ -15,7 +15,8 @@ from typing import Any
 from common.commandline import bounded
 from dataloader.clips import make_data
 from dataloader.extracted import extraction_settings
-from dataloader.frames import ReadFlow, ReadFrame, ReadSteps, index_frames
+from dataloader.frames import ReadFlow, ReadFrame, ReadSteps
+from dataloader.layouts import index_frames
 from dataloader.preparation import DIFFERENCES, default_preparation
 from engine import options
 from engine.features import extract_features

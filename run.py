@@ -27,7 +27,7 @@ from data.make_split import find_classes
 from data.steps import StepFailed, Steps
 from data.videos import VideoFile, find_videos
 from dataloader.extracted import read_marker
-from dataloader.lists import read_column
+from dataloader.list_files import read_column
 from dataloader.names import UCF101_CLASSES, first_few, ucf_parts
 from engine.owner import owned
 from utils import InputError, check_name, check_writable, cpu_count, csv_text, plural, printable, run_main, write_json

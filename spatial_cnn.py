@@ -14,7 +14,8 @@ from typing import Any
 
 from dataloader.clips import make_data
 from dataloader.extracted import extraction_settings
-from dataloader.frames import ReadFrame, index_frames
+from dataloader.frames import ReadFrame
+from dataloader.layouts import index_frames
 from dataloader.preparation import default_preparation
 from engine import options
 from engine.features import extract_features

@@ -31,8 +31,9 @@ from benchmarks import classic
 from common.commandline import ArgumentParser
 from data.steps import call
 from dataloader.clips import ClipDataset, Loader, clips_of, sent_ahead
-from dataloader.frames import ReadFlow, ReadFrame, find_sources, index_frames
-from dataloader.names import Video
+from dataloader.frames import ReadFlow, ReadFrame, find_sources
+from dataloader.layouts import index_frames
+from dataloader.lists import Video
 from dataloader.preparation import default_preparation, to_input
 from dataloader.sampling import TestSampling, TrainSampling
 from engine.evaluation import InferenceNet

@@ -25,10 +25,10 @@ from common.commandline import ArgumentParser, bounded
 from common.progress import progress_bar
 from data.jobs import run_jobs
 from dataloader.extracted import extraction_settings
-from dataloader.frames import Index, decode_gray, decode_rgb, find, index_frames, locate_video
-from dataloader.lists import Split, load_split
-from dataloader.names import Video, first_few
-from dataloader.packed import Frames
+from dataloader.frames import Frames, Index, decode_gray, decode_rgb, find, locate_video
+from dataloader.layouts import index_frames
+from dataloader.lists import Split, Video, load_split
+from dataloader.names import first_few
 from utils import InputError, cpu_count, plural, printable, run_main
 
 PAIRS = 10  # flow pairs per clip

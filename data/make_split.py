@@ -30,7 +30,7 @@ from pydantic import BaseModel, Field
 from common.commandline import ArgumentParser, bounded
 from common.formats import read_json
 from data.videos import find_videos
-from dataloader.lists import is_listable, read_column, read_groups
+from dataloader.list_files import is_listable, read_column, read_groups
 from dataloader.names import SIDES, find_groups, first_few, without_suffix
 from utils import InputError, atomic_path, csv_text, file_digest, plural, printable, run_main, write_json
 

@@ -26,9 +26,10 @@ from tqdm import tqdm
 from common.commandline import ArgumentParser
 from common.progress import progress_bar
 from dataloader.extracted import FILE, fingerprint
-from dataloader.frames import CHANNELS, Index, Kind, index_frames
+from dataloader.frames import CHANNELS, Frames, Index, Kind
+from dataloader.layouts import index_frames
 from dataloader.names import first_few
-from dataloader.packed import FORMAT, Frames, is_pack, read_shard
+from dataloader.packed import FORMAT, is_pack, read_shard
 from utils import InputError, atomic_path, plural, run_main, write_json
 
 SHARD_SIZE = 1e9  # bytes at which a shard is full

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.formats import Count, Natural, Positive, read_json
-from dataloader.packed import Frames
+from dataloader.frames import Frames
 from utils import InputError, write_json
 
 FILE = "extraction.json"

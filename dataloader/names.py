@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 from utils import printable
 
@@ -44,24 +43,6 @@ SIDES = {  # names of folders that hold one side of a split
     "train": "train", "training": "train", "test": "test", "testing": "test",
     "val": "val", "valid": "val", "validate": "val", "validation": "val",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Video:
-    """One video of a split.
-
-    Videos of one group show the same recording or person. They are alike, so they stay on one side of any
-    split and are resampled together. A group may span classes.
-    """
-
-    name: str  # key in every prediction file: `<Class>_gXX_cYY` for UCF101's naming, else `<Class>/<stem>`
-    label: int  # from 0, an index into Split.class_names
-    listed: str  # the name as the list writes it, or as found on disk
-    group: str = field(default="", compare=False)  # its own name if it has none
-
-    def __post_init__(self) -> None:
-        if not self.group:
-            object.__setattr__(self, "group", self.name)
 
 
 def without_suffix(path: str) -> str:

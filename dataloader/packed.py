@@ -1,4 +1,4 @@
-"""Sequences of numbered images: files in a folder, or packed by data/pack.py into a few large files.
+"""Sequences of images that data/pack.py packed into a few large files.
 
   PACK/shard-00000.tar    the unchanged image files, sequence after sequence; `tar xf` restores them
   PACK/shard-00000.npy    int64 (images, 2): offset and length of each image's bytes in the tar
@@ -24,54 +24,12 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from common.formats import Natural, read_json
+from dataloader.frames import Frames
 from utils import InputError
 
 FORMAT = "two-stream pack"
 PACK_AGAIN = "copy it or pack this data set again"
 READ_AT_ONCE = 64  # images per read, which limits the memory
-PREFIXES = {"frame": "rgb", "img_": "rgb", "image_": "rgb", "flow_x_": "x", "flow_y_": "y"}  # by name's start
-
-
-def read_bytes(path: str | Path) -> bytes:
-    """Read a file's bytes. Raises InputError if it is missing or unreadable."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.readall()
-    except OSError as error:
-        cause = f"{error.strerror}; was it moved since the start? extract this video again"
-        raise InputError(f"cannot read {path}: {cause}") from None
-
-
-@dataclass(frozen=True, slots=True)
-class Frames:
-    """One sequence of consecutively numbered images: `prefix` + number + `suffix` in `folder` under a root."""
-
-    folder: str
-    prefix: str
-    digits: int  # to which numbers are padded; 0: not padded
-    start: int  # the first number
-    count: int
-    suffix: str
-    problem: str = ""  # why the images are no complete sequence; the numbers then mean nothing
-
-    @property
-    def channel(self) -> str:
-        """rgb, x or y, as indicated by the names; rgb if they are unknown."""
-        return PREFIXES.get(self.prefix.casefold(), "rgb")
-
-    def path(self, root: str | Path, i: int) -> Path:
-        """Return the path of the i-th image. i counts from 0, whatever the first number is."""
-        if not 0 <= i < self.count:
-            raise IndexError(f"image {i} of the {self.count} in {self.folder}")
-        return Path(root, self.folder, f"{self.prefix}{self.start + i:0{self.digits}d}{self.suffix}")
-
-    def read(self, root: str | Path, steps: Iterable[int]) -> Iterator[tuple[str, bytes]]:
-        """Yield the path and bytes of each image in `steps`, from 0. InputError for a missing image."""
-        # No Path here: making one takes longer than reading the file.
-        stem = f"{root}/{self.folder}/{self.prefix}"
-        for step in steps:
-            path = f"{stem}{self.start + step:0{self.digits}d}{self.suffix}"
-            yield path, read_bytes(path)
 
 
 class ShardEntry(BaseModel):

@@ -16,7 +16,7 @@ from data.flow import quantise
 from data.videos import Decoded, VideoError, count_frames, decode, encode_jpeg, import_av, import_cv2, resize, resized
 from dataloader.clips import Batch, ClipDataset
 from dataloader.frames import Source, decode_gray, decode_rgb
-from dataloader.names import Video
+from dataloader.lists import Video
 from dataloader.packed import consecutive_runs
 from dataloader.preparation import Preparation
 from dataloader.sampling import TestSampling

@@ -17,7 +17,8 @@ from PIL import Image, ImageOps
 from scipy.special import softmax
 
 from dataloader.extracted import read_marker
-from dataloader.frames import Index, ReadFlow, ReadFrame, find, index_frames
+from dataloader.frames import Index, ReadFlow, ReadFrame, find
+from dataloader.layouts import index_frames
 from report.outcome import Outcome
 from saved.predictions import Predictions
 from utils import InputError, plural

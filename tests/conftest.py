@@ -140,15 +140,6 @@ def records(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a user's caches go: to a folder of the test's own, empty."""
-    folder = tmp_path / "user cache"
-    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
-        monkeypatch.setenv(name, str(folder))
-    return folder
-
-
 CLASSES = ("Archery", "HammerThrow", "Hammering")  # in UCF101's list Hammering comes first
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from dataloader import clips as c
 from dataloader import frames
 from dataloader.clips import Loader
-from dataloader.frames import ReadFlow, ReadFrame, find_sources, index_frames
+from dataloader.frames import ReadFlow, ReadFrame, find_sources
+from dataloader.layouts import index_frames
 from dataloader.lists import load_split
 from dataloader.preparation import Preparation, default_preparation
 from dataloader.sampling import TestSampling, TrainSampling

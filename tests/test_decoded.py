@@ -17,7 +17,8 @@ from data.extract_rgb import write_rgb
 from data.flow import dis_flow
 from data.videos import VideoError, decode
 from dataloader.clips import ClipDataset
-from dataloader.frames import ReadFlow, ReadFrame, find_sources, index_frames
+from dataloader.frames import ReadFlow, ReadFrame, find_sources
+from dataloader.layouts import index_frames
 from dataloader.lists import Video
 from dataloader.packed import consecutive_runs
 from dataloader.preparation import default_preparation

@@ -10,7 +10,7 @@ from torch import nn
 import network
 from dataloader.clips import Batch, ClipDataset, clips_of
 from dataloader.frames import Source
-from dataloader.names import Video
+from dataloader.lists import Video
 from dataloader.preparation import Preparation, to_input
 from dataloader.sampling import TestSampling as Sampling
 from engine import evaluation

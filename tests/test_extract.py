@@ -23,7 +23,7 @@ from data import extract_rgb
 from data.jobs import run_jobs
 from data.videos import VideoError, find_videos, read_frames
 from dataloader.extracted import fingerprint
-from dataloader.packed import Frames
+from dataloader.frames import Frames
 from utils import InputError
 
 FAST = {

@@ -1,14 +1,11 @@
-"""Every layout as tiny files: where the frames are, and how many; and the cache of what folders hold."""
+"""Every layout as tiny files: where the frames are, and how many."""
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import pickle
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +13,10 @@ from frame_files import make, numbered
 from PIL import Image
 
 from dataloader import frames
-from dataloader.frames import find, find_sources, index_frames
+from dataloader.frames import find, find_sources
+from dataloader.layouts import index_frames
 from dataloader.lists import Video
 from utils import InputError
-
-pytestmark = pytest.mark.usefixtures("user_cache")
 
 
 def existing(root: Path, frames) -> bool:
@@ -275,105 +271,9 @@ def test_one_folder_for_two_videos_is_refused(tmp_path):
         find_sources(index_frames(tmp_path, "rgb"), [v("fight/001.avi"), v("nofight/001.avi")])
 
 
-# the cache
-
-
-@pytest.fixture
-def trusting(monkeypatch):
-    """The cache takes times as they are: a change time can't be set back for a test. Every scan is cached."""
-    monkeypatch.setattr(frames, "_SETTLED_NS", -(10**18))
-    monkeypatch.setattr(frames, "_WORTH_A_CACHE_NS", 0)
-
-
-def listed(monkeypatch) -> list[str]:
-    """The folders that get listed from now on."""
-    calls, original = [], frames._list
-    monkeypatch.setattr(frames, "_list", lambda full, path, stamp: calls.append(path) or original(full, path, stamp))
-    return calls
-
-
-def tree(root: Path) -> Path:
-    for clip in (1, 2, 3):
-        make(root / f"Biking/v_Biking_g01_c{clip:02d}", *numbered("frame%06d.jpg", 1, 10 + clip))
-    return root
-
-
-def counts(root: Path) -> dict[str, int]:
-    index = index_frames(root, "rgb")
-    return {name: find(index, name).count for name in index.names}
-
-
-def test_a_warm_start_lists_nothing(tmp_path, user_cache, monkeypatch, trusting):
-    root = tree(tmp_path / "rgb")
-    monkeypatch.setattr(frames, "_WORTH_A_CACHE_NS", 10**12)
-    cold = index_frames(root, "rgb")
-    assert not user_cache.exists()  # listed fast enough
-    monkeypatch.setattr(frames, "_WORTH_A_CACHE_NS", 0)
-    index_frames(root, "rgb")
-    (file,) = (user_cache / "two-stream").glob("*.json")
-    calls, before = listed(monkeypatch), file.stat().st_mtime_ns
-    assert index_frames(root, "rgb") == cold and calls == []
-    assert file.stat().st_mtime_ns == before  # nothing new, nothing written
-
-    for content in (b"", b"[]", b'{"version": 999}', b'{"version": 4, "folders": {"": [7, []]}}', b"\xff"):  # not ours
-        file.write_bytes(content)
-        assert index_frames(root, "rgb") == cold and json.loads(file.read_text())["version"] == 4
-    file.unlink()
-    file.parent.rmdir()
-    file.parent.write_text("")  # no folder: no cache
-    assert index_frames(root, "rgb") == cold
-
-
-def swap_two_folders(root: Path) -> None:
-    first, second = root / "Biking/v_Biking_g01_c01", root / "Biking/v_Biking_g01_c02"
-    first.rename(root / "Biking/x")
-    second.rename(first)
-    (root / "Biking/x").rename(second)
-
-
-@pytest.mark.parametrize(
-    "change, expected",
-    [
-        (lambda root: make(root / "Biking/v_Biking_g01_c01", "frame000012.jpg"), {"c01": 12}),
-        (lambda root: make(root / "D/v_D_g01_c01", *numbered("frame%06d.jpg", 0, 15)), {"D_g01_c01": 15}),
-        (lambda root: (root / "Biking/v_Biking_g01_c01").rename(root / "Biking/v_Biking_g02_c01"),
-         {"c01": None, "Biking_g02_c01": 11}),
-        (swap_two_folders, {"c01": 12, "c02": 11}),
-    ],
-)  # fmt: skip
-def test_the_cache_notices(tmp_path, change, expected, trusting):
-    root = tree(tmp_path / "rgb")
-    time.sleep(0.02)  # more than a tick of this file system's times
-    wanted = {"Biking_g01_c01": 11, "Biking_g01_c02": 12, "Biking_g01_c03": 13}
-    assert counts(root) == wanted
-    change(root)
-    wanted |= {name if "_" in name else f"Biking_g01_{name}": count for name, count in expected.items()}
-    wanted = {name: count for name, count in wanted.items() if count is not None}
-    assert counts(root) == wanted
-    assert counts(root) == wanted
-
-
-def test_a_folder_that_just_changed_is_not_trusted(tmp_path, monkeypatch):
-    """A file system whose times tick every 2 s: a file added within the tick leaves the folder's times alone."""
-    root, stat = tree(tmp_path / "rgb"), os.stat
-
-    def coarse(path, **options):
-        return SimpleNamespace(st_mode=stat(path, **options).st_mode, st_mtime_ns=moment, st_ctime_ns=moment)
-
-    moment = time.time_ns()
-    monkeypatch.setattr(frames, "_WORTH_A_CACHE_NS", 0)
-    monkeypatch.setattr(frames.os, "stat", coarse)
-    counts(root)
-    make(root / "Biking/v_Biking_g01_c01", "frame000012.jpg")
-    assert counts(root)["Biking_g01_c01"] == 12
-    moment -= 10 * 10**9  # had it been left alone for 10 s, the same times would have been believed
-    counts(root)
-    make(root / "Biking/v_Biking_g01_c01", "frame000013.jpg")
-    assert counts(root)["Biking_g01_c01"] == 12
-
-
 def test_a_folder_that_goes_while_others_are_listed(tmp_path, monkeypatch):
-    root, stat = tree(tmp_path / "rgb"), os.stat
-    monkeypatch.setattr(frames.os, "stat", lambda path, **options: stat(
-        f"{path}/gone" if str(path).endswith("c02") else path, **options))  # fmt: skip
-    assert index_frames(root, "rgb").names == ["Biking_g01_c01", "Biking_g01_c03"]
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: scandir(f"{path}/gone" if path.endswith("c02") else path))
+    for clip in (1, 2):
+        make(tmp_path / f"Biking/v_Biking_g01_c{clip:02d}", *numbered("frame%06d.jpg", 1, 11))
+    assert index_frames(tmp_path, "rgb").names == ["Biking_g01_c01"]

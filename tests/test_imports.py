@@ -55,7 +55,7 @@ def arrows() -> dict[str, set[str]]:
 
 def test_imports_are_found(arrows):
     assert {"predict", "data.tvl1.tensor", "engine.runner", "utils"} <= arrows.keys()
-    assert "dataloader.packed" in arrows["dataloader.frames"] and "data.tvl1.cpu" in arrows["data.flow"]
+    assert "dataloader.packed" in arrows["dataloader.layouts"] and "data.tvl1.cpu" in arrows["data.flow"]
 
 
 def test_every_folder_has_its_place(arrows):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dataloader import clips as c
-from dataloader.frames import ReadFrame, index_frames
+from dataloader.frames import ReadFrame
+from dataloader.layouts import index_frames
 from dataloader.preparation import default_preparation
 from dataloader.sampling import TestSampling, TrainSampling
 from utils import InputError

@@ -20,7 +20,8 @@ from conftest import ROOT, write_images
 
 from data.pack import pack_folder
 from dataloader.clips import ClipDataset
-from dataloader.frames import ReadFlow, ReadFrame, find_sources, index_frames
+from dataloader.frames import ReadFlow, ReadFrame, find_sources
+from dataloader.layouts import index_frames
 from dataloader.lists import load_split
 from dataloader.preparation import default_preparation
 from dataloader.sampling import TestSampling, TrainSampling
