@@ -32,13 +32,13 @@ from common.progress import progress_bar
 from dataloader.names import first_few
 from dataloader.preparation import Preparation
 from engine.crossfit import Fit, fit_first_or_all, fit_linear, fit_temporal, look_alikes, video_means
-from engine.evaluation import feature_count
+from engine.evaluation import feature_count, trained_model
 from engine.features import trunk_hash
 from engine.owner import owned
 from engine.temporal_heads import TEMPORAL
-from network import Network, build_model, trained_model
+from network import Network, build_model
 from report.outcome import gap_note, look_alike_note
-from saved.checkpoints import read_checkpoint
+from saved.checkpoint_reader import read_checkpoint
 from saved.feature_file import Features, read_features
 from saved.head_file import write_head
 from saved.predictions import write_predictions

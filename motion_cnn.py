@@ -18,7 +18,7 @@ from dataloader.extracted import extraction_settings
 from dataloader.frames import ReadFlow, ReadFrame, ReadSteps
 from dataloader.layouts import index_frames
 from dataloader.preparation import DIFFERENCES, default_preparation
-from engine import options
+from engine import options, results, resume
 from engine.features import extract_features
 from engine.runner import Run
 from engine.training import Training, TrainingSettings, train_one_epoch
@@ -66,7 +66,7 @@ def main() -> int:
         help="channel order of the original repo's checkpoint: [f1..f9, f0], [f5..f9, f0..f4], [f0..f9]")
     args = options.parse(parser, RECIPES)
     device = set_up_device(args.device)
-    checkpoint = options.open_checkpoint(args, *((args.input,) if "input" in args.given else ("flow", *DIFFERENCES)))
+    checkpoint = resume.open_checkpoint(args, *((args.input,) if "input" in args.given else ("flow", *DIFFERENCES)))
     seed_everything(args.seed, args.deterministic)
 
     # data
@@ -87,9 +87,9 @@ def main() -> int:
         found = f"{index.root} holds every {fresh.sampling_rate}th frame, and differences need all"
         raise InputError(f"{found}: extract them with data/extract_rgb.py --sampling-rate 1 to another folder, and "
                          "name that with --rgb-dir")  # fmt: skip
-    preparation = options.choose_preparation(args, checkpoint, fresh)
+    preparation = resume.choose_preparation(args, checkpoint, fresh)
     data = make_data(index, read, preparation, device, **options.data_settings(args))
-    checkpoint = options.unless_tested(args, checkpoint, data)
+    checkpoint = resume.unless_tested(args, checkpoint, data)
     classes = data.split.class_names
 
     # model
@@ -103,12 +103,12 @@ def main() -> int:
     # optimizer, and the training state
     training = Training(model, preparation, device, options.training_settings(args))
     if checkpoint is not None:
-        training.resume(checkpoint, classes, trains=data.train is not None)
+        resume.go_on(training, checkpoint, classes, trains=data.train is not None)
 
     # one evaluation, or the epoch loop
     run = Run("motion", "opf", args, data)
     if data.train is None:  # --evaluate
-        return run.evaluate(training)
+        return results.evaluate(run, training)
     training.distribute()
     with run.training(training):  # Ctrl-C and SIGTERM end the block cleanly
         while training.epoch < args.epochs:
@@ -116,12 +116,12 @@ def main() -> int:
             row = train_one_epoch(training, data.train, run.after_batch)
             result, is_best = None, False
             if run.tests_after(training):
-                result = run.test(training)
+                result = results.validate(run, training)
                 is_best = training.take_test(result.accuracy["top1"], result.loss)
-            run.write_results(training, row, result, is_best)
+            results.write_epoch(run, training, row, result, is_best)
             training.next_epoch()
             run.save(training, is_best)
-        run.report_best(training)
+        results.report_best(run, training)
     return run.exit_code
 
 

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torchvision import models
 
 from common.timm_network import TIMM, TimmNet, normalisation, timm_state
-from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
-from saved.checkpoints import Checkpoint, read_state_dict
+from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD
+from saved.checkpoint_reader import read_state_dict
 from utils import InputError, plural
 
 
@@ -51,20 +50,6 @@ class ResNet(nn.Module):
         """Return the network without dropout and its last layer: (N, in_channels, H, W) -> features (N, F)."""
         layers = [getattr(self, name) for name in ("conv1", "bn1", "relu", "maxpool", *self.stages)]
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-    def fold_batchnorm(self) -> bool:
-        """Fold every batch norm (evaluation mode) into the convolution before it, in place. Returns True."""
-        fuse = nn.utils.fusion.fuse_conv_bn_eval
-        for module in list(self.modules()):
-            names: dict[str, Any] = dict(module.named_children())
-            for index in ("1", "2", "3"):
-                if isinstance(names.get("bn" + index), nn.BatchNorm2d):
-                    setattr(module, "conv" + index, fuse(names["conv" + index], names["bn" + index]))
-                    setattr(module, "bn" + index, nn.Identity())
-            if isinstance(names.get("downsample"), nn.Sequential):
-                convolution, norm = names["downsample"]
-                module.downsample = fuse(convolution, norm)
-        return True
 
 
 Network: TypeAlias = ResNet | TimmNet
@@ -115,22 +100,6 @@ def rgb_normalisation(arch: str) -> dict[str, Any]:
     if arch.startswith(TIMM):
         return normalisation(arch.removeprefix(TIMM))
     return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-
-
-def trained_model(checkpoint: Checkpoint, size: int | None = None) -> Network:
-    """Build the network of any project's checkpoint, in evaluation mode.
-
-    `size` overrides the checkpoint's image size, in pixels; some timm networks accept only one size.
-    """
-    size = size or Preparation.from_dict(checkpoint.preparation).size
-    # Spend no memory and random numbers on weights that are replaced at once. timm networks must be real,
-    # because some hold tables that are in no checkpoint.
-    with torch.random.fork_rng([]), torch.device("cpu" if checkpoint.arch.startswith(TIMM) else "meta"):
-        model = build_model(checkpoint.arch, checkpoint.in_channels, checkpoint.num_classes, size=size)
-    if problem := explain_mismatch(model, checkpoint.state_dict):
-        raise InputError(f"{checkpoint.path} does not fit {checkpoint.arch}: {problem}")
-    model.load_state_dict(checkpoint.state_dict, assign=True)
-    return model.eval()
 
 
 def pretrained_state(arch: str, weights: str, flow_order: str = "original", size: int = 224) -> dict[str, Tensor]:

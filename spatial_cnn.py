@@ -17,7 +17,7 @@ from dataloader.extracted import extraction_settings
 from dataloader.frames import ReadFrame
 from dataloader.layouts import index_frames
 from dataloader.preparation import default_preparation
-from engine import options
+from engine import options, results, resume
 from engine.features import extract_features
 from engine.runner import Run
 from engine.training import Training, train_one_epoch
@@ -41,16 +41,16 @@ def main() -> int:
     add("--rgb-dir", metavar="DIR", default="data/rgb", help="frames, in any layout of docs/formats.md")
     args = options.parse(parser, RECIPES)
     device = set_up_device(args.device)
-    checkpoint = options.open_checkpoint(args, "rgb")
+    checkpoint = resume.open_checkpoint(args, "rgb")
     seed_everything(args.seed, args.deterministic)
 
     # data
     index = index_frames(args.rgb_dir, "rgb")
     fresh = default_preparation("rgb", args.size, args.test_resize).with_extraction(extraction_settings(index.root))
     fresh = replace(fresh, **rgb_normalisation(args.arch))
-    preparation = options.choose_preparation(args, checkpoint, fresh)
+    preparation = resume.choose_preparation(args, checkpoint, fresh)
     data = make_data(index, ReadFrame(index.root), preparation, device, **options.data_settings(args))
-    checkpoint = options.unless_tested(args, checkpoint, data)
+    checkpoint = resume.unless_tested(args, checkpoint, data)
     classes = data.split.class_names
 
     # model
@@ -64,12 +64,12 @@ def main() -> int:
     # optimizer, and the training state
     training = Training(model, preparation, device, options.training_settings(args))
     if checkpoint is not None:
-        training.resume(checkpoint, classes, trains=data.train is not None)
+        resume.go_on(training, checkpoint, classes, trains=data.train is not None)
 
     # one evaluation, or the epoch loop
     run = Run("spatial", "rgb", args, data)
     if data.train is None:  # --evaluate
-        return run.evaluate(training)
+        return results.evaluate(run, training)
     training.distribute()
     with run.training(training):  # Ctrl-C and SIGTERM end the block cleanly
         while training.epoch < args.epochs:
@@ -77,12 +77,12 @@ def main() -> int:
             row = train_one_epoch(training, data.train, run.after_batch)
             result, is_best = None, False
             if run.tests_after(training):
-                result = run.test(training)
+                result = results.validate(run, training)
                 is_best = training.take_test(result.accuracy["top1"], result.loss)
-            run.write_results(training, row, result, is_best)
+            results.write_epoch(run, training, row, result, is_best)
             training.next_epoch()
             run.save(training, is_best)
-        run.report_best(training)
+        results.report_best(run, training)
     return run.exit_code
 
 

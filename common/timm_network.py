@@ -41,10 +41,6 @@ class TimmNet(nn.Module):
     def below_fc(self) -> nn.Sequential:
         return nn.Sequential(self.trunk, nn.Flatten())
 
-    def fold_batchnorm(self) -> bool:
-        """Fold nothing: timm's blocks have many forms, and their batch norms may include activations."""
-        return False
-
 
 def import_timm() -> Any:
     try:

@@ -176,16 +176,6 @@ def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
     return batch
 
 
-def each_once(batch: Batch) -> tuple[Batch, Tensor]:
-    """Return the batch with each distinct clip once, and the place of each original clip among them.
-
-    Short videos repeat clips. `output[place]` turns results for the distinct clips into results for all.
-    """
-    rows = torch.cat([batch.clips, batch.flip[:, None].to(batch.clips.device)], 1)
-    different, place = rows.unique(dim=0, return_inverse=True)
-    return batch._replace(clips=different[:, :-1], flip=different[:, -1].bool()), place
-
-
 def clips_of(batch: Batch, modality: str, device: torch.device) -> Tensor:
     """Return clips on `device`: uint8 (videos * clips each, images x planes, size, size), channels last."""
     # On a GPU, sent_ahead has already moved them. Elsewhere a worker may overwrite them later.

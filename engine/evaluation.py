@@ -1,4 +1,4 @@
-"""Evaluation of a network: an inference copy of it, and the evaluation of all videos."""
+"""Evaluation: a checkpoint's network, its copy for inference, and the evaluation of all videos."""
 
 from __future__ import annotations
 
@@ -15,16 +15,34 @@ from torch import Tensor, nn
 
 from common.accuracy import accuracy, cross_entropy, mean_logits
 from common.progress import progress_bar
-from dataloader.clips import Loader, clips_of, each_once, sent_ahead
+from common.timm_network import TIMM
+from dataloader.clips import Batch, Loader, clips_of, sent_ahead
 from dataloader.preparation import DIFFERENCES, Preparation, grey_levels, to_input
 from dataloader.sampling import TestSampling
 from engine.training import Training
-from network import Network, ResNet
+from network import Network, ResNet, build_model, explain_mismatch
+from saved.checkpoint_reader import Checkpoint
 from utils import InputError, processes, rank
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 POOLINGS = tuple(f"{stage}.{pool}" for stage in STAGES for pool in ("mean", "max"))
 PRE_LOGITS = "pre-logits"  # what the last layer of a timm network sees; these have no stages in common
+
+
+def trained_model(checkpoint: Checkpoint, size: int | None = None) -> Network:
+    """Build the network of any project's checkpoint, in evaluation mode.
+
+    `size` overrides the checkpoint's image size, in pixels; some timm networks accept only one size.
+    """
+    size = size or Preparation.from_dict(checkpoint.preparation).size
+    # Spend no memory and random numbers on weights that are replaced at once. timm networks must be real,
+    # because some hold tables that are in no checkpoint.
+    with torch.random.fork_rng([]), torch.device("cpu" if checkpoint.arch.startswith(TIMM) else "meta"):
+        model = build_model(checkpoint.arch, checkpoint.in_channels, checkpoint.num_classes, size=size)
+    if problem := explain_mismatch(model, checkpoint.state_dict):
+        raise InputError(f"{checkpoint.path} does not fit {checkpoint.arch}: {problem}")
+    model.load_state_dict(checkpoint.state_dict, assign=True)
+    return model.eval()
 
 
 class PooledTrunk(nn.Module):
@@ -53,6 +71,19 @@ def feature_count(model: Network, pooling: Sequence[str]) -> int:
     return sum(model.fc.in_features >> STAGES[::-1].index(name.partition(".")[0]) for name in pooling)
 
 
+def fold_batchnorm(model: ResNet) -> None:
+    """Fold every batch norm (evaluation mode) into the convolution before it, in place."""
+    fuse = nn.utils.fusion.fuse_conv_bn_eval
+    for module in list(model.modules()):
+        names: dict[str, Any] = dict(module.named_children())
+        for index in ("1", "2", "3"):
+            if isinstance(names.get("bn" + index), nn.BatchNorm2d):
+                setattr(module, "conv" + index, fuse(names["conv" + index], names["bn" + index]))
+                setattr(module, "bn" + index, nn.Identity())
+        if isinstance(names.get("downsample"), nn.Sequential):
+            module.downsample = fuse(*names["downsample"])
+
+
 class InferenceNet(nn.Module):
     """A copy of a trained network for inference: batch norms folded, channels last, the trunk in `dtype`.
 
@@ -77,8 +108,9 @@ class InferenceNet(nn.Module):
             raise InputError(f"--pooling {' '.join(pooling)}: name some of {', '.join(known)}, each once")
         self.preparation, self.dtype = preparation, dtype
         own = copy.deepcopy(model).eval()
-        self.folded = own.fold_batchnorm()
-        if self.folded:
+        self.folded = isinstance(own, ResNet)  # timm's blocks have many forms; batch norms may include activations
+        if isinstance(own, ResNet):
+            fold_batchnorm(own)
             self._fold_normalisation(own, preparation, dtype)
         self.fc = nn.Identity() if pooling else own.fc
         self.trunk = PooledTrunk(own, pooling) if pooling and own.stages else own.below_fc()
@@ -142,6 +174,16 @@ class TestResult:
         scores = self.accuracy
         return (f"loss {self.loss:.4f}, top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %, "
                 f"mean class {scores['mean_class']:.2f} %")  # fmt: skip
+
+
+def each_once(batch: Batch) -> tuple[Batch, Tensor]:
+    """Return the batch with each distinct clip once, and the place of each original clip among them.
+
+    Short videos repeat clips. `output[place]` turns results for the distinct clips into results for all.
+    """
+    rows = torch.cat([batch.clips, batch.flip[:, None].to(batch.clips.device)], 1)
+    different, place = rows.unique(dim=0, return_inverse=True)
+    return batch._replace(clips=different[:, :-1], flip=different[:, -1].bool()), place
 
 
 @torch.inference_mode()

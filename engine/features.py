@@ -20,11 +20,12 @@ from dataloader.extracted import fingerprint
 from dataloader.frames import Source
 from dataloader.preparation import Preparation
 from dataloader.sampling import TestSampling
-from engine.evaluation import PRE_LOGITS, InferenceNet
+from engine.evaluation import PRE_LOGITS, InferenceNet, trained_model
 from engine.owner import owned
 from engine.training import amp_dtype
-from network import Network, trained_model
-from saved.checkpoints import Checkpoint, weights_hash
+from network import Network
+from saved.checkpoint_reader import Checkpoint
+from saved.checkpoints import weights_hash
 from saved.feature_file import FORMAT, check_target, read_about, read_features, write_features
 from utils import InputError, check_name, plural, processes
 

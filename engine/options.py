@@ -1,29 +1,19 @@
-"""Command-line flags of spatial_cnn.py and motion_cnn.py: parser, recipes, and values from a checkpoint."""
+"""Command-line flags of spatial_cnn.py and motion_cnn.py: parser and recipes."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.commandline import ArgumentParser, Switch, bounded
-from dataloader.clips import Data
-from dataloader.names import first_few
 from dataloader.preparation import Preparation
 from dataloader.sampling import TestSampling, TrainSampling
 from engine import features
 from engine.training import TrainingSettings
-from saved.checkpoints import Checkpoint, read_checkpoint
-from utils import InputError, plural, rank
-
-# A resumed run takes missing flags from the checkpoint, except these, which do not shape the training.
-NOT_RESTORED = {
-    "resume", "evaluate", "output", "features", "pooling", "rgb_dir", "flow_dir", "ucf_list", "workers", "device",
-    "compile", "save_every_minutes", "allow_missing", "weights", "flow_order", "tensorboard",
-}  # fmt: skip
+from utils import InputError
 
 TSN = {  # what both streams share of this recipe: TSN's released code (Caffe)
     "batch_size": 128, "schedule": "step", "weight_decay": 5e-4, "fc_std": 1e-3, "partial_bn": True,
@@ -151,44 +141,9 @@ def parse(
     recipe = recipes.get(f"{name} {given.get('input')}", recipes[name])
     args = argparse.Namespace(**{**_settings(), **defaults, **recipe, **given})
     args.given, args.of_recipe = set(given), dict(recipe)
-    args.auto = args.resume == "auto"
-    args.resume = _find_checkpoint(args.resume, args.output)
-    if args.evaluate and args.resume is None:
-        raise InputError("--evaluate tests a trained network: name it with --resume PATH")
     if args.evaluate and args.features:
         raise InputError("--features writes the features of all videos and stops: leave --evaluate out")
     return args
-
-
-def open_checkpoint(args: argparse.Namespace, *modalities: str) -> Checkpoint | None:
-    """Read --resume's checkpoint, ours or another project's, for one of `modalities`; None for a fresh start.
-
-    The checkpoint's training flags replace those not given explicitly. If another recipe than the
-    checkpoint's is given, all values of that recipe count as given. Raises InputError if --arch differs from
-    the checkpoint's.
-    """
-    if args.resume is None:
-        return None
-    checkpoint = read_checkpoint(args.resume, *modalities, flow_order=getattr(args, "flow_order", "original"))
-    if "arch" in args.given and args.arch != checkpoint.arch:
-        raise InputError(f"--arch {args.arch}: {args.resume} is a {checkpoint.arch}; leave --arch out")
-    saved = dict(checkpoint.args)
-    if checkpoint.source != "two-stream" and args.schedule != "plateau":
-        saved.pop("lr", None)  # another project's, as its schedule left it: ours counts from the start
-    if "recipe" in args.given and args.recipe != saved.get("recipe"):
-        args.given |= set(args.of_recipe)
-    for name, value in saved.items():
-        if name not in args.given | NOT_RESTORED and hasattr(args, name):
-            setattr(args, name, value)
-    args.arch = checkpoint.arch
-    if hasattr(args, "input"):
-        args.input = checkpoint.preparation["modality"]
-    if checkpoint.source != "two-stream" and rank() == 0:
-        author = "the original repository" if checkpoint.source == "original" else checkpoint.source
-        epoch = f", epoch {checkpoint.epoch}" if checkpoint.epoch >= 0 else ""
-        momentum = "" if args.evaluate else "; the optimizer's momentum starts afresh"
-        print(f"{args.resume}: a checkpoint of {author}{epoch}{momentum}")
-    return checkpoint
 
 
 def data_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -203,56 +158,8 @@ def data_settings(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def unless_tested(args: argparse.Namespace, checkpoint: Checkpoint | None, data: Data) -> Checkpoint | None:
-    """Return `checkpoint`, unless its training saw videos that are now tested, or choose the model.
-
-    Then --resume auto starts anew: None. Other training raises InputError; --evaluate and --features warn.
-    """
-    tested = {source.video.name for loader in (data.test, data.select) for source in loader.dataset.sources}
-    both = sorted(tested & checkpoint.trained_on) if checkpoint else []
-    if checkpoint is None or not both:
-        return checkpoint
-    found = f"{checkpoint.path} was trained on {len(both):,} of {plural(len(tested), 'test video')} ({first_few(both)})"
-    anew = data.train is not None and not args.features
-    if anew and not args.auto:
-        raise InputError(f"{found}: give the lists of its training, or train anew, without --resume")
-    if rank() == 0:
-        print(f"warning: {found}: {'training starts anew' if anew else 'no test of new videos'}", file=sys.stderr)
-    if anew:
-        args.resume = None
-    return None if anew else checkpoint
-
-
-def choose_preparation(args: argparse.Namespace, checkpoint: Checkpoint | None, fresh: Preparation) -> Preparation:
-    """Return the checkpoint's preparation with explicit flags applied, or `fresh` without a checkpoint."""
-    if checkpoint is None:
-        return fresh
-    given = {name: getattr(args, name) for name in ("size", "test_resize", "stack_length") if name in args.given}
-    if getattr(args, "input", None) == "flow":
-        given |= {name: (getattr(args, f"flow_{name}"),) for name in ("mean", "std") if f"flow_{name}" in args.given}
-    old = Preparation.from_dict(checkpoint.preparation)
-    length = given.get("stack_length", old.stack_length)
-    if length != old.stack_length:
-        network = f"{checkpoint.path} is a network for {old.stack_length}"
-        raise InputError(f"--stack-length {length}: {network}; leave --stack-length out")
-    return dataclasses.replace(old, **given)
-
-
 def training_settings(args: argparse.Namespace) -> TrainingSettings:
     """Collect the flags that say how a network is trained, with their types."""
     names = {field.name for field in dataclasses.fields(TrainingSettings)}
     values = {name: value for name, value in vars(args).items() if name in names}
     return TrainingSettings(**values | {"milestones": tuple(args.milestones)})
-
-
-def _find_checkpoint(resume: str | None, output: str) -> Path | None:
-    if resume is None:
-        return None
-    last = Path(output) / "checkpoint.pth.tar"
-    if resume == "auto":
-        return last if last.is_file() else None
-    path = last if resume == "last" else Path(resume)
-    path = path / last.name if path.is_dir() else path
-    if not path.is_file():
-        raise InputError(f"--resume {path}: no such file; check the path, or train from the start without --resume")
-    return path

@@ -19,8 +19,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from common.progress import duration, progress_bar
 from dataloader.clips import Batch, Loader, clips_of, sent_ahead
 from dataloader.preparation import Preparation, to_input
-from network import Network, explain_mismatch, freeze_batchnorm, parameter_groups
-from saved.checkpoints import Checkpoint
+from network import Network, freeze_batchnorm, parameter_groups
 from utils import InputError, processes, rank, seed_step
 
 
@@ -80,57 +79,6 @@ class Training:
         exact = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(4, dtype=exact, device=device)
         self.times = [0.0, 0.0]  # seconds in the epoch so far: in total, and waiting for data
-
-    def resume(self, checkpoint: Checkpoint, class_names: list[str], trains: bool = True) -> None:
-        """Continue from `checkpoint`, ours or another project's; `settings` override its own.
-
-        With trains=False (evaluation only), only the weights and their epoch are restored. Raises
-        InputError if the network or the classes do not fit.
-        """
-        checkpoint = checkpoint.in_order_of(class_names)
-        problem = explain_mismatch(self.model, checkpoint.state_dict)
-        if problem is None and checkpoint.class_names not in (None, class_names):
-            its, ours = next((a, b) for a, b in zip(checkpoint.class_names, class_names, strict=True) if a != b)
-            problem = f"its classes are others, or in another order ({its} where the lists have {ours})"
-        if problem:
-            raise InputError(f"{checkpoint.path} does not fit this data: {problem}")
-        self.model.load_state_dict(checkpoint.state_dict, strict=False)  # num_batches_tracked may be absent
-        self.epoch, self.best_prec1 = checkpoint.epoch + 1, checkpoint.best_prec1
-        self.trained_on = checkpoint.trained_on
-        if checkpoint.source == "two-stream" and trains:
-            self._load_progress(checkpoint)
-
-    def _load_progress(self, checkpoint: Checkpoint) -> None:
-        """Restore the rest of our own checkpoint: optimizer, plateau schedule and the epoch in progress."""
-        state, settings, path = checkpoint.raw, self.settings, checkpoint.path
-        if "optimizer" not in state:
-            raise InputError(f"{path} holds weights alone: start from them with --weights, or test: --evaluate")
-        past = "--recipe small" if state["args"].get("recipe") == "small" else "--ema" if state.get("ema") else ""
-        if past:  # of an earlier version
-            raise InputError(f"{path} was trained with {past}, which is gone: start from it with --weights, or test it")
-        if state["batch"] and settings.batch_size != state["args"]["batch_size"]:
-            raise InputError(f"{path} stands within an epoch of --batch-size {state['args']['batch_size']}: finish it "
-                             f"before you train with {settings.batch_size}")  # fmt: skip
-        fresh = [dict(group) for group in self.optimizer.param_groups]
-        try:
-            self.optimizer.load_state_dict(state["optimizer"])
-        except ValueError:
-            raise InputError(f"{path}: its optimizer is for other weights; start from it with --weights") from None
-        # This run's flags override the saved momentum, decay and rates. Only plateau's reductions of the rate
-        # are kept, unless --lr changed; then the new rate applies from here on.
-        same_lr = settings.lr == state["args"]["lr"]
-        plateau = settings.schedule == state["args"]["schedule"] == "plateau"
-        for group, new in zip(self.optimizer.param_groups, fresh, strict=True):
-            taken_off = group["lr"] / group["initial_lr"] if plateau and same_lr else 1.0
-            group.update({name: value for name, value in new.items() if name != "params"})
-            group["lr"] = group["initial_lr"] * taken_off
-        if plateau:
-            self.plateau.load_state_dict(state["scheduler"])
-            self.plateau.patience = settings.patience
-        self.scaler.load_state_dict(state["scaler"])
-        self.batch, self.times = state["batch"], list(state["times"])
-        if rank() == 0:  # one process continues with the sums of all
-            self.sums = state["sums"].to(self.sums)
 
     def distribute(self) -> None:
         """Set `stepped` to the network as a step calls it: compiled or distributed if the settings say so."""

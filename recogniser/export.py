@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.commandline import ArgumentParser
 from dataloader.preparation import Preparation
-from engine.evaluation import PooledTrunk
-from network import trained_model
+from engine.evaluation import PooledTrunk, fold_batchnorm, trained_model
 from recogniser.streams import load_head
-from saved.checkpoints import HELD, Checkpoint, read_checkpoint, write_safetensors
+from saved.checkpoint_reader import HELD, Checkpoint, read_checkpoint
+from saved.checkpoints import write_safetensors
 from saved.foreign import FLOW_ORDERS
 from saved.head_file import HeadFile, read_head
 from utils import InputError, atomic_path, plural, run_main
@@ -121,7 +121,8 @@ def build(networks: Mapping[str, Checkpoint], head: HeadFile | None, folded: boo
     """Build the network, or a head with its networks; `folded`: batch norms folded into the convolutions."""
     models: list[Any] = [trained_model(read) for read in networks.values()]
     for model in models if folded else ():
-        model.fold_batchnorm()
+        if model.stages:
+            fold_batchnorm(model)
     if not head:
         return models[0]
     trunks = [PooledTrunk(model, head.pooling[name]) if model.stages else model.below_fc()

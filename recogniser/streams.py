@@ -20,14 +20,13 @@ from common.progress import progress_bar
 from data.flow import PLAIN_METHODS, load_raft, raft_flow, raft_weights, tvl1_flow
 from data.jobs import run_jobs
 from data.videos import VideoError, decode, frame_rate
-from dataloader.clips import Batch, clips_of, each_once
+from dataloader.clips import Batch, clips_of
 from dataloader.lists import load_split
 from dataloader.names import UCF101_CLASSES
 from dataloader.preparation import Preparation
 from dataloader.sampling import TestSampling
-from engine.evaluation import InferenceNet
+from engine.evaluation import InferenceNet, each_once, trained_model
 from engine.temporal_heads import TEMPORAL, LinearHead, build_head
-from network import trained_model
 from recogniser.answers import Answer
 from recogniser.clips import (
     PAIRS_AT_ONCE,
@@ -40,7 +39,7 @@ from recogniser.clips import (
     make_clips,
     sliding_windows,
 )
-from saved.checkpoints import Checkpoint, read_checkpoint
+from saved.checkpoint_reader import Checkpoint, read_checkpoint
 from saved.head_file import HeadFile, read_head
 from utils import InputError, cpu_count
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from common.formats import Count, Names, check
 from dataloader.preparation import Preparation, SavedPreparation
-from saved.checkpoints import HEAD_FORMAT, Checkpoint, save_tensors, weights_hash
+from saved.checkpoint_reader import Checkpoint
+from saved.checkpoints import HEAD_FORMAT, save_tensors, weights_hash
 from saved.feature_file import Features
 from saved.safe import check_weights, load_checkpoint
 

@@ -14,7 +14,7 @@ from torchvision.models import resnet18
 
 from dataloader.preparation import Preparation
 from network import architectures, build_model, explain_mismatch
-from saved.checkpoints import read_checkpoint, read_state_dict
+from saved.checkpoint_reader import read_checkpoint, read_state_dict
 from saved.foreign import FLOW_ORDERS, guess_arch
 from utils import InputError
 

@@ -17,6 +17,7 @@ from dataloader.layouts import index_frames
 from dataloader.lists import load_split
 from dataloader.preparation import Preparation, default_preparation
 from dataloader.sampling import TestSampling, TrainSampling
+from engine.evaluation import each_once
 from utils import InputError
 
 FLOW = Preparation("flow", 48, "squash", (0.0,), (1.0,), 10)
@@ -182,7 +183,7 @@ def test_equal_clips_are_computed_once_and_the_vote_is_the_same(tiny):
     preparation = dataclasses.replace(FLOW, test_resize="center")
     loader = Loader(flow_set(tiny, TestSampling(19, 10), preparation), 3, 0, CPU)
     for batch in loader.epoch(0):
-        once, place = c.each_once(batch)
+        once, place = each_once(batch)
         counts = [source.count - 9 for source in loader.dataset.sources if source.video.name in batch.names]
         assert len(once.clips) == 10 * sum(min(19, count) for count in counts) < len(batch.clips)
         theirs, ours = c.clips_of(batch, "flow", CPU), c.clips_of(once, "flow", CPU)[place]

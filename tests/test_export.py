@@ -24,7 +24,7 @@ from engine.temporal_heads import LinearHead
 from network import build_model
 from recogniser import export
 from recogniser.clips import clips_of_video
-from saved.checkpoints import read_checkpoint
+from saved.checkpoint_reader import read_checkpoint
 from saved.head_file import write_head
 from utils import InputError
 

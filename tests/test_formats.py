@@ -23,7 +23,8 @@ from dataloader.frames import decode_gray, decode_rgb
 from dataloader.packed import open_pack
 from dataloader.preparation import Preparation
 from report.outcome import read_learnt
-from saved.checkpoints import HEAD_FORMAT, read_checkpoint
+from saved.checkpoint_reader import read_checkpoint
+from saved.checkpoints import HEAD_FORMAT
 from saved.feature_file import read_about, read_features, write_features
 from saved.head_file import read_head
 from saved.predictions import load_predictions

@@ -9,7 +9,7 @@ from torchvision import models
 
 import network
 from dataloader.preparation import Preparation
-from engine.evaluation import InferenceNet
+from engine.evaluation import InferenceNet, trained_model
 from utils import InputError
 
 
@@ -214,8 +214,8 @@ def test_a_checkpoint_is_its_network_and_a_misfit_is_told_in_one_line():
     state = models.resnet18(num_classes=5).state_dict()
     about = {"path": "run.pth.tar", "in_channels": 3, "num_classes": 5, "state_dict": state,
              "preparation": Preparation().as_dict()}  # fmt: skip
-    model = network.trained_model(SimpleNamespace(arch="resnet18", **about))
+    model = trained_model(SimpleNamespace(arch="resnet18", **about))
     assert not model.training and all(torch.equal(model.state_dict()[name], state[name]) for name in state)
     with pytest.raises(InputError, match=r"run.pth.tar does not fit resnet34: \d+ tensors missing") as told:
-        network.trained_model(SimpleNamespace(arch="resnet34", **about))
+        trained_model(SimpleNamespace(arch="resnet34", **about))
     assert "\n" not in str(told.value)

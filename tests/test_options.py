@@ -11,10 +11,11 @@ from conftest import ROOT, SMALL, TINY
 import motion_cnn
 import spatial_cnn
 from dataloader.preparation import default_preparation
-from engine import options
+from engine import options, resume
 from engine.training import Training, TrainingSettings
 from network import build_model
-from saved.checkpoints import Checkpoint, save_tensors, write_checkpoint
+from saved.checkpoint_reader import Checkpoint
+from saved.checkpoints import save_tensors, write_checkpoint
 from utils import InputError
 
 CPU = torch.device("cpu")
@@ -45,9 +46,9 @@ def values_in(script, argv, monkeypatch):
         read(args, *modalities)
         raise Read(args)
 
-    read = options.open_checkpoint
+    read = resume.open_checkpoint
     with monkeypatch.context() as patch:
-        patch.setattr(options, "open_checkpoint", stop)
+        patch.setattr(resume, "open_checkpoint", stop)
         patch.setattr(sys, "argv", ["x.py", *map(str, argv)])
         with pytest.raises(Read) as found:
             script.main()
@@ -143,10 +144,10 @@ def saved(tmp_path):
 
 def go_on(path, *argv, stream="spatial"):
     args = flags("--resume", path, *argv, stream=stream)
-    checkpoint = options.open_checkpoint(args, "rgb")
+    checkpoint = resume.open_checkpoint(args, "rgb")
     training = Training(build_model(ARCH, 3, 4, size=32), default_preparation("rgb", 32, "squash"), CPU,
                         options.training_settings(args))  # fmt: skip
-    training.resume(checkpoint, list("abcd"))
+    resume.go_on(training, checkpoint, list("abcd"))
     training.set_lr()
     return args, training
 
@@ -196,11 +197,11 @@ def test_flow_is_normalised_as_given_and_keeps_its_stack():
     old = default_preparation("flow", 64, "squash", 10)
     checkpoint = Checkpoint("m.pth.tar", "two-stream", {}, "resnet18", 2, 20, old.as_dict(), {}, 0, 0.0, None, {})
     args = flags("--flow-mean", 0, "--flow-std", 1, "--size", 96, stream="motion")
-    found = options.choose_preparation(args, checkpoint, old)
+    found = resume.choose_preparation(args, checkpoint, old)
     assert (found.mean, found.std, found.size, found.stack_length) == ((0.0,), (1.0,), 96, 10)
-    assert options.choose_preparation(flags(stream="motion"), checkpoint, old) == old
+    assert resume.choose_preparation(flags(stream="motion"), checkpoint, old) == old
     with pytest.raises(InputError, match="--stack-length 5: m.pth.tar is a network for 10"):
-        options.choose_preparation(flags("--stack-length", 5, stream="motion"), checkpoint, old)
+        resume.choose_preparation(flags("--stack-length", 5, stream="motion"), checkpoint, old)
 
 
 # --- as a user runs it ---------------------------------------------------------------------------------
@@ -226,7 +227,7 @@ def test_another_projects_rate_is_what_its_plateau_had_come_to_and_no_schedules(
     torch.save(content, tmp_path / "tsn.pth.tar")
     for words, rate in (((), 1e-5), (("--recipe", "tsn"), 1e-3)):
         args = flags("--resume", tmp_path / "tsn.pth.tar", *words)
-        options.open_checkpoint(args, "rgb")
+        resume.open_checkpoint(args, "rgb")
         assert args.lr == pytest.approx(rate)
 
 

@@ -15,12 +15,12 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals, /dev and users
 
 
 # In a loader process; and in the main one, where the exception keeps the loaders, for which the end waits.
-@pytest.mark.parametrize("where", ["frames.ReadFrame.__call__", "runner.test"])
+@pytest.mark.parametrize("where", ["frames.ReadFrame.__call__", "results.test"])
 def test_an_exception_ends_the_loader_processes_too(tiny, run, tmp_path, where):
     script = patched(tmp_path, f"""
 import os
 from dataloader import frames
-from engine import runner
+from engine import results
 
 def fail(*_):
     open({str(tmp_path / 'pids')!r}, "a").write(f"{{os.getpid()}} ")

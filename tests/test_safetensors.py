@@ -13,7 +13,8 @@ import torch
 from conftest import ROOT
 from torchvision.models import resnet18
 
-from saved.checkpoints import read_checkpoint, read_state_dict, write_safetensors
+from saved.checkpoint_reader import read_checkpoint, read_state_dict
+from saved.checkpoints import write_safetensors
 from saved.safe import load_checkpoint
 from utils import InputError
 

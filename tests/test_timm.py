@@ -15,7 +15,7 @@ timm = pytest.importorskip("timm")
 from dataloader.preparation import Preparation, default_preparation
 from engine.evaluation import InferenceNet
 from network import build_model, parameter_groups, rgb_normalisation
-from saved.checkpoints import read_checkpoint
+from saved.checkpoint_reader import read_checkpoint
 from saved.feature_file import read_features
 from utils import InputError
 
