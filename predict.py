@@ -26,12 +26,11 @@ from common.commandline import ArgumentParser, bounded
 from data.flow import PLAIN_METHODS
 from data.videos import VideoError, find_videos, import_cv2
 from engine.owner import owned
-from engine.training import amp_dtype
 from recogniser.answers import Answer, as_json, as_line, as_table
 from recogniser.streams import Recogniser, load_streams, note, note_unused, weighted
 from report.outcome import read_learnt
 from saved.foreign import FLOW_ORDERS
-from utils import InputError, check_writable, plural, printable, run_main, set_up_device, write_json
+from utils import InputError, amp_dtype, check_writable, plural, printable, run_main, set_up_device, write_json
 
 
 def load(

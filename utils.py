@@ -311,6 +311,22 @@ def set_up_device(name: str) -> Any:
     return device
 
 
+def amp_dtype(choice: str, device: Any) -> Any:
+    """Return the torch.dtype for `--amp` on this torch.device. auto is bfloat16 only if the hardware computes in it."""
+    import torch
+
+    if choice != "auto":
+        return {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[choice]
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # also true where it is emulated
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        hardware = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    else:
+        hardware = False
+    return torch.bfloat16 if hardware else torch.float32
+
+
 def cpu_count() -> int:
     """The cores that this process may use, divided among torchrun's processes on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -37,9 +37,9 @@ from dataloader.lists import Video
 from dataloader.preparation import default_preparation, to_input
 from dataloader.sampling import TestSampling, TrainSampling
 from engine.evaluation import InferenceNet
-from engine.training import Training, TrainingSettings, amp_dtype, train_step
+from engine.training import Training, TrainingSettings, train_step
 from network import build_model
-from utils import InputError, cpu_count, run_main
+from utils import InputError, amp_dtype, cpu_count, run_main
 
 CPU = torch.device("cpu")
 KIND: dict[str, Any] = {"motion": "flow", "spatial": "rgb"}

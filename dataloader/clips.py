@@ -56,9 +56,10 @@ class ClipDataset(Dataset):
         self.sources, self.read, self.preparation, self.sampling = sources, read, preparation, sampling
         self.seed = seed
         unit, length = "flow pair" if preparation.modality == "flow" else "frame", preparation.clip_length
-        if short := next((source for source in sources if source.count < length), None):
-            raise InputError(f"{short.folder} has {plural(short.count, unit)} and one clip needs {length}: take the "
-                             "video off the lists, or extract it again")  # fmt: skip
+        for source in sources:
+            if source.count < length:
+                raise InputError(f"{source.folder} has {plural(source.count, unit)} and one clip needs {length}: take "
+                                 "the video off the lists, or extract it again")  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -121,9 +122,11 @@ class Collate:
         self.batches = 0
 
     def __call__(self, items: list[Batch | InputError]) -> Batch | InputError:
-        batches = [item for item in items if isinstance(item, Batch)]
-        if error := next((item for item in items if isinstance(item, InputError)), None):
-            return error
+        batches = []
+        for item in items:
+            if isinstance(item, InputError):
+                return item
+            batches.append(item)
         *offsets, count = itertools.accumulate((len(one.images) for one in batches), initial=0)
         in_worker = get_worker_info() is not None
         planes, height, width = batches[0].images.shape[1:]
@@ -156,31 +159,27 @@ def sent_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch
         yield from batches
         return
     stream = torch.cuda.Stream(device)
-    waiting: tuple[Batch, torch.cuda.Event] | None = None
-    for batch in batches:
+
+    def send(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
         with torch.cuda.stream(stream):
             images, clips = (t.to(device, non_blocking=True) for t in (batch.images, batch.clips))
-        sent = batch._replace(images=images, clips=clips), stream.record_event()
-        if waiting is not None:
-            yield _arrived(*waiting)
-        waiting = sent
-    if waiting is not None:
-        yield _arrived(*waiting)
+        return batch._replace(images=images, clips=clips), stream.record_event()
 
-
-def _arrived(batch: Batch, event: torch.cuda.Event) -> Batch:
-    current = torch.cuda.current_stream(batch.images.device)
-    current.wait_event(event)
-    for tensor in (batch.images, batch.clips):
-        tensor.record_stream(current)  # do not reuse its memory before this stream is done
-    return batch
+    sent = map(send, batches)
+    ahead = next(sent, None)
+    while ahead is not None:
+        (batch, event), ahead = ahead, next(sent, None)  # the next one is on its way before this one is used
+        current = torch.cuda.current_stream(device)
+        current.wait_event(event)
+        for tensor in (batch.images, batch.clips):
+            tensor.record_stream(current)  # do not reuse its memory before this stream is done
+        yield batch
 
 
 def clips_of(batch: Batch, modality: str, device: torch.device) -> Tensor:
     """Return clips on `device`: uint8 (videos * clips each, images x planes, size, size), channels last."""
     # On a GPU, sent_ahead has already moved them. Elsewhere a worker may overwrite them later.
-    images = batch.images.to(device)
-    clips = images[batch.clips.to(device)]  # (clips, time steps, planes, size, size)
+    clips = batch.images.to(device)[batch.clips.to(device)]  # (clips, time steps, planes, size, size)
     clips = clips.flatten(1, 2)  # (clips, time steps * planes, size, size)
     if bool(batch.flip.any()):
         clips = flip_clips(clips, batch.flip.to(device, non_blocking=True), modality)
@@ -203,17 +202,17 @@ class Loader:
         self.dataset, self.batch_size = dataset, batch_size
         seed = dataset.seed if isinstance(dataset.sampling, TrainSampling) else None
         self.batches = EpochBatches(len(dataset), batch_size, seed=seed, rank=rank(), processes=processes())
-        self.workers = min(cpu_count(), 16) if workers is None else workers
+        workers = min(cpu_count(), 16) if workers is None else workers
         self.loader = DataLoader(
-            dataset, batch_sampler=self.batches, collate_fn=Collate(), num_workers=self.workers,
-            persistent_workers=self.workers > 0, prefetch_factor=PREFETCHED if self.workers > 0 else None,
+            dataset, batch_sampler=self.batches, collate_fn=Collate(), num_workers=workers,
+            persistent_workers=workers > 0, prefetch_factor=PREFETCHED if workers else None,
             pin_memory=device.type == "cuda", worker_init_fn=_start_worker,
             generator=torch.Generator(),  # a separate one, so that loading never draws from the training's
         )  # fmt: skip
 
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch."""
-        return -(-len(self.dataset) // self.batch_size)
+        return len(self.batches.edges) - 1
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch from `first_batch` on. Raises InputError for an unreadable file.
@@ -276,22 +275,14 @@ class Data:
 
 
 def make_data(
-    index: Index,
-    read: ReadSteps,
-    preparation: Preparation,
-    device: torch.device,
-    *,
-    ucf_list: Path | None,  # None: UCF101's group rule
-    split: str,
-    testing: TestSampling,
-    training: TrainSampling | None,  # None: evaluation only
-    batch_size: int = 1,
-    val_groups: int = 0,
-    allow_missing: bool = False,
-    workers: int | None = None,
-    seed: int = 0,
-) -> Data:
-    """Match a split with the images on disk, and make its loaders; see the flags of these names."""
+    index: Index, read: ReadSteps, preparation: Preparation, device: torch.device, *, ucf_list: Path | None,
+    split: str, testing: TestSampling, training: TrainSampling | None, batch_size: int = 1, val_groups: int = 0,
+    allow_missing: bool = False, workers: int | None = None, seed: int = 0,
+) -> Data:  # fmt: skip
+    """Match a split with the images on disk, and make its loaders; see the flags of these names.
+
+    Without `ucf_list`, UCF101's group rule makes the split. Without `training`, there is only evaluation.
+    """
     videos = load_split(ucf_list, split, index.names, verbose=rank() == 0)
     if len(videos.class_names) < 2:
         raise InputError(f"all videos are of one class, {videos.class_names[0]}: nothing to tell apart; add a class")
@@ -303,15 +294,14 @@ def make_data(
         return Loader(ClipDataset(sources, read, preparation, sampling, seed=seed), batch, workers, device)
 
     needs_every_frame = preparation.modality != "rgb"  # flow and differences
-    every = 1 if needs_every_frame else extraction_settings(index.root).get("sampling_rate") or 1
-    testing = replace(testing, every=every)
+    if not needs_every_frame:
+        testing = replace(testing, every=extraction_settings(index.root).get("sampling_rate") or 1)
     test_batch = max(1, (256 if device.type == "cuda" else 32) // testing.clips)  # videos
     select = test = loader(videos.test, testing, test_batch, "test")
-    trained = videos.train
+    trained, train = videos.train, None
     if val_groups:
         trained, validation = hold_out_groups(videos.train, val_groups)
         select = loader(validation, testing, test_batch, "validation")
-    train = None
     if training is not None:
         scales = TSN_SCALES[:3] if needs_every_frame else TSN_SCALES  # as in TSN's code
         train = loader(trained, replace(training, scales=scales), batch_size, "training")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import mmap
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dataloader.lists import Video
-from dataloader.names import first_few, ucf_parts, without_suffix
+from dataloader.names import first_few, folded_name
 from utils import InputError, rank
 
 try:  # libjpeg-turbo with SIMD: 1.4 times as fast as torchvision's decoder, 3 times as Pillow
@@ -33,16 +32,6 @@ PREFIXES = {"frame": "rgb", "img_": "rgb", "image_": "rgb", "flow_x_": "x", "flo
 CONVERTED = ("RGB", "L", "1", "LA", "P", "PA", "RGBA", "CMYK")  # modes that become RGB; 16 bits would be clipped
 MOST_PIXELS = 50_000_000  # pixels in one image; memory is allocated before it is decoded
 _said = mmap.mmap(-1, 1)  # whether the note of a conversion was printed; shared by loader processes
-
-
-def read_bytes(path: str | Path) -> bytes:
-    """Read a file's bytes. Raises InputError if it is missing or unreadable."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.readall()
-    except OSError as error:
-        cause = f"{error.strerror}; was it moved since the start? extract this video again"
-        raise InputError(f"cannot read {path}: {cause}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +51,27 @@ class Frames:
         """rgb, x or y, as indicated by the names; rgb if they are unknown."""
         return PREFIXES.get(self.prefix.casefold(), "rgb")
 
+    def name(self, i: int) -> str:
+        """Return the file name of the i-th image. i counts from 0, whatever the first number is."""
+        return f"{self.prefix}{self.start + i:0{self.digits}d}{self.suffix}"
+
     def path(self, root: str | Path, i: int) -> Path:
-        """Return the path of the i-th image. i counts from 0, whatever the first number is."""
+        """Return the path of the i-th image, from 0."""
         if not 0 <= i < self.count:
             raise IndexError(f"image {i} of the {self.count} in {self.folder}")
-        return Path(root, self.folder, f"{self.prefix}{self.start + i:0{self.digits}d}{self.suffix}")
+        return Path(root, self.folder, self.name(i))
 
     def read(self, root: str | Path, steps: Iterable[int]) -> Iterator[tuple[str, bytes]]:
         """Yield the path and bytes of each image in `steps`, from 0. InputError for a missing image."""
-        # No Path here: making one takes longer than reading the file.
-        stem = f"{root}/{self.folder}/{self.prefix}"
         for step in steps:
-            path = f"{stem}{self.start + step:0{self.digits}d}{self.suffix}"
-            yield path, read_bytes(path)
+            path = f"{root}/{self.folder}/{self.name(step)}"  # making a Path takes longer than reading the file
+            try:
+                with open(path, "rb", buffering=0) as file:
+                    data = file.readall()
+            except OSError as error:
+                cause = f"{error.strerror}; was it moved since the start? extract this video again"
+                raise InputError(f"cannot read {path}: {cause}") from None
+            yield path, data
 
 
 @dataclass
@@ -99,13 +96,13 @@ def find(index: Index, video_name: str) -> Frames | tuple[Frames, Frames]:
     `video_name` is a key, or a path as in lists: case does not matter, and leading folders may differ. Raises
     InputError for a video that is missing or has a problem.
     """
-    name = locate(index, video_name)
+    name = locate(index, video_name) or ""
     if name in index.problems:
         raise InputError(f"{index.root}: {index.problems[name]}")
-    channels = [index.videos.get(name or "", {}).get(channel) for channel in CHANNELS[index.kind]]
-    if channels[0] is None:
+    channels = index.videos.get(name, {})
+    if CHANNELS[index.kind][0] not in channels:
         raise InputError(f"{index.root} holds no {CALLED[index.kind]} of {video_name}")
-    return channels[0] if index.kind == "rgb" else tuple(channels)  # type: ignore[return-value]
+    return channels["rgb"] if index.kind == "rgb" else (channels["x"], channels["y"])
 
 
 @dataclass(frozen=True)
@@ -128,9 +125,9 @@ def find_sources(index: Index, videos: Sequence[Video], allow_missing: bool = Fa
     absent: list[str] = []
     owners: dict[str, Video] = {}  # a folder's video
     for video in videos:
-        name = locate_video(index, video)
-        if name is None or CHANNELS[index.kind][0] not in index.videos.get(name, {}):
-            absent.append(index.problems.get(name or "", video.listed))
+        name = locate_video(index, video) or ""
+        if CHANNELS[index.kind][0] not in index.videos.get(name, {}):
+            absent.append(index.problems.get(name, video.listed))
             continue
         if owners.setdefault(name, video) is not video:
             raise InputError(f"{owners[name].listed} and {video.listed} would both be {index.root / name}; put videos "
@@ -165,13 +162,6 @@ def locate_video(index: Index, video: Video) -> str | None:
     return locate(index, video.listed, least) or locate(index, video.name, least)
 
 
-def folded_name(name: str) -> str:
-    """Normalise a video's name: ignore case, suffix, v_ and the form of accents (decomposed on macOS)."""
-    if parts := ucf_parts(name):
-        return f"{parts[0]}_g{parts[1]}_c{parts[2]}".casefold()
-    return unicodedata.normalize("NFC", without_suffix(name)).casefold()
-
-
 # --- reading ---
 
 # (where a video's images are, time steps from 0) -> for each step uint8 (planes, height, width): RGB, or x and y
@@ -203,8 +193,7 @@ class ReadFlow:
         for files in zip(*(component.read(self.root, steps) for component in frames), strict=True):
             x, y = (decode_gray(data, path) for path, data in files)
             if x.shape != y.shape:
-                paths = " and ".join(path for path, _ in files)
-                raise InputError(f"{paths} are of different size; extract this video again")
+                raise InputError(f"{files[0][0]} and {files[1][0]} are of different size; extract this video again")
             yield np.stack((x, y))
 
 
@@ -224,12 +213,10 @@ def decode_rgb(data: bytes, path: str | Path) -> np.ndarray:
 def decode_gray(data: bytes, path: str | Path) -> np.ndarray:
     """Decode an image of one flow component to (H, W) uint8. `path`: for messages."""
     image = _decode(data, path, "GRAY")
-    if isinstance(image, np.ndarray):
-        return image
-    if image.mode == "L":
-        return np.asarray(image)
-    # Flow may be stored as three equal planes, up to what JPEG makes of them.
     planes = np.asarray(image)
+    if isinstance(image, np.ndarray) or image.mode == "L":
+        return planes
+    # Flow may be stored as three equal planes, up to what JPEG makes of them.
     if image.mode == "RGB" and np.ptp(planes.astype(np.int16), axis=2).max() <= 2:
         return np.ascontiguousarray(planes[..., 0])
     raise InputError(f"{path} is {image.mode}, and flow is grayscale; is --flow-dir a folder of RGB frames?")
@@ -252,7 +239,6 @@ def _decode(data: bytes, path: str | Path, wanted: Literal["RGB", "GRAY"]) -> np
         picture.load()
         return picture
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).split("\n")[0]
-        if isinstance(error, UnidentifiedImageError):  # its message only names a BytesIO object
-            reason = f"it begins with {data[:12]!r}"
+        unknown = isinstance(error, UnidentifiedImageError)  # its message only names a BytesIO object
+        reason = f"it begins with {data[:12]!r}" if unknown else str(error).split("\n")[0]
         raise InputError(f"{path} is not a whole image ({reason}); extract this video again") from None

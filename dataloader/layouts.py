@@ -24,8 +24,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dataloader.extracted import read_extraction
-from dataloader.frames import CALLED, CHANNELS, PREFIXES, Frames, Index, Kind, folded_name
-from dataloader.names import ucf_parts
+from dataloader.frames import CALLED, CHANNELS, PREFIXES, Frames, Index, Kind
+from dataloader.names import folded_name, ucf_parts
 from dataloader.packed import is_pack, open_pack
 from utils import InputError, rank
 

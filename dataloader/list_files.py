@@ -1,6 +1,5 @@
-"""Files of split lists: UCF101's, HMDB51's or your own; their classes, and groups.csv.
+"""The videos of a split's two sides: by files of lists, whose format is detected, or by UCF101's group rule.
 
-The format is detected:
   UCF101   classInd.txt, trainlistNN.txt, testlistNN.txt
   HMDB51   <class>_test_splitN.txt for each class
   own      train.txt and test.txt; for several splits a number in the names, as in trainlist02.txt or
@@ -9,7 +8,7 @@ The format is detected:
            naming, if any path does; otherwise labels do. Classes and order come from classes.txt (or
            classInd.txt) if there is one, else from the paths: ordered by label, as in UCF101, or sorted
 
-Error messages name the file and line.
+Error messages name the file and line. groups.csv, beside the lists, tells the groups.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from dataloader.names import UCF101_CLASSES, first_few, ucf_parts, without_suffix
+from dataloader.names import UCF101_CLASSES, first_few, ucf_parts, video_key, without_suffix
 from utils import InputError
 
 # (dataset, its classes in label order, training videos, test videos); a video is (path as listed, label)
@@ -50,6 +49,31 @@ def read_column(file: Path, column: str) -> dict[str, str]:
 def read_groups(file: Path) -> dict[str, str]:
     """Return {lower-case path without suffix: group} from groups.csv (video, group). Raises InputError."""
     return {without_suffix(video).casefold(): group for video, group in read_column(file, "group").items()}
+
+
+def split_by_groups(names: Iterable[str], number: str) -> Listed:
+    """Split by group: groups 1-7 are tested in split 1, 8-14 in split 2, 15-21 in split 3; others train."""
+    if number not in ("1", "2", "3"):
+        raise InputError(f"--split {number}: without lists (--ucf-list) there are the splits 1, 2 and 3")
+    named = {}
+    for name in sorted(names):
+        if not (parts := ucf_parts(name)):
+            raise InputError(f"{name} is not named like UCF101's v_Class_gXX_cYY, so no rule tells its split: write "
+                             "lists with data/make_split.py and give their folder to --ucf-list")  # fmt: skip
+        named[name] = parts
+    if not named:
+        raise InputError("no videos on disk to split; extract frames first (data/extract_rgb.py)")
+    on_disk = {class_.casefold(): class_ for class_, _, _ in named.values()}
+    ucf101 = on_disk.keys() <= {name.casefold() for name in UCF101_CLASSES}
+    dataset, class_names = ("ucf101", list(UCF101_CLASSES)) if ucf101 else ("own", sorted(on_disk.values()))
+    labels = {name.casefold(): label for label, name in enumerate(class_names)}
+    sides: tuple[dict, dict] = {}, {}  # training, test: {(label, key): path}
+    for name, (class_, group, _) in named.items():
+        label = labels[class_.casefold()]
+        tests = (int(group) - 1) // 7 == int(number) - 1
+        sides[tests].setdefault((label, video_key(name, class_names[label])), name)  # it may be in two folders
+    train, test = ([(path, label) for (label, _), path in sorted(side.items())] for side in sides)
+    return dataset, class_names, train, test
 
 
 def read_lists(folder: Path, number: str) -> tuple[Path, Listed]:

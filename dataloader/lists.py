@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataloader.list_files import Listed, read_groups, read_lists
-from dataloader.names import UCF101_CLASSES, find_groups, first_few, ucf_parts, video_key, video_keys, without_suffix
+from dataloader.list_files import read_groups, read_lists, split_by_groups
+from dataloader.names import find_groups, first_few, video_keys, without_suffix
 from utils import InputError, plural
 
 USUAL_GROUPS = 18  # training groups in each class of UCF101
@@ -70,7 +70,7 @@ def load_split(
     if list_dir is not None:
         place, (dataset, class_names, train, test) = read_lists(Path(list_dir), number)
     else:
-        dataset, class_names, train, test = _split_by_groups(names_on_disk, number)
+        dataset, class_names, train, test = split_by_groups(names_on_disk, number)
     paths, labels = [path for path, _ in train + test], [label for _, label in train + test]
     classes = [class_names[label] for label in labels]
     keys = video_keys(paths, classes)
@@ -91,31 +91,6 @@ def load_split(
         print(f"no split lists given: split {number} by UCF101's group rule has {len(train)} training and "
               f"{len(test)} test videos{official}")  # fmt: skip
     return split
-
-
-def _split_by_groups(names: Iterable[str], number: str) -> Listed:
-    """Split by group: groups 1-7 are tested in split 1, 8-14 in split 2, 15-21 in split 3; others train."""
-    if number not in ("1", "2", "3"):
-        raise InputError(f"--split {number}: without lists (--ucf-list) there are the splits 1, 2 and 3")
-    named = {}
-    for name in sorted(names):
-        if not (parts := ucf_parts(name)):
-            raise InputError(f"{name} is not named like UCF101's v_Class_gXX_cYY, so no rule tells its split: write "
-                             "lists with data/make_split.py and give their folder to --ucf-list")  # fmt: skip
-        named[name] = parts
-    if not named:
-        raise InputError("no videos on disk to split; extract frames first (data/extract_rgb.py)")
-    on_disk = {class_.casefold(): class_ for class_, _, _ in named.values()}
-    ucf101 = on_disk.keys() <= {name.casefold() for name in UCF101_CLASSES}
-    dataset, class_names = ("ucf101", list(UCF101_CLASSES)) if ucf101 else ("own", sorted(on_disk.values()))
-    labels = {name.casefold(): label for label, name in enumerate(class_names)}
-    sides: tuple[dict, dict] = {}, {}  # training, test: {(label, key): path}
-    for name, (class_, group, _) in named.items():
-        label = labels[class_.casefold()]
-        tests = (int(group) - 1) // 7 == int(number) - 1
-        sides[tests].setdefault((label, video_key(name, class_names[label])), name)  # it may be in two folders
-    train, test = ([(path, label) for (label, _), path in sorted(side.items())] for side in sides)
-    return dataset, class_names, train, test
 
 
 def hold_out_groups(train: list[Video], groups: int) -> tuple[list[Video], list[Video]]:

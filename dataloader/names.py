@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -62,6 +63,13 @@ def ucf_parts(name: str) -> tuple[str, str, str] | None:
     folder, _, stem = without_suffix(name).rpartition("/")
     match = UCF_NAME.fullmatch(stem if folder or stem[:2] in ("v_", "V_") else f"v_{stem}")
     return (match[1], match[2], match[3]) if match else None
+
+
+def folded_name(name: str) -> str:
+    """Normalise a video's name: ignore case, suffix, v_ and the form of accents (decomposed on macOS)."""
+    if parts := ucf_parts(name):
+        return f"{parts[0]}_g{parts[1]}_c{parts[2]}".casefold()
+    return unicodedata.normalize("NFC", without_suffix(name)).casefold()
 
 
 def video_key(path: str, class_name: str) -> str:

@@ -110,10 +110,9 @@ class PackedFrames(Frames):
 
     def read(self, root: str | Path, steps: Iterable[int]) -> Iterator[tuple[str, bytes]]:
         """Yield a name for messages and the bytes of each image in `steps`, ascending and from 0."""
-        stem = f"{self.shard.path}:{self.folder}/{self.prefix}"
         for run in consecutive_runs(list(steps), READ_AT_ONCE):
             for step, data in zip(run, self.shard.read(self.first + run[0], len(run)), strict=True):
-                yield f"{stem}{self.start + step:0{self.digits}d}{self.suffix}", data
+                yield f"{self.shard.path}:{self.folder}/{self.name(step)}", data
 
 
 def consecutive_runs(numbers: Sequence[int], longest: int) -> Iterator[list[int]]:

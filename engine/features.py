@@ -22,12 +22,11 @@ from dataloader.preparation import Preparation
 from dataloader.sampling import TestSampling
 from engine.evaluation import PRE_LOGITS, InferenceNet, trained_model
 from engine.owner import owned
-from engine.training import amp_dtype
 from network import Network
 from saved.checkpoint_reader import Checkpoint
 from saved.checkpoints import weights_hash
 from saved.feature_file import FORMAT, check_target, read_about, read_features, write_features
-from utils import InputError, check_name, plural, processes
+from utils import InputError, amp_dtype, check_name, plural, processes
 
 MIDDLE = 5  # the frame in the middle of a stack of 10 flow pairs, counted from the stack's first
 

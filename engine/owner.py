@@ -1,8 +1,9 @@
-"""A lock on a folder or file: two runs would mix their checkpoints, records, predictions or features."""
+"""A run's folder or file: locked, because two runs would mix what they write, and with room for it."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shlex
@@ -10,12 +11,12 @@ import socket
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from utils import InputError, check_writable, is_alive, rank
+from utils import InputError, check_output, check_writable, is_alive, rank
 
 PATIENCE = 15.0  # seconds until the loader workers of a killed run notice; until then they hold its lock
 
@@ -54,6 +55,26 @@ def owned(folder: str | os.PathLike, file: str = "", flag: str = "--output") -> 
         with contextlib.suppress(OSError):
             note.unlink(missing_ok=True)
         lock.release()
+
+
+def make_room(
+    folder: Path, needed: int, resumed: Path | None, checkpoints: Sequence[str], records: Sequence[str]
+) -> None:
+    """Check for `needed` bytes, and rename another training's files in case --resume was forgotten.
+
+    `resumed` is the path of the checkpoint that this training continues. Raises InputError if the disk is full.
+    """
+    own = [folder / name for name in checkpoints]
+    goes_on = resumed is not None and resumed.resolve() in [path.resolve() for path in own]
+    check_output(folder, needed, replaced=own if goes_on else ())
+    if goes_on or not own[-1].is_file():
+        return
+    free = (f"old{number}_" for number in itertools.count(1))
+    prefix = next(prefix for prefix in free if not (folder / f"{prefix}{checkpoints[-1]}").exists())
+    for name in (*records, *checkpoints):  # the last checkpoint at last, as it says that there is a training
+        if (folder / name).is_file():
+            os.replace(folder / name, folder / f"{prefix}{name}")
+    print(f"{folder} held another training: its files are now {folder}/{prefix}*", flush=True)
 
 
 def _read(note: Path) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
-import os
 import signal
 import sys
 import time
@@ -18,10 +16,10 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from dataloader.clips import Data
-from engine.owner import owned
+from engine.owner import make_room, owned
 from engine.training import Training
 from saved.checkpoints import write_checkpoint
-from utils import InputError, check_output, plural, processes, rank
+from utils import InputError, plural, processes, rank
 
 CHECKPOINT, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
 CHOSEN_BY = {
@@ -71,7 +69,11 @@ class Run:
         Ctrl-C or SIGTERM saves the training and ends the block after the batch; `exit_code` then says so.
         """
         with owned(self.output), contextlib.ExitStack() as stack:
-            self._make_room(training)
+            if self.leads:
+                # Weights and momentum, in two checkpoints and a temporary one.
+                size = 3 * 2 * sum(tensor.nbytes for tensor in training.model.state_dict().values())
+                records = [f"{self.prefix}_{phase}.csv" for phase in ("train", "test")]
+                make_room(self.output, size, self.args.resume, [BEST, CHECKPOINT], records)
             self.say(f"{self.headline(training)}\n{CHOSEN_BY[self.chosen_by]}")
             if self.args.tensorboard and self.leads:
                 self.board = stack.enter_context(_board(self.output / "tensorboard", training.epoch))
@@ -160,24 +162,6 @@ class Run:
             f"{train}{plural(len(data.test.dataset), 'test video')}; {self.args.arch} on {training.device.type}"
             f"{shared}, {str(training.dtype).removeprefix('torch.')}\n{plan}writes to {self.output}"
         )
-
-    def _make_room(self, training: Training) -> None:
-        """Check the disk space, and rename another training's files in case --resume was forgotten."""
-        if not self.leads:
-            return
-        # Weights and momentum, in two checkpoints and a temporary one.
-        size = 3 * 2 * sum(tensor.nbytes for tensor in training.model.state_dict().values())
-        output, resumed = self.output, self.args.resume
-        own = [(output / name).resolve() for name in (CHECKPOINT, BEST)]
-        goes_on = resumed is not None and resumed.resolve() in own
-        check_output(output, size, replaced=own if goes_on else ())
-        if goes_on or not own[0].is_file():
-            return
-        number = next(number for number in itertools.count(1) if not (output / f"old{number}_{CHECKPOINT}").exists())
-        for name in (BEST, f"{self.prefix}_train.csv", f"{self.prefix}_test.csv", CHECKPOINT):
-            if (output / name).is_file():
-                os.replace(output / name, output / f"old{number}_{name}")
-        self.say(f"{output} held another training: its files are now {output}/old{number}_*")
 
 
 def _board(folder: Path, epoch: int) -> Any:

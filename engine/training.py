@@ -20,7 +20,7 @@ from common.progress import duration, progress_bar
 from dataloader.clips import Batch, Loader, clips_of, sent_ahead
 from dataloader.preparation import Preparation, to_input
 from network import Network, freeze_batchnorm, parameter_groups
-from utils import InputError, processes, rank, seed_step
+from utils import InputError, amp_dtype, processes, rank, seed_step
 
 
 @dataclass(frozen=True)
@@ -132,20 +132,6 @@ class Training:
             "sums": self.sums_of_all(),
             "times": list(self.times),
         }
-
-
-def amp_dtype(choice: str, device: torch.device) -> torch.dtype:
-    """Return the dtype for `--amp` on this device. auto is bfloat16 only if the hardware computes in it."""
-    if choice != "auto":
-        return {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[choice]
-    if device.type == "cuda":
-        hardware = torch.cuda.get_device_capability(device) >= (8, 0)
-    elif device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # also true where it is emulated
-        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        hardware = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    else:
-        hardware = False
-    return torch.bfloat16 if hardware else torch.float32
 
 
 def consensus(logits: Tensor, clips: int, how: str) -> Tensor:

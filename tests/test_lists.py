@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dataloader.lists import UCF101_CLASSES, Video, hold_out_groups, load_split
-from dataloader.names import find_groups, video_key
+from dataloader.lists import Video, hold_out_groups, load_split
+from dataloader.names import UCF101_CLASSES, find_groups, video_key
 from utils import InputError
 
 
