@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict
 
 from common.accuracy import mean_logits
 from common.formats import Names, Natural, read_json
@@ -52,21 +52,13 @@ class PredictionsFile(BaseModel):
     checkpoint: dict[str, Any] | None = None
     frames: FramesAbout | None = None
 
-    @model_validator(mode="after")
-    def _labels_are_classes(self) -> PredictionsFile:
-        classes = len(self.class_names)
-        for video, label in self.labels.items():
-            if label >= classes:
-                raise ValueError(f"the label of {video} is {label}, of {classes} classes")
-        return self
-
 
 @dataclass(frozen=True)
 class Predictions:
     """One stream's scores for a test set, read from one file."""
 
     path: Path
-    stream: str  # its name, from predictions.json or else from the file's name
+    stream: str  # its name, from predictions.json or else from the file's name (rgb: spatial, flow: motion)
     logits: dict[str, np.ndarray]  # video -> (classes,) or (samples, classes)
     labels: dict[str, int]
     class_names: list[str]  # in label order; empty if unknown
@@ -120,14 +112,13 @@ class TestSet:
     @property
     def title(self) -> str:
         """Dataset, split and subset from predictions.json; without one, "UCF101" or the number of classes."""
-        for source in self.sources.values():
-            if source.meta:
-                dataset = str(source.meta.get("dataset", "own"))
-                subset = source.meta.get("subset") or "test"
-                subset = "" if subset == "test" else f", {subset} videos"
-                return f"{DATASETS.get(dataset, dataset)}, split {source.meta.get('split', '?')}{subset}"
-        ucf101 = self.class_names == list(UCF101_CLASSES)
-        return DATASETS["ucf101"] if ucf101 else f"{len(self.class_names)} classes"
+        meta = next((source.meta for source in self.sources.values() if source.meta), None)
+        if meta is None:
+            ucf101 = self.class_names == list(UCF101_CLASSES)
+            return DATASETS["ucf101"] if ucf101 else f"{len(self.class_names)} classes"
+        dataset, subset = str(meta.get("dataset", "own")), meta.get("subset") or "test"
+        more = "" if subset == "test" else f", {subset} videos"
+        return f"{DATASETS.get(dataset, dataset)}, split {meta.get('split', '?')}{more}"
 
 
 def load_predictions(path: str | Path) -> Predictions:
@@ -138,37 +129,45 @@ def load_predictions(path: str | Path) -> Predictions:
     in classInd's order. Videos are keyed in the class list's spelling: v_HandStandPushups_g01_c01.avi becomes
     HandstandPushups_g01_c01. Raises InputError for a file, scores or labels that do not fit.
     """
-    path = _find(Path(path))
-    if path.suffix.lower() in SUFFIXES:
-        content, own_labels, class_names = read_scores(path)
-    else:
-        content, own_labels, class_names = load_pickle(path), None, None
+    path = source = _find(Path(path))
+    theirs = path.suffix.lower() in SUFFIXES
+    content, labels, class_names = read_scores(path) if theirs else (load_pickle(path), None, None)
     classes = _check_scores(content, path)
     meta, about = {}, path.parent / "predictions.json"
-    if own_labels is None and about.is_file():
+    if labels is None and about.is_file():
         remedy = "test that stream again or remove it"
         meta = read_json(about, PredictionsFile, remedy).model_dump(exclude_unset=True)
-        class_names = meta["class_names"]
+        source, labels, class_names = about, meta["labels"], meta["class_names"]
     ours = list(map(printable, class_names or UCF101_CLASSES))
-    if classes != len(ours) and (class_names or own_labels is None):
-        source = "its list of classes names" if class_names else "UCF101 has"
+    if classes != len(ours) and (class_names or labels is None):
+        said = "its list of classes names" if class_names else "UCF101 has"
         remedy = "test that stream again, with the predictions.json of the test beside it"
-        raise InputError(f"{path} has scores of {classes} classes, but {source} {len(ours)}; {remedy}")
+        raise InputError(f"{path} has scores of {classes} classes, but {said} {len(ours)}; {remedy}")
 
     spelling = {name.casefold(): name for name in ours}
     logits = {canonical(name, spelling): scores for name, scores in content.items()}
     if len(logits) < len(content):
         raise InputError(f"{path} holds a video twice, in two spellings; remove one")
-    labels = own_labels or meta.get("labels") or _ucf101_labels(logits)
-    labels = {canonical(name, spelling): label for name, label in labels.items()}
+    order = {name: label for label, name in enumerate(UCF101_CLASSES)}
+    named = {video: parts[0] for video in logits if (parts := ucf_parts(video))}
+    ucf101 = {video: order[name] for video, name in named.items() if name in order}
+    labels = {canonical(name, spelling): label for name, label in (labels or ucf101).items()}
     if unknown := sorted(set(logits) - set(labels)):
         needed = "the predictions.json that was written with it beside it, or UCF101's names of videos"
         raise InputError(f"{path} has no label for {first_few(unknown)}: it needs {needed}")
+    if wrong := next((video for video, label in labels.items() if not 0 <= label < classes), None):
+        raise InputError(f"{source} labels {wrong} {labels[wrong]} of {classes} classes; labels count from 0")
     labels = {video: labels[video] for video in logits}
-    if own_labels is not None:
-        _check_own_labels(path, labels, classes, ucf101=not class_names and classes == len(ours))
-        ours = ours if class_names or labels == _ucf101_labels(logits) else []
-    return Predictions(path, _stream(path, meta), logits, labels, ours, meta)
+    if not class_names:  # the file's order of classes may be another than UCF101's
+        differing = sorted(video for video, label in ucf101.items() if labels[video] != label)
+        if differing and classes == len(ours):
+            other = f"another order of classes than UCF101's classInd, or labels differently: {first_few(differing)}"
+            raise InputError(f"{path} has {other}; add class_names to it, in its order")
+        ours = ours if labels == ucf101 else []
+    stem = path.stem.removesuffix("_preds").removesuffix("_video").removesuffix("_frame")
+    stream = printable(meta.get("stream") or KINDS.get(stem.lower(), stem))[:40]
+    stream = f"{stream} stream" if stream in TAKEN else stream
+    return Predictions(path, stream, logits, labels, ours, meta)
 
 
 def write_predictions(
@@ -229,30 +228,23 @@ def _find(path: Path) -> Path:
     raise InputError(f"no predictions at {path}; test that stream first (--resume PATH --evaluate)")
 
 
-def _ucf101_labels(videos: Iterable[str]) -> dict[str, int]:
-    """Labels, in classInd's order, of the videos whose keys are UCF101's."""
-    order = {name: label for label, name in enumerate(UCF101_CLASSES)}
-    classes = {video: parts[0] for video in videos if (parts := ucf_parts(video))}
-    return {video: order[name] for video, name in classes.items() if name in order}
-
-
 def _check_scores(content: Any, path: Path) -> int:
     """Return the number of classes. Raises InputError unless names have finite scores of one kind."""
+    none = f"{path} is not a prediction file"
     if not isinstance(content, dict) or not content:
-        found = type(content).__name__
-        raise InputError(f"{path} is not a prediction file: it holds a {found}, not a dict of videos")
+        raise InputError(f"{none}: it holds a {type(content).__name__}, not a dict of videos")
     for video, scores in content.items():
         if not isinstance(video, str):
-            raise InputError(f"{path} is not a prediction file: a {type(video).__name__} is no video's name")
+            raise InputError(f"{none}: a {type(video).__name__} is no video's name")
         if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiu" or scores.ndim not in (1, 2):
             found = getattr(scores, "shape", type(scores).__name__)
             raise InputError(f"{path}: {video} holds {found}, not numbers (classes,) or (samples, classes)")
         if not scores.size or not float(np.abs(scores).max()) <= MOST:  # a NaN compares false
             found = f"none, not finite (NaN or infinity) or beyond {MOST:g}"
             raise InputError(f"{path}: the scores of {video} are {found}; test that stream again")
-    if len({(scores.ndim, scores.shape[-1]) for scores in content.values()}) > 1:
+    (_, classes), *others = {(scores.ndim, scores.shape[-1]) for scores in content.values()}
+    if others:
         raise InputError(f"{path} mixes scores of several lengths, or of videos and samples; keep one kind")
-    classes = next(iter(content.values())).shape[-1]
     if classes == 1:
         raise InputError(f"{path} is of one class: there is nothing to tell apart; fuse streams of several")
     low = min(float(scores.min()) for scores in content.values())
@@ -262,27 +254,16 @@ def _check_scores(content: Any, path: Path) -> int:
     return classes
 
 
-def _check_own_labels(path: Path, labels: dict[str, int], classes: int, ucf101: bool) -> None:
-    """Check the labels that a file brings itself: within range, and UCF101's if the videos' names are."""
-    for video, label in labels.items():
-        if not 0 <= label < classes:
-            raise InputError(f"{path} labels {video} {label} of {classes} classes; labels count from 0")
-    known = _ucf101_labels(labels) if ucf101 else {}
-    if differing := sorted(video for video, label in known.items() if labels[video] != label):
-        other = f"another order of classes than UCF101's classInd, or labels differently: {first_few(differing)}"
-        raise InputError(f"{path} has {other}; add class_names to it, in its order")
-
-
 def check_same_classes(first: Predictions, other: Predictions) -> None:
     """Raise InputError if two streams' predictions differ in their classes or splits."""
     here, there = first.class_names, other.class_names
-    both = f"{first.path} and {other.path} differ in their classes"
-    if first.classes != other.classes:
-        raise InputError(f"{both} ({first.classes} and {other.classes}); fuse streams of one dataset")
-    if there and here != there:
+    differing = f"{first.classes} and {other.classes}" if first.classes != other.classes else ""
+    if there and here != there and not differing:
         place = next(i for i in range(len(here)) if here[i] != there[i])
-        named = f"number {place + 1}: {here[place]}, {there[place]}"
-        raise InputError(f"{both} ({named}); fuse streams of one dataset")
+        differing = f"number {place + 1}: {here[place]}, {there[place]}"
+    if differing:
+        both = f"{first.path} and {other.path} differ in their classes"
+        raise InputError(f"{both} ({differing}); fuse streams of one dataset")
     splits = [str(one.meta["split"]) for one in (first, other) if "split" in one.meta]
     if len(set(splits)) > 1:
         raise InputError(f"{first.path} is of split {splits[0]}, {other.path} of {splits[1]}; fuse one")
@@ -297,10 +278,3 @@ def _check_same_videos(first: Predictions, other: Predictions) -> None:
     if differing := sorted(video for video, label in first.labels.items() if other.labels[video] != label):
         both = f"{first.path} and {other.path}"
         raise InputError(f"{both} label differently: {first_few(differing)}; test both again")
-
-
-def _stream(path: Path, meta: dict) -> str:
-    """The stream's name from predictions.json, else from the file's name (rgb: spatial, flow: motion)."""
-    stem = path.stem.removesuffix("_preds").removesuffix("_video").removesuffix("_frame")
-    said = printable(meta.get("stream") or KINDS.get(stem.lower(), stem))[:40]
-    return f"{said} stream" if said in TAKEN else said

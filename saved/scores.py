@@ -44,7 +44,9 @@ def read_scores(path: Path) -> tuple[dict[Any, Any], dict[str, int] | None, list
         content = {name: content[name] for name in content.dtype.names}
     if not isinstance(content, dict):
         raise InputError(f"{path} holds scores without names; use numpy.savez(scores=, names=, labels=)")
-    columns = _columns(content)
+    lower = {key.lower(): value for key, value in content.items() if isinstance(key, str)}
+    columns = {role: next(lower[name] for name in usual if name in lower)
+               for role, usual in ROLES.items() if not lower.keys().isdisjoint(usual)}  # fmt: skip
     if "scores" not in columns and not (columns and path.suffix.lower() == ".npz"):
         return content, None, None  # video -> scores, as in a prediction pickle
     for role in ("scores", "names"):
@@ -62,17 +64,8 @@ def read_scores(path: Path) -> tuple[dict[Any, Any], dict[str, int] | None, list
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(f"{path} holds {twice[0]} twice; remove one")
     class_names = _texts(columns["class_names"], path, "class names") if "class_names" in columns else None
-    scores = dict(zip(names, rows, strict=True))
-    if labels is None:
-        return scores, None, class_names
-    return scores, dict(zip(names, _label_numbers(labels, class_names, path), strict=True)), class_names
-
-
-def _columns(content: dict) -> dict[str, Any]:
-    """Map each role to the value under the first of its usual names that the file has."""
-    lower = {key.lower(): value for key, value in content.items() if isinstance(key, str)}
-    found = {role: next((name for name in usual if name in lower), None) for role, usual in ROLES.items()}
-    return {role: lower[name] for role, name in found.items() if name}
+    numbered = labels is not None and zip(names, _label_numbers(labels, class_names, path), strict=True)
+    return dict(zip(names, rows, strict=True)), dict(numbered) if numbered else None, class_names
 
 
 def _rows(scores: Any, path: Path) -> tuple[list[np.ndarray], list | None]:
@@ -102,17 +95,18 @@ def _texts(values: Any, path: Path, what: str) -> list[str]:
 
 def _label_numbers(labels: Sequence[Any], class_names: Sequence[str] | None, path: Path) -> list[int]:
     """Return the labels as numbers from 0; the file may give numbers or class names."""
-    values = [value.item() if isinstance(value, np.generic) else value for value in labels]
-    if all(isinstance(value, (str, bytes)) for value in values):
-        texts = [text.casefold() for text in _texts(values, path, "labels")]
+    try:
+        numbers = np.nan_to_num(np.array(list(labels), float), nan=-1, posinf=-1, neginf=-1)
+    except (TypeError, ValueError):
+        texts = [text.casefold() for text in _texts(labels, path, "labels")]
         order = {name.casefold(): place for place, name in enumerate(class_names or UCF101_CLASSES)}
-        order |= {text: int(text[:9]) for text in texts if text.isdecimal()}
         if unknown := sorted(set(texts) - set(order)):
-            raise InputError(f"{path} labels videos {unknown[0]}, and has no class_names with it; add them")
+            said = f"{path} labels videos {unknown[0]}"
+            raise InputError(f"{said}, and has no class_names with it; add them") from None
         return [order[text] for text in texts]
-    if not all(isinstance(value, (int, float)) and value == int(value) for value in values if value == value):
+    if numbers.ndim != 1 or (numbers % 1).any():
         raise InputError(f"{path}: its labels are neither whole numbers nor classes' names")
-    return [int(value) if value == value else -1 for value in values]
+    return [int(number) for number in numbers]
 
 
 def _read_csv(path: Path) -> dict[str, Any]:
