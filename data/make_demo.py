@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import functools
 import itertools
-import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +37,7 @@ from data.videos import import_cv2
 from utils import InputError, atomic_path, cpu_count, run_main, write_json
 
 APPEARANCES = ("Dots", "Stripes", "Checks")
-MOTIONS = ("Rise", "Fall", "Spin")
+MOTIONS = {"Rise": (0, 1), "Fall": (0, -1), "Spin": (1, 0)}  # whether the sheet turns; its way up
 GROUPS = range(1, 26)  # as in UCF101, so that its group rule splits them
 WIDTH, HEIGHT, FRAMES, RATE = 160, 120, 24, 25
 SHEET = 512  # side of a sheet in its own pixels; it repeats without a seam
@@ -47,61 +46,48 @@ PERIOD = 64  # of the painted pattern, in pixels of the sheet
 # --- what is filmed ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Scene:
-    """A painted sheet behind a window, to be filmed once per motion. Lengths are in pixels of the video."""
+def film(seed: int, appearance: str, motion: str, group: int, clip: int) -> Iterator[np.ndarray]:
+    """Yield the frames of one video, uint8 BGR (HEIGHT, WIDTH, 3).
 
-    sheet: np.ndarray  # (SHEET, SHEET, 2) float32, see draw_sheet
-    backdrop: np.ndarray  # (HEIGHT, WIDTH, 3) float32, Y Cr Cb
-    colours: np.ndarray  # (2, 2) float32, Cr Cb of the two paints
-    center: tuple[float, float]  # of the window, x and y
-    radii: tuple[float, float]  # of the window, x and y
-    scale: float  # pixels of the video per pixel of the sheet
-    angle: float  # of the sheet in the first frame, in radians
-    start: tuple[float, float]  # sheet pixel in the window's centre in the first frame
-    speed: float  # pixels per frame; for a spin, at the mean distance from the centre
-    turn: int  # direction of a spin, 1 or -1
-
-
-@functools.lru_cache(maxsize=1)  # filmed once per motion
-def draw_scene(seed: int, appearance: str, group: int, clip: int) -> Scene:
-    """Draw the scene of one appearance in one clip of a group. All scenes of a group share the backdrop."""
+    The videos of a group share the backdrop. Those of one appearance and clip differ only in the motion, and
+    begin with the same frame. Lengths are in pixels of the video.
+    """
+    cv2 = import_cv2()
     rng = np.random.default_rng((seed, group, clip, APPEARANCES.index(appearance)))
     # A warm and a cold paint: with arbitrary hues, minutes of training don't suffice to learn the border.
     hues = rng.permutation([0.0, np.pi]) + rng.uniform(-0.7, 0.7, 2)
-    colours = 128 + 50 * np.stack((np.cos(hues), np.sin(hues)), axis=1)
-    return Scene(
-        sheet=draw_sheet(appearance, seed),
-        backdrop=draw_backdrop(np.random.default_rng((seed, group))),
-        colours=colours.astype(np.float32),
-        center=(WIDTH / 2 + rng.uniform(-24, 24), HEIGHT / 2 + rng.uniform(-10, 10)),
-        radii=(rng.uniform(42, 52), rng.uniform(42, 52)),
-        scale=rng.uniform(0.56, 0.7),
-        angle=rng.uniform(0, 2 * np.pi),
-        start=tuple(rng.uniform(0, SHEET, 2)),
-        speed=rng.uniform(4, 8),
-        turn=int(rng.choice((-1, 1))),
-    )
+    paints = (128 + 50 * np.stack((np.cos(hues), np.sin(hues)), axis=1)).astype(np.float32)  # (2, 2), Cr Cb
+    center = np.array([WIDTH, HEIGHT]) / 2 + rng.uniform((-24, -10), (24, 10))  # of the window, x and y
+    radii = rng.uniform(42, 52, 2)  # of the window, x and y
+    scale = rng.uniform(0.56, 0.7)  # pixels of the video per pixel of the sheet
+    angle = rng.uniform(0, 2 * np.pi)  # of the sheet in the first frame
+    start = rng.uniform(0, SHEET, 2)  # sheet pixel in the window's centre in the first frame
+    speed = rng.uniform(4, 8)  # pixels per frame; for a spin, at the mean distance from the centre
+    turns, rises = MOTIONS[motion]
+    turns *= rng.choice((-1, 1))
+    sheet, backdrop = draw_sheet(appearance, seed), draw_backdrop(seed, group)
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    radius = np.hypot((x - center[0]) / radii[0], (y - center[1]) / radii[1])
+    window = np.clip((1 - radius) * np.mean(radii) / 2 + 0.5, 0, 1).astype(np.float32)[:, :, None]
+    for frame in range(FRAMES):
+        turned = angle - turns * frame * speed / (2 / 3 * np.mean(radii))
+        linear = np.array([[np.cos(turned), -np.sin(turned)], [np.sin(turned), np.cos(turned)]]) / scale
+        offset = start - linear @ (center - (0, frame * speed * rises))
+        pose = np.column_stack((linear, offset))  # (2, 3): from a video pixel (x, y, 1) to a sheet pixel
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        seen = cv2.warpAffine(sheet, pose, (WIDTH, HEIGHT), flags=flags, borderMode=cv2.BORDER_WRAP)
+        chroma = paints[0] + seen[:, :, 1:] * (paints[1] - paints[0])
+        moving = np.concatenate((128 + seen[:, :, :1], chroma), axis=2)
+        image = np.rint(backdrop * (1 - window) + window * moving).astype(np.uint8)
+        yield cv2.cvtColor(image, cv2.COLOR_YCrCb2BGR)
 
 
-def draw_backdrop(rng: np.random.Generator) -> np.ndarray:
-    """Draw a still background, soft colours and a grain, as (HEIGHT, WIDTH, 3) float32, Y Cr Cb."""
+def draw_backdrop(seed: int, group: int) -> np.ndarray:
+    """Draw a group's still background, soft colours and a grain, as (HEIGHT, WIDTH, 3) float32, Y Cr Cb."""
+    rng = np.random.default_rng((seed, group))
     grain = 18 * noise(rng, 256)
     tints = [128 + 14 * noise(rng, 256, steepness=3) + rng.uniform(-14, 14) for _ in "rb"]
     return np.stack([128 + grain, *tints], axis=2)[:HEIGHT, :WIDTH].astype(np.float32)
-
-
-def noise(rng: np.random.Generator, side: int, steepness: float = 1.0) -> np.ndarray:
-    """Isotropic random (side, side) noise with mean 0 and standard deviation 1 that repeats without a seam.
-
-    Its amplitude falls as 1 / frequency**steepness; photographs have a steepness of 1.
-    """
-    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
-    frequency[0, 0] = np.inf
-    spectrum = np.fft.rfft2(rng.standard_normal((side, side))) / frequency**steepness
-    spectrum *= np.exp(-((frequency / 0.18) ** 2))  # nothing finer than a pixel of the video
-    field = np.fft.irfft2(spectrum, (side, side))
-    return field / field.std()
 
 
 @functools.cache
@@ -122,37 +108,17 @@ def draw_sheet(appearance: str, seed: int) -> np.ndarray:
     return np.stack((grain, paint), axis=2).astype(np.float32)
 
 
-def sheet_pose(scene: Scene, motion: str, frame: int) -> np.ndarray:
-    """Return the sheet's pose in a frame: the (2, 3) matrix from a video pixel (x, y, 1) to a sheet pixel.
+def noise(rng: np.random.Generator, side: int, steepness: float = 1.0) -> np.ndarray:
+    """Isotropic random (side, side) noise with mean 0 and standard deviation 1 that repeats without a seam.
 
-    The sheet turns about the window's centre, or shifts up (Rise) or down (Fall) by scene.speed per frame.
+    Its amplitude falls as 1 / frequency**steepness; photographs have a steepness of 1.
     """
-    turned, risen = 0.0, 0.0
-    if motion == "Spin":
-        turned = scene.turn * frame * scene.speed / (2 / 3 * np.mean(scene.radii))
-    else:
-        risen = frame * scene.speed * {"Rise": 1, "Fall": -1}[motion]
-    cos, sin = np.cos(scene.angle - turned), np.sin(scene.angle - turned)
-    linear = np.array([[cos, -sin], [sin, cos]]) / scene.scale
-    offset = np.array(scene.start) - linear @ (np.array(scene.center) - (0, risen))
-    return np.column_stack((linear, offset))
-
-
-def film(scene: Scene, motion: str) -> Iterator[np.ndarray]:
-    """Yield the frames of one video, uint8 BGR (HEIGHT, WIDTH, 3)."""
-    cv2 = import_cv2()
-    y, x = np.mgrid[:HEIGHT, :WIDTH]
-    radius = np.hypot((x - scene.center[0]) / scene.radii[0], (y - scene.center[1]) / scene.radii[1])
-    window = np.clip((1 - radius) * np.mean(scene.radii) / 2 + 0.5, 0, 1).astype(np.float32)[:, :, None]
-    still = scene.backdrop * (1 - window)
-    for frame in range(FRAMES):
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        pose = sheet_pose(scene, motion, frame)
-        seen = cv2.warpAffine(scene.sheet, pose, (WIDTH, HEIGHT), flags=flags, borderMode=cv2.BORDER_WRAP)
-        chroma = scene.colours[0] + seen[:, :, 1:] * (scene.colours[1] - scene.colours[0])
-        moving = np.concatenate((128 + seen[:, :, :1], chroma), axis=2)
-        image = np.rint(still + window * moving).astype(np.uint8)
-        yield cv2.cvtColor(image, cv2.COLOR_YCrCb2BGR)
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
+    frequency[0, 0] = np.inf
+    spectrum = np.fft.rfft2(rng.standard_normal((side, side))) / frequency**steepness
+    spectrum *= np.exp(-((frequency / 0.18) ** 2))  # nothing finer than a pixel of the video
+    field = np.fft.irfft2(spectrum, (side, side))
+    return field / field.std()
 
 
 # --- the videos ----------------------------------------------------------------------------------------
@@ -167,14 +133,14 @@ def video_path(videos: Path, appearance: str, motion: str, group: int, clip: int
 def write_video(path: Path, frames: Iterator[np.ndarray]) -> None:
     """Write BGR frames as motion JPEG. OpenCV's own encoder gives the same bytes for the same frames."""
     cv2 = import_cv2()
-    codec = cv2.VideoWriter_fourcc(*"MJPG")
     with tempfile.TemporaryDirectory() as folder, atomic_path(path) as temporary:
         avi = Path(folder) / "video.avi"  # the encoder needs this suffix
+        codec = cv2.VideoWriter_fourcc(*"MJPG")
         writer = cv2.VideoWriter(str(avi), cv2.CAP_OPENCV_MJPEG, codec, RATE, (WIDTH, HEIGHT))
         for frame in frames:
             writer.write(frame)
         writer.release()
-        temporary.write_bytes(avi.read_bytes())
+        shutil.copyfile(avi, temporary)
 
 
 def render_group(videos: Path, seed: int, clips: int, group: int) -> int:
@@ -183,16 +149,15 @@ def render_group(videos: Path, seed: int, clips: int, group: int) -> int:
     for appearance, clip, motion in itertools.product(APPEARANCES, range(1, clips + 1), MOTIONS):
         path = video_path(videos, appearance, motion, group, clip)
         if not path.exists():
-            write_video(path, film(draw_scene(seed, appearance, group, clip), motion))
+            write_video(path, film(seed, appearance, motion, group, clip))
             written += 1
     return written
 
 
 def render(out: Path, seed: int, clips: int) -> None:
-    """Render the videos of all scenes to `out`/videos, on all cores. Existing videos are kept."""
+    """Render the videos of all groups to `out`/videos, on all cores. Existing videos are kept."""
     settings = {"seed": seed, "width": WIDTH, "height": HEIGHT, "frames": FRAMES, "rate": RATE, "version": 1}
-    made_by = out / "demo.json"
-    anew = f"remove {out} or choose another"
+    made_by, anew = out / "demo.json", f"remove {out} or choose another"
     if made_by.exists() and read_json(made_by, dict[str, int], anew) != settings:
         raise InputError(f"{made_by} says that these videos were rendered otherwise; {anew}")
     write_json(made_by, settings)
@@ -211,30 +176,26 @@ def render(out: Path, seed: int, clips: int) -> None:
 # --- the whole job -------------------------------------------------------------------------------------
 
 
-def demo_commands(out: Path, record: Path, seed: int, clips: int) -> list[tuple[str, str]]:
-    """Each step's title and command. UCF101 needs the same steps; here network and images are small."""
-    videos, rgb, flow = (shown(out / name) for name in ("videos", "rgb", "flow"))
-    spatial, motion, fusion = (shown(record / name) for name in ("spatial", "motion", "fusion"))
+def run_all(out: Path, record: Path, seed: int, clips: int) -> None:
+    """Run all steps. UCF101 needs the same steps; here network and images are small. Raises StepFailed."""
+    whole = out.resolve(), record.resolve()
+    out, record = (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path for path in whole)
+    videos, rgb, flow = out / "videos", out / "rgb", out / "flow"
+    spatial, motion = record / "spatial", record / "motion"
     # Evaluate only after the last epoch, so that the test set doesn't select the reported checkpoint.
     training = (
         "--ucf-list none --arch resnet18 --weights none --size 56 --crop random --flip --consensus mean "
         f"--test-resize center --schedule cosine --epochs 6 --eval-every 6 --resume auto --seed {seed}"
-    )
-    return [
-        ("videos", f"data/make_demo.py {shown(out)} --clips {clips} --seed {seed}"),
-        ("RGB frames", f"data/extract_rgb.py {videos} {rgb} --short-side 64 --sampling-rate 3"),
-        ("optical flow", f"data/extract_flow.py {videos} {flow} --short-side 64 --method dis"),
-        ("spatial stream", f"spatial_cnn.py --rgb-dir {rgb} --output {spatial} {training} --batch-size 8 --lr 0.005"),
-        ("motion stream", f"motion_cnn.py --flow-dir {flow} --output {motion} {training} --batch-size 16 --lr 0.01 "
-                          "--flow-mean 0.5 --flow-std 0.226"),
-        ("fusion", f"fusion.py --spatial {spatial} --motion {motion} --output {fusion}"),
-    ]  # fmt: skip
-
-
-def shown(path: Path) -> str:
-    """Format a path for a command: relative to the project's folder if it is inside."""
-    path = path.resolve()
-    return shlex.quote((path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix())
+    ).split()
+    step = Steps(6, ROOT)
+    step("videos", "data/make_demo.py", out, "--clips", clips, "--seed", seed)
+    step("RGB frames", "data/extract_rgb.py", videos, rgb, "--short-side", 64, "--sampling-rate", 3)
+    step("optical flow", "data/extract_flow.py", videos, flow, "--short-side", 64, "--method", "dis")
+    step("spatial stream", "spatial_cnn.py", "--rgb-dir", rgb, "--output", spatial, *training,
+         "--batch-size", 8, "--lr", 0.005)  # fmt: skip
+    step("motion stream", "motion_cnn.py", "--flow-dir", flow, "--output", motion, *training,
+         "--batch-size", 16, "--lr", 0.01, "--flow-mean", 0.5, "--flow-std", 0.226)  # fmt: skip
+    step("fusion", "fusion.py", "--spatial", spatial, "--motion", motion, "--output", record / "fusion")
 
 
 def main() -> int:
@@ -251,11 +212,8 @@ def main() -> int:
     if not args.run:
         render(args.out, args.seed, args.clips)
         return 0
-    commands = demo_commands(args.out, args.record, args.seed, args.clips)
-    step = Steps(len(commands), ROOT)
     try:
-        for title, command in commands:
-            step(title, *shlex.split(command))
+        run_all(args.out, args.record, args.seed, args.clips)
     except StepFailed as failure:
         return failure.code
     print("\nNine classes are three appearances times three motions: a stream that sees only one of the two\nhas to "
