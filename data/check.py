@@ -10,9 +10,8 @@ The exit code is 1 if anything is wrong.
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -42,8 +41,11 @@ ADVICE = {
     "short": "leave these videos out of the lists, or train with fewer frames per clip (--stack-length)",
 }
 SHOWN = 10
-# Grey levels that coding may add to equal images, to black images, and to zero flow (128).
-SAME, BLACK, STILL = 8, 24, 1
+# Images without content: their grey level (None: the first image's), and how much coding may add to it.
+EMPTY: dict[str, dict[str, tuple[int | None, int]]] = {
+    "rgb": {"all images are black": (0, 24), "all images are the same": (None, 8)},
+    "flow": {"no flow at all, every image is 128": (128, 1)},
+}
 
 Job = tuple[Video, Path, list[Frames]]  # the video, the root, and the sequences to decode: one, or x and y
 
@@ -58,26 +60,26 @@ class Problem(NamedTuple):
 
 def main() -> int:
     args = parse_arguments()
-    indexes = open_indexes(args)
-    split = open_split(args, indexes)
+    indexes = open_indexes(args.rgb_dir, args.flow_dir)
+    names = {name for index in indexes.values() for name in index.names}
+    split = load_split(None if args.ucf_list == "none" else args.ucf_list, args.split, names)
     problems, jobs = check_names(indexes, split.train + split.test)
     if not args.quick:
         problems += check_images(jobs, args.workers)
-    for line in summary(split, indexes, problems):
-        print(printable(line))
-    wrong = bool(problems) or not is_complete(split)
-    print("something is wrong" if wrong else "all is well")
+    lines, complete = summary(split, indexes, problems)
+    wrong = bool(problems) or not complete
+    lines.append("something is wrong" if wrong else "all is well")
     by_kind = {kind: found for kind in ADVICE if (found := [one for one in problems if one.kind == kind])}
     for number, (kind, found) in enumerate(by_kind.items(), 1):
-        videos = Counter(split.class_names[video.label] for video in {problem.video for problem in found})
+        videos = Counter(split.class_names[video.label] for video in {one.video: None for one in found})
         classes = first_few([f"{name} {count}" for name, count in videos.most_common()])
-        print(printable(f"{number}. {kind}, {plural(videos.total(), 'video')} ({classes}): {ADVICE[kind]}"))
+        lines.append(f"{number}. {kind}, {plural(videos.total(), 'video')} ({classes}): {ADVICE[kind]}")
     for kind, found in by_kind.items():
-        shown = found if args.all else found[:SHOWN]
-        for problem in shown:
-            print(printable(f"{kind}: {problem.text}"))
-        if more := len(found) - len(shown):
-            print(f"{kind}: ... and {more} more (--all shows them)")
+        shown = len(found) if args.all else SHOWN
+        lines += [f"{kind}: {problem.text}" for problem in found[:shown]]
+        if found[shown:]:
+            lines.append(f"{kind}: ... and {len(found) - shown} more (--all shows them)")
+    print("\n".join(map(printable, lines)))
     return int(wrong)
 
 
@@ -87,7 +89,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--flow-dir", type=Path, metavar="DIR",
                         help="optical flow (given neither: data/rgb and data/flow, as far as they are there)")
     parser.add_argument("--ucf-list", metavar="DIR", help="folder of split lists, or 'none': by UCF101's group rule "
-                        "(default: data/ucfTrainTestlist if it is there, else none)")
+                        "(default: data/ucfTrainTestlist if it is there, else none)",
+                        default="data/ucfTrainTestlist" if Path("data/ucfTrainTestlist").is_dir() else "none")
     parser.add_argument("--split", default="1", metavar="N", help="number of the split")
     parser.add_argument("--quick", action="store_true", help="don't decode the images")
     parser.add_argument("--workers", type=bounded(int, 1), default=cpu_count(), help="processes that decode")
@@ -95,50 +98,41 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def open_indexes(args: argparse.Namespace) -> dict[str, Index]:
-    """Open the requested indexes, "rgb" and "flow"; by default those of the default folders that exist."""
-    given = {"rgb": args.rgb_dir, "flow": args.flow_dir}
-    if not any(given.values()):
-        given = {kind: folder for kind in given if (folder := Path("data", kind)).is_dir()}
-    if not given:
+def open_indexes(rgb: Path | None, flow: Path | None) -> dict[str, Index]:
+    """Open the indexes "rgb" and "flow" of these folders; of the default folders if both are None."""
+    if not (rgb or flow):
+        rgb, flow = (folder if (folder := Path("data", name)).is_dir() else None for name in ("rgb", "flow"))
+    if not (rgb or flow):
         raise InputError("nothing to check: no data/rgb or data/flow is here; give --rgb-dir or --flow-dir or both")
-    return {kind: index_frames(folder, kind) for kind, folder in given.items() if folder}  # type: ignore[arg-type]
-
-
-def open_split(args: argparse.Namespace, indexes: dict[str, Index]) -> Split:
-    official = "data/ucfTrainTestlist"
-    lists = args.ucf_list or (official if Path(official).is_dir() else "none")
-    names = {name for index in indexes.values() for name in index.names}
-    return load_split(None if lists == "none" else lists, args.split, names)
+    indexes = {"rgb": rgb and index_frames(rgb, "rgb"), "flow": flow and index_frames(flow, "flow")}
+    return {kind: index for kind, index in indexes.items() if index}
 
 
 def check_names(indexes: dict[str, Index], videos: list[Video]) -> tuple[list[Problem], list[Job]]:
     """Check the names of folders and images. Returns the problems and the jobs left to decode."""
     problems: list[Problem] = []
     jobs: list[Job] = []
-    counts: dict[tuple[str, Video], int] = {}
-    for video, (kind, index) in itertools.product(videos, indexes.items()):
-        name = locate_video(index, video) or video.name
-        try:
-            frames = find(index, name)
-        except InputError as error:
-            if name in index.problems:
-                problems.append(Problem(video, "sequence", str(error)))
-            else:
-                noun = "RGB frames" if kind == "rgb" else "flow pairs"
-                problems.append(Problem(video, "missing", f"{video.listed}: no {noun} under {index.root}"))
-            continue
-        sequences = list(frames) if isinstance(frames, tuple) else [frames]
-        counts[kind, video] = count = sequences[0].count
-        jobs.append((video, index.root, sequences))
-        if kind == "flow" and count < PAIRS:
-            text = f"{video.listed}: {plural(count, 'flow pair')}, a clip needs {PAIRS}"
-            problems.append(Problem(video, "short", text))
     rate = extraction_settings(indexes["rgb"].root).get("sampling_rate", 0) if "rgb" in indexes else 0
-    for video in videos if rate else ():
-        images, pairs = counts.get(("rgb", video)), counts.get(("flow", video))
+    for video in videos:
+        counts: dict[str, int] = {}
+        for kind, index in indexes.items():
+            name = locate_video(index, video) or video.name
+            try:
+                frames = find(index, name)
+            except InputError as error:
+                noun = "RGB frames" if kind == "rgb" else "flow pairs"
+                missing = Problem(video, "missing", f"{video.listed}: no {noun} under {index.root}")
+                problems.append(Problem(video, "sequence", str(error)) if name in index.problems else missing)
+                continue
+            sequences = list(frames) if isinstance(frames, tuple) else [frames]
+            counts[kind] = sequences[0].count
+            jobs.append((video, index.root, sequences))
+        images, pairs = counts.get("rgb"), counts.get("flow")
+        if pairs and pairs < PAIRS:
+            text = f"{video.listed}: {plural(pairs, 'flow pair')}, a clip needs {PAIRS}"
+            problems.append(Problem(video, "short", text))
         # For every `rate`-th of N frames there are N - 1 flow pairs.
-        if images and pairs and images != (expected := -(-(pairs + 1) // rate)):
+        if rate and images and pairs and images != (expected := -(-(pairs + 1) // rate)):
             text = f"{plural(images, 'RGB frame')} for {plural(pairs, 'flow pair')}, not {expected}"
             problems.append(Problem(video, "length", f"{video.listed}: {text}; extract it again"))
     return problems, jobs
@@ -146,71 +140,69 @@ def check_names(indexes: dict[str, Index], videos: list[Video]) -> tuple[list[Pr
 
 def check_images(jobs: list[Job], workers: int) -> list[Problem]:
     """Decode every image of every job in `workers` processes. Returns the problems."""
-    problems: list[list[Problem]] = [[] for _ in jobs]
+    problems: dict[int, list[Problem]] = {}
     counts = [sum(sequence.count for sequence in sequences) for _, _, sequences in jobs]
     with progress_bar(sum(counts), "decoding", " images") as bar:
-        for i, found in run_jobs([decode_video] * workers, [(root, frames) for _, root, frames in jobs]):
-            video, _, sequences = jobs[i]
+        for i, found in run_jobs([decode_video] * workers, jobs):
             if isinstance(found, str):  # the process has died
-                found = [("images", f"decoding {sequences[0].folder}: {found}")]
-            problems[i] = [Problem(video, kind, text) for kind, text in found]
+                video, _, sequences = jobs[i]
+                found = [Problem(video, "images", f"decoding {sequences[0].folder}: {found}")]
+            problems[i] = found
             bar.update(counts[i])
-    return list(itertools.chain.from_iterable(problems))
+    return [problem for _, found in sorted(problems.items()) for problem in found]
 
 
-def decode_video(task: tuple[Path, list[Frames]]) -> list[tuple[str, str]]:
-    """Decode one video's images. Returns (kind of problem, text): broken images, mixed sizes, no content."""
-    root, sequences = task
-    is_rgb, folder = len(sequences) == 1, sequences[0].folder
+def decode_video(job: Job) -> list[Problem]:
+    """Decode one video's images. Returns its problems: broken images, mixed sizes, no content."""
+    video, root, sequences = job
+    decode = decode_gray if sequences[1:] else decode_rgb
+    looks = EMPTY["flow" if sequences[1:] else "rgb"]
     broken: list[str] = []
-    sizes: dict[tuple[int, ...], list[str]] = {}  # (height, width) -> paths of the images
-    black = equal = is_rgb
-    still = not is_rgb
+    sizes: dict[tuple[int, ...], list[str]] = defaultdict(list)  # (height, width) -> paths of the images
     for sequence in sequences:
         first = None
         for i in range(sequence.count):
             try:
                 path, data = next(sequence.read(root, [i]))
-                image = (decode_rgb if is_rgb else decode_gray)(data, path)
+                image = decode(data, path).astype(int)
             except InputError as error:
                 broken.append(str(error))
                 continue
-            sizes.setdefault(image.shape[:2], []).append(path)
+            sizes[image.shape[:2]].append(path)
             first = image if first is None else first
-            black = black and int(image.max()) <= BLACK
-            still = still and _differ(image, np.full_like(image, 128)) <= STILL
-            equal = equal and image.shape == first.shape and _differ(image, first) <= SAME
-    problems = [(f"{len(broken)} broken images, the first: " if broken[1:] else "") + broken[0]] if broken else []
-    (usual, same), *others = sorted(sizes.items(), key=lambda size: -len(size[1])) or [((), [])]
+            looks = {look: (level, most) for look, (level, most) in looks.items()
+                     if _is_like(image, first if level is None else np.array(level), most)}  # fmt: skip
+    texts = broken if len(broken) < 2 else [f"{len(broken)} broken images, the first: {broken[0]}"]
+    usual, *others = sorted(sizes, key=lambda size: -len(sizes[size])) or [()]
     if others:
-        odd, paths = others[0]
-        number = sum(len(some) for _, some in others)
-        problems.append(f"{paths[0]} is {odd[1]}x{odd[0]} ({number} in all), the others {usual[1]}x{usual[0]}")
-    found = [("images", "; ".join(problems))] if problems else []
-    if same and still:
-        found.append(("content", f"{folder}: no flow at all, every image is 128"))
-    elif (black and same) or (equal and len(same) > 1):
-        found.append(("content", f"{folder}: all images are {'black' if black else 'the same'}"))
+        (height, width), number = others[0], sum(len(sizes[size]) for size in others)
+        odd = f"{sizes[others[0]][0]} is {width}x{height} ({number} in all)"
+        texts.append(f"{odd}, the others {usual[1]}x{usual[0]}")
+    if len(sizes[usual]) < 2:  # a single image is like itself
+        looks = {look: known for look, known in looks.items() if known[0] is not None}
+    found = [Problem(video, "images", "; ".join(texts))] if texts else []
+    if looks and sizes[usual]:
+        found.append(Problem(video, "content", f"{sequences[0].folder}: {next(iter(looks))}"))
     return found
 
 
-def _differ(one: np.ndarray, two: np.ndarray) -> int:
-    """The largest absolute difference between two uint8 images."""
-    return int(np.abs(one.astype(int) - two).max())
+def _is_like(image: np.ndarray, other: np.ndarray, most: int) -> bool:
+    """Whether no pixel of an image differs by more than `most` from another image, or from one grey level."""
+    return other.shape in ((), image.shape) and abs(image - other).max() <= most
 
 
-def is_complete(split: Split) -> bool:
-    """Whether the split has as many videos as the official one; always True for own datasets."""
-    return split.official_counts in (None, (len(split.train), len(split.test)))
+def summary(split: Split, indexes: dict[str, Index], problems: Iterable[Problem]) -> tuple[list[str], bool]:
+    """Return lines on how many videos and images exist, and whether the split is complete.
 
-
-def summary(split: Split, indexes: dict[str, Index], problems: Iterable[Problem]) -> list[str]:
-    """Report how many videos and images exist, whether an official split is complete, and unlisted videos."""
+    It is incomplete if the official one has another number of videos. Own datasets are always complete.
+    """
     absent = {problem.video for problem in problems if problem.kind in ("missing", "sequence")}
     train, test = (f"{sum(v not in absent for v in part)} of {len(part)}" for part in (split.train, split.test))
     lines = [f"split {split.number}: {train} training and {test} test videos are there"]
-    if official := split.official_counts:
-        whole = "complete" if is_complete(split) and not absent else "not complete"
+    official = split.official_counts
+    complete = official in (None, (len(split.train), len(split.test)))
+    if official:
+        whole = "complete" if complete and not absent else "not complete"
         lines = [f"{split.dataset.upper()} {lines[0]} (officially {official[0]} and {official[1]}): {whole}"]
     for kind, index in indexes.items():
         listed = {locate_video(index, video) for video in split.train + split.test}
@@ -220,7 +212,7 @@ def summary(split: Split, indexes: dict[str, Index], problems: Iterable[Problem]
         if others := sorted(set(index.names) - listed):
             line += f"; {plural(len(others), 'video')} in no list of this split ({first_few(others)})"
         lines.append(line)
-    return lines
+    return lines, complete
 
 
 if __name__ == "__main__":

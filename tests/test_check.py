@@ -165,9 +165,9 @@ def test_incomplete_against_the_official_split(check, prepared):
 def test_complete_against_the_official_split(shared):
     split = load_split(shared / "data" / "ucfTrainTestlist", 3)
     whole = "UCF101 split 3: 9624 of 9624 training and {} of 3696 test videos are there (officially 9624 and 3696): {}"
-    assert summary(split, {}, []) == [whole.format(3696, "complete")]
+    assert summary(split, {}, []) == ([whole.format(3696, "complete")], True)
     problems = [Problem(split.test[5], kind, "") for kind in ("missing", "sequence")]
-    assert summary(split, {}, problems) == [whole.format(3695, "not complete")]
+    assert summary(split, {}, problems) == ([whole.format(3695, "not complete")], True)
 
 
 def test_bad_input(check, monkeypatch, tmp_path, template):
