@@ -55,10 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 def parse_shard(text: str) -> tuple[int, int]:
     """Parse '3/16' as (3, 16)."""
-    try:
-        part, parts = map(int, text.split("/"))
-    except ValueError:
-        part = parts = 0
+    part, parts = (int(number) if number.isdecimal() else 0 for number in text.partition("/")[::2])
     if not 1 <= part <= parts:
         raise argparse.ArgumentTypeError(f"{text!r}: give K/N with K from 1 to N, such as 3/16")
     return part, parts
@@ -114,10 +111,9 @@ class Output:
             except OSError:
                 if not folder.is_dir():  # if it exists, a faster run wrote the same bytes
                     raise
-        marker = {"settings": self.settings, "bytes": video.size, "mtime_ns": video.mtime_ns, "sha256": sha256,
-                  "path": os.path.abspath(video.path), "images": images}  # fmt: skip
         written = self.run / f"{uuid.uuid4().hex}.json"  # a killed run leaves no partial file elsewhere
-        write_json(written, marker)
+        write_json(written, {"settings": self.settings, "bytes": video.size, "mtime_ns": video.mtime_ns,
+                             "sha256": sha256, "path": os.path.abspath(video.path), "images": images})
         self.marker(video).parent.mkdir(parents=True, exist_ok=True)
         os.replace(written, self.marker(video))
 
@@ -125,11 +121,12 @@ class Output:
         """Write failed.csv from the failures of all shards, or remove it if there are none."""
         target = self.root / "failed.csv"
         with FileLock(self.root / ".lock"):  # of shards that end at the same moment, the last one has seen all
-            failures = [(video, self.failure(video)) for video in videos]
-            rows = [(video.name, file.read_text(encoding="utf-8")) for video, file in failures if file.exists()]
-            if not rows:
-                return target.unlink(missing_ok=True)
-            write_reasons(target, rows)
+            rows = [(video.name, file.read_text(encoding="utf-8")) for video in videos
+                    if (file := self.failure(video)).exists()]  # fmt: skip
+            if rows:
+                write_reasons(target, rows)
+            else:
+                target.unlink(missing_ok=True)
 
 
 def write_reasons(path: Path, rows: Iterable[tuple[str, str]]) -> None:
@@ -151,6 +148,7 @@ def open_output(root: Path, kind: str, parts: tuple[str, ...], settings: dict) -
                          "choose an empty folder")
     run = root / ".partial" / uuid.uuid4().hex
     alive = FileLock(run.with_suffix(".lock"))  # released when this process ends, even if it is killed
+    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
     try:
         try:
             run.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +162,6 @@ def open_output(root: Path, kind: str, parts: tuple[str, ...], settings: dict) -
                 claim(root, kind, settings, empty)
         except OSError as error:
             raise InputError(f"cannot write to {root}: {error.strerror or error}") from error
-        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         yield Output(root, parts, hashlib.sha256(text.encode()).hexdigest()[:16], run)
     finally:
         alive.release()
@@ -203,16 +200,16 @@ def extract_one(output: Output, write: Writer, video: VideoFile) -> int | str:
         images = write(video.path, attempt)
         output.commit(video, attempt, sha256, images)
         return images
-    except UnicodeEncodeError:
-        return "its name is not UTF-8, which no list can hold: rename it"
+    except InputError:
+        raise
     except VideoError as error:
         return str(error)
+    except UnicodeEncodeError:
+        return "its name is not UTF-8, which no list can hold: rename it"
     except OSError as error:
         if error.errno in FATAL and error.filename != str(video.path):
             raise InputError(f"cannot write to {output.root}: {error.strerror}; finished videos are kept") from error
         return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-    except InputError:
-        raise
     except Exception as error:
         if cause := plain_cause(error, "lower --workers, or --batch-frames on a GPU"):
             return cause
@@ -238,21 +235,21 @@ def extract_all(
     workers = [functools.partial(extract_one, output, write) for write in writers]
     with progress_bar(len(todo), "extraction", " videos", disable=not todo) as bar:
         for index, value in run_jobs(workers, todo):
-            video = todo[index]
+            name, failure = printable(todo[index].name), output.failure(todo[index])
             if isinstance(value, str):
-                output.failure(video).write_text(printable(value), encoding="utf-8")
-                failed.append(f"  {printable(video.name)}: {printable(value)}")
+                failure.write_text(printable(value), encoding="utf-8")
+                failed.append(f"  {name}: {printable(value)}")
                 bar.set_postfix_str(f"{len(failed)} failed", refresh=False)
             else:
-                output.failure(video).unlink(missing_ok=True)
+                failure.unlink(missing_ok=True)
                 images += value
             bar.update()
     output.write_failed_csv(videos)
-    if len(todo) > len(failed):
-        extracted = f"{plural(len(todo) - len(failed), 'video')}, {plural(images, 'frame')}"
+    if done := len(todo) - len(failed):
+        extracted = f"{plural(done, 'video')}, {plural(images, 'frame')}"
         print(f"extracted: {extracted} in {time.monotonic() - started:.0f} s -> {output.root}")
     if failed:
         more = [f"  ... and {len(failed) - 20} more"] if len(failed) > 20 else []
         told = f"failed: {plural(len(failed), 'video')}, listed in {output.root / 'failed.csv'}:"
-        print("\n".join([told, *failed[:20], *more]), file=sys.stderr)
+        print(told, *failed[:20], *more, sep="\n", file=sys.stderr)
     return 1 if failed else 0

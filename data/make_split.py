@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import io
 import re
 import sys
 from collections import Counter, defaultdict
@@ -53,9 +52,8 @@ def main() -> int:
         print(f"{args.out} is split anew: its lists were made with other flags")
     without = read_column(args.without, "reason") if args.without else ()
     classes, sides = find_classes(args.videos, args.out, without)
-    class_names = sorted(set(classes.values()))
-    for name in class_names:
-        print(f"  {printable(name)}: {plural(list(classes.values()).count(name), 'video')}")
+    for name, count in sorted(Counter(classes.values()).items()):
+        print(f"  {printable(name)}: {plural(count, 'video')}")
     copies = find_copies(args.videos, classes)
     before = {} if anew else read_before(args.out)
     groups = group_videos(classes, made_with.groups, copies)
@@ -66,17 +64,14 @@ def main() -> int:
     if several := [", ".join(same) for same in copies if len({classes[path] for path in same}) > 1]:
         print(f"warning: {plural(len(several), 'file')} in several classes: {first_few(several)}", file=sys.stderr)
     if before:
-        added, gone = sorted(classes.keys() - before.keys()), sorted(before.keys() - classes.keys())
-        for words, changed in ("new", added), ("gone", gone):
+        new, gone = sorted(classes.keys() - before.keys()), sorted(before.keys() - classes.keys())
+        for words, changed in ("new", new), ("gone", gone):
             if changed:
                 print(f"{words} since the lists were made, {plural(len(changed), 'video')}: {first_few(changed)}")
-        print("all others stay on their side" if added or gone else "the lists are as they were")
-    files = {"classes.txt": [f"{label} {name}" for label, name in enumerate(class_names)]}
-    for part, name in enumerate(LISTS):
-        members = sorted((classes[path], path) for path in classes if parts[path] == part)
-        files[name] = [f"{path} {class_names.index(class_name)}" for class_name, path in members]
-    write_lists(args.out, files, groups, made_with, anew)
-    print(f"{plural(len(class_names), 'class')}, {plural(len(classes), 'video')}; train with --ucf-list {args.out}")
+        print("all others stay on their side" if new or gone else "the lists are as they were")
+    write_lists(args.out, classes, groups, parts, made_with, anew)
+    count = len(set(classes.values()))
+    print(f"{plural(count, 'class')}, {plural(len(classes), 'video')}; train with --ucf-list {args.out}")
     return 0
 
 
@@ -120,14 +115,12 @@ def read_before(out: Path) -> dict[str, int]:
 
     Labels are not read: after a kill some are of the classes before.
     """
-    if not all((out / name).is_file() for name in LISTS):
+    try:
+        texts = [(out / name).read_text(encoding="utf-8", errors="replace") for name in LISTS]
+    except FileNotFoundError:
         return {}
-    parts = {}
-    for part, name in enumerate(LISTS):
-        for line in (out / name).read_bytes().decode("utf-8", "replace").replace("\r\n", "\n").split("\n"):
-            if path := line.rpartition(" ")[0]:
-                parts[path] = part
-    return parts
+    lines = [(line.rpartition(" ")[0], part) for part, text in enumerate(texts) for line in text.split("\n")]
+    return {path: part for path, part in lines if path}
 
 
 # --- the videos ----------------------------------------------------------------------------------------
@@ -144,7 +137,7 @@ def find_classes(
     found = sorted(video.name for video in find_videos(root, skip=out))
     sides = given_sides(found)  # of all: validation does not take the place of bad test videos
     depth = 1 if sides else 0
-    if left_out := {path.split("/")[0] for path in found} - sides.keys() if sides else set():
+    if sides and (left_out := {path.split("/")[0] for path in found} - sides.keys()):
         print(f"note: {first_few(sorted(left_out))} is left out: train and test are the split")
         found = [path for path in found if path.split("/")[0] in sides]
     if loose := [path for path in found if path.count("/") <= depth]:
@@ -162,11 +155,11 @@ def find_classes(
     if len(names) < 2 or len(set(map(str.casefold, names))) < len(names):
         raise InputError(f"{root} has the class folders {first_few(sorted(names), 999) or 'none'}: give the folder "
                          "above them, with two or more that differ in more than upper case")  # fmt: skip
-    parts = {path: int(sides[path.split("/")[0]] == "train") for path in classes} if sides else {}
-    for part, side in enumerate(("test", "train") if sides else ()):
-        if lacking := names - {name for path, name in classes.items() if parts[path] == part}:
+    side_of = {path: sides[path.split("/")[0]] for path in classes if sides}
+    for side in sorted(set(sides.values())):
+        if lacking := names - {name for path, name in classes.items() if side_of[path] == side}:
             raise InputError(f"{side} has no video of {first_few(sorted(lacking))}; add some")
-    return classes, parts
+    return classes, {path: int(side == "train") for path, side in side_of.items()}
 
 
 def given_sides(paths: Iterable[str]) -> dict[str, str]:
@@ -179,12 +172,14 @@ def given_sides(paths: Iterable[str]) -> dict[str, str]:
     kinds = {folder: SIDES.get(folder.casefold()) for folder in folders}
     found = set(kinds.values())
     test = "test" if "test" in found else "val"
-    if not {"train", test} <= found and (None in found or not found):
+    is_split = {"train", test} <= found
+    if not is_split and (None in found or not found):
         return {}
-    if None in found or not {"train", test} <= found:
+    if not is_split or None in found:
         raise InputError(f"the folders {first_few(folders)} are neither classes nor a split: give a folder of classes, "
                          "or one that holds train and test and nothing else")  # fmt: skip
-    return {folder: "train" if kind == "train" else "test" for folder, kind in kinds.items() if kind in ("train", test)}
+    names = {"train": "train", test: "test"}
+    return {folder: names[kind] for folder, kind in kinds.items() if kind in names}
 
 
 # --- recordings ----------------------------------------------------------------------------------------
@@ -209,16 +204,15 @@ def group_videos(classes: dict[str, str], how: str | None, copies: Iterable[list
     told = given_groups(how, list(classes)) if how else find_groups(list(classes), list(classes.values()))
     groups = {path: group or path for path, group in zip(classes, told, strict=True)}
     if any(told):
-        path, group = next((path, group) for path, group in zip(classes, told, strict=True) if group)
-        print(f"recordings by {'--groups' if how else 'the names'}, each kept on one side: {printable(path)} is of "
-              f"{printable(group)}; {plural(len(set(told) - {''}), 'recording')} in all")  # fmt: skip
+        example = next(path for path, group in zip(classes, told, strict=True) if group)
+        print(f"recordings by {'--groups' if how else 'the names'}, each kept on one side: {printable(example)} is "
+              f"of {printable(groups[example])}; {plural(len(set(told) - {''}), 'recording')} in all")
     else:
         print("the names tell no recordings" if how is None else "no recordings", end=": each video is by itself\n")
     for first, *others in copies:
         for other in others:
             if classes[other] == classes[first]:  # and all videos of the copy's recording
-                joined = groups[other]
-                groups |= {path: groups[first] for path in classes if groups[path] == joined}
+                groups |= {path: groups[first] for path, group in groups.items() if group == groups[other]}
     return groups
 
 
@@ -257,14 +251,14 @@ def assign(
     """
     names = sorted(set(classes.values()))
     sizes = {group: np.zeros(len(names)) for group in groups.values()}  # videos of each class
-    for path, group in groups.items():
-        sizes[group][names.index(classes[path])] += 1
     kept = {groups[path]: part for path, part in before.items() if path in groups}
-    wanted = np.outer([share, 1 - share], sum(sizes.values()))  # (parts, classes)
-    had = np.zeros_like(wanted)
+    had = np.zeros((2, len(names)))  # (parts, classes)
     for path, group in groups.items():
+        column = names.index(classes[path])
+        sizes[group][column] += 1
         if group in kept:
-            had[before.get(path, kept[group]), names.index(classes[path])] += 1
+            had[before.get(path, kept[group]), column] += 1
+    wanted = np.outer([share, 1 - share], sum(sizes.values()))  # (parts, classes)
     free = sorted(sizes.keys() - kept.keys())
     shuffled = [free[i] for i in np.random.RandomState(seed).permutation(len(free))]
     for order in shuffled, sorted(shuffled, key=lambda group: -sizes[group].sum()):
@@ -294,14 +288,14 @@ def is_far(test: Any, wanted: Any, videos: Any) -> Any:
 
 def say_split(parts: dict[str, int], classes: dict[str, str], groups: dict[str, str], share: float | None) -> None:
     """Print the sizes and the classes' test shares. Warn of shares far off `share`, and recordings on both sides."""
-    test, of = (Counter(classes[path] for path in some) for some in ([p for p in classes if not parts[p]], classes))
-    shares = {name: test[name] / of[name] for name in of}
+    total = Counter(classes.values())
+    test = Counter(name for path, name in classes.items() if not parts[path])
+    shares = {name: test[name] / total[name] for name in sorted(total)}
     low, high = min(shares.values()), max(shares.values())
     print(f"train.txt: {plural(len(classes) - test.total(), 'video')}, test.txt: {plural(test.total(), 'video')}, "
           f"{test.total() / len(classes):.0%} ({low:.0%} to {high:.0%} of a class)", flush=True)
-    far = [f"{found:.0%} of {name}" for name, found in sorted(shares.items())
-           if share and is_far(test[name], share * of[name], of[name])]  # fmt: skip
-    if far:
+    if far := [f"{found:.0%} of {name}" for name, found in shares.items()
+               if share and is_far(test[name], share * total[name], total[name])]:  # fmt: skip
         print(f"warning: {first_few(far)} test, not {share:.0%}, as recordings stay together", file=sys.stderr)
     sides = [{groups[path] for path in classes if parts[path] == part} for part in (0, 1)]
     if both := sorted(sides[0] & sides[1]):
@@ -309,18 +303,24 @@ def say_split(parts: dict[str, int], classes: dict[str, str], groups: dict[str, 
               f"{first_few(both)} (without the earlier lists, all are split anew)", file=sys.stderr)  # fmt: skip
 
 
-def write_lists(out: Path, files: dict[str, list[str]], groups: dict[str, str], made: Settings, anew: bool) -> None:
-    """Write the record, groups.csv and the lists."""
+def write_lists(
+    out: Path, classes: dict[str, str], groups: dict[str, str], parts: dict[str, int], made: Settings, anew: bool,
+) -> None:  # fmt: skip
+    """Write the record, groups.csv, classes.txt and the lists."""
     if anew:  # a kill from here on leaves no lists of other flags than the record's
         (out / LISTS[0]).unlink(missing_ok=True)
     write_json(out / RECORD, made.model_dump())
-    table = io.StringIO()
-    rows = ((path, "" if group == path else group) for path, group in sorted(groups.items()))
-    csv.writer(table, lineterminator="\n").writerows([("video", "group"), *rows])
-    texts = {"groups.csv": table.getvalue()} | {name: "\n".join(lines) + "\n" for name, lines in files.items()}
-    for name, text in texts.items():
+    rows = [(path, "" if group == path else group) for path, group in sorted(groups.items())]
+    with atomic_path(out / "groups.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([("video", "group"), *rows])
+    labels = {name: label for label, name in enumerate(sorted(set(classes.values())))}
+    files = {"classes.txt": [f"{label} {name}" for name, label in labels.items()]}
+    for part, name in enumerate(LISTS):
+        listed = sorted((label, path) for path, label in classes.items() if parts[path] == part)
+        files[name] = [f"{path} {labels[label]}" for label, path in listed]
+    for name, lines in files.items():
         with atomic_path(out / name) as temporary:
-            temporary.write_bytes(text.encode())
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
