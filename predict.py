@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from data.videos import VideoError, find_videos, import_cv2
 from engine.owner import owned
 from recogniser.answers import Answer, as_json, as_line, as_table
 from recogniser.streams import Recogniser, load_streams, note, note_unused, weighted
-from report.outcome import read_learnt
+from report.outcome import read_learnt, text
 from saved.foreign import FLOW_ORDERS
 from utils import InputError, amp_dtype, check_writable, plural, printable, run_main, set_up_device, write_json
 
@@ -46,11 +47,9 @@ def load(
     add_network_flags(parser)
     words = []
     for name, value in {"spatial": spatial, "motion": motion, "head": head, **flags}.items():
-        flag = f"--{name.replace('_', '-')}"
-        if isinstance(value, (list, tuple)):
-            words += [flag, *map(str, value)]
-        elif value is not None:
-            words.append(f"{flag}={value}")
+        if value is not None:
+            flag = f"--{name.replace('_', '-')}"
+            words += [flag, *map(str, value)] if isinstance(value, (list, tuple)) else [f"{flag}={value}"]
     return load_networks(parser.parse_args(words))
 
 
@@ -103,10 +102,7 @@ def load_networks(args: argparse.Namespace) -> Recogniser:
 
 
 def read_fusion(source: str, paths: dict[str, str]) -> tuple[dict[str, str], dict[str, float], float]:
-    """Return the checkpoints that a fusion chose, the weights and the temperature.
-
-    The checkpoints are the streams', one of them, or the parts of the joined head.
-    """
+    """Return the checkpoints that a fusion chose (of one or two streams, or of a joined head), weights, temperature."""
     learnt = read_learnt(source)
     if set(learnt.weights) != {"spatial", "motion"}:
         raise InputError(f"{source} holds weights of {' and '.join(learnt.weights)}; --fusion is of spatial and motion")
@@ -134,7 +130,11 @@ def main() -> int:
     if bool(args.videos) == (args.camera is not None):
         raise InputError("name either videos or a --camera")
     if args.camera is not None:
-        watch(args)
+        if args.save is not None:
+            raise InputError(f"--save {args.save} draws videos: record the camera to a file first")
+        args.sliding = args.sliding or 2.0
+        for answer in load_networks(args).watch(args.camera, args.sliding):
+            show(f"camera {args.camera}", answer, args)
         return 0
     videos: dict[Path, Path] = {}  # each with its path in a folder of films
     for path in map(Path, args.videos):
@@ -142,9 +142,7 @@ def main() -> int:
         videos |= {video: Path(name).with_suffix(".mp4") for video, name in found}
     targets = choose_targets(args.save, videos) if args.save else {}
     model = load_networks(args)
-    labels = labels_of(videos, model.names)
-    if args.sliding or len(labels) < 2 or not any(Path(named).is_dir() for named in args.videos):
-        labels = {}
+    labels = {} if args.sliding or not any(map(os.path.isdir, args.videos)) else labels_of(videos, model.names)
     note_unused(args, report=bool(labels))
     args.report = args.report or Path("record/predict")
     with owned(args.report, flag="--report") if labels else contextlib.nullcontext():
@@ -167,15 +165,6 @@ def main() -> int:
     return 0 if not failed else 1 if answers else 2
 
 
-def watch(args: argparse.Namespace) -> None:
-    """Print answers to a camera until it ends. It can be recorded to a file, and films drawn of that."""
-    args.sliding = args.sliding or 2.0
-    if args.save is not None:
-        raise InputError(f"--save {args.save} draws videos: record the camera to a file first")
-    for answer in load_networks(args).watch(args.camera, args.sliding):
-        print(printable(as_json(f"camera {args.camera}", answer) if args.json else as_line(answer)), flush=True)
-
-
 def choose_targets(save: Path, videos: Mapping[Path, Path]) -> dict[Path, Path]:
     """Return each video's film path. Raises InputError if two are equal, or one would overwrite a video."""
     if not save.is_dir() and save.suffix.lower() not in (".mp4", ""):
@@ -191,7 +180,10 @@ def choose_targets(save: Path, videos: Mapping[Path, Path]) -> dict[Path, Path]:
     return targets
 
 
-# --- answers -------------------------------------------------------------------------------------------
+def show(source: str, answer: Answer, args: argparse.Namespace) -> None:
+    """Print an answer as --json, --sliding or neither asks."""
+    said = as_json(source, answer) if args.json else as_line(answer) if args.sliding else as_table(source, answer)
+    print("\n".join(map(printable, said.split("\n"))), flush=True)
 
 
 def answer_video(video: Path, answers: Iterable[Answer | str], film: Path | None, args: argparse.Namespace) -> Answer:
@@ -203,12 +195,10 @@ def answer_video(video: Path, answers: Iterable[Answer | str], film: Path | None
     for answer in answers:
         if isinstance(answer, str):
             raise VideoError(answer)
-        shown = str(video)
-        text = as_json(shown, answer) if args.json else as_line(answer) if args.sliding else as_table(shown, answer)
-        print("\n".join(map(printable, text.split("\n"))), flush=True)
+        show(str(video), answer, args)
         said.append(answer)
     if film:
-        from recogniser.overlay import save  # here: it imports matplotlib, and workers import this module, too
+        from recogniser.overlay import save  # here: it imports matplotlib, and workers import this module
 
         save(film, video, said)
         if not args.json:
@@ -216,14 +206,12 @@ def answer_video(video: Path, answers: Iterable[Answer | str], film: Path | None
     return said[0]
 
 
-# --- scores --------------------------------------------------------------------------------------------
-
-
 def labels_of(videos: Iterable[Path], names: Sequence[str]) -> dict[Path, int]:
-    """Return the labels of the videos whose folders are named after classes."""
+    """Return the labels of the videos in folders named as classes, if there are two or more."""
     labels = {name.casefold(): label for label, name in enumerate(names)}
     folders = {video: video.absolute().parent.name.casefold() for video in videos}
-    return {video: labels[folder] for video, folder in folders.items() if folder in labels}
+    found = {video: labels[folder] for video, folder in folders.items() if folder in labels}
+    return found if len(found) > 1 else {}
 
 
 def score(
@@ -234,8 +222,7 @@ def score(
     Each stream's predictions are also written. If a video is too short for a stream, that stream gets the
     fused scores of the others, so that fusion gives the scores of the answer.
     """
-    from fusion import evaluate
-    from report.outcome import text
+    from fusion import evaluate  # here, as the report's matplotlib: workers import this module, too
     from report.page import write_report
     from saved.predictions import align, load_predictions, write_predictions
 

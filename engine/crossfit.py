@@ -42,18 +42,16 @@ def make_folds(labels: np.ndarray, groups: np.ndarray, number: int, seed: int) -
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    few = InputError("too few training videos, or groups of them: two classes need two each, for one to be held out")
     number = min(number, int(np.median([len(np.unique(groups[labels == label])) for label in np.unique(labels)])))
-    if number < 2:
-        raise few
-    alone = len(np.unique(groups)) == len(groups)
-    kind = StratifiedKFold if alone else StratifiedGroupKFold
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # some classes have fewer videos than there are folds
-        splits = kind(number, shuffle=True, random_state=seed).split(labels, labels, groups)
-        folds = [held for _, held in splits if len(held)]
-    if any(len(np.unique(np.delete(labels, held))) < 2 for held in folds):
-        raise few
+    alone, folds = len(np.unique(groups)) == len(groups), []
+    if number > 1:
+        kind = StratifiedKFold if alone else StratifiedGroupKFold
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # some classes have fewer videos than there are folds
+            splits = kind(number, shuffle=True, random_state=seed).split(labels, labels, groups)
+            folds = [held for _, held in splits if len(held)]
+    if not folds or any(len(np.unique(np.delete(labels, held))) < 2 for held in folds):
+        raise InputError("too few training videos, or groups of them: two classes need two each, to hold one out")
     return folds, f"{len(folds)} folds by {'video' if alone else 'group'}"
 
 
@@ -86,18 +84,25 @@ def fit_linear(
     """
     means, y = video_means(values)[train], labels[train]  # (n, F), (n,)
     chosen, how = make_folds(y, groups[train], folds, seed)
-
-    def path(rows: np.ndarray, held: np.ndarray) -> np.ndarray:
-        weights, biases = logistic_path(means[rows], y[rows], classes, STRENGTHS)
-        return np.moveaxis(np.tensordot(weights, means[held], (2, 1)), 1, 2) + biases[:, None]
-
-    curve = out_of_fold(chosen, path)  # (strengths, n, classes)
+    curve = linear_out_of_fold(means, y, classes, STRENGTHS, chosen)
     best, losses = lowest_loss(curve, y)
     weights, biases = logistic_path(means, y, classes, STRENGTHS[: best + 1])
     weight, bias = weights[-1].astype(np.float32), biases[-1].astype(np.float32)
     choice = {"C": STRENGTHS[best], "chosen_by": CHOSEN_BY.format(how), "tried": losses}
     logits = np.stack([row.astype(np.float32) @ weight.T + bias for row in values])
     return Fit(logits, curve[best], choice, {"fc.weight": torch.from_numpy(weight), "fc.bias": torch.from_numpy(bias)})
+
+
+def linear_out_of_fold(
+    x: np.ndarray, y: np.ndarray, classes: int, strengths: Sequence[float], folds: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Return the out-of-fold logits (strengths, n, classes) of logistic regression on x (n, F)."""
+
+    def fit(rows: np.ndarray, held: np.ndarray) -> np.ndarray:
+        weights, biases = logistic_path(x[rows], y[rows], classes, strengths)
+        return np.moveaxis(np.tensordot(weights, x[held], (2, 1)), 1, 2) + biases[:, None]
+
+    return out_of_fold(folds, fit)
 
 
 def fit_first_or_all(first: int, values: np.ndarray, *rest: Any) -> Fit:
@@ -130,29 +135,24 @@ def logistic_path(
     """
     from sklearn.linear_model import LogisticRegression
 
-    centre = x.mean(0)
-    spread = x.std(0)
+    centre, spread = x.mean(0), x.std(0)
     moving = spread > 1e-6 * spread.max()  # constant features carry no information
     if not moving.any():
         raise InputError("the features of all training videos are equal: do the videos show anything that moves?")
     scale = np.where(moving, 1 / np.where(moving, spread, 1), 0) / np.sqrt(max(1, moving.sum()))
     moved = (x - centre) * scale
-    # The eigenvectors of the Gram matrix take a tenth of the time of svd(moved).
+    turn, turned = None, moved
     if len(x) < x.shape[1]:
-        values, vectors = np.linalg.eigh(moved @ moved.T)
+        values, vectors = np.linalg.eigh(moved @ moved.T)  # a tenth of the time of svd(moved)
         kept = values > 1e-12 * values[-1]
         roots = np.sqrt(values[kept])
         turn, turned = (vectors[:, kept] / roots).T @ moved, vectors[:, kept] * roots  # (axes, F), (n, axes)
-    else:
-        turn, turned = None, moved
     present, y = np.unique(y, return_inverse=True)
     model = LogisticRegression(max_iter=1000, tol=1e-5, warm_start=True, class_weight="balanced")
-    weights = np.zeros((len(strengths), classes, x.shape[1]))
-    biases = np.zeros((len(strengths), classes))
+    weights, biases = np.zeros((len(strengths), classes, x.shape[1])), np.zeros((len(strengths), classes))
     for place, strength in enumerate(strengths):
         with warnings.catch_warnings():
-            # Strengths that the folds do not choose may not converge.
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # strengths that the folds do not choose may not converge
             model.set_params(C=strength).fit(turned, y)
         coefficients, intercepts = model.coef_ if turn is None else model.coef_ @ turn, model.intercept_
         if len(present) == 2:  # scikit-learn returns one row: the log odds
@@ -223,30 +223,23 @@ def look_alikes(
     clusters = fcluster(linkage(z, "ward"), number, "maxclust")
 
     def right(together: np.ndarray) -> np.ndarray:
-        def fit(rows: np.ndarray, held: np.ndarray) -> np.ndarray:
-            weights, biases = logistic_path(means[rows], labels[rows], classes, [100.0])
-            return means[held] @ weights[0].T + biases[0]
-
-        return out_of_fold(make_folds(labels, together, folds, seed)[0], fit).argmax(1) == labels
+        chosen, _ = make_folds(labels, together, folds, seed)
+        return linear_out_of_fold(means, labels, classes, [100.0], chosen)[0].argmax(1) == labels
 
     # Use the lower accuracy: folds by person can be easier than random ones if backgrounds differ by person.
-    known = min((right(together) for together in (np.arange(len(z)), groups)), key=np.sum)
-    apart = right(clusters)
-    lost, won = int((known & ~apart).sum()), int((apart & ~known).sum())
-    mixed = np.isin(clusters, clusters[~test])
-    cosines = np.where(clusters[test][:, None] == clusters[~test], z[test] @ z[~test].T, -1)
-    tested, trained = np.flatnonzero(test), np.flatnonzero(~test)
-    nearest = cosines.argmax(1)
-    order = np.argsort(-cosines.max(1))[:PAIRS]
+    known, apart = min((right(together) for together in (np.arange(len(z)), groups)), key=np.sum), right(clusters)
     accuracy, lower = 100 * float(known.mean()), 100 * float(apart.mean())
+    lost, won = int((known & ~apart).sum()), int((apart & ~known).sum())
     p = float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
-    shared = float(mixed[test].mean())
+    tested, trained = np.flatnonzero(test), np.flatnonzero(~test)
+    same = clusters[tested][:, None] == clusters[trained]
+    cosines = np.where(same, z[tested] @ z[trained].T, -np.inf)
+    nearest, similarity = cosines.argmax(1), cosines.max(1)
+    shared = float(same.any(1).mean())
     return {
         "accuracy": accuracy, "apart": lower, "p": p, "shared": shared, "clusters": int(clusters.max()),
-        "pairs": [
-            {"test": videos[tested[i]], "training": videos[trained[nearest[i]]],
-             "similarity": round(float(cosines[i, nearest[i]]), 3)}
-            for i in order if mixed[tested[i]]
-        ],
+        "pairs": [{"test": videos[tested[i]], "training": videos[trained[nearest[i]]],
+                   "similarity": round(float(similarity[i]), 3)}
+                  for i in np.argsort(-similarity)[:PAIRS] if same[i].any()],
         "warns": accuracy - lower > FAR and p < CHANCE and shared > 0.5,
     }  # fmt: skip

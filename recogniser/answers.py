@@ -28,21 +28,22 @@ class Answer:
     temperature: float = 1.0  # of the weighted mean; the one that fusion.py learns calibrates it
     notes: Sequence[str] = ()  # what was left out, as text
 
+    def means(self) -> dict[str, np.ndarray]:
+        """Return each stream's logits (classes,) for the whole window, float64."""
+        return {stream: logits.mean(0, dtype=np.float64) for stream, logits in self.logits.items()}
+
     def fused(self) -> np.ndarray:
         """Return logits (classes,): the weighted mean of the streams' mean logits, as in fusion.py."""
-        means = [logits.mean(0, dtype=np.float64) for logits in self.logits.values()]
         with np.errstate(all="ignore"):  # Recogniser.answer refuses what is not finite
-            return np.average(means, axis=0, weights=self.weights) / self.temperature
+            return np.average(list(self.means().values()), axis=0, weights=self.weights) / self.temperature
 
     def probabilities(self) -> dict[str, np.ndarray]:
         """Return probabilities (classes,) by name: "fused", then each stream's own, which a lone one shares."""
-        fused = softmax(self.fused())
-        own = {stream: softmax(logits.mean(0, dtype=np.float64)) for stream, logits in self.logits.items()}
-        return {"fused": fused} | (own if len(own) > 1 else dict.fromkeys(own, fused))
+        own = self.means() if len(self.logits) > 1 else dict.fromkeys(self.logits, self.fused())
+        return {name: softmax(logits) for name, logits in {"fused": self.fused(), **own}.items()}
 
     @property
     def class_name(self) -> str:
-        """Return the likeliest class after fusion."""
         return self.top(1)[0][0]
 
     def top(self, k: int = 5, stream: str = "fused") -> list[tuple[str, float]]:
@@ -55,10 +56,9 @@ class Answer:
 
         At these moments the fused first class leads the second one most.
         """
-        first, *others = best(self.fused(), 2)
+        leading = best(self.fused(), 2)
         times, logits = self.over_time()
-        lead = logits[:, first] - (logits[:, others[0]] if others else 0)
-        shares = softmax(logits)[:, first]
+        shares, lead = softmax(logits)[:, leading[0]], logits[:, leading[0]] - logits[:, leading[-1]]
         return [(float(times[place]), float(shares[place])) for place in best(lead, k)]
 
     def over_time(self) -> tuple[np.ndarray, np.ndarray]:
@@ -89,8 +89,8 @@ def as_table(video: str, answer: Answer) -> str:
     """Return the fused top 5 with each stream's probabilities, and the streams' own first guesses."""
     shares = answer.probabilities()
     columns = list(shares) if len(shares) > 2 else list(shares)[1:]
-    lines = [f"{video}  ({plural(answer.frames, 'frame')}, {answer.end - answer.start:.1f} s)",
-             "   " + "".join(f"{name:>10}" for name in columns)]  # fmt: skip
+    lines = [f"{video}  ({plural(answer.frames, 'frame')}, {answer.end - answer.start:.1f} s)"]
+    lines.append("   " + "".join(f"{name:>10}" for name in columns))
     for place, label in enumerate(best(shares["fused"]), start=1):
         figures = "".join(f"{100 * shares[name][label]:8.1f} %" for name in columns)
         lines.append(f"  {place}{figures}  {answer.names[label]}")
@@ -102,9 +102,8 @@ def as_table(video: str, answer: Answer) -> str:
 
 def as_line(answer: Answer) -> str:
     """Return the answer to a window: seconds, the fused first guess, and the streams' own."""
-    beside = [f"{name} {guess}" for name, guess in answer.alone().items()] + list(answer.notes)
-    line = f"{answer.start:7.1f} - {answer.end:5.1f} s   {answer.guess()}"
-    return line + (f"   ({', '.join(beside)})" if beside else "")
+    beside = ", ".join([*(f"{name} {guess}" for name, guess in answer.alone().items()), *answer.notes])
+    return f"{answer.start:7.1f} - {answer.end:5.1f} s   {answer.guess()}" + (f"   ({beside})" if beside else "")
 
 
 def as_json(video: str, answer: Answer) -> str:
@@ -115,12 +114,11 @@ def as_json(video: str, answer: Answer) -> str:
         "moments": [{"second": round(at, 3), "probability": round(p, 6)} for at, p in answer.moments()],
         "notes": list(answer.notes),
     }
-    for name in answer.probabilities():
+    for name in ("fused", *answer.logits):
         result[name] = {"top5": [{"class": c, "probability": round(p, 6)} for c, p in answer.top(5, name)]}
-        if name in answer.logits:
-            means = answer.logits[name].mean(0, dtype=np.float64)
-            result[name]["samples"] = answer.samples[name]
-            result[name]["logits"] = {c: round(float(v), 6) for c, v in zip(answer.names, means, strict=True)}
+    for name, means in answer.means().items():
+        logits = {c: round(float(v), 6) for c, v in zip(answer.names, means, strict=True)}
+        result[name] |= {"samples": answer.samples[name], "logits": logits}
     return json.dumps(result, ensure_ascii=False, allow_nan=False)
 
 

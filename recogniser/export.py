@@ -33,7 +33,7 @@ from saved.head_file import HeadFile, read_head
 from utils import InputError, atomic_path, plural, run_main
 
 Run = Callable[[Sequence[Tensor]], np.ndarray]
-Shapes = Mapping[str, Sequence[int]]  # name of an input -> its shape without the leading N
+Clips = Mapping[str, Tensor]  # by the names of the inputs
 TOLERANCE = 1e-4  # relative to the largest logit; float32 sums in another order differ by about 1e-6
 
 
@@ -51,12 +51,12 @@ def main() -> None:
     networks = head.inputs if head else {"": read_checkpoint(args.checkpoint, flow_order=args.flow_order)}
     if kind != ".safetensors":
         export(args.target, networks, head)
-        return
-    if head:
+    elif head:
         raise InputError(f"{args.checkpoint} is a head with its networks: export a .onnx or a .pt2, or use it as it is")
-    read = networks[""]
-    write_safetensors(args.target, read.state_dict, {name: getattr(read, name) for name in HELD})
-    print(f"{args.target}: {read.arch} for {plural(read.num_classes, 'class')}")
+    else:
+        read = networks[""]
+        write_safetensors(args.target, read.state_dict, {name: getattr(read, name) for name in HELD})
+        print(f"{args.target}: {read.arch} for {plural(read.num_classes, 'class')}")
 
 
 def export(target: Path, networks: Mapping[str, Checkpoint], head: HeadFile | None = None) -> None:
@@ -71,20 +71,21 @@ def export(target: Path, networks: Mapping[str, Checkpoint], head: HeadFile | No
     parts = {}
     for name, read in networks.items():
         parts[name] = describe(read, f"clips_{name.rpartition(' ')[2]}" if len(networks) > 1 else "clips", bool(head))
-    shapes = {part["input"]["name"]: part["input"]["shape"][1:] for part in parts.values()}
     about = next(iter(parts.values()))
     if len(parts) > 1:
         each = {key: {name: part[key] for name, part in parts.items()} for key in about}
         about = {**each, "class_names": about["class_names"]}
+    shapes = {part["input"]["name"]: part["input"]["shape"][1:] for part in parts.values()}
+    traced = {name: torch.zeros(2, *shape) for name, shape in shapes.items()}
+    to_bytes = to_onnx if target.suffix.lower() == ".onnx" else to_pt2
     with warnings.catch_warnings():  # the exporters warn about their own internals
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
-        to_bytes = to_onnx if target.suffix.lower() == ".onnx" else to_pt2
-        data, run = to_bytes(build(networks, head, folded=True), shapes, {k: json.dumps(v) for k, v in about.items()})
+        model = build(networks, head, folded=True)
+        data, run = to_bytes(model, traced, {name: json.dumps(part) for name, part in about.items()})
         logging.disable(logging.NOTSET)
     generator = torch.Generator().manual_seed(0)
-    # N is 3 here; the network was traced with N = 2
-    clips = [torch.randn(3, *shape, generator=generator) for shape in shapes.values()]
+    clips = [torch.randn(3, *shape, generator=generator) for shape in shapes.values()]  # N was 2 in tracing
     with torch.inference_mode():
         expected = build(networks, head, folded=False)(*clips).numpy()
     difference, largest = float(np.abs(run(clips) - expected).max()), float(np.abs(expected).max())
@@ -100,9 +101,8 @@ def export(target: Path, networks: Mapping[str, Checkpoint], head: HeadFile | No
 class HeadNetwork(nn.Module):
     """A head of heads.py and the networks that make its features, as one network for whole videos.
 
-    Takes normalised clips (N, views, samples, channels, size, size) for each network. Returns logits (N,
-    classes). Features are not rounded to float16 here; predict.py and training round them. Logits differ by
-    about 1e-4.
+    Takes normalised clips (N, views, samples, channels, size, size) for each network; returns logits (N, classes).
+    predict.py and training round features to float16; without that, logits differ by about 1e-4.
     """
 
     def __init__(self, trunks: Sequence[nn.Module], head: nn.Module) -> None:
@@ -119,14 +119,13 @@ class HeadNetwork(nn.Module):
 
 def build(networks: Mapping[str, Checkpoint], head: HeadFile | None, folded: bool) -> nn.Module:
     """Build the network, or a head with its networks; `folded`: batch norms folded into the convolutions."""
-    models: list[Any] = [trained_model(read) for read in networks.values()]
-    for model in models if folded else ():
+    models: dict[str, Any] = {name: trained_model(read) for name, read in networks.items()}
+    for model in models.values() if folded else ():
         if model.stages:
             fold_batchnorm(model)
     if not head:
-        return models[0]
-    trunks = [PooledTrunk(model, head.pooling[name]) if model.stages else model.below_fc()
-              for name, model in zip(networks, models, strict=True)]  # fmt: skip
+        return models[""]
+    trunks = [PooledTrunk(m, head.pooling[name]) if m.stages else m.below_fc() for name, m in models.items()]
     return HeadNetwork(trunks, load_head(head).head).eval()
 
 
@@ -148,11 +147,11 @@ def describe(read: Checkpoint, name: str, whole_videos: bool) -> dict[str, Any]:
         "greydiff": [f"grey{n + 1} - grey{n}" for n in numbers],
     }
     samples, views = read.args.get("test_samples", 19), read.args.get("test_views", 1)
-    score = "the mean of a video's logits, then softmax"
     shape = [preparation.channels, preparation.size, preparation.size]
+    score = "the mean of a video's logits, then softmax"
     if whole_videos:
-        score = "softmax of the logits of a video: views and samples are within the network"
         shape = [views, samples, *shape]
+        score = "softmax of the logits of a video: views and samples are within the network"
     return {
         "class_names": read.class_names,
         "preparation": read.preparation,
@@ -166,15 +165,14 @@ def describe(read: Checkpoint, name: str, whole_videos: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def examples(shapes: Shapes) -> tuple[tuple[Tensor, ...], tuple]:
-    """Return inputs to trace the network with, and dynamic shapes: each first dimension may be any N."""
-    clips = tuple(torch.zeros(2, *shape) for shape in shapes.values())
+def any_count(model: nn.Module, clips: Clips) -> tuple:
+    """Return the dynamic shapes of `clips`: each first dimension may be any N."""
     each = tuple({0: Dim("N")} for _ in clips)
-    return clips, (each,) if clips[0].ndim == 6 else each  # HeadNetwork takes *clips
+    return (each,) if isinstance(model, HeadNetwork) else each  # HeadNetwork takes *clips
 
 
-def to_onnx(model: nn.Module, shapes: Shapes, about: Mapping[str, str]) -> tuple[bytes, Run]:
-    """Return the content of an ONNX file, and a function that runs it."""
+def to_onnx(model: nn.Module, clips: Clips, about: Mapping[str, str]) -> tuple[bytes, Run]:
+    """Return the content of an ONNX file traced with `clips`, and a function that runs it."""
     try:
         import onnx
         import onnxruntime
@@ -182,28 +180,27 @@ def to_onnx(model: nn.Module, shapes: Shapes, about: Mapping[str, str]) -> tuple
     except ImportError as error:
         needed = "pip install onnx onnxscript onnxruntime, or export a .pt2"
         raise InputError(f"{error.name} is missing: {needed}") from None
-    clips, dynamic = examples(shapes)
-    names = list(shapes)
-    program = torch.onnx.export(model, clips, dynamo=True, input_names=names, output_names=["logits"],
-                                dynamic_shapes=dynamic, verbose=False)  # fmt: skip
+    program = torch.onnx.export(
+        model, tuple(clips.values()), dynamo=True, input_names=list(clips), output_names=["logits"],
+        dynamic_shapes=any_count(model, clips), verbose=False,
+    )  # fmt: skip
     assert program is not None
     file = program.model_proto
     onnx.helper.set_model_props(file, dict(about))
     data = file.SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    return data, lambda clips: session.run(None, {n: one.numpy() for n, one in zip(names, clips, strict=True)})[0]
+    return data, lambda given: session.run(None, {name: one.numpy() for name, one in zip(clips, given, strict=True)})[0]
 
 
-def to_pt2(model: nn.Module, shapes: Shapes, about: Mapping[str, str]) -> tuple[bytes, Run]:
-    """Return the content of a torch.export file, and a function that runs it."""
-    clips, dynamic = examples(shapes)
-    program = torch.export.export(model, clips, dynamic_shapes=dynamic)
+def to_pt2(model: nn.Module, clips: Clips, about: Mapping[str, str]) -> tuple[bytes, Run]:
+    """Return the content of a torch.export file traced with `clips`, and a function that runs it."""
+    program = torch.export.export(model, tuple(clips.values()), dynamic_shapes=any_count(model, clips))
     program.example_inputs = None  # not worth their megabytes
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={f"{name}.json": text for name, text in about.items()})
     file.seek(0)
     module = torch.export.load(file).module()
-    return file.getvalue(), lambda clips: module(*clips).detach().numpy()
+    return file.getvalue(), lambda given: module(*given).detach().numpy()
 
 
 if __name__ == "__main__":

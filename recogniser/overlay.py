@@ -31,7 +31,6 @@ NARROWEST, WIDEST = 640, 1280  # pixels: small videos are enlarged, so that the 
 def save(target: Path, video: Path, answers: Sequence[Answer]) -> None:
     """Draw a video's answer, or its windows' answers, over all its frames, and write the film to `target`."""
     rate, written = frame_rate(video), 0
-    middles = np.array([(answer.start + answer.end) / 2 for answer in answers])
     strip, drawn = None, None
     with open_film(target, rate) as write:
         for frame in decode(video):
@@ -43,9 +42,8 @@ def save(target: Path, video: Path, answers: Sequence[Answer]) -> None:
                 width = min(max(picture.width, NARROWEST), WIDEST) // 2 * 2
                 height = max(2, round(picture.height * width / picture.width / 2) * 2)  # even, as codecs want them
                 strip = Strip(answers, width)
-            answer = answers[int(np.abs(middles - frame.seconds).argmin())]
-            label = "whole video" if len(answers) == 1 else f"{answer.start:.1f} to {answer.end:.1f} s"
-            drawn = draw(picture.resize((width, height), Image.Resampling.BICUBIC), answer, label, strip, frame.seconds)
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+            drawn = draw(picture, strip, frame.seconds)
             write(drawn)
             written += 1
 
@@ -75,12 +73,11 @@ def open_film(target: Path, rate: float) -> Iterator[Callable[[np.ndarray], None
         film.mux(stream.encode(None))
 
 
-def draw(picture: Image.Image, answer: Answer, label: str, strip: Strip, now: float) -> np.ndarray:
-    """Return the picture with the answer on it and the strip at second `now` below: RGB uint8 (height, width, 3).
-
-    `label` names the part of the video that the answer is about.
-    """
+def draw(picture: Image.Image, strip: Strip, now: float) -> np.ndarray:
+    """Return the picture with the answer at second `now` on it, and the strip below: RGB uint8 (height, width, 3)."""
     below, unit = strip.at(now), strip.unit
+    answer = strip.answers[int(np.abs(strip.middles - now).argmin())]
+    label = "whole video" if len(strip.answers) == 1 else f"{answer.start:.1f} to {answer.end:.1f} s"
     canvas = Image.new("RGB", (picture.width, picture.height + below.height))
     canvas.paste(picture)
     canvas.paste(below, (0, picture.height))
@@ -104,14 +101,14 @@ class Strip:
     """
 
     def __init__(self, answers: Sequence[Answer], width: int) -> None:
-        self.unit, self.end = width / NARROWEST, answers[-1].end
-        fused = np.stack([answer.probabilities()["fused"] for answer in answers])
-        times, shares = np.array([(answer.start + answer.end) / 2 for answer in answers]), fused
+        self.answers, self.unit, self.end = answers, width / NARROWEST, answers[-1].end
+        self.middles = times = np.array([(answer.start + answer.end) / 2 for answer in answers])  # seconds
+        shares = np.stack([answer.probabilities()["fused"] for answer in answers])
+        classes = best(shares.mean(0))
+        names = [printable(answers[0].names[label]) for label in classes]
         if len(answers) == 1:
             times, logits = answers[0].over_time()
             shares = softmax(logits)
-        classes = best(fused.mean(0))
-        names = [printable(answers[0].names[label]) for label in classes]
         self.seconds = np.linspace(0, self.end, width)
         self.shares = [np.interp(self.seconds, times, shares[:, label]) for label in classes]
 
@@ -133,17 +130,17 @@ class Strip:
         self.image = Image.fromarray(drawn[: len(drawn) // 2 * 2])
         boxes = [axis.get_window_extent() for axis in axes]
         self.left, self.right = boxes[0].x0, boxes[0].x1
-        self.middles = [len(drawn) - (box.y0 + box.y1) / 2 for box in boxes]
+        self.rows = [len(drawn) - (box.y0 + box.y1) / 2 for box in boxes]  # middles, in pixels from the top
 
     def at(self, now: float) -> Image.Image:
         """Return the strip with a playhead at this second, and the values there."""
-        image, now = self.image.copy(), min(max(now, 0.0), self.end)
+        image = self.image.copy()
         pen, font = ImageDraw.Draw(image), font_of(round(14 * self.unit))
-        x, half = self.left + now / self.end * (self.right - self.left), self.middles[0]
-        pen.line((x, half / 3, x, self.middles[-1] + half), fill=INK, width=max(1, round(1.5 * self.unit)))
-        for middle, values, colour in zip(self.middles, self.shares, COLOURS, strict=False):
+        x, half = np.interp(now, (0, self.end), (self.left, self.right)), self.rows[0]
+        pen.line((x, half / 3, x, self.rows[-1] + half), fill=INK, width=max(1, round(1.5 * self.unit)))
+        for row, values, colour in zip(self.rows, self.shares, COLOURS, strict=False):
             share = f"{100 * np.interp(now, self.seconds, values):.0f} %"
-            pen.text((image.width - 6 * self.unit, middle), share, colour, font, anchor="rm")
+            pen.text((image.width - 6 * self.unit, row), share, colour, font, anchor="rm")
         return image
 
 

@@ -36,8 +36,7 @@ from utils import InputError
 def test_fused_is_the_softmax_of_the_weighted_mean_of_mean_logits():
     rng = np.random.default_rng(0)
     logits = {"spatial": rng.normal(size=(4, 6)), "motion": rng.normal(size=(3, 6))}
-    times = {"spatial": np.arange(4.0), "motion": np.arange(3.0)}
-    samples = {"spatial": 4, "motion": 3}
+    times, samples = {"spatial": np.arange(4.0), "motion": np.arange(3.0)}, {"spatial": 4, "motion": 3}
     answer = Answer(list("abcdef"), 0.0, 4.0, 100, logits, times, samples, [1.0, 3.0])
     mean = (logits["spatial"].mean(0) + 3 * logits["motion"].mean(0)) / 4
     expected = np.exp(mean) / np.exp(mean).sum()
@@ -53,21 +52,19 @@ def test_fused_is_the_softmax_of_the_weighted_mean_of_mean_logits():
     assert share == pytest.approx(softmax(over_time)[list(when).index(strongest), first])
 
 
-def FakeCheckpoint(path, classes, names=None):
-    return SimpleNamespace(path=path, num_classes=classes, class_names=names)
-
-
 def test_class_names_come_from_where_they_are_known(tmp_path, capsys):
-    own = FakeCheckpoint("own.pth", 2, ["run", "walk"])
-    foreign = FakeCheckpoint("foreign.pth", 2)
+    def fake(path, classes, names=None):
+        return SimpleNamespace(path=path, num_classes=classes, class_names=names)
+
+    own, foreign = fake("own.pth", 2, ["run", "walk"]), fake("foreign.pth", 2)
     assert choose_class_names([own, foreign], None) == ["run", "walk"]
-    assert choose_class_names([FakeCheckpoint("original.pth", 101)], None) == list(UCF101_CLASSES)
+    assert choose_class_names([fake("original.pth", 101)], None) == list(UCF101_CLASSES)
     assert choose_class_names([foreign], None) == ["class 0", "class 1"]
     assert "foreign.pth does not name its 2 classes" in capsys.readouterr().err
     for name in ("train", "test"):
         (tmp_path / f"{name}.txt").write_text(f"jump/{name}1.avi\nsit/{name}2.avi\n")
     assert choose_class_names([foreign], str(tmp_path)) == ["jump", "sit"]
-    for other in (FakeCheckpoint("b.pth", 2, ["walk", "run"]), FakeCheckpoint("b.pth", 3)):
+    for other in (fake("b.pth", 2, ["walk", "run"]), fake("b.pth", 3)):
         with pytest.raises(InputError, match=r"own\.pth and b\.pth differ in classes"):
             choose_class_names([own, other], None)
 
@@ -79,7 +76,7 @@ def test_the_strip_shows_scores_over_time():
     answer = Answer(["run", "walk"], 0, 10, 250, {"spatial": logits[:, ::-1]}, {"spatial": times}, {"spatial": 4}, [1])
     picture = Image.new("RGB", (640, 480), (77, 77, 77))
     strip = Strip([answer], 640)
-    drawn = draw(picture, answer, "whole video", strip, now=2.5)
+    drawn = draw(picture, strip, now=2.5)
     assert drawn.shape[1] == 640 and drawn.shape[0] % 2 == 0 and drawn.dtype == np.uint8
     assert (drawn[300:470] == 77).all()  # the picture, untouched but for the caption
     assert (drawn[20:60, 20:200] != 77).any()
@@ -91,7 +88,7 @@ def test_the_strip_shows_scores_over_time():
         assert np.median(high[half]) > 15 > 4 > np.median(low[half])
     columns = np.flatnonzero((plot[12:60] > 225).all(2).mean(0) > 0.8)  # the playhead, a quarter along the strip
     assert abs(columns.mean() - (left + 0.25 * (right - left))) < 2
-    later = draw(picture, answer, "whole video", strip, now=7.5)[480:]
+    later = draw(picture, strip, now=7.5)[480:]
     assert (later[:, right + 5 :] != plot[:, right + 5 :]).any()  # other values
 
 

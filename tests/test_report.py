@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import json
 import pickle
@@ -13,9 +12,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from prediction_files import write
+from sklearn.metrics import confusion_matrix
 
 from fusion import evaluate
 from report import gallery, page
@@ -33,10 +34,9 @@ def make_record(root: Path, names: list[str], per_class: int, **meta) -> tuple[n
     rng = np.random.default_rng(classes)
     keys = [f"Class{c:03d}/v{i:02d}" for c in range(classes) for i in range(per_class)]
     labels = np.repeat(np.arange(classes), per_class)
-    about = {
-        "class_names": names, "checkpoint": {"name": "model_best.pth.tar", "epoch": 3, "weights_sha256": "00"},
-        "frames": {"root": str(root / "rgb"), "folders": {key: key for key in keys}, "more": [str(root / "flow")]},
-    }  # fmt: skip
+    about = {"class_names": names, "checkpoint": {"name": "model_best.pth.tar", "epoch": 3, "weights_sha256": "00"},
+             "frames": {"root": str(root / "rgb"), "folders": {key: key for key in keys},
+                        "more": [str(root / "flow")]}}  # fmt: skip
     logits = {}
     for stream, size in (("spatial", 1.0), ("motion", 3.0)):
         logits[stream] = (size * (1.3 * np.eye(classes)[labels] + rng.normal(0, 1, (len(keys), classes)))).astype("f4")
@@ -64,12 +64,9 @@ class Reader(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.text = ""
+        self.tags, self.text = [], ""
+        self.handle_starttag = lambda tag, attrs: self.tags.append((tag, dict(attrs)))
         self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data):
         self.text += data
@@ -83,22 +80,15 @@ def small(tmp_path_factory):
     return root, labels, logits, fuse(root, "spatial", "motion")
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def test_the_page_needs_nothing_but_itself(small) -> None:
     root, _, _, html = small
     read = Reader(html)
-    images = [attributes["src"] for tag, attributes in read.tags if tag == "img"]
-    assert {source.split(",")[0] for source in images} == {"data:image/jpeg;base64", "data:image/svg+xml;base64"}
-    assert all(attributes.get("alt") for tag, attributes in read.tags if tag == "img")
+    images = [attributes for tag, attributes in read.tags if tag == "img"]
+    kinds = {image["src"].split(",")[0] for image in images}
+    assert kinds == {"data:image/jpeg;base64", "data:image/svg+xml;base64"} and all(image["alt"] for image in images)
     assert not {"link", "iframe", "object", "image", "script"} & {tag for tag, _ in read.tags}
-    assert "url(" not in html and "@import" not in html
-    assert EVIL in read.text
-    for attributes in (attributes for tag, attributes in read.tags if tag == "a"):
-        assert (root / "out" / attributes["href"]).is_file(), attributes
+    assert "url(" not in html and "@import" not in html and EVIL in read.text
+    assert all((root / "out" / attributes["href"]).is_file() for tag, attributes in read.tags if tag == "a")
     words = "".join(ElementTree.fromstring((root / "out/confusion.svg").read_text(encoding="utf-8")).itertext())
     assert EVIL[:15] in words and EVIL[-14:] in words  # text, not outlines; a long name without its middle
     assert not list((root / "out").glob(".*"))  # no temporary file is left
@@ -115,19 +105,16 @@ def test_the_page_and_its_tables_are_what_a_recount_gives(small) -> None:
 
     fused = (logits["spatial"].astype(float) + logits["motion"]) / 2
     guess = {"spatial": logits["spatial"].argmax(1), "motion": logits["motion"].argmax(1), "fusion": fused.argmax(1)}
-    rows, names = read_csv(root / "out/per_class.csv"), ["Class000", EVIL, "Class002"]
-    assert {row["class"] for row in rows} == set(names)
-    assert sorted(float(row["fusion"]) for row in rows) == [float(row["fusion"]) for row in rows]
-    for row in rows:
-        label = names.index(row["class"])
+    names = ["Class000", EVIL, "Class002"]
+    table = pd.read_csv(root / "out/per_class.csv", index_col="class")
+    assert set(table.index) == set(names) and table["fusion"].is_monotonic_increasing
+    for label, row in enumerate(table.loc[names].to_dict("records")):
         for name, guesses in guess.items():
             share = 100 * np.mean(guesses[labels == label] == label)
-            assert float(row[name]) == pytest.approx(share, abs=1e-3) and f"{share:.1f}" in shown
-    matrix = read_csv(root / "out/confusion.csv")
-    for true in range(3):
-        for guessed in range(3):
-            expected = sum(1 for y, g in zip(labels, guess["fusion"], strict=True) if (y, g) == (true, guessed))
-            assert int(matrix[true][names[guessed]]) == expected
+            assert row[name] == pytest.approx(share, abs=1e-3) and f"{share:.1f}" in shown
+    matrix = pd.read_csv(root / "out/confusion.csv", index_col="true class")
+    assert list(matrix) == list(matrix.index) == names
+    assert (matrix.to_numpy() == confusion_matrix(labels, guess["fusion"])).all()
 
 
 def test_mistakes_by_kind_with_every_streams_guesses_and_their_pictures(small) -> None:
