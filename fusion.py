@@ -211,31 +211,27 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()  # fmt: skip
 
 
-def paths_of(args: argparse.Namespace) -> list[str]:
-    default = "_split{}" if args.splits else ""
-    return args.pickles or [args.spatial or SPATIAL + default, args.motion or MOTION + default]
+def load(args: argparse.Namespace, split: str | None, paths: Sequence[str] = ()) -> TestSet:
+    """Load the streams' predictions, by default of the test set, with aligned videos. `split` replaces {} in paths.
 
-
-def load(paths: Sequence[str], split: str | None, named: bool) -> TestSet:
-    """Load the streams' predictions with aligned videos. `split` replaces {} in their paths.
-
-    `named`: they must be the spatial and the motion stream. Otherwise they keep the names in their files.
+    Without a list of predictions, they must be the spatial and the motion stream.
     """
-    predictions = []
-    for place, path in enumerate(paths):
+    default, predictions = "_split{}" if args.splits else "", []
+    tested = args.pickles or [args.spatial or SPATIAL + default, args.motion or MOTION + default]
+    for place, path in enumerate(paths or tested):
         if split and "{}" not in path:
             raise InputError(f"with --splits, {path} needs a {{}} where the split's number goes")
         one = load_predictions(path.replace("{}", split) if split else path)
         if split and str(one.meta.get("split", split)) != split:
             raise InputError(f"{one.path} is of split {one.meta['split']}, not {split}; look at the path")
-        predictions.append(one.as_stream(("spatial", "motion")[place]) if named else one)
+        predictions.append(one if args.pickles else one.as_stream(("spatial", "motion")[place]))
     return align(predictions)
 
 
 def learn(args: argparse.Namespace, test_set: TestSet, split: str | None) -> Learnt:
     """Choose a fusion on --learn's predictions, or on those in the folder val beside each test set's."""
     beside = [str(source.path.parent / "val") for source in test_set.sources.values()]
-    held_out = load(args.learn or beside, split if args.learn else None, not args.pickles)
+    held_out = load(args, split if args.learn else None, args.learn or beside)
     check_same_classes(next(iter(test_set.sources.values())), next(iter(held_out.sources.values())))
     for (name, source), other in zip(test_set.sources.items(), held_out.sources.values(), strict=True):
         if source.meta and other.meta and source.stream != other.stream:
@@ -247,29 +243,28 @@ def learn(args: argparse.Namespace, test_set: TestSet, split: str | None) -> Lea
         )
     folder = joined_head(test_set, held_out.videos)
     joined = load_predictions(folder / "val").matrix(held_out.videos) if folder else None
-    groups = groups_of(held_out)
+    groups, labels = groups_of(held_out), held_out.labels
     streams = dict(zip(test_set.streams, held_out.streams.values(), strict=True))
-    chosen, losses = choose(streams, joined, held_out.labels, groups)
+    chosen, losses = choose(streams, joined, labels, groups)
     logits = list(streams.values())
-    weights = np.array([float(chosen in (name, "average", "joined")) for name in streams])
-    if chosen == "learnt":
-        weights, temperature = learn_weights(logits, held_out.labels)
-        fused = fuse(logits, weights)
-    else:
+    weights, temperature = learn_weights(logits, labels)
+    if chosen != "learnt":
+        weights = np.array([float(chosen in (name, "average", "joined")) for name in streams])
         weights /= weights.sum()
-        # the joined head is the sum of two parts, but predict.py takes their mean
-        fused = joined / 2 if joined is not None and chosen == "joined" else fuse(logits, weights)
-        _, temperature = learn_weights([fused], held_out.labels)
-    paths = [str(source.path) for source in held_out.sources.values()]
+    # The joined head is the sum of two parts, but predict.py takes their mean.
+    fused = joined / 2 if joined is not None and chosen == "joined" else fuse(logits, weights)
+    if chosen != "learnt":
+        _, temperature = learn_weights([fused], labels)
     return Learnt(
-        weights=dict(zip(test_set.streams, weights.tolist(), strict=True)),
+        weights=dict(zip(streams, weights.tolist(), strict=True)),
         temperature=temperature,
-        learnt_on=LearntOn(videos=len(held_out.videos), groups=int(groups.max()) + 1, paths=paths),
+        learnt_on=LearntOn(videos=len(held_out.videos), groups=int(groups.max()) + 1,
+                           paths=[str(source.path) for source in held_out.sources.values()]),
         chosen=chosen,
         log_loss={name: float(loss.mean()) for name, loss in losses.items()},
-        held_out_top1=accuracy(fused, held_out.labels)["top1"],
+        held_out_top1=accuracy(fused, labels)["top1"],
         joined=folder.as_posix() if folder and chosen == "joined" else None,
-    )
+    )  # fmt: skip
 
 
 def joined_head(test_set: TestSet, videos: list[str]) -> Path | None:
@@ -292,10 +287,11 @@ def check(args: argparse.Namespace) -> None:
         raise InputError("give either a list of predictions or --spatial and --motion, not both")
     if args.weights and (len(args.weights) != streams or not any(args.weights)):
         raise InputError(f"--weights takes {plural(streams, 'number')}, one for each stream, not all 0")
-    if args.learn is not None and args.weights:
-        raise InputError("--learn finds the weights itself; leave out --weights")
-    if args.learn is not None and (streams == 1 or len(args.learn) not in (0, streams)):
-        raise InputError(f"--learn chooses between several streams; give {plural(streams, 'path')}, or none")
+    if args.learn is not None:
+        if args.weights:
+            raise InputError("--learn finds the weights itself; leave out --weights")
+        if streams == 1 or len(args.learn) not in (0, streams):
+            raise InputError(f"--learn chooses between several streams; give {plural(streams, 'path')}, or none")
     for split in args.splits or []:
         if not split.isdecimal() or args.splits.count(split) > 1:
             raise InputError(f"--splits takes different numbers, not {split!r}; name streams before it")
@@ -303,7 +299,7 @@ def check(args: argparse.Namespace) -> None:
 
 def fuse_test_set(args: argparse.Namespace, output: Path, split: str | None) -> Outcome:
     """Load, fuse, print and save one test set."""
-    test_set = load(paths_of(args), split, not args.pickles)
+    test_set = load(args, split)
     learnt = None if args.learn is None else learn(args, test_set, split)
     check_writable(output)
     title = f"split {split}" if split else test_set.title

@@ -111,8 +111,7 @@ def test_paths_of_streams_and_splits(records: Path, monkeypatch) -> None:
         monkeypatch.setattr(sys, "argv", ["fusion.py", *map(str, arguments)])
         args = fusion.parse_args()
         args.splits = [split] if split else None
-        found = fusion.load(fusion.paths_of(args), split, not args.pickles)
-        return [str(one.path.parent) for one in found.sources.values()]
+        return [str(one.path.parent) for one in fusion.load(args, split).sources.values()]
 
     spatial, motion, labels = make_streams()
     for folder in ("record/spatial", "record/spatial_split7"):
