@@ -52,11 +52,11 @@ def best_in_hindsight(streams: Sequence[np.ndarray], labels: np.ndarray) -> floa
     return best
 
 
-def learnt(test: TestSet, odd: np.ndarray, videos: int | None, choosing: bool) -> np.ndarray:
+def learnt(test: TestSet, videos: int | None, choosing: bool) -> np.ndarray:
     """Return fused logits / temperature of all videos, learnt or chosen on (`videos` of) the other half."""
-    streams, rng = list(test.streams.values()), np.random.default_rng(0)
-    groups = group_numbers(test.videos, test.labels)
-    fused = np.empty_like(streams[0])
+    rng, groups = np.random.default_rng(0), group_numbers(test.videos, test.labels)
+    odd = np.array([int(video[-6:-4]) % 2 == 1 for video in test.videos])
+    fused = np.empty_like(next(iter(test.streams.values())))
     for half in (odd, ~odd):
         places = np.flatnonzero(half)
         if videos:
@@ -65,9 +65,8 @@ def learnt(test: TestSet, odd: np.ndarray, videos: int | None, choosing: bool) -
         chosen = choose(seen, None, labels, groups[places])[0] if choosing else "learnt"
         taken = [name for name in seen if chosen in (name, "average", "learnt")]
         weights, temperature = learn_weights([seen[name] for name in taken], labels)
-        if chosen == "average":
-            weights, temperature = np.full(len(taken), 1 / len(taken)), 1.0
-        fused[~half] = fuse([test.streams[name][~half] for name in taken], weights) / temperature
+        other = [test.streams[name][~half] for name in taken]
+        fused[~half] = fuse(other) if chosen == "average" else fuse(other, weights) / temperature
     return fused
 
 
@@ -80,25 +79,23 @@ def main() -> None:
         for chosen in [*itertools.combinations(read, 2), *([tuple(read)] if len(read) > 2 else [])]:
             test = align(chosen)
             streams, labels = list(test.streams.values()), test.labels
-            odd = np.array([int(video[-6:-4]) % 2 == 1 for video in test.videos])
-            average, fused = fuse(streams), learnt(test, odd, None, False)
+            average, fused = fuse(streams), learnt(test, None, False)
             found = {
                 "streams": " + ".join(one.stream for one in chosen) if len(chosen) == 2 else "all",
                 "average": top1(average, labels),
                 "better stream": max(top1(one, labels) for one in streams),
                 "std": top1(fuse([one / one.std() for one in streams]), labels),
                 "learnt": top1(fused, labels),
-                "chosen": top1(learnt(test, odd, None, True), labels),
+                "chosen": top1(learnt(test, None, True), labels),
                 "best": best_in_hindsight(streams, labels),
             }
             for videos, way in itertools.product((200, 60), ("learnt", "chosen")):
-                found[f"{way} on {videos}"] = top1(learnt(test, odd, videos, way == "chosen"), labels)
+                found[f"{way} on {videos}"] = top1(learnt(test, videos, way == "chosen"), labels)
             rows.append(found)
             errors.append([calibration_error(softmax(z, axis=1), labels) for z in (average, fused)])
             print(split.name, *(f"{key} {value}" for key, value in found.items()), flush=True)
-    table = pd.DataFrame(rows)
-    print("\nmean of the splits", table.groupby("streams", sort=False).mean().round(2).to_string(), sep="\n")
-    means = table.drop(columns="streams")
+    means = pd.DataFrame(rows).set_index("streams")
+    print("\nmean of the splits", means.groupby("streams", sort=False).mean().round(2).to_string(), sep="\n")
     gains = means.sub(means["average"], axis=0)
     print("\nagainst the average", pd.DataFrame({
         "mean": means.mean(), "gain": gains.mean(), "worst": gains.min(), "most": gains.max(),

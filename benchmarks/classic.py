@@ -9,53 +9,41 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision import models, transforms
 
-from dataloader.sampling import test_starts
-
-STACK = 10
-Clip = list[Path]  # the images of one clip: an RGB frame, or x1, y1, ..., x10, y10
+from dataloader.clips import ClipDataset
+from dataloader.sampling import TrainSampling, rng_for, test_starts, train_starts
 
 
 class ClassicClips(Dataset):
-    """Dataset of items of float32 clips: (3, 224, 224) each, or (20, 224, 224) for flow."""
+    """Items of float32 clips: (3, 224, 224) each, or (20, 224, 224) for flow.
 
-    def __init__(self, items: list[list[Clip]]) -> None:
-        self.items = items
+    They are of the videos of `ours`. In training, an item holds a video's segments: three random frames, or
+    one random flow stack. In a test, it is one of the 19 clips that the streams are evaluated on.
+    """
+
+    def __init__(self, ours: ClipDataset, root: Path) -> None:
+        self.items: list[list[list[Path]]] = []  # the images of each clip of each item: x1, y1, ..., x10, y10
         self.transform = transforms.Compose([transforms.Resize((224, 224)), transforms.ToTensor()])
+        rng, length = rng_for(0), ours.preparation.clip_length
+        segments = ours.sampling.segments if isinstance(ours.sampling, TrainSampling) else 0  # 0: a test
+        for source in ours.sources:
+            sequences = source.frames if isinstance(source.frames, tuple) else (source.frames,)
+            valid = source.count - length + 1
+            starts = train_starts(valid, segments, rng) if segments else test_starts(valid, 19)
+            clips = [[frames.path(root, int(start) + k) for k in range(length) for frames in sequences]
+                     for start in starts]  # fmt: skip
+            self.items += [clips] if segments else [[clip] for clip in clips]
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, i: int) -> list[Tensor]:
         return [torch.cat([self.transform(Image.open(path)) for path in clip]) for clip in self.items[i]]
-
-
-def clip_at(sequences: list[list[Path]], start: int) -> Clip:
-    """Return the images of the clip that begins at `start`, from RGB frames or from x and y flow."""
-    return [sequence[start + k] for k in range(STACK if len(sequences) == 2 else 1) for sequence in sequences]
-
-
-def make_items(videos: list[list[list[Path]]], training: bool) -> list[list[Clip]]:
-    """Return the items of an epoch: per video in training, a random flow stack or a random frame from each third.
-
-    In a test, an item is one of the 19 clips that the streams are evaluated on.
-    """
-    rng, items = np.random.default_rng(0), []
-    for sequences in videos:
-        segments, stack = (1, STACK) if len(sequences) == 2 else (3, 1)
-        count = len(sequences[0]) - stack + 1
-        if training:
-            starts = [int(rng.integers(count // segments)) + part * (count // segments) for part in range(segments)]
-            items.append([clip_at(sequences, start) for start in starts])
-        else:
-            items += [[clip_at(sequences, int(start))] for start in test_starts(count, 19)]
-    return items
 
 
 def classic_model(channels: int, classes: int) -> nn.Module:

@@ -36,20 +36,21 @@ def main() -> None:
         values = (file["values"] * file["scale"][:, None, None]).astype(np.float16)
         labels = np.unique(file["labels"], return_inverse=True)[1]
         train, test = (np.flatnonzero(file["subset"] == subset) for subset in ("train", "test"))
-    classes, last = int(labels.max()) + 1, []
+    classes = int(labels.max()) + 1
     for head in args.head:
+        last = []
         for seed in range(args.seeds if head != "linear" else 1):
             if head == "linear":
                 fit = fit_linear(values, train, labels, np.arange(len(labels)), classes, 5, seed)
                 curve = fit.logits[test].mean(1)[None]
             else:
-                epochs = min(RECIPES[head].epochs, args.epochs or RECIPES[head].epochs)
-                curve = train_temporal(RECIPES[head], [values], labels, classes, train, epochs, seed, CPU, test)[1]
+                recipe = RECIPES[head]
+                epochs = min(recipe.epochs, args.epochs or recipe.epochs)
+                curve = train_temporal(recipe, [values], labels, classes, train, epochs, seed, CPU, test)[1]
             tops = [100 * float((logits.argmax(1) == labels[test]).mean()) for logits in curve]
             print(head, seed, *(f"{top:.1f}" for top in tops), flush=True)
-            last.append((head, tops[-1]))
-        tops = [top for name, top in last if name == head]
-        print(f"{head:16} {np.mean(tops):.1f} ± {np.std(tops):.1f}", flush=True)
+            last.append(tops[-1])
+        print(f"{head:16} {np.mean(last):.1f} ± {np.std(last):.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ by CPU time of all processes and by wall time.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,6 @@ BATCH = {"motion": 64, "spatial": 25}  # videos, the original's
 Measured = tuple[float, float]  # ms per clip, CPU time of all processes and wall time
 
 
-def processor() -> str:
-    """Return the processor's name; Python knows it on Windows and macOS only."""
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.is_file() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return (names or [platform.processor() or platform.machine()])[0]
-
-
 def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--only", nargs="+", choices=tuple(PARTS), default=["loaders", "networks", "tvl1"])
@@ -67,21 +60,19 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=min(cpu_count(), 16), help="of the GPU's loader")
     args = parser.parse_args()
     torch.manual_seed(0)
-    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
+    with contextlib.suppress(OSError):  # of Linux, where Python does not know the processor's name
+        machine = machine or Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2].partition("\n")[0]
     print(f"{machine}, {cpu_count()} cores; torch {torch.__version__}, amp on its CPU {amp_dtype('auto', CPU)}")
-    prepare(args.data)
+    # Frames and DIS flow of UCF101's clips, 256 pixels high, are extracted unless they are there.
+    videos = (ROOT / os.environ.get("TWO_STREAM_SHARED", "../shared")).resolve() / "data/ucf101_clips"
+    for kind, flags in ("rgb", ["--sampling-rate", "1"]), ("flow", ["--method", "dis"]):
+        command = [f"data/extract_{kind}.py", str(videos), str(args.data / kind), *flags]
+        if not (args.data / kind).is_dir() and call(command):
+            raise InputError(f"the benchmark's data could not be made; try: python {' '.join(command)}")
     for part in args.only:
         print(f"\n== {part}", flush=True)
         PARTS[part](args)
-
-
-def prepare(home: Path) -> None:
-    """Extract frames and DIS flow of UCF101's clips, 256 pixels high, to `home`, unless they are there."""
-    videos = (ROOT / os.environ.get("TWO_STREAM_SHARED", "../shared")).resolve() / "data/ucf101_clips"
-    for kind, flags in ("rgb", ["--sampling-rate", "1"]), ("flow", ["--method", "dis"]):
-        command = [f"data/extract_{kind}.py", str(videos), str(home / kind), *flags]
-        if not (home / kind).is_dir() and call(command):
-            raise InputError(f"the benchmark's data could not be made; try: python {' '.join(command)}")
 
 
 # --- measuring -----------------------------------------------------------------------------------------
@@ -98,7 +89,7 @@ def timed(clips: float, work: Callable[..., Any], *args: Any) -> Callable[[], Me
     return run
 
 
-def compare(what: str, ways: dict[str, Callable[[], Measured]], rounds: int) -> None:
+def compare(what: str, ways: Mapping[str, Callable[..., Measured]], rounds: int) -> None:
     """Run every way once per round, after a warm-up round, and print their times beside the first one's."""
     found = [{name: way() for name, way in ways.items()} for _ in range(rounds + 1)][1:]
     times = {name: np.array([one[name] for one in found]) for name in ways}  # (rounds, 2) each
@@ -135,14 +126,9 @@ def our_step(preparation: Any, training: bool, videos: int, device: torch.device
     return torch.inference_mode()(lambda batch: net(clips_of(batch, preparation.modality, device))[0].cpu())
 
 
-class WithClock:
-    """A collate function that adds the worker's CPU time to each batch."""
-
-    def __init__(self, collate: Any) -> None:
-        self.collate = collate
-
-    def __call__(self, items: list) -> tuple[Any, float]:
-        return self.collate(items), time.process_time()
+def with_clock(collate: Callable, items: list) -> tuple[Any, float]:
+    """Collate, and add the worker's CPU time."""
+    return collate(items), time.process_time()
 
 
 def consume(loader: Any, clips_in: Callable[[Any], int]) -> Measured:
@@ -162,53 +148,46 @@ def loaders(args: argparse.Namespace) -> None:
     """Measure loaders, one worker each. Training batches are the original's; our test batch has 19 clips."""
     torch.set_num_threads(1)
     for stream, training in itertools.product(KIND, (True, False)):
-        root = args.data / KIND[stream]
         repeats = -(-4 * BATCH[stream] // args.videos) if training else 1  # four batches
         dataset = our_dataset(args, stream, training, args.videos, repeats)
-        sequences = [source.frames if stream == "motion" else [source.frames] for source in dataset.sources]
-        items = classic.make_items([[[frames.path(root, i) for i in range(frames.count)] for frames in some]
-                                    for some in sequences], training)  # fmt: skip
-        old = min(BATCH[stream], len(items) // 3)  # several batches even with few videos
+        clips = classic.ClassicClips(dataset, args.data / KIND[stream])
+        old = min(BATCH[stream], len(clips) // 3)  # several batches even with few videos
         ours = Loader(dataset, BATCH[stream] if training else 1, 1, CPU)
-        ours.loader.collate_fn = WithClock(ours.loader.collate_fn)
+        ours.loader.collate_fn = functools.partial(with_clock, ours.loader.collate_fn)
         epochs = itertools.count()
 
-        def classic_way(items=items, old=old) -> Measured:
-            collate = WithClock(torch.utils.data.default_collate)
-            loader = torch.utils.data.DataLoader(classic.ClassicClips(items), old, num_workers=1, collate_fn=collate)
-            return consume(loader, lambda clips: sum(map(len, clips)))
+        def classic_way(clips=clips, old=old) -> Measured:
+            collate = functools.partial(with_clock, torch.utils.data.default_collate)
+            loader = torch.utils.data.DataLoader(clips, old, num_workers=1, collate_fn=collate)
+            return consume(loader, lambda batch: sum(map(len, batch)))
 
         def our_way(ours=ours, epochs=epochs) -> Measured:
             ours.batches.epoch = next(epochs)  # the worker persists, as in training
             return consume(ours.loader, lambda batch: len(batch.clips))
 
-        ways: dict[str, Callable[[], Measured]] = {"classic": classic_way, "ours": our_way}
+        ways = {"classic": classic_way, "ours": our_way}
         compare(f"{stream}, {'training' if training else 'test'}", ways, args.rounds)
     torch.set_num_threads(cpu_count())
 
 
 def networks(args: argparse.Namespace) -> None:
     """Measure ResNet101 alone on clips in memory: motion evaluation, and a training step of both streams."""
-    dataset = our_dataset(args, "motion", False, 1)
-    preparation = dataset.preparation
-    batch = next(iter(Loader(dataset, 1, 0, CPU).epoch(0)))
-    old = classic.classic_model(preparation.channels, 101).eval()
-    floats = torch.rand(64, preparation.channels, 224, 224)  # the original's batch, also in evaluation
-    ours = our_step(preparation, False, 1, CPU, args.compile)
-    compare("motion, test", {"classic": timed(64, torch.inference_mode()(old), floats),
-                             "ours": timed(19, ours, batch)}, args.rounds)  # fmt: skip
-    for stream, videos in (("motion", 8), ("spatial", 3)):
-        dataset, segments = our_dataset(args, stream, True, args.videos, 2), SEGMENTS[stream]
-        preparation = dataset.preparation
+    for stream, videos, training in (("motion", 1, False), ("motion", 8, True), ("spatial", 3, True)):
+        dataset = our_dataset(args, stream, training, args.videos if training else 1, 2 if training else 1)
+        preparation, segments = dataset.preparation, SEGMENTS[stream]
         batch = next(iter(Loader(dataset, videos, 0, CPU).epoch(0)))
-        old = classic.classic_model(preparation.channels, 101).train()
-        optimizer = torch.optim.SGD(old.parameters(), lr=1e-4, momentum=0.9)
-        floats = to_input(clips_of(batch, preparation.modality, CPU), preparation).contiguous()
-        parts = [floats[segment::segments].contiguous() for segment in range(segments)]
-        ours = our_step(preparation, True, videos, CPU, args.compile)
-        ways = {"classic": timed(len(floats), classic.classic_step, old, optimizer, parts, batch.labels),
-                "ours": timed(len(floats), ours, batch)}  # fmt: skip
-        compare(f"{stream}, step of {len(floats)} clips", ways, args.rounds)
+        ours = timed(len(batch.clips), our_step(preparation, training, videos, CPU, args.compile), batch)
+        old = classic.classic_model(preparation.channels, 101).train(training)
+        if training:
+            optimizer = torch.optim.SGD(old.parameters(), lr=1e-4, momentum=0.9)
+            floats = to_input(clips_of(batch, preparation.modality, CPU), preparation).contiguous()
+            parts = [floats[segment::segments].contiguous() for segment in range(segments)]
+            theirs = timed(len(floats), classic.classic_step, old, optimizer, parts, batch.labels)
+        else:
+            floats = torch.rand(64, preparation.channels, 224, 224)  # the original's batch, also in evaluation
+            theirs = timed(64, torch.inference_mode()(old), floats)
+        what = f"step of {len(batch.clips)} clips" if training else "test"
+        compare(f"{stream}, {what}", {"classic": theirs, "ours": ours}, args.rounds)
 
 
 def tvl1(args: argparse.Namespace) -> None:
@@ -257,13 +236,11 @@ def gpu(args: argparse.Namespace) -> None:
 
         ways = {"loader": (batches, lambda batch: None), "network": (itertools.repeat(here), step),
                 "together": (batches, step)}  # fmt: skip
-        clips = 20 * len(here.clips)
-        timed_ways = {name: timed(clips, go, *way) for name, way in ways.items()}
+        timed_ways = {name: timed(20 * len(here.clips), go, *way) for name, way in ways.items()}
         compare(f"{stream}, {'training' if training else 'test'}", timed_ways, args.rounds)
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], None]] = {"loaders": loaders, "networks": networks,
-                                                          "tvl1": tvl1, "gpu": gpu}  # fmt: skip
+PARTS = {part.__name__: part for part in (loaders, networks, tvl1, gpu)}
 
 
 if __name__ == "__main__":

@@ -79,9 +79,8 @@ def probe(folder: Path, weights: str, one: Features) -> np.ndarray:
     paths = {video.folder: video.path for video in find_videos(folder)}
     features = []
     for name in tqdm(one.videos, desc="plain probe", unit="video", leave=False):
-        capture, frames = cv2.VideoCapture(str(paths[one.about["frames"]["folders"][name]])), []
-        while (read := capture.read())[0]:
-            frames.append(read[1])
+        capture = cv2.VideoCapture(str(paths[one.about["frames"]["folders"][name]]))
+        frames = [frame for _, frame in iter(capture.read, (False, None))]
         chosen = [frames[at] for at in np.linspace(0, len(frames) - 1, 10).round().astype(int)]
         resized = [cv2.resize(frame, (224, 224), interpolation=cv2.INTER_AREA) for frame in chosen]
         images = (np.stack(resized)[..., ::-1] / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
