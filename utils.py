@@ -37,7 +37,7 @@ def run_main(main: Callable[[], int | None], if_memory_ends: str = "free some, o
     exception is a bug and keeps its traceback: 1. After Ctrl-C it is 130, and 141 if nobody reads the output
     any more (`| head`). All child processes are ended in every case.
     """
-    code = 0
+    code, said = 0, ""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - closed by `>&-`
         stream.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack letters
@@ -58,13 +58,13 @@ def run_main(main: Callable[[], int | None], if_memory_ends: str = "free some, o
         code = 1 if cause is None else 2
         if cause is None:  # not re-raised: a live exception keeps the loaders in its frames alive
             traceback.print_exc()
-        elif first_to_report():
-            print(f"error: {printable(cause)}", file=sys.stderr)
+        else:
+            said = f"error: {printable(cause)}"
     except KeyboardInterrupt:
-        code = 130
-        if first_to_report():
-            print("interrupted", file=sys.stderr)
+        code, said = 130, "interrupted"
     finally:
+        if said and first_to_report():
+            print(said, file=sys.stderr)
         gc.unfreeze()  # else Python doesn't collect these objects at exit, and triton's bindings report leaks
         end_children()
         try:

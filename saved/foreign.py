@@ -69,12 +69,10 @@ def rename(state: Mapping[str, Tensor], flow_order: str) -> tuple[str, dict[str,
     """Return the project that wrote `state`, and its weights in torchvision's names and our channel order."""
     known = (source for source, names in NAMES.items() if any(name.startswith(tuple(names)) for name in state))
     source = next(known, "torchvision")
-    weights: dict[str, Tensor] = {}
+    names, weights = NAMES.get(source, {}), {}
     for name, value in state.items():
-        for theirs, ours in NAMES.get(source, {}).items():
-            if name.startswith(theirs):
-                name = ours + name.removeprefix(theirs)
-                break
+        theirs = next((prefix for prefix in names if name.startswith(prefix)), "")
+        name = names.get(theirs, "") + name.removeprefix(theirs)
         weights[name] = value
         if name.endswith("running_var"):  # PyTorch before 0.4.1 did not count batches
             weights.setdefault(name.replace("running_var", "num_batches_tracked"), torch.tensor(0))

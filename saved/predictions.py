@@ -271,10 +271,9 @@ def check_same_classes(first: Predictions, other: Predictions) -> None:
 
 def _check_same_videos(first: Predictions, other: Predictions) -> None:
     for present, absent in ((first, other), (other, first)):
-        if missing := sorted(set(present.logits) - set(absent.logits)):
+        if missing := sorted(present.logits.keys() - absent.logits.keys()):
             count = f"{len(missing):,} of its {len(present.logits):,} videos: {first_few(missing)}"
-            remedy = "test both streams on the same videos"
-            raise InputError(f"{present.path} has videos that {absent.path} lacks, {count}; {remedy}")
-    if differing := sorted(video for video, label in first.labels.items() if other.labels[video] != label):
-        both = f"{first.path} and {other.path}"
-        raise InputError(f"{both} label differently: {first_few(differing)}; test both again")
+            raise InputError(f"{present.path} has videos that {absent.path} lacks, {count}; "
+                             "test both streams on the same videos")  # fmt: skip
+    if differing := first_few(sorted(video for video in first.labels if first.labels[video] != other.labels[video])):
+        raise InputError(f"{first.path} and {other.path} label differently: {differing}; test both again")

@@ -7,7 +7,6 @@ import pickle
 import random
 import subprocess
 import sys
-import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
 
@@ -28,26 +27,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def assert_same(found, expected) -> None:
     """Equal in value, type and order, all the way down."""
-    if isinstance(expected, np.ndarray | np.generic):
-        assert found.shape == expected.shape and found.dtype == expected.dtype.newbyteorder("=")
-        assert type(found) is type(expected)
-        np.testing.assert_array_equal(found, expected)
-        return
-    if isinstance(expected, torch.Tensor):
-        assert found.dtype == expected.dtype and found.device.type == "cpu"
-        torch.testing.assert_close(found, expected.detach(), rtol=0, atol=0, equal_nan=True)
-        return
-    assert type(found) is type(expected)
-    if isinstance(expected, dict):
-        assert list(found) == list(expected)
-        for key in expected:
-            assert_same(found[key], expected[key])
-    elif isinstance(expected, list | tuple):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            assert_same(one, other)
-    else:
-        assert found == expected or found != found
+    assert repr(parts(found)) == repr(parts(expected))  # NaN's repr equals itself
+
+
+def parts(value: object) -> object:
+    if isinstance(value, np.ndarray | np.generic):
+        return type(value), value.dtype.newbyteorder("="), value.shape, value.tolist()
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.device, value.shape, value.tolist()
+    if isinstance(value, dict):
+        return type(value), [(key, parts(item)) for key, item in value.items()]
+    return (type(value), [parts(item) for item in value]) if isinstance(value, list | tuple) else (type(value), value)
 
 
 DATA = {
@@ -73,11 +63,9 @@ DATA = {
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_every_protocol_of_python_3(tmp_path, protocol):
-    content = dict(DATA)
-    if protocol >= 4:
-        content |= {"set": {1, 2, 3}}
     shared = np.arange(3.0)
-    content |= {"same": [shared, shared], "again": "float32", "ordered": OrderedDict(b=1, a=2), "count": Counter("aab")}
+    content = {**DATA, "same": [shared, shared], "ordered": OrderedDict(b=1, a=2), "count": Counter("aab")}
+    content |= {"set": {1, 2, 3}} if protocol >= 4 else {}
     (tmp_path / "x").write_bytes(pickle.dumps(content, protocol))
     assert_same(load_pickle(tmp_path / "x"), content)
 
@@ -122,24 +110,20 @@ def test_checkpoint_of_python_2(tmp_path):
     arrays = {f"layer1.{i}.weight": generator.normal(size=(4, 3, 2, 1)).astype("f4") for i in range(300)}
     arrays["steps"], arrays["none"] = np.array([3, 2**40]), np.zeros((0, 2), "f4")
     weights = OrderedDict((name, python2_files.Tensor(array)) for name, array in arrays.items())
-    ids = [140_000_000_000_000 + i for i in range(2)]
     rest = {"epoch": 3, "best_prec1": 80.5, "negative": -5, "hooks": OrderedDict()}
-    optimizer = {"state": {ids[0]: {"momentum_buffer": python2_files.Tensor(np.ones(3))}},
-                 "param_groups": [{"lr": 0.1, "params": ids}]}  # fmt: skip
-    data = python2_files.checkpoint({"state_dict": weights, **rest})
-    (tmp_path / "without").write_bytes(data)
+    (tmp_path / "without").write_bytes(python2_files.checkpoint({"state_dict": weights, **rest}))
     expected = {"state_dict": OrderedDict((name, torch.from_numpy(array)) for name, array in arrays.items()), **rest}
     assert_same(torch.load(tmp_path / "without", "cpu", weights_only=True), expected)
     assert_same(load_checkpoint(tmp_path / "without"), expected)
 
-    data = python2_files.checkpoint({"state_dict": weights, "optimizer": optimizer, "note": "x" * 300})
+    def optimizer(momentum: object) -> dict:
+        ids = [140_000_000_000_000, 140_000_000_000_001]  # which torch's weights-only loader cannot read
+        return {"state": {ids[0]: {"momentum_buffer": momentum}}, "param_groups": [{"lr": 0.1, "params": ids}]}
+
+    data = python2_files.checkpoint({"optimizer": optimizer(python2_files.Tensor(np.ones(3))), "note": "x" * 300})
     assert b"I140000000000000\n" in data and b"T\x2c\x01\x00\x00xxx" in data and b"U\x07storage" in data
-    assert not zipfile.is_zipfile(tmp_path / "without") and data.startswith(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
     (tmp_path / "with").write_bytes(data)
-    found = load_checkpoint(tmp_path / "with")
-    assert found["optimizer"]["param_groups"] == [{"lr": 0.1, "params": ids}]
-    assert_same(found["optimizer"]["state"], {ids[0]: {"momentum_buffer": torch.ones(3)}})
-    assert_same(found["state_dict"], expected["state_dict"])
+    assert_same(load_checkpoint(tmp_path / "with"), {"optimizer": optimizer(torch.ones(3)), "note": "x" * 300})
 
 
 # --- nothing else gets anywhere ----------------------------------------------------------------------------
@@ -151,27 +135,23 @@ def verdicts(tmp_path_factory):
     {group: {name of the file: message, or None where it was read}}; and where the sentinels would be.
     """
     folder, sentinels = tmp_path_factory.mktemp("files"), tmp_path_factory.mktemp("sentinels")
-    pickles = {
-        "running": {
-            name: hostile_files.running(f"echo x > {(sentinels / str(index)).as_posix()}")[name]
-            for index, name in enumerate(hostile_files.running("true"))
-        },
-        "refused": hostile_files.refused(),
-    }
-    for group, cases in pickles.items():
-        for name, program in cases.items():
-            (folder / f"{group};{name}.pickle").write_bytes(program)
-            (folder / f"{group};{name}.zip.pth").write_bytes(hostile_files.zip_checkpoint(program))
-            (folder / f"{group};{name}.old.pth").write_bytes(hostile_files.legacy_checkpoint(program))
+    pickles = {f"refused;{name}": program for name, program in hostile_files.refused().items()}
+    for index, name in enumerate(hostile_files.running("true")):
+        command = f"echo x > {(sentinels / str(index)).as_posix()}"
+        pickles[f"running;{name}"] = hostile_files.running(command)[name]
+    for name, program in pickles.items():
+        (folder / f"{name}.pickle").write_bytes(program)
+        (folder / f"{name}.zip.pth").write_bytes(hostile_files.zip_checkpoint(program))
+        (folder / f"{name}.old.pth").write_bytes(hostile_files.legacy_checkpoint(program))
     for name, data in hostile_files.bad_checkpoints().items():
         (folder / f"lying;{name}.pth").write_bytes(data)
     command = [sys.executable, str(ROOT / "tests/fuzz_loaders.py"), "300", str(folder)]
     process = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
     assert "300 inputs: nothing but data and refusals" in process.stdout
-    groups: dict[str, dict[str, str | None]] = {}
-    for name, message in json.loads(process.stdout.splitlines()[-1]).items():
-        groups.setdefault(name.partition(";")[0], {})[name.partition(";")[2]] = message
+    said = json.loads(process.stdout.splitlines()[-1])
+    groups = {group: {name.partition(";")[2]: message for name, message in said.items() if name.startswith(group)}
+              for group in ("running", "refused", "lying")}  # fmt: skip
     return groups, folder, sentinels
 
 
