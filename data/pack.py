@@ -32,7 +32,9 @@ from dataloader.names import first_few
 from dataloader.packed import FORMAT, is_pack, read_shard
 from utils import InputError, atomic_path, plural, run_main, write_json
 
+SHARD = "shard-{:05d}"
 SHARD_SIZE = 1e9  # bytes at which a shard is full
+KINDS: tuple[Kind, ...] = ("rgb", "flow")
 
 
 def main() -> int:
@@ -62,14 +64,13 @@ def pack_folder(
     made_of = [fingerprint(source, frames) for frames in todo]
     done, packed = finished_shards(pack, todo, made_of)
     if (pack / "pack.json").is_file():
-        if packed < len(todo) or (pack / f"{shard_name(len(done))}.json").is_file():
+        if packed < len(todo) or (pack / f"{SHARD.format(len(done))}.json").is_file():
             raise InputError(f"{pack} holds another data set, or an older state of this one; remove it or name another")
         return f"{pack} is packed already"
     with progress_bar(sum(frames.count for frames in todo[packed:]), "packing", " images") as bar:
         while packed < len(todo):
-            name = shard_name(len(done))
-            packed += write_shard(pack, name, source, todo[packed:], made_of[packed:], shard_size, bar)
-            done.append(name)
+            done.append(SHARD.format(len(done)))
+            packed += write_shard(pack, done[-1], source, todo[packed:], made_of[packed:], shard_size, bar)
     for stale in pack.glob("shard-*"):  # left from an older state with more shards
         if stale.stem not in done:
             stale.unlink()
@@ -80,9 +81,8 @@ def pack_folder(
     whole = hashlib.sha256("".join(made_of).encode()).hexdigest()
     about = {"format": FORMAT, "version": 1, "kind": index.kind, "made_of": whole, "shards": shards}
     write_json(pack / "pack.json", about)
-    size = sum((pack / f"{name}.tar").stat().st_size for name in done) / 1e6
-    return (f"{plural(len(index.videos), 'video')} in {plural(len(shards), 'shard')}, {size:,.0f} MB: "
-            f"--{index.kind}-dir {pack}")  # fmt: skip
+    videos, size = plural(len(index.videos), "video"), sum(path.stat().st_size for path in pack.glob("*.tar"))
+    return f"{videos} in {plural(len(shards), 'shard')}, {size / 1e6:,.0f} MB: --{index.kind}-dir {pack}"
 
 
 def open_source(source: Path, kind: Kind | None) -> Index:
@@ -90,8 +90,7 @@ def open_source(source: Path, kind: Kind | None) -> Index:
     if source.is_dir() and is_pack(source):
         raise InputError(f"{source} is packed already")
     found, errors = [], []
-    kinds: tuple[Kind, ...] = (kind,) if kind else ("rgb", "flow")
-    for one in kinds:
+    for one in (kind,) if kind else KINDS:
         try:
             found.append(index_frames(source, one))
         except InputError as error:
@@ -103,10 +102,6 @@ def open_source(source: Path, kind: Kind | None) -> Index:
     return found[0]
 
 
-def shard_name(number: int) -> str:
-    return f"shard-{number:05d}"
-
-
 def finished_shards(pack: Path, todo: list[Frames], made_of: list[str]) -> tuple[list[str], int]:
     """Return the names of complete shards with the first sequences of `todo`, and these sequences' number.
 
@@ -114,7 +109,7 @@ def finished_shards(pack: Path, todo: list[Frames], made_of: list[str]) -> tuple
     """
     names: list[str] = []
     packed = 0
-    while (path := pack / f"{shard_name(len(names))}.json").is_file():
+    while (path := pack / f"{SHARD.format(len(names))}.json").is_file():
         found, marks = read_shard(path)
         if found != todo[packed : packed + len(found)] or marks != made_of[packed : packed + len(found)]:
             break

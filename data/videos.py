@@ -42,8 +42,7 @@ def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
     Links are followed. Files without a video's suffix are left out, too, and reported on stderr. Raises
     InputError if the folder doesn't exist or holds no video, or if two videos would be written to one place.
     """
-    videos: dict[str, VideoFile] = {}
-    left_out = []
+    videos, left_out = [], []
     for path in _files(root, skip):
         relative = path.relative_to(root)
         if relative.suffix.lower() not in VIDEO_SUFFIXES:
@@ -54,21 +53,21 @@ def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
         if path.exists():
             status = path.stat()
             size, time = status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)  # mv, tar and rsync keep mtime
-        video = VideoFile(path, relative.as_posix(), folder, size, time)
-        # Names are compared ignoring case, as Windows, macOS and the dataset loaders do.
-        if (other := videos.setdefault(folder.casefold(), video)) is not video:
-            raise InputError(f"{other.name} and {video.name} would both be written to {folder}; rename or move one "
-                             "of them")  # fmt: skip
-    for video in videos.values():
-        for parent in Path(video.folder.casefold()).parents:
-            if outer := videos.get(parent.as_posix()):
-                raise InputError(f"{outer.name} and {video.name} would both be written to {outer.folder}; rename one")
+        videos.append(VideoFile(path, relative.as_posix(), folder, size, time))
+    # Names are compared ignoring case, as Windows, macOS and the dataset loaders do.
+    first = {video.folder.casefold(): video for video in reversed(videos)}
+    for video in videos:
+        written = Path(video.folder.casefold())
+        for place in (written, *written.parents):
+            if (other := first.get(place.as_posix(), video)) is not video:
+                raise InputError(f"{other.name} and {video.name} would both be written to {other.folder}; rename "
+                                 "or move one of them")
     others = f"{plural(len(left_out), 'file')} not named like videos ({first_few(left_out)})" if left_out else ""
     if not videos:
         raise InputError(f"{root} holds no video{others and f', but {others}'}; give the folder of the videos")
     if others:
         print(f"left out: {others}", file=sys.stderr)
-    return sorted(videos.values(), key=lambda video: video.folder)
+    return sorted(videos, key=lambda video: video.folder)
 
 
 def _files(root: Path, skip: Path | None) -> Iterator[Path]:
@@ -287,6 +286,5 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
     """
     import simplejpeg
 
-    if image.ndim == 2:
-        return simplejpeg.encode_jpeg(np.ascontiguousarray(image[:, :, None]), quality, "GRAY", "Gray")
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, "RGB", "420")
+    kinds = ("RGB", "420") if image.ndim == 3 else ("GRAY", "Gray")
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(np.atleast_3d(image)), quality, *kinds)
