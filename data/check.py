@@ -9,7 +9,6 @@ The exit code is 1 if anything is wrong.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -59,7 +58,18 @@ class Problem(NamedTuple):
 
 
 def main() -> int:
-    args = parse_arguments()
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--rgb-dir", type=Path, metavar="DIR", help="RGB frames")
+    parser.add_argument("--flow-dir", type=Path, metavar="DIR",
+                        help="optical flow (given neither: data/rgb and data/flow, as far as they are there)")
+    parser.add_argument("--ucf-list", metavar="DIR", help="folder of split lists, or 'none': by UCF101's group rule "
+                        "(default: data/ucfTrainTestlist if it is there, else none)",
+                        default="data/ucfTrainTestlist" if Path("data/ucfTrainTestlist").is_dir() else "none")
+    parser.add_argument("--split", default="1", metavar="N", help="number of the split")
+    parser.add_argument("--quick", action="store_true", help="don't decode the images")
+    parser.add_argument("--workers", type=bounded(int, 1), default=cpu_count(), help="processes that decode")
+    parser.add_argument("--all", action="store_true", help=f"show all problems, not just {SHOWN} of each kind")
+    args = parser.parse_args()
     indexes = open_indexes(args.rgb_dir, args.flow_dir)
     names = {name for index in indexes.values() for name in index.names}
     split = load_split(None if args.ucf_list == "none" else args.ucf_list, args.split, names)
@@ -81,21 +91,6 @@ def main() -> int:
             lines.append(f"{kind}: ... and {len(found) - shown} more (--all shows them)")
     print("\n".join(map(printable, lines)))
     return int(wrong)
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument("--rgb-dir", type=Path, metavar="DIR", help="RGB frames")
-    parser.add_argument("--flow-dir", type=Path, metavar="DIR",
-                        help="optical flow (given neither: data/rgb and data/flow, as far as they are there)")
-    parser.add_argument("--ucf-list", metavar="DIR", help="folder of split lists, or 'none': by UCF101's group rule "
-                        "(default: data/ucfTrainTestlist if it is there, else none)",
-                        default="data/ucfTrainTestlist" if Path("data/ucfTrainTestlist").is_dir() else "none")
-    parser.add_argument("--split", default="1", metavar="N", help="number of the split")
-    parser.add_argument("--quick", action="store_true", help="don't decode the images")
-    parser.add_argument("--workers", type=bounded(int, 1), default=cpu_count(), help="processes that decode")
-    parser.add_argument("--all", action="store_true", help=f"show all problems, not just {SHOWN} of each kind")
-    return parser.parse_args()
 
 
 def open_indexes(rgb: Path | None, flow: Path | None) -> dict[str, Index]:

@@ -2,8 +2,7 @@
 
 Image k is the flow from frame k to frame k + 1, as round(255 (clip(flow) + bound) / (2 bound)): 0 px is 128.
 <video> is the path under VIDEOS without suffix (fight/fi001); for UCF101's names it is the file name alone
-(v_Biking_g01_c04). If it was killed, start it again: it continues with the
-unfinished videos.
+(v_Biking_g01_c04). If it was killed, start it again: it continues with the unfinished videos.
 """
 
 from __future__ import annotations
@@ -43,29 +42,6 @@ def write_flow(method: Method, bound: float, short_side: int, quality: int, vide
     return number
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    images = add_arguments(parser)
-    images.add_argument("--method", choices=METHODS, default="tvl1",
-                        help="tvl1: what published two-stream models use; dis: coarser, many times as fast on a CPU; "
-                        "raft: a network, for GPUs")
-    images.add_argument("--bound", type=float, default=20.0, metavar="PIXELS",
-                        help="flow beyond this many pixels is clipped")
-    device = parser.add_argument_group("tvl1 and raft")
-    device.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
-                        help=f"auto: all GPUs, {WORKERS_PER_GPU} processes each, else the CPU. A GPU rounds "
-                        "differently, so a folder is of one of both")
-    device.add_argument("--batch-frames", type=bounded(int, 1), default=BATCH_FRAMES, metavar="N",
-                        help="frames at once on a GPU; more need more memory")
-    raft = parser.add_argument_group("raft")
-    raft.add_argument("--weights", default="large", metavar="large|small|PATH",
-                      help="torchvision's weights, downloaded once, or a file of them")
-    args = parser.parse_args()
-    if not 0 < args.bound < math.inf:
-        raise InputError(f"--bound {args.bound}: give pixels, more than 0")
-    return args
-
-
 def find_devices(args: argparse.Namespace) -> list[str]:
     """Return the devices to compute on: all GPUs, or the CPU."""
     if args.method not in ("tvl1", "raft") or args.device == "cpu":
@@ -85,32 +61,47 @@ def choose_method(args: argparse.Namespace, device: str) -> tuple[Any, dict[str,
     """
     if args.method == "raft":
         weights = raft_weights(args.weights)
-        name, _ = load_raft(weights)
-        digest = file_digest(weights)[:16]
-        method = functools.partial(raft_flow, weights=weights, batch_frames=args.batch_frames)
-        return method, {"model": name, "weights": digest}
+        made_by = {"model": load_raft(weights)[0], "weights": file_digest(weights)[:16]}
+        return functools.partial(raft_flow, weights=weights, batch_frames=args.batch_frames), made_by
     if args.method != "tvl1":
         return PLAIN_METHODS[args.method], {}
     backend = best_backend(device)
     slow = "; pip install numba to have it ten times as fast" if backend == "torch" and device == "cpu" else ""
     print(f"tvl1: {backend}, on {device}{slow}; --method dis is coarser and many times as fast", flush=True)
-    method = functools.partial(tvl1_flow, backend=backend, batch_frames=args.batch_frames)
-    if device != "cpu":
-        return method, {"device": "cuda"}
-    return method, {} if backend == "numba" else {"backend": backend}
+    made_by = {"device": "cuda"} if device != "cpu" else {} if backend == "numba" else {"backend": backend}
+    return functools.partial(tvl1_flow, backend=backend, batch_frames=args.batch_frames), made_by
 
 
 def main() -> int:
-    args = parse_arguments()
+    parser = ArgumentParser(__doc__)
+    images = add_arguments(parser)
+    images.add_argument("--method", choices=METHODS, default="tvl1",
+                        help="tvl1: what published two-stream models use; dis: coarser, many times as fast on a CPU; "
+                        "raft: a network, for GPUs")
+    images.add_argument("--bound", type=float, default=20.0, metavar="PIXELS",
+                        help="flow beyond this many pixels is clipped")
+    device = parser.add_argument_group("tvl1 and raft")
+    device.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                        help=f"auto: all GPUs, {WORKERS_PER_GPU} processes each, else the CPU. A GPU rounds "
+                        "differently, so a folder is of one of both")
+    device.add_argument("--batch-frames", type=bounded(int, 1), default=BATCH_FRAMES, metavar="N",
+                        help="frames at once on a GPU; more need more memory")
+    raft = parser.add_argument_group("raft")
+    raft.add_argument("--weights", default="large", metavar="large|small|PATH",
+                      help="torchvision's weights, downloaded once, or a file of them")
+    args = parser.parse_args()
+    if not 0 < args.bound < math.inf:
+        raise InputError(f"--bound {args.bound}: give pixels, more than 0")
     videos = find_videos(args.videos, skip=args.out)
     devices = find_devices(args)
     workers = args.workers or (cpu_count() if devices == ["cpu"] else WORKERS_PER_GPU * len(devices))
     method, made_by = choose_method(args, devices[0])
     settings = {"method": args.method, "bound": args.bound, "short_side": args.short_side, "quality": args.quality}
-    methods = [method] * workers
+    methods = [method]
     if args.method in ("tvl1", "raft"):
-        methods = [functools.partial(method, device=devices[index % len(devices)]) for index in range(workers)]
-    writers = [functools.partial(write_flow, one, args.bound, args.short_side, args.quality) for one in methods]
+        methods = [functools.partial(method, device=device) for device in devices]
+    look = args.bound, args.short_side, args.quality
+    writers = [functools.partial(write_flow, methods[index % len(methods)], *look) for index in range(workers)]
     with open_output(args.out, "flow", ("u", "v"), settings | made_by) as output:
         return extract_all(videos, output, writers, args.shard)
 

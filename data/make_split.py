@@ -46,7 +46,20 @@ class Settings(BaseModel):
 
 
 def main() -> int:
-    args = parse_arguments()
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of class folders of videos")
+    parser.add_argument("out", type=Path, metavar="OUT", help="where to write the lists")
+    parser.add_argument("--test-fraction", type=bounded(float, 0.01, 0.99), metavar="F",
+                        help="test share of each class (default: 0.3)")  # fmt: skip
+    parser.add_argument("--groups", metavar="REGEX|CSV|none",
+                        help="how to find a video's recording; one recording stays on one side. A regular expression: "
+                        "its groups (...), or else its match, in the path under VIDEOS, such as 'rec\\d+'. A CSV file "
+                        "with the columns video (path under VIDEOS) and group. none: each video by itself "
+                        "(default: a part of the names, if most classes show it)")  # fmt: skip
+    parser.add_argument("--without", type=Path, metavar="CSV",
+                        help="file of videos to leave out, such as an extraction's failed.csv (video, reason)")
+    parser.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), help="for the shuffle (default: 0)")
+    args = parser.parse_args()
     made_with, anew = settings(args)
     if anew:
         print(f"{args.out} is split anew: its lists were made with other flags")
@@ -73,23 +86,6 @@ def main() -> int:
     count = len(set(classes.values()))
     print(f"{plural(count, 'class')}, {plural(len(classes), 'video')}; train with --ucf-list {args.out}")
     return 0
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of class folders of videos")
-    parser.add_argument("out", type=Path, metavar="OUT", help="where to write the lists")
-    parser.add_argument("--test-fraction", type=bounded(float, 0.01, 0.99), metavar="F",
-                        help="test share of each class (default: 0.3)")  # fmt: skip
-    parser.add_argument("--groups", metavar="REGEX|CSV|none",
-                        help="how to find a video's recording; one recording stays on one side. A regular expression: "
-                        "its groups (...), or else its match, in the path under VIDEOS, such as 'rec\\d+'. A CSV file "
-                        "with the columns video (path under VIDEOS) and group. none: each video by itself "
-                        "(default: a part of the names, if most classes show it)")  # fmt: skip
-    parser.add_argument("--without", type=Path, metavar="CSV",
-                        help="file of videos to leave out, such as an extraction's failed.csv (video, reason)")
-    parser.add_argument("--seed", type=bounded(int, 0, 2**32 - 1), help="for the shuffle (default: 0)")
-    return parser.parse_args()
 
 
 # --- what was made before ------------------------------------------------------------------------------
