@@ -29,31 +29,14 @@ needs_optflow = pytest.mark.skipif(not hasattr(cv2, "optflow"), reason="this Ope
 
 
 def flow_of(first: np.ndarray, second: np.ndarray, backend: str) -> np.ndarray:
+    if backend == "opencv":
+        return cv2.optflow.createOptFlow_DualTVL1().calc(first, second, None)
     if backend == "numba":
         from data.tvl1.cpu import tvl1_pair
 
         return tvl1_pair(first, second).transpose(1, 2, 0)
     flow = tvl1_pairs(torch.from_numpy(first)[None], torch.from_numpy(second)[None])
     return flow[0].permute(1, 2, 0).numpy()
-
-
-def opencv_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """As OpenCV's documentation calls it: float32 (H, W, 2)."""
-    return cv2.optflow.createOptFlow_DualTVL1().calc(first, second, None)
-
-
-def moving_texture(height: int, width: int, *motions: tuple[float, float]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two uint8 images (pairs, height, width) of a smooth random texture that moves by each motion, x and y pixels."""
-    rng = np.random.default_rng(0)
-    waves = (rng.random((40, 3)) - 0.5) / 4  # periods of 8 pixels and more
-    rows, columns = np.mgrid[:height, :width]
-
-    def picture(dx: float, dy: float) -> np.ndarray:
-        turns = [fx * (columns - dx) + fy * (rows - dy) + 8 * phase for fx, fy, phase in waves]
-        return np.clip(127.5 + 18 * np.sin(2 * np.pi * np.array(turns)).sum(0), 0, 255).astype(np.uint8)
-
-    images = [np.stack([picture(*motion) for motion in some]) for some in ([(0, 0)] * len(motions), motions)]
-    return torch.from_numpy(images[0]), torch.from_numpy(images[1])
 
 
 def grey_levels(flow: np.ndarray) -> np.ndarray:
@@ -94,34 +77,25 @@ def test_known_motion_of_a_smooth_texture(backend, motion):
         assert np.all(flow == 0)
 
 
-def assert_agrees_on_a_clip(shared, name: str, size: tuple[int, int], count: int, backend: str) -> None:
+FULL = [pytest.param(name, (340, 256), 11, marks=pytest.mark.slow)
+        for name in ("v_Biking_g01_c04", "v_BenchPress_g01_c01", "v_JavelinThrow_g05_c05")]  # fmt: skip
+
+
+@needs_optflow
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name, size, count", [("v_HammerThrow_g10_c03", (120, 90), 2), *FULL])
+def test_agrees_with_opencv_on_a_real_clip(shared, backend, name, size, count):
     """By the project's measure; bit for bit where the same arithmetic can be expected."""
     video = cv2.VideoCapture(str(next((shared / "data/ucf101_clips").rglob(f"{name}.avi"))))
     frames = [cv2.cvtColor(cv2.resize(video.read()[1], size), cv2.COLOR_BGR2GRAY) for _ in range(count)]
-    expected, flow = (
-        np.stack([method(first, second) for first, second in itertools.pairwise(frames)])
-        for method in (opencv_flow, lambda first, second: flow_of(first, second, backend))
-    )
+    expected, flow = (np.stack([flow_of(*pair, method) for pair in itertools.pairwise(frames)])
+                      for method in ("opencv", backend))  # fmt: skip
     moving = np.hypot(*np.moveaxis(expected, -1, 0)) > 0.5
     assert moving.mean() > 0.05
     assert end_point_error(flow, expected)[moving].mean() < 0.1
     assert (np.abs(grey_levels(flow) - grey_levels(expected)) <= 1).mean() >= 0.95
     if backend == "numba" and SAME_ROUNDING:
         np.testing.assert_array_equal(flow, expected)
-
-
-@needs_optflow
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_agrees_with_opencv_on_real_frames(shared, backend):
-    assert_agrees_on_a_clip(shared, "v_HammerThrow_g10_c03", (120, 90), 2, backend)
-
-
-@needs_optflow
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ["v_Biking_g01_c04", "v_BenchPress_g01_c01", "v_JavelinThrow_g05_c05"])
-def test_a_real_clip_at_full_size(shared, backend, name):
-    assert_agrees_on_a_clip(shared, name, (340, 256), 11, backend)
 
 
 @needs_optflow
@@ -134,26 +108,21 @@ def test_the_parameters_are_opencvs_defaults():
         assert getattr(method, f"get{getter}")() == getattr(parameters, name.upper())
 
 
-@pytest.fixture
-def few(monkeypatch):
-    """Two scales and two warps, and so time for many pairs."""
-    monkeypatch.setattr(parameters, "SCALES", 2)
-    monkeypatch.setattr(parameters, "WARPS", 2)
-
-
-def solve_at_once(first, second, check_every, iterate=tvl1._iterate):
-    """What a GPU does: all pairs in one batch."""
-    return tvl1._solve_pyramid(first.float(), second.float(), check_every, iterate)
-
-
 def mixed_pairs() -> tuple[torch.Tensor, torch.Tensor]:
     """Pairs that come to rest after very different numbers of iterations; one is at rest from the start."""
-    return moving_texture(32, 36, (2.5, 1), (0, 0), (-1, 1.5))
+    texture = cv2.GaussianBlur(np.random.default_rng(0).uniform(0, 255, (40, 44)), (0, 0), 2).astype(np.uint8)
+    shifted = [texture[4 - y : 36 - y, 4 - x : 40 - x] for x, y in ((0, 0), (3, 1), (0, 0), (-1, 2))]
+    first, *second = torch.from_numpy(np.stack(shifted))
+    return torch.stack([first] * 3), torch.stack(second)
 
 
-def test_a_pair_has_the_flow_it_has_alone_however_often_pairs_at_rest_leave(few):
+def test_a_pair_has_the_flow_it_has_alone_however_often_pairs_at_rest_leave(monkeypatch):
+    """A GPU solves all pairs in one batch, and asks which are at rest after several iterations."""
+    monkeypatch.setattr(parameters, "SCALES", 2)
+    monkeypatch.setattr(parameters, "WARPS", 2)
     first, second = mixed_pairs()
-    together, rarely = (solve_at_once(first, second, check_every) for check_every in (1, 5))
+    together, rarely = (tvl1._solve_pyramid(first.float(), second.float(), check_every, tvl1._iterate)
+                        for check_every in (1, 5))  # fmt: skip
     torch.testing.assert_close(together, tvl1_pairs(first, second), atol=2e-3, rtol=0)
     torch.testing.assert_close(rarely, together, atol=2e-3, rtol=0)
     assert torch.all(together[1] == 0)
