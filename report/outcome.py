@@ -116,13 +116,12 @@ def choice_note(learnt: Learnt) -> str:
     on = learnt.learnt_on
     groups = f" in {plural(on.groups, 'group')}" if on.groups < on.videos else ""
     losses = ", ".join(f"{choice_name(name)} {loss:.3f}" for name, loss in learnt.log_loss.items())
-    alone = learnt.chosen in learnt.weights
-    likeliest = min(learnt.log_loss, key=learnt.log_loss.__getitem__) == learnt.chosen
+    name, alone = choice_name(learnt.chosen), learnt.chosen in learnt.weights
     others = "fusion" if alone else "other"
+    likeliest = min(learnt.log_loss, key=learnt.log_loss.__getitem__, default=learnt.chosen) == learnt.chosen
     why = "it is the likeliest" if likeliest else f"no {others} is likelier beyond chance"
-    return (f"{choice_name(learnt.chosen)}{' is better here' if alone else ' is chosen'}: {why} on "
-            f"{plural(on.videos, 'other video')}{groups} (log loss: {losses}); "
-            f"temperature {learnt.temperature:.3g}")  # fmt: skip
+    return (f"{f'{name} is better here' if alone else f'fused by {name}'}: {why} on {plural(on.videos, 'other video')}"
+            f"{groups} (log loss: {losses}); temperature {learnt.temperature:.3g}")  # fmt: skip
 
 
 def gap_note(held_out: float, held_out_videos: int, test: float, test_videos: int) -> str:
@@ -131,24 +130,21 @@ def gap_note(held_out: float, held_out_videos: int, test: float, test_videos: in
     error = 100 * (mean * (1 - mean) * (1 / held_out_videos + 1 / test_videos)) ** 0.5
     if abs(held_out - test) < max(10, 3 * error):
         return ""
-    why = "are copies of training videos in the test set?"
-    if held_out > test:
-        why = ("test videos differ from training videos (other recordings, other cameras?), or training videos have "
-               "near copies among themselves; quote the test figure")  # fmt: skip
+    differ = ("test videos differ from training videos (other recordings, other cameras?), or training videos have "
+              "near copies among themselves; quote the test figure")  # fmt: skip
+    why = differ if held_out > test else "are copies of training videos in the test set?"
     return f"held out {held_out:.1f}, test {test:.1f}: {why}"
 
 
 def look_alike_note(alike: dict) -> str:
     """Say in one line what the look-alike check of heads.py found."""
-    if alike["warns"]:
-        return (
-            "Clips that look alike are on both sides of the split. Kept apart, accuracy is "
+    if not alike["warns"]:
+        apart = f"look-alikes kept apart: {alike['apart']:.1f} % by a linear head on RGB"
+        return f"{apart}, {alike['accuracy']:.1f} in the usual cross-validation"
+    return ("Clips that look alike are on both sides of the split. Kept apart, accuracy is "
             f"{alike['apart']:.0f} % (a linear head on RGB, in place of {alike['accuracy']:.0f} %). If they "
             "are from the same recordings, take this figure. `run.py VIDEOS --groups REGEX` (or FILE.csv of "
-            "video,group) splits anew and keeps each recording on one side"
-        )
-    apart = f"look-alikes kept apart: {alike['apart']:.1f} % by a linear head on RGB"
-    return f"{apart}, {alike['accuracy']:.1f} in the usual cross-validation"
+            "video,group) splits anew and keeps each recording on one side")  # fmt: skip
 
 
 def warnings(results: dict, learnt: Learnt | None) -> list[str]:
@@ -169,9 +165,10 @@ def notes(results: dict, learnt: Learnt | None) -> list[str]:
         right, other = plural(test["only_fusion_right"], "video"), test["against"]
         found.append(f"fusion against {other} alone: {right} right only by fusion, {test['only_stream_right']:,} only "
                      f"by {other}; {name}, p = {test['p']:.2g}")  # fmt: skip
-    alone = "intervals and test take videos as independent: nothing tells that two of a class are of one recording"
-    groups = f"intervals and test are over {plural(resampled['count'], 'group')} of videos, since clips of one"
-    found.append(alone if resampled["unit"] == "video" else f"{groups} recording are alike")
+    found.append(
+        "intervals and test take videos as independent: nothing tells that two of a class are of one recording"
+        if resampled["unit"] == "video" else f"intervals and test are over {plural(resampled['count'], 'group')} of "
+        "videos, since clips of one recording are alike")  # fmt: skip
     return found + ([look_alike_note(alike)] if alike and not alike["warns"] else [])
 
 
@@ -186,8 +183,8 @@ def rows(results: dict) -> list[tuple[str, str]]:
 
 def text(results: dict, title: str) -> str:
     """Return the table as text, with the warnings above it and the notes below."""
-    lines = [f"{title}: {plural(results['videos'], 'video')}, {results['classes']} classes, accuracy in %"]
-    lines += [f"!! {line}" for line in results["warnings"]]
+    lines = [f"{title}: {plural(results['videos'], 'video')}, {results['classes']} classes, accuracy in %",
+             *(f"!! {line}" for line in results["warnings"])]  # fmt: skip
     if len(results["streams"]) != 2:
         lines += [f"{name}: {about['path']}" for name, about in results["streams"].items()]
     table = [(f"  {label}" if label in FUSIONS else label, key) for label, key in rows(results)]

@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from report import gallery
 from report import outcome as words
 from report.outcome import Outcome
-from saved.predictions import Predictions
 from saved.records import in_words, provenance
 from utils import atomic_path, csv_text, plural
 
@@ -104,12 +103,13 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
     count, wide = len(names), len(names) > WIDE
     short = [name if len(name) <= 30 else f"{name[:15]}…{name[-14:]}" for name in names]
     share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    side = 0.115 * count + 2 if wide else min(max(0.3 * count + 1.8, 3.4), 7)  # inches
+    labels = 0.07 * max(map(len, short), default=0) + 0.6  # inches, as all sizes here
+    side = 0.115 * count + 2 if wide else min(max(0.4 * count, 1.2) + labels, 7)
     style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "confusion", "text.parse_math": False}
     file = io.BytesIO()
     with rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser has a font for it
-        drawn = Figure(figsize=(side, side), layout="constrained")
+        drawn = Figure(figsize=(side if wide else side + 0.8, side), layout="constrained")  # 0.8 for the scale
         axes = drawn.subplots()
         # with these limits, one mistake in a hundred differs from white, and the darkest blue from black
         shown = np.where(matrix, share, np.nan)
@@ -132,15 +132,11 @@ def selection(outcome: Outcome) -> list[str]:
     """Say how the networks' epochs were chosen; skip heads, which have no epochs, and predict.py's videos."""
     streams: dict[str, list[str]] = {}
     for name, source in outcome.test_set.sources.items():
-        if epoch_of(source) != -1 and "files" not in source.meta:
+        is_head = (source.meta.get("checkpoint") or {}).get("epoch") == -1
+        if not is_head and "files" not in source.meta:
             how = source.meta.get("chosen_by")
             streams.setdefault(how if how in CHOSEN else "unknown", []).append(name)
     return [CHOSEN[how].format(" and ".join(names)) for how, names in streams.items()]
-
-
-def epoch_of(source: Predictions) -> int | None:
-    """Return the epoch of the network, -1 for a head."""
-    return (source.meta.get("checkpoint") or {}).get("epoch")
 
 
 def sources(outcome: Outcome) -> list[tuple[str, str]]:
@@ -149,8 +145,8 @@ def sources(outcome: Outcome) -> list[tuple[str, str]]:
     for name, source in outcome.test_set.sources.items():
         line = f"{source.path}, {source.level}-level logits"
         if checkpoint := source.meta.get("checkpoint"):
-            line += f"; checkpoint {checkpoint.get('name')}"
-            line += f", epoch {epoch}" if (epoch := epoch_of(source)) != -1 else ""
+            epoch = checkpoint.get("epoch")
+            line += f"; checkpoint {checkpoint.get('name')}{'' if epoch == -1 else f', epoch {epoch}'}"
         if protocol := source.meta.get("protocol"):
             line += "; " + ", ".join(f"{key} {value}" for key, value in protocol.items())
         lines.append((name, line))
