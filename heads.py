@@ -29,6 +29,7 @@ import torch
 from common.accuracy import accuracy
 from common.commandline import ArgumentParser, bounded
 from common.progress import progress_bar
+from dataloader.lists import load_split
 from dataloader.names import first_few
 from dataloader.preparation import Preparation
 from engine.crossfit import Fit, fit_first_or_all, fit_linear, fit_temporal, look_alikes, video_means
@@ -39,7 +40,7 @@ from engine.temporal_heads import TEMPORAL
 from network import Network, build_model
 from report.outcome import gap_note, look_alike_note
 from saved.checkpoint_reader import read_checkpoint
-from saved.feature_file import Features, read_features
+from saved.feature_file import Features, read_features, with_split
 from saved.head_file import write_head
 from saved.predictions import write_predictions
 from utils import InputError, run_main, set_up_device
@@ -54,6 +55,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--spatial", nargs="+", default=[], metavar="NPZ", help="what spatial_cnn.py --features wrote")
     add("--motion", nargs="+", default=[], metavar="NPZ",
         help="what motion_cnn.py --features wrote; one of the two streams is enough")
+    add("--ucf-list", metavar="DIR",
+        help="split lists, or none for UCF101's group rule: for features that recogniser/features.py computed from "
+             "video files, which have no split yet")
+    add("--split", default="1", metavar="N", help="number of the split in --ucf-list")
     add = parser.add_argument_group("heads").add_argument
     add("--head", nargs="+", choices=HEADS, default=["linear"], metavar="HEAD",
         help=f"one or several of {', '.join(HEADS)}")
@@ -98,6 +103,11 @@ def load_streams(args: argparse.Namespace) -> dict[str, Inputs]:
     for stream, paths in (("spatial", args.spatial), ("motion", args.motion)):
         for path in paths:
             one = read_features(path)
+            if args.ucf_list:
+                lists = None if args.ucf_list == "none" else args.ucf_list
+                one = with_split(one, load_split(lists, args.split, one.videos, verbose=False))
+            elif not len(one.labels):
+                raise InputError(f"{path} has features of video files, in no split: name split lists with --ucf-list")
             if one.about["stream"] != stream:
                 raise InputError(f"--{stream} {path} holds features of the {one.about['stream']} stream")
             name = stream if len(paths) == 1 else f"{stream} {one.about['preparation']['modality']}"
@@ -133,7 +143,7 @@ def load_network(features: Features) -> Network:
     if "checkpoint" in about:
         model = trained_model(read_checkpoint(about["checkpoint"], flow_order=about["flow_order"]))
     else:
-        classes = len(features.about["class_names"])
+        classes = about.get("classes", len(features.about["class_names"]))
         torch.manual_seed(about["seed"])  # for random weights
         model = build_model(about["arch"], preparation.channels, classes, about["weights"], size=preparation.size)
         model.eval()
@@ -216,12 +226,10 @@ def write_said(folder: Path, stream: str, inputs: Inputs, fit: Fit, sha256: str,
     one = next(iter(inputs.values()))
     protocols = {name: {"samples": each.about["samples"], "views": each.about["views"], **each.about["preparation"]}
                  for name, each in inputs.items()}  # fmt: skip
-    root, *more = (each.about["frames"]["root"] for each in inputs.values())
     for subset, place in (("test", folder), ("val", folder / "val")):
         rows = one.rows("test" if subset == "test" else "train")
         videos = [one.videos[row] for row in rows]
         logits = fit.logits[rows] if subset == "test" else fit.held_out[:, None]
-        folders = {video: one.about["frames"]["folders"][video] for video in videos}
         about = {
             **{key: one.about[key] for key in ("dataset", "split", "class_names")},
             "subset": subset,
@@ -229,10 +237,20 @@ def write_said(folder: Path, stream: str, inputs: Inputs, fit: Fit, sha256: str,
             "groups": dict(zip(videos, map(str, one.groups[rows]), strict=True)),
             "protocol": protocols if len(inputs) > 1 else next(iter(protocols.values())),
             "checkpoint": {"name": "checkpoint.pth.tar", "epoch": -1, "weights_sha256": sha256},
-            "frames": {"root": root, "folders": folders, "more": more},
+            **shown(list(inputs.values()), videos),
             **({"look_alikes": alike} if alike else {}),
         }
         write_predictions(place, stream, dict(zip(videos, logits, strict=True)), about)
+
+
+def shown(inputs: Sequence[Features], videos: Sequence[str]) -> dict[str, Any]:
+    """Return where the report finds pictures of these videos: their frames, or the video files."""
+    about = inputs[0].about
+    if "frames" not in about:
+        return {"files": {video: about["files"][video] for video in videos}}
+    root, *more = (each.about["frames"]["root"] for each in inputs)
+    folders = {video: about["frames"]["folders"][video] for video in videos}
+    return {"frames": {"root": root, "folders": folders, "more": more}}
 
 
 def check_look_alikes(args: argparse.Namespace, streams: dict[str, Inputs]) -> dict[str, Any] | None:

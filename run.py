@@ -3,6 +3,7 @@
   python run.py VIDEOS                    VIDEOS holds a folder for each class
   python run.py VIDEOS --test FOLDER      FOLDER holds other videos of these classes, to test on
   python run.py VIDEOS --way train        trains both networks, whatever the number of videos
+  python run.py VIDEOS --way both         does both, and keeps what is better on held-out training videos
 
 Up to 2,000 videos take the fast way: features from ImageNet networks, a linear head for each stream, and a
 fusion chosen on held-out training videos. It takes minutes without a GPU. With more videos both networks are
@@ -35,28 +36,28 @@ from utils import InputError, check_name, check_writable, cpu_count, csv_text, p
 FEW = 2000  # videos; up to this number, the fast way beats training the whole network
 # With few videos, more samples and mirror images gain much; with hundreds they gain nothing (docs/small_data.md).
 FEW_VIDEOS = 200
-FEW_RGB = ("--size", 160, "--test-samples", 10, "--test-views", 2)
-FEW_MOTION = ("--size", 128, "--test-samples", 16, "--test-views", 2)
-MANY_RGB = ("--size", 160, "--test-samples", 5, "--test-views", 1)
-MANY_MOTION = ("--size", 128, "--test-samples", 8, "--test-views", 1)
+CLOSELY = ("--samples", 10, 16, "--views", 2)  # flags of recogniser/features.py
 FEW_SECONDS, MANY_SECONDS = 4.5, 1.7  # of one core per video of some seconds: a ResNet-50 in float32 (AMD EPYC)
-SHORTEST = {"heads": 4, "train": 11}  # frames: one clip of grey differences, one stack of flow
+SHORTEST = 11  # frames: one stack of flow
+HELD_OUT = 3  # groups of each class that --way both compares head and trained network on
 
 WAYS = {
     "heads": "the fast way, linear heads on features of ImageNet networks (--way train trains the networks)",
     "train": "training both networks (--way heads is the fast way)",
+    "both": "the fast way and training; the better one of each stream, on held-out training videos, is kept",
 }
 UCF101 = {name.casefold() for name in UCF101_CLASSES}
 LEFT_OUT = "left_out.csv"
+PARTLY = (0, 1)  # exit codes of steps; 1: some videos can't be used
 
 
 def main() -> int:
     args = parse_arguments()
     found = find_videos(args.videos, skip=args.record)
     unlisted = check_classes(args, found)
-    way = args.way or ("heads" if len(found) <= FEW else "train")
+    way = args.way = args.way or ("heads" if len(found) <= FEW else "train")
     print(printable(f"{plural(len(found), 'video')} in {args.videos}: {WAYS[way]}"), flush=True)
-    if way == "train" and not (args.test or args.lists):
+    if way != "heads" and not (args.test or args.lists):
         names = [ucf_parts(video.name) for video in found]
         args.lists = "none" if all(name and name[0].casefold() in UCF101 for name in names) else None
     choose_folders(args, way)
@@ -68,10 +69,7 @@ def main() -> int:
     with owned(args.record, flag="--record"):
         write_json(args.record / "run.json", {"videos": str(args.videos.resolve())})
         try:
-            if way == "heads":
-                heads_way(args, unlisted, few)
-            else:
-                train_way(args, unlisted)
+            {"heads": heads_way, "train": train_way, "both": both_ways}[way](args, unlisted, few)
         except StepFailed as failure:
             return failure.code
     return 0
@@ -81,7 +79,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of class folders of videos")
     parser.add_argument("--way", choices=tuple(WAYS),
-                        help=f"linear heads, or training of both networks (default: heads for up to {FEW:,} videos)")
+                        help="linear heads, training of both networks, or the better of the two for each stream "
+                             f"(default: heads for up to {FEW:,} videos)")
     add = parser.add_argument_group("split").add_argument
     add("--test", type=Path, metavar="FOLDER", help="class folders of videos to test on (default: a part of VIDEOS)")
     add("--groups", metavar="REGEX|CSV",
@@ -94,12 +93,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--weights", metavar="imagenet|none|PATH",
         help="where both networks start; PATH needs no internet (default: imagenet)")
     add("--flags", default="", metavar='"..."', type=shlex.split,
-        help="more flags for both streams, such as --flags '--test-samples 5'")
-    add("--flow-flags", default="", metavar='"..."', type=shlex.split, help="more flags for data/extract_flow.py")
+        help="more flags for both trainings, or with --way heads for recogniser/features.py")
+    add("--flow-flags", default="", metavar='"..."', type=shlex.split,
+        help="more flags for data/extract_flow.py, before training")
     add = parser.add_argument_group("folders").add_argument
     add("--record", type=Path, metavar="DIR", help="for results (default: record/<name of VIDEOS>)")
     add("--data", type=Path, metavar="DIR",
-        help="for frames, flow, lists, features (default: data in --record; with --way train: data_train)")
+        help="for lists, features, frames, flow (default: data in --record; with training: data_train)")
     return parser.parse_args()
 
 
@@ -167,34 +167,52 @@ def check_network(args: argparse.Namespace, way: str) -> None:
 
 
 def heads_way(args: argparse.Namespace, unlisted: Sequence[str], few: bool) -> None:
-    """Extract, split, compute features, fit heads, fuse. Motion is grey differences and optical flow."""
-    record, data, step = args.record, args.data, Steps(7 if args.lists else 8)
-    extract(args, step, "heads", unlisted, ["--sampling-rate", 1, "--short-side", 160], ["--method", "dis"])
-    common = [*make_lists(args, step), *network_flags(args, "resnet50")]
-    rgb, flow = data / "rgb", data / "flow"
-    spatial, grey, motion = (data / f"{name}.npz" for name in ("rgb", "greydiff", "flow"))
-    rgb_look, motion_look = (FEW_RGB, FEW_MOTION) if few else (MANY_RGB, MANY_MOTION)
-    step("features of RGB", "spatial_cnn.py", "--rgb-dir", rgb, "--features", spatial, *rgb_look, *common)
-    step("features of grey differences", "motion_cnn.py", "--input", "greydiff", "--rgb-dir", rgb, "--features", grey,
-         *motion_look, *common)  # fmt: skip
-    step("features of flow", "motion_cnn.py", "--flow-dir", flow, "--flow-picture", 12, "--features", motion,
-         *motion_look, *common)  # fmt: skip
-    step("heads", "heads.py", "--spatial", spatial, "--motion", grey, motion, "--output", record / "heads")
-    fuse(args, step, record / "heads/linear", "checkpoint.pth.tar", "--learn")
+    """Compute features, split, fit heads, fuse. Motion is grey differences and optical flow."""
+    step = Steps(3 if args.lists else 4)
+    failed = features(args, step, few)
+    write_left_out(args, unlisted, failed)
+    heads = fit_heads(args, step, make_lists(args, step))
+    fuse(args, step, heads, "--learn")
 
 
-def train_way(args: argparse.Namespace, unlisted: Sequence[str]) -> None:
+def train_way(args: argparse.Namespace, unlisted: Sequence[str], few: bool) -> None:
     """Extract, split, train both streams, fuse."""
-    record, data, step = args.record, args.data, Steps(5 if args.lists else 6)
-    extract(args, step, "train", unlisted, [], [])
-    common = [*make_lists(args, step), "--resume", "auto", *network_flags(args)]
-    step("spatial stream", "spatial_cnn.py", "--rgb-dir", data / "rgb", "--output", record / "spatial", *common)
-    step("motion stream", "motion_cnn.py", "--flow-dir", data / "flow", "--output", record / "motion", *common)
-    fuse(args, step, record, "model_best.pth.tar")
+    step = Steps(5 if args.lists else 6)
+    failed = extract(args, step)
+    write_left_out(args, unlisted, failed)
+    fuse(args, step, train(args, step, make_lists(args, step)))
+
+
+def both_ways(args: argparse.Namespace, unlisted: Sequence[str], few: bool) -> None:
+    """Fit heads, and train with some groups held out; fuse what is better on these, a choice for each stream."""
+    step = Steps(7 if args.lists else 8)
+    failed = features(args, step, few) | extract(args, step)
+    write_left_out(args, unlisted, failed)
+    lists = make_lists(args, step)
+    heads = fit_heads(args, step, lists)
+    # Tested once, at the end: an epoch chosen by the held-out videos would look better on them than it is.
+    held_out = ("--recipe", "tsn", "--val-groups", HELD_OUT, "--eval-every", 10**6)
+    networks = train(args, step, lists, *held_out)
+    print()
+    chosen = {stream: choose(stream, heads[stream], networks[stream]) for stream in heads}
+    fuse(args, step, chosen, "--learn")
+
+
+def choose(stream: str, head: Path, network: Path) -> Path:
+    """Return the checkpoint with more held-out training videos right; the head, if both have as many. Say why."""
+    from saved.predictions import load_predictions  # here: earlier checks don't need it
+
+    found = [load_predictions(path.parent / "val") for path in (head, network)]
+    videos = sorted(found[0].logits.keys() & found[1].logits.keys())
+    right = [sum(int(one.matrix([video]).argmax()) == one.labels[video] for video in videos) for one in found]
+    kept = network if right[1] > right[0] else head
+    print(f"{stream}: of {plural(len(videos), 'held-out training video')} the head has {right[0]} right, the trained "
+          f"network {right[1]}: the {'network' if kept == network else 'head'} is kept")  # fmt: skip
+    return kept
 
 
 def network_flags(args: argparse.Namespace, arch: str | None = None) -> list[str]:
-    return [*as_words({"--arch": args.arch or arch, "--weights": args.weights}), *args.flags]
+    return as_words({"--arch": args.arch or arch, "--weights": args.weights})
 
 
 def as_words(flags: Mapping[str, object]) -> list[str]:
@@ -209,24 +227,58 @@ def videos_of(args: argparse.Namespace) -> Path:
     return args.data / "videos" if args.test else args.videos
 
 
-def extract(
-    args: argparse.Namespace, step: Steps, way: str, unlisted: Sequence[str], rgb_flags: Sequence, flow_flags: Sequence
-) -> None:
-    """Extract frames and flow, and write left_out.csv: the videos that can't be used, with the reason."""
-    videos, rgb, flow = videos_of(args), args.data / "rgb", args.data / "flow"
+def link_sides(args: argparse.Namespace) -> None:
     if args.test:
-        link(videos / "train", args.videos)
-        link(videos / "test", args.test)
-    partly = (0, 1)  # 1: some videos can't be read
-    step("RGB frames", "data/extract_rgb.py", videos, rgb, *rgb_flags, passed=partly)
-    step("optical flow", "data/extract_flow.py", videos, flow, *flow_flags, *args.flow_flags, passed=partly)
-    left_out = {csv_text(video): "no list can hold its name: rename it" for video in unlisted}
+        link(videos_of(args) / "train", args.videos)
+        link(videos_of(args) / "test", args.test)
+
+
+def features(args: argparse.Namespace, step: Steps, few: bool) -> dict[str, str]:
+    """Compute the features of all videos. Return those that can't be used, with the reason."""
+    link_sides(args)
+    out, flags = args.data / "features", args.flags if args.way == "heads" else []
+    step("features", "recogniser/features.py", videos_of(args), out, *network_flags(args, "resnet50"),
+         *(CLOSELY if few else ()), *flags, passed=PARTLY)  # fmt: skip
+    return read_left_out(out / "failed.csv")
+
+
+def fit_heads(args: argparse.Namespace, step: Steps, lists: Sequence[object]) -> dict[str, Path]:
+    """Fit a linear head for each stream; return their checkpoints."""
+    spatial, *motion = (args.data / "features" / f"{name}.npz" for name in ("rgb", "greydiff", "flow"))
+    output = args.record / "heads"
+    step("heads", "heads.py", "--spatial", spatial, "--motion", *motion, *lists, "--output", output)
+    return {stream: output / "linear" / stream / "checkpoint.pth.tar" for stream in ("spatial", "motion")}
+
+
+def extract(args: argparse.Namespace, step: Steps) -> dict[str, str]:
+    """Extract frames and flow. Return the videos that can't be used, with the reason."""
+    link_sides(args)
+    videos, rgb, flow = videos_of(args), args.data / "rgb", args.data / "flow"
+    step("RGB frames", "data/extract_rgb.py", videos, rgb, passed=PARTLY)
+    step("optical flow", "data/extract_flow.py", videos, flow, *args.flow_flags, passed=PARTLY)
+    short = {}
     for video in find_videos(videos):
         made = read_marker(flow, video.folder)
-        if made and made.images + 1 < SHORTEST[way]:  # one image is the flow between two frames
-            left_out[csv_text(video.name)] = f"{plural(made.images + 1, 'frame')}, and {SHORTEST[way]} are needed"
-    left_out |= read_left_out(rgb / "failed.csv") | read_left_out(flow / "failed.csv")
-    write_reasons(args.data / LEFT_OUT, left_out.items())
+        if made and made.images + 1 < SHORTEST:  # one image is the flow between two frames
+            short[csv_text(video.name)] = f"{plural(made.images + 1, 'frame')}, and {SHORTEST} are needed"
+    return short | read_left_out(rgb / "failed.csv") | read_left_out(flow / "failed.csv")
+
+
+def train(args: argparse.Namespace, step: Steps, lists: Sequence[object], *flags: object) -> dict[str, Path]:
+    """Train both streams; return their checkpoints."""
+    if args.lists and read_left_out(args.data / LEFT_OUT):
+        flags = ("--allow-missing", *flags)
+    common = [*lists, "--resume", "auto", *flags, *network_flags(args), *args.flags]
+    for stream, kind in (("spatial", "rgb"), ("motion", "flow")):
+        step(f"{stream} stream", f"{stream}_cnn.py", f"--{kind}-dir", args.data / kind,
+             "--output", args.record / stream, *common)  # fmt: skip
+    return {stream: args.record / stream / "model_best.pth.tar" for stream in ("spatial", "motion")}
+
+
+def write_left_out(args: argparse.Namespace, unlisted: Sequence[str], failed: Mapping[str, str]) -> None:
+    """Write left_out.csv: the videos that can't be used, with the reason."""
+    unnamed = {csv_text(video): "no list can hold its name: rename it" for video in unlisted}
+    write_reasons(args.data / LEFT_OUT, (unnamed | dict(failed)).items())
 
 
 def link(place: Path, folder: Path) -> None:
@@ -248,22 +300,23 @@ def read_left_out(path: Path) -> dict[str, str]:
 def make_lists(args: argparse.Namespace, step: Steps) -> list[object]:
     """Make the split lists, or update earlier ones to the present videos. Return the streams' flags for them."""
     if args.lists:
-        return ["--ucf-list", args.lists, *(["--allow-missing"] if read_left_out(args.data / LEFT_OUT) else [])]
+        return ["--ucf-list", args.lists]
     lists = args.data / ("lists_test" if args.test else "lists")
     flags = as_words({"--groups": args.groups, "--without": args.data / LEFT_OUT})
     step("split into training and test", "data/make_split.py", videos_of(args), lists, *flags)
     return ["--ucf-list", lists]
 
 
-def fuse(args: argparse.Namespace, step: Steps, streams: Path, checkpoint: str, *flags: str) -> None:
+def fuse(args: argparse.Namespace, step: Steps, networks: Mapping[str, Path], *flags: str) -> None:
     """Fuse both streams; then print which videos were left out, and the command for a new video."""
-    output, networks = args.record / "fusion", {f"--{name}": streams / name for name in ("spatial", "motion")}
-    step("fusion and report", "fusion.py", *as_words(networks), "--output", output, *flags)
+    output = args.record / "fusion"
+    streams = {f"--{stream}": checkpoint.parent for stream, checkpoint in networks.items()}
+    step("fusion and report", "fusion.py", *as_words(streams), "--output", output, *flags)
     if rows := read_left_out(args.data / LEFT_OUT):
         told = [f"{video}: {reason}" for video, reason in list(rows.items())[:20]]
         print(f"\nleft out: {plural(len(rows), 'video')} that could not be used, listed in {args.data / LEFT_OUT}:",
               *map(printable, told), sep="\n  ")  # fmt: skip
-    files = {flag: (path / checkpoint).as_posix() for flag, path in networks.items()}
+    files = {f"--{stream}": checkpoint.as_posix() for stream, checkpoint in networks.items()}
     files |= {"--fusion": (output / "results.json").as_posix()} if "--learn" in flags else {}
     print("\n" + printable(f"Name the action in a new video:  python predict.py VIDEO {shlex.join(as_words(files))}"))
 

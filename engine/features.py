@@ -6,10 +6,10 @@ import argparse
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,14 +87,11 @@ def extract_features(
         "frames": {**data.frames(sources), "made_of": keys},
     }  # fmt: skip
     about, settings = (json.loads(json.dumps(one)) for one in (about, {**row, **trunk}))  # as JSON reads them
-    partial = path.with_name(path.name + ".partial")
     with owned(path.parent, path.name, "--features"):
         if read_about(path) == {"format": FORMAT, **about}:
             print(f"{path} is there already, of this network, these videos and these settings")
             return 0
-        rows = read_rows(path, settings)
-        with appended(partial, json.dumps(settings)) as (file, more):
-            rows |= more
+        with kept_rows(path, settings) as (rows, add):
             todo = {key: source for key, source in zip(keys, sources, strict=True) if key not in rows}
             videos = len(set(keys))
             kept = f", {videos - len(todo):,} of them there already" if len(todo) < videos else ""
@@ -106,14 +103,10 @@ def extract_features(
                 batch = max(1, (256 if device.type == "cuda" else 32) // sampling.clips)
                 loader = Loader(dataset, batch, args.workers, device)
                 for key, values in zip(todo, compute(net, loader, device), strict=True):
-                    for array in (np.array(key), values):
-                        np.save(file, array)
-                    file.flush()
-                    rows[key] = values
-        values = np.stack([rows[key] for key in keys])
-        names, labels, groups, _ = zip(*listed, strict=True)
-        write_features(path, names, labels, subset, values, about, groups)
-        partial.unlink()
+                    add(key, values)
+            values = np.stack([rows[key] for key in keys])
+            names, labels, groups, _ = zip(*listed, strict=True)
+            write_features(path, names, labels, subset, values, about, groups)
     print(f"written: {path}, {len(sources):,} x {values.shape[1]} x {values.shape[2]}")
     return 0
 
@@ -170,25 +163,28 @@ def read_rows(path: Path, settings: dict[str, Any]) -> Rows:
     try:
         if any({**about, **about["network"]}[name] != value for name, value in settings.items()):
             return {}
-        return dict(zip(about["frames"]["made_of"], read_features(path).values, strict=True))
+        made_of = about.get("made_of") or about["frames"]["made_of"]
+        return dict(zip(made_of, read_features(path).values, strict=True))
     except (InputError, KeyError, TypeError, ValueError):
         return {}
 
 
 @contextlib.contextmanager
-def appended(path: Path, settings: str) -> Iterator[tuple[BinaryIO, Rows]]:
-    """Open a partial file for appending; yield (file, its rows).
+def kept_rows(path: Path, settings: dict[str, Any]) -> Iterator[tuple[Rows, Callable[[str, np.ndarray], None]]]:
+    """Yield the rows that exist with these settings, and a function that adds one and stores it at once.
 
-    It holds arrays as np.save writes them: the settings, then the key and the values of each row. A file with
-    other settings is overwritten. Half a row, which a killed run may leave, is cut off.
+    Rows are taken from the features file at `path`, and from its .partial, which a killed run leaves and the end
+    of the block removes. That file holds arrays as np.save writes them: the settings, then the key and the values
+    of each row. With other settings it is overwritten. Half a row at its end is cut off.
     """
-    rows: Rows = {}
+    partial, said = path.with_name(path.name + ".partial"), json.dumps(settings)
+    rows = read_rows(path, settings)
     try:
-        path.touch()
-        with open(path, "r+b") as file:
+        partial.touch()
+        with open(partial, "r+b") as file:
             whole = 0  # bytes
             with contextlib.suppress(EOFError, ValueError):  # np.load raises them at the end and within half a row
-                same = str(np.load(file)) == settings
+                same = str(np.load(file)) == said
                 while same:
                     whole = file.tell()
                     key, values = str(np.load(file)), np.load(file)
@@ -196,8 +192,16 @@ def appended(path: Path, settings: str) -> Iterator[tuple[BinaryIO, Rows]]:
             file.seek(whole)
             file.truncate()
             if not whole:
-                np.save(file, np.array(settings))
-            yield file, rows
+                np.save(file, np.array(said))
+
+            def add(key: str, values: np.ndarray) -> None:
+                for array in (np.array(key), values):
+                    np.save(file, array)
+                file.flush()
+                rows[key] = values
+
+            yield rows, add
+        partial.unlink()
     except OSError as error:
         remedy = "what is done is kept: free some space and start again"
-        raise InputError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
+        raise InputError(f"cannot write {partial}: {error.strerror or error}; {remedy}") from error

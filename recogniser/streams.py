@@ -135,7 +135,7 @@ class Recogniser:
         found: dict[int, Answer | str] = {}  # results that arrived before their turn
         shown = 0
         with progress_bar(len(videos), "videos", "video", disable=len(videos) == 1) as bar:
-            for place, clips in self._clips(videos):
+            for place, clips in clips_of_videos(self.makers, videos):
                 try:
                     found[place] = clips if isinstance(clips, str) else self.answer(clips)
                 except VideoError as error:
@@ -145,17 +145,6 @@ class Recogniser:
                     yield found.pop(shown)
                     shown += 1
                     bar.update()
-
-    def _clips(self, videos: Sequence[Path]) -> Iterator[tuple[int, Clips | str]]:
-        """Yield (index, clips or the reason why there are none) of each video, as they become ready."""
-        if len(videos) < FEW or any(maker.flow and maker.flow.on_gpu for maker in self.makers):
-            for place, path in enumerate(videos):
-                yield place, _clips_or_reason(self.makers, path)
-            return
-        makers = [replace(m, flow=m.flow and replace(m.flow, threads=1)) for m in self.makers]
-        workers = [functools.partial(_work, makers)] * min(cpu_count(), 16)
-        for place, value in run_jobs(workers, videos):
-            yield place, pickle.loads(value) if isinstance(value, bytes) else value
 
     def answer(self, clips: Clips) -> Answer:
         """Return the streams' answer to a window. Raises VideoError if their scores are not finite."""
@@ -185,6 +174,18 @@ def weighted(weights: Mapping[str, float], streams: Sequence[str]) -> list[float
     """Return the weights of these streams: 1 for a stream without one, and 1 for each if all would be 0."""
     chosen = [weights.get(name, 1.0) for name in streams]
     return chosen if sum(chosen) else [1.0] * len(chosen)
+
+
+def clips_of_videos(makers: Sequence[ClipMaker], videos: Sequence[Path]) -> Iterator[tuple[int, Clips | str]]:
+    """Yield (index, clips or the reason why there are none) of each video, as worker processes finish them."""
+    if len(videos) < FEW or any(maker.flow and maker.flow.on_gpu for maker in makers):
+        for place, path in enumerate(videos):
+            yield place, _clips_or_reason(makers, path)
+        return
+    makers = [replace(maker, flow=maker.flow and replace(maker.flow, threads=1)) for maker in makers]
+    workers = [functools.partial(_work, makers)] * min(cpu_count(), 16)
+    for place, value in run_jobs(workers, videos):
+        yield place, pickle.loads(value) if isinstance(value, bytes) else value
 
 
 def _clips_or_reason(makers: Sequence[ClipMaker], path: Path) -> Clips | str:

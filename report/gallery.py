@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,8 @@ from matplotlib.colors import hsv_to_rgb
 from PIL import Image, ImageOps
 from scipy.special import softmax
 
+from data.flow import dis_flow, quantise
+from data.videos import VideoError, count_frames, decode, resize, resized
 from dataloader.extracted import read_marker
 from dataloader.frames import Index, ReadFlow, ReadFrame, find
 from dataloader.layouts import index_frames
@@ -25,6 +28,7 @@ from utils import InputError, plural
 
 BEST = 3  # guesses shown per stream, besides the true class
 HEIGHT, FRAMES = 80, 4  # pixels and frames of a strip, which takes about 8 kB
+PAIR_SIDE = 160  # pixels of the shorter side of frames that flow is computed of, for its picture
 DARK = 40  # mean grey level below which frames are brightened
 MOST = 600  # at most this many videos have pictures; the page is then about 10 MB
 
@@ -76,7 +80,7 @@ def mistakes(outcome: Outcome) -> dict[str, list[Mistake]]:
 def look_up(sources: Mapping[str, Predictions], videos: Sequence[str]) -> dict[str, Seen]:
     """Return what can be shown of each video. predictions.json says where the images are."""
     rgb, flow = find_index(sources, "rgb"), find_index(sources, "flow")
-    # predict.py's videos are not extracted: it records their files
+    # the videos of predict.py and recogniser/features.py are not extracted: they record their files
     files = {video: path for one in sources.values() for video, path in (one.meta.get("files") or {}).items()}
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda video: see(video, rgb, flow, files.get(video)), videos)
@@ -95,15 +99,18 @@ def find_index(sources: Mapping[str, Predictions], kind: Literal["rgb", "flow"])
 
 def see(video: str, rgb: Index | None, flow: Index | None, path: str | None) -> Seen:
     """Return pictures of one video. A missing or damaged image only loses its picture."""
-    frames, motion, dark = None, None, False
-    lost = contextlib.suppress(InputError, OSError, ValueError, Image.DecompressionBombError)
+    frames, motion, dark, images = None, None, False, []
+    lost = contextlib.suppress(InputError, VideoError, OSError, ValueError, Image.DecompressionBombError)
     with lost:
         if rgb is not None:
             found: Any = find(rgb, video)
             made = read_marker(rgb.root, found.folder)
             path = path or (made.path if made else None)
-            chosen = np.linspace(0, found.count - 1, min(FRAMES, found.count)).round().astype(int).tolist()
-            images = [image.transpose(1, 2, 0) for image in ReadFrame(rgb.root)(found, chosen)]
+            images = [image.transpose(1, 2, 0) for image in ReadFrame(rgb.root)(found, evenly(found.count))]
+        elif path is not None:
+            images, pair = cut_out(Path(path))
+            motion = data_uri([flow_colours(quantise(next(iter(dis_flow(pair))), 20.0).transpose(2, 0, 1))])
+        if images:
             dark = float(np.mean([image.mean() for image in images])) < DARK
             frames = data_uri([brightened(image) for image in images] if dark else images)
     with lost:
@@ -112,6 +119,25 @@ def see(video: str, rgb: Index | None, flow: Index | None, path: str | None) -> 
             (xy,) = ReadFlow(flow.root)(pair, [pair[0].count // 2])
             motion = data_uri([flow_colours(xy)])
     return Seen(frames, motion, path, dark)
+
+
+def evenly(count: int) -> list[int]:
+    """Return the numbers of up to FRAMES of `count` images, spread evenly."""
+    return np.linspace(0, count - 1, min(FRAMES, count)).round().astype(int).tolist()
+
+
+def cut_out(path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the frames to show of a video file, and a pair of frames in its middle, scaled for a picture of flow."""
+    count = count_frames(path)
+    chosen, middle = evenly(count), count // 2
+    images, pair = [], []
+    for number, frame in enumerate(decode(path)):
+        if number in chosen:
+            images.append(frame.picture())
+        if number in (middle - 1, middle):
+            picture = frame.picture()
+            pair.append(resize(picture, *resized(*picture.shape[:2], PAIR_SIDE)))
+    return images, pair
 
 
 def brightened(picture: np.ndarray) -> np.ndarray:

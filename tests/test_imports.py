@@ -19,7 +19,7 @@ BELOW = {
     "engine": {"utils", "common", "dataloader", "network", "saved"},
     "data": {"utils", "common", "dataloader"},
     "recogniser": {"utils", "common", "dataloader", "data", "network", "saved", "engine"},
-    "report": {"utils", "common", "dataloader", "saved"},
+    "report": {"utils", "common", "dataloader", "saved", "data"},
 }
 FREE = ("benchmarks", "tests")
 

@@ -1,0 +1,152 @@
+"""Compute the features of videos for heads.py, straight from their files: no frame and no flow is written.
+
+  python recogniser/features.py VIDEOS OUT     writes OUT/rgb.npz, greydiff.npz and flow.npz, and OUT/failed.csv
+  python heads.py --spatial OUT/rgb.npz --motion OUT/greydiff.npz OUT/flow.npz --ucf-list LISTS
+
+Each video is decoded once, by the code of predict.py, and only the frames that are sampled are converted. They
+are scaled, JPEG-coded and read as if data/extract_rgb.py and data/extract_flow.py had written them. The features
+depend on the video and the network alone, so they are kept when the split changes. If it was killed, start it
+again: it continues with the videos that are left. Videos that can't be used are listed in failed.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common.commandline import ArgumentParser, bounded
+from common.progress import progress_bar
+from data.extraction import write_reasons
+from data.flow import PLAIN_METHODS
+from data.videos import VideoFile, find_videos
+from dataloader.preparation import default_preparation
+from dataloader.sampling import TestSampling
+from engine.evaluation import PRE_LOGITS, InferenceNet
+from engine.features import DEFAULT_POOLING, at_stack_middles, kept_rows, trunk_hash
+from engine.owner import owned
+from engine.training import amp_dtype
+from network import build_model, rgb_normalisation
+from recogniser.clips import ClipMaker
+from recogniser.streams import Stream, choose_flow, clips_of_videos
+from saved.feature_file import write_features
+from utils import InputError, plural, printable, run_main, set_up_device
+
+# What is sampled of a video. A picture of flow has x, y and speed, as three planes that ImageNet's first convolution
+# takes unchanged; so are three grey differences.
+INPUTS = ("rgb", "greydiff", "flow")
+PICTURE = 12.0  # pixels of flow that are white or black in a picture of it
+CLASSES = 2  # of the networks' last layers, which are not used
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of videos, nested in any way")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
+    add = parser.add_argument_group("networks").add_argument
+    add("--arch", default="resnet50", help="as in spatial_cnn.py -h")
+    add("--weights", default="imagenet", metavar="imagenet|none|PATH", help="as in spatial_cnn.py -h")
+    add = parser.add_argument_group("samples").add_argument
+    add("--samples", nargs=2, type=bounded(int, 1), default=[5, 8], metavar=("RGB", "MOTION"),
+        help="clips per video, spread evenly: of RGB, and each of grey differences and of flow")
+    add("--views", type=int, choices=(1, 2), default=1, help="2: with mirror images, averaged")
+    add("--sizes", nargs=2, type=bounded(int, 1, 4096), default=[160, 128], metavar=("RGB", "MOTION"),
+        help="side of the networks' input, in pixels")
+    add("--flow-method", choices=("tvl1", *PLAIN_METHODS), default="dis", help="as in data/extract_flow.py -h")
+    add = parser.add_argument_group("run").add_argument
+    add("--seed", type=bounded(int, 0, 2**32 - 1), default=0, help="of --weights none")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto",
+        help="mixed precision; auto: bf16 where the hardware has it")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_arguments()
+    videos = find_videos(args.videos, skip=args.out)
+    args.device = set_up_device(args.device)
+    streams, abouts = zip(*(make_stream(name, args) for name in INPUTS), strict=True)
+    reasons: dict[str, str] = {}
+    with owned(args.out, flag="OUT"), contextlib.ExitStack() as stack:
+        stores = {name: stack.enter_context(kept_rows(args.out / f"{name}.npz", settings_of(about)))
+                  for name, about in zip(INPUTS, abouts, strict=True)}  # fmt: skip
+        todo = [video for video in videos if any(made_of(video) not in rows for rows, _ in stores.values())]
+        kept = f", {len(videos) - len(todo):,} of them there already" if len(todo) < len(videos) else ""
+        print(f"features of {plural(len(videos), 'video')}{kept}: {args.arch} on {args.device.type} -> {args.out}",
+              flush=True)  # fmt: skip
+        with progress_bar(len(todo), "features", "video", disable=not todo) as bar:
+            for place, clips in clips_of_videos([stream.maker for stream in streams], [one.path for one in todo]):
+                video, key = todo[place], made_of(todo[place])
+                bar.update()
+                if isinstance(clips, str) or clips.too_short:
+                    reasons[video.name] = clips if isinstance(clips, str) else clips.too_short[0]
+                    continue
+                for name, stream in zip(INPUTS, streams, strict=True):
+                    rows, add = stores[name]
+                    if key not in rows:
+                        add(key, stream.logits(clips.batches[name]).astype(np.float16))
+        used = [video for video in videos if video.name not in reasons]
+        write_reasons(args.out / "failed.csv", reasons.items())
+        if not used:
+            raise InputError(f"none of the {plural(len(videos), 'video')} in {args.videos} can be used: "
+                             f"{args.out / 'failed.csv'} has the reasons")  # fmt: skip
+        keys, files = [made_of(video) for video in used], {video.folder: os.path.abspath(video.path) for video in used}
+        for (name, (rows, _)), about in zip(stores.items(), abouts, strict=True):
+            values = np.stack([rows[key] for key in keys])
+            write_features(args.out / f"{name}.npz", list(files), (), (), values,
+                           {**about, "files": files, "made_of": keys})  # fmt: skip
+    for video, reason in list(reasons.items())[:20]:
+        print(printable(f"failed: {video}: {reason}"), file=sys.stderr)
+    return 1 if reasons else 0
+
+
+def make_stream(name: str, args: argparse.Namespace) -> tuple[Stream, dict[str, Any]]:
+    """Return one input's network with its way of making clips, and what the features file says of both."""
+    motion = name != "rgb"
+    preparation = default_preparation(name, args.sizes[motion], "squash", 3 if name == "greydiff" else 1)
+    made: dict[str, Any] = {"sampling_rate": 1, "short_side": 160, "quality": 90}
+    if name == "flow":
+        preparation = replace(preparation, picture=PICTURE)
+        made = {"method": args.flow_method, "bound": 20.0, "short_side": 256, "quality": 90}
+    if name != "greydiff":
+        preparation = replace(preparation, **rgb_normalisation(args.arch))
+    preparation = at_stack_middles(preparation.with_extraction(made))
+    torch.manual_seed(args.seed)  # for random weights
+    model = build_model(args.arch, preparation.channels, CLASSES, args.weights, size=preparation.size)
+    pooling = DEFAULT_POOLING["motion" if motion else "spatial"] if model.stages else (PRE_LOGITS,)
+    dtype = amp_dtype(args.amp, args.device)
+    net = InferenceNet(model, preparation, dtype, pooling=pooling).to(args.device)
+    sampling = TestSampling(args.samples[motion], args.views)
+    flow = choose_flow(preparation, args, args.device) if name == "flow" else None
+    weights = str(Path(args.weights).resolve()) if Path(args.weights).is_file() else args.weights
+    about = {
+        "stream": "motion" if motion else "spatial", "preparation": preparation.as_dict(), **sampling.about(),
+        "pooling": list(pooling), "dtype": str(dtype).removeprefix("torch."),
+        "network": {"arch": args.arch, "sha256": trunk_hash(model), "weights": weights, "seed": args.seed,
+                    "classes": CLASSES},
+    }  # fmt: skip
+    return Stream(net, ClipMaker(name, preparation, sampling, flow), args.device), about
+
+
+def settings_of(about: dict[str, Any]) -> dict[str, Any]:
+    """Return what a row of features depends on, beside the video, as JSON reads it."""
+    kept = {key: value for key, value in about.items() if key not in ("stream", "network")}
+    return json.loads(json.dumps({**kept, **{key: about["network"][key] for key in ("arch", "sha256")}}))
+
+
+def made_of(video: VideoFile) -> str:
+    """Return the key of a video's features: they are computed again if its name, its size or its time differ."""
+    return f"{video.name}\0{video.size}\0{video.mtime_ns}"
+
+
+if __name__ == "__main__":
+    run_main(main)
