@@ -214,7 +214,8 @@ def parse_args() -> argparse.Namespace:
 def load(args: argparse.Namespace, split: str | None, paths: Sequence[str] = ()) -> TestSet:
     """Load the streams' predictions, by default of the test set, with aligned videos. `split` replaces {} in paths.
 
-    Without a list of predictions, they must be the spatial and the motion stream.
+    Without a list of predictions, they must be the spatial and the motion stream. `paths` are of held-out videos.
+    Those that a stream lacks are left out: heads hold out more videos than trainings.
     """
     default, predictions = "_split{}" if args.splits else "", []
     tested = args.pickles or [args.spatial or SPATIAL + default, args.motion or MOTION + default]
@@ -225,6 +226,11 @@ def load(args: argparse.Namespace, split: str | None, paths: Sequence[str] = ())
         if split and str(one.meta.get("split", split)) != split:
             raise InputError(f"{one.path} is of split {one.meta['split']}, not {split}; look at the path")
         predictions.append(one if args.pickles else one.as_stream(("spatial", "motion")[place]))
+    common = set.intersection(*(set(one.logits) for one in predictions))
+    most = max(len(one.logits) for one in predictions)
+    if paths and 0 < len(common) < most:
+        print(f"held-out videos: the {len(common):,} that all streams have, of {most:,}")
+        predictions = [one.only(common) for one in predictions]
     return align(predictions)
 
 

@@ -49,10 +49,7 @@ def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
             left_out.append(relative.as_posix())
             continue
         folder = relative.stem if UCF_NAME.fullmatch(relative.stem) else relative.with_suffix("").as_posix()
-        size = time = 0  # a broken link is reported when it is read
-        if path.exists():
-            status = path.stat()
-            size, time = status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)  # mv, tar and rsync keep mtime
+        size, time = stamp(path) if path.exists() else (0, 0)  # a broken link is reported when it is read
         videos.append(VideoFile(path, relative.as_posix(), folder, size, time))
     # Names are compared ignoring case, as Windows, macOS and the dataset loaders do.
     first = {video.folder.casefold(): video for video in reversed(videos)}
@@ -68,6 +65,12 @@ def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
     if others:
         print(f"left out: {others}", file=sys.stderr)
     return sorted(videos, key=lambda video: video.folder)
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """Return a file's size and the later of its times, in ns: mv, tar and rsync keep the time of the last write."""
+    status = path.stat()
+    return status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _files(root: Path, skip: Path | None) -> Iterator[Path]:

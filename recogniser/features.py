@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.commandline import ArgumentParser, bounded
+from common.formats import read_json
 from common.progress import progress_bar
 from data.extraction import write_reasons
 from data.flow import PLAIN_METHODS
-from data.videos import VideoFile, find_videos
+from data.videos import VideoFile, find_videos, stamp
 from dataloader.preparation import default_preparation
 from dataloader.sampling import TestSampling
 from engine.evaluation import PRE_LOGITS, InferenceNet
@@ -36,10 +38,10 @@ from engine.features import DEFAULT_POOLING, at_stack_middles, kept_rows, trunk_
 from engine.owner import owned
 from engine.training import amp_dtype
 from network import build_model, rgb_normalisation
-from recogniser.clips import ClipMaker
+from recogniser.clips import ClipMaker, Clips
 from recogniser.streams import Stream, choose_flow, clips_of_videos
 from saved.feature_file import write_features
-from utils import InputError, plural, printable, run_main, set_up_device
+from utils import InputError, file_digest, plural, printable, run_main, set_up_device, write_json
 
 # What is sampled of a video. A picture of flow has x, y and speed, as three planes that ImageNet's first convolution
 # takes unchanged; so are three grey differences.
@@ -79,16 +81,17 @@ def main() -> int:
     with owned(args.out, flag="OUT"), contextlib.ExitStack() as stack:
         stores = {name: stack.enter_context(kept_rows(args.out / f"{name}.npz", settings_of(about)))
                   for name, about in zip(INPUTS, abouts, strict=True)}  # fmt: skip
-        todo = [video for video in videos if any(made_of(video) not in rows for rows, _ in stores.values())]
+        keys = digests(videos, args.out / "videos.json")
+        todo = [video for video in videos if any(keys[video.name] not in rows for rows, _ in stores.values())]
         kept = f", {len(videos) - len(todo):,} of them there already" if len(todo) < len(videos) else ""
         print(f"features of {plural(len(videos), 'video')}{kept}: {args.arch} on {args.device.type} -> {args.out}",
               flush=True)  # fmt: skip
         with progress_bar(len(todo), "features", "video", disable=not todo) as bar:
             for place, clips in clips_of_videos([stream.maker for stream in streams], [one.path for one in todo]):
-                video, key = todo[place], made_of(todo[place])
+                video, key = todo[place], keys[todo[place].name]
                 bar.update()
-                if isinstance(clips, str) or clips.too_short:
-                    reasons[video.name] = clips if isinstance(clips, str) else clips.too_short[0]
+                if reason := why_not(clips, video):
+                    reasons[video.name] = reason
                     continue
                 for name, stream in zip(INPUTS, streams, strict=True):
                     rows, add = stores[name]
@@ -99,11 +102,12 @@ def main() -> int:
         if not used:
             raise InputError(f"none of the {plural(len(videos), 'video')} in {args.videos} can be used: "
                              f"{args.out / 'failed.csv'} has the reasons")  # fmt: skip
-        keys, files = [made_of(video) for video in used], {video.folder: os.path.abspath(video.path) for video in used}
+        files = {video.folder: os.path.abspath(video.path) for video in used}
         for (name, (rows, _)), about in zip(stores.items(), abouts, strict=True):
-            values = np.stack([rows[key] for key in keys])
+            made_of = [keys[video.name] for video in used]
+            values = np.stack([rows[key] for key in made_of])
             write_features(args.out / f"{name}.npz", list(files), (), (), values,
-                           {**about, "files": files, "made_of": keys})  # fmt: skip
+                           {**about, "files": files, "made_of": made_of})  # fmt: skip
     for video, reason in list(reasons.items())[:20]:
         print(printable(f"failed: {video}: {reason}"), file=sys.stderr)
     return 1 if reasons else 0
@@ -137,15 +141,43 @@ def make_stream(name: str, args: argparse.Namespace) -> tuple[Stream, dict[str, 
     return Stream(net, ClipMaker(name, preparation, sampling, flow), args.device), about
 
 
+def why_not(clips: Clips | str, video: VideoFile) -> str:
+    """Return why a video's clips can't be used; "" if they can."""
+    if isinstance(clips, str):
+        return clips
+    if clips.too_short:
+        return clips.too_short[0].removeprefix("the video ")
+    unchanged = video.path.exists() and stamp(video.path) == (video.size, video.mtime_ns)
+    return "" if unchanged else "changed while it was read: start again"
+
+
 def settings_of(about: dict[str, Any]) -> dict[str, Any]:
     """Return what a row of features depends on, beside the video, as JSON reads it."""
     kept = {key: value for key, value in about.items() if key not in ("stream", "network")}
     return json.loads(json.dumps({**kept, **{key: about["network"][key] for key in ("arch", "sha256")}}))
 
 
-def made_of(video: VideoFile) -> str:
-    """Return the key of a video's features: they are computed again if its name, its size or its time differ."""
-    return f"{video.name}\0{video.size}\0{video.mtime_ns}"
+def digests(videos: Sequence[VideoFile], file: Path) -> dict[str, str]:
+    """Return the SHA-256 of each video's bytes, the key of its features; "" for one that can't be read.
+
+    `file` keeps {video: (size, time, SHA-256)}, so that a video is read again only if its size or time changed.
+    """
+    try:
+        known = read_json(file, dict[str, tuple[int, int, str]], "")
+    except InputError:
+        known = {}
+    found = {}
+    with progress_bar(len(videos), "reading", "video") as bar:
+        for video in videos:
+            *before, sha256 = known.get(video.name, (0, 0, ""))
+            if before != [video.size, video.mtime_ns] or not sha256:
+                sha256 = ""
+                with contextlib.suppress(OSError):  # decoding says why; opening a pipe would wait for a writer
+                    sha256 = file_digest(video.path) if video.path.is_file() else ""
+            found[video.name] = video.size, video.mtime_ns, sha256
+            bar.update()
+    write_json(file, found)
+    return {name: sha256 for name, (*_, sha256) in found.items()}
 
 
 if __name__ == "__main__":

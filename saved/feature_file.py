@@ -26,7 +26,8 @@ import numpy as np
 from pydantic import BaseModel
 
 from common.formats import Count, Names, Natural, check, parse_json
-from dataloader.frames import assemble, locate_video
+from dataloader.frames import locate_video
+from dataloader.layouts import assemble
 from dataloader.lists import Split
 from dataloader.names import first_few
 from dataloader.packed import Frames

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -84,6 +84,11 @@ class Predictions:
         if self.meta and KINDS.get(self.stream.lower(), kind) != kind:
             raise InputError(f"--{kind} {self.path} holds the {self.stream} stream; look at the path")
         return replace(self, stream=kind)
+
+    def only(self, videos: Collection[str]) -> Predictions:
+        """Return a copy with these of the videos."""
+        logits = {video: scores for video, scores in self.logits.items() if video in videos}
+        return replace(self, logits=logits, labels={video: self.labels[video] for video in logits})
 
     def matrix(self, videos: Sequence[str]) -> np.ndarray:
         """Video-level logits in the order of `videos`, (videos, classes) float64.

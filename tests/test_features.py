@@ -3,12 +3,16 @@
 import pickle
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, ROOT, SMALL
+from video_files import make_video
 
+from data.steps import call
+from dataloader.lists import load_split
 from dataloader.names import UCF101_CLASSES
 from dataloader.preparation import (
     IMAGENET_MEAN,
@@ -23,7 +27,7 @@ from dataloader.sampling import test_starts as spread
 from engine.evaluation import InferenceNet, feature_count
 from network import build_model
 from saved.checkpoints import write_checkpoint
-from saved.feature_file import read_features, write_features
+from saved.feature_file import read_features, with_split, write_features
 from utils import InputError
 
 FLAT = (*SMALL, "--size", 32)
@@ -123,6 +127,46 @@ def test_other_images_or_settings_are_computed_again_and_no_others(tiny, run, ex
     differ = [video for video, values in zip(after.videos, after.values, strict=True) if (values != rows[video]).any()]
     assert differ == [changed.name.removeprefix("v_")]
     assert "features of 11 videos: " in run(*command, "--test-starts", "tsn").stdout
+
+
+def test_features_of_video_files_are_those_of_their_extracted_frames(tmp_path, monkeypatch, capsys):
+    """Straight from the files, and by extraction and the two streams' scripts: the same rows, but for rounding."""
+    monkeypatch.chdir(tmp_path)
+    for place, name in enumerate(("clap/1", "wave/3", "wave/4")):
+        make_video(tmp_path / f"videos/{name}.avi", place, frames=14 + place, size=(96, 64))
+    Path("lists").mkdir()
+    Path("lists/train.txt").write_text("clap/1.avi 0\nwave/3.avi 1\n")
+    Path("lists/test.txt").write_text("wave/4.avi 1\n")
+    network = ["--arch", "resnet18", "--weights", "none"]
+    direct = ["recogniser/features.py", "videos", "f", *network, "--sizes", "32", "48", "--samples", "3", "4"]
+    assert call([*direct, "--views", "2"]) == 0
+    rgb, flow = ["data/extract_rgb.py", "videos", "rgb"], ["data/extract_flow.py", "videos", "flow"]
+    assert call([*rgb, "--sampling-rate", "1", "--short-side", "160"]) == 0
+    assert call([*flow, "--method", "dis"]) == 0
+    common = [*network, "--ucf-list", "lists", "--test-views", "2", "--workers", "0"]
+    for name, script, *flags in [
+        ("rgb", "spatial_cnn.py", "--rgb-dir", "rgb", "--size", "32", "--test-samples", "3"),
+        ("greydiff", "motion_cnn.py", "--input", "greydiff", "--rgb-dir", "rgb", "--size", "48", "--test-samples", "4"),
+        ("flow", "motion_cnn.py", "--flow-dir", "flow", "--flow-picture", "12", "--size", "48", "--test-samples", "4"),
+    ]:
+        assert call([script, *flags, *common, "--features", f"{name}.npz"]) == 0
+        expected = read_features(f"{name}.npz")
+        found = with_split(read_features(f"f/{name}.npz"), load_split("lists", 1))
+        for part in ("videos", "labels", "subset", "groups"):
+            assert list(getattr(found, part)) == list(getattr(expected, part))
+        assert found.about["preparation"] == expected.about["preparation"]
+        assert np.ptp(expected.values) > 0.1
+        np.testing.assert_allclose(found.values.astype(float), expected.values.astype(float), rtol=0.01, atol=0.004)
+    # a split that names a video more, and one of other videos
+    Path("lists/test.txt").write_text("wave/4.avi 1\nwave/gone.avi 1\n")
+    found = with_split(read_features("f/rgb.npz"), load_split("lists", 1))
+    assert len(found.videos) == 3 and "lacks 1 listed video: wave/gone.avi" in capsys.readouterr().err
+    with pytest.raises(InputError, match="leave --ucf-list out"):
+        with_split(found, load_split("lists", 1))
+    Path("lists/train.txt").write_text("clap/8.avi 0\nwave/9.avi 1\n")
+    Path("lists/test.txt").write_text("clap/6.avi 0\nwave/7.avi 1\n")
+    with pytest.raises(InputError, match="no features of the listed videos"):
+        with_split(read_features("f/rgb.npz"), load_split("lists", 1))
 
 
 def test_bad_files_are_told(extracted, tmp_path):
