@@ -36,7 +36,7 @@ from utils import InputError, check_name, check_writable, cpu_count, csv_text, p
 FEW = 2000  # videos; up to this number, the fast way beats training the whole network
 # With few videos, more samples and mirror images gain much; with hundreds they gain nothing (docs/small_data.md).
 FEW_VIDEOS = 200
-CLOSELY = ("--samples", 10, 16, "--views", 2)  # flags of recogniser/features.py
+CLOSELY = ("--samples", 10, 16, "--views", 2)  # flags of recogniser/video_features.py
 FEW_SECONDS, MANY_SECONDS = 4.5, 1.7  # of one core per video of some seconds: a ResNet-50 in float32 (AMD EPYC)
 SHORTEST = 11  # frames: one stack of flow
 HELD_OUT = 3  # groups of each class that --way both compares head and trained network on
@@ -93,7 +93,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--weights", metavar="imagenet|none|PATH",
         help="where both networks start; PATH needs no internet (default: imagenet)")
     add("--flags", default="", metavar='"..."', type=shlex.split,
-        help="more flags for both trainings, or with --way heads for recogniser/features.py")
+        help="more flags for both trainings, or with --way heads for recogniser/video_features.py")
     add("--flow-flags", default="", metavar='"..."', type=shlex.split,
         help="more flags for data/extract_flow.py, before training")
     add = parser.add_argument_group("folders").add_argument
@@ -237,7 +237,7 @@ def features(args: argparse.Namespace, step: Steps, few: bool) -> dict[str, str]
     """Compute the features of all videos. Return those that can't be used, with the reason."""
     link_sides(args)
     out, flags = args.data / "features", args.flags if args.way == "heads" else []
-    step("features", "recogniser/features.py", videos_of(args), out, *network_flags(args, "resnet50"),
+    step("features", "recogniser/video_features.py", videos_of(args), out, *network_flags(args, "resnet50"),
          *(CLOSELY if few else ()), *flags, passed=PARTLY)  # fmt: skip
     return read_left_out(out / "failed.csv")
 

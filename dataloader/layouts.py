@@ -19,6 +19,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
@@ -35,8 +36,8 @@ DEEPEST = 8  # deeper than any layout; ends loops of symbolic links
 IMAGE = re.compile(rf"(?!\.)(.*?)([0-9]+)({'|'.join(map(re.escape, SUFFIXES))})", re.IGNORECASE | re.DOTALL)
 
 
-def index_frames(root: str | Path, kind: Kind) -> Index:
-    """Find the images of every video under `root`: "rgb" frames or "flow".
+def index_frames(root: str | Path, kind: Kind, folders: Sequence[str] = ("",)) -> Index:
+    """Find the images of every video under `root`: "rgb" frames or "flow". `folders`: only in these below it.
 
     Raises InputError if root holds no such images. A problem with a single video raises an error only when
     that video is requested.
@@ -52,7 +53,7 @@ def index_frames(root: str | Path, kind: Kind) -> Index:
     holds = made.kind if made else "flow" if u and u == v else kind
     if holds != kind and (made or kind == "rgb"):
         raise InputError(f"{root} holds {CALLED[holds]}, not {CALLED[kind]}; {remedy}")
-    index = assemble(root, kind, scan(root))
+    index = assemble(root, kind, scan(root, folders))
     if not index.problems and not any(CHANNELS[kind][0] in channels for channels in index.videos.values()):
         image = next((path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES), None)
         found = f", but {image.relative_to(root)}" if image else ""
@@ -104,7 +105,7 @@ def _name_and_channel(path: str, in_u_and_v: bool) -> tuple[str, str | None]:
     return name, {"u": "x", "v": "y"}.get(letter)
 
 
-def scan(root: Path) -> dict[str, list[Frames]]:
+def scan(root: Path, within: Sequence[str] = ("",)) -> dict[str, list[Frames]]:
     """Return the sequences in each folder under `root`, by its relative path with "/" on every system.
 
     A folder with images is a video's, and folders below it are ignored, as are names that begin with a dot
@@ -116,9 +117,10 @@ def scan(root: Path) -> dict[str, list[Frames]]:
             raise InputError(f"cannot list {error.filename}: {error.strerror}; check its permissions") from None
 
     found: dict[str, list[Frames]] = {}
+    walks = (os.walk(root / folder, onerror=fail, followlinks=True) for folder in within)
     for full, folders, files in tqdm(
-        os.walk(root, onerror=fail, followlinks=True), desc=f"counting frames in {root}", unit=" folders", delay=2,
-        leave=False, disable=rank() > 0 or None,
+        chain.from_iterable(walks), desc=f"counting frames in {root}", unit=" folders", delay=2, leave=False,
+        disable=rank() > 0 or None,
     ):  # fmt: skip
         path = Path(full).relative_to(root).as_posix()
         folders[:] = [name for name in folders if name[0] != "."]

@@ -28,7 +28,7 @@ from utils import InputError, plural
 
 BEST = 3  # guesses shown per stream, besides the true class
 HEIGHT, FRAMES = 80, 4  # pixels and frames of a strip, which takes about 8 kB
-PAIR_SIDE = 160  # pixels of the shorter side of frames that flow is computed of, for its picture
+PAIR_SIDE, BOUND = 160, 20.0  # pixels: the shorter side of frames that flow is computed of, and white or black flow
 DARK = 40  # mean grey level below which frames are brightened
 MOST = 600  # at most this many videos have pictures; the page is then about 10 MB
 
@@ -79,27 +79,33 @@ def mistakes(outcome: Outcome) -> dict[str, list[Mistake]]:
 
 def look_up(sources: Mapping[str, Predictions], videos: Sequence[str]) -> dict[str, Seen]:
     """Return what can be shown of each video. predictions.json says where the images are."""
-    rgb, flow = find_index(sources, "rgb"), find_index(sources, "flow")
-    # the videos of predict.py and recogniser/features.py are not extracted: they record their files
+    rgb, flow = find_index(sources, "rgb", videos), find_index(sources, "flow", videos)
+    # the videos of predict.py and recogniser/video_features.py are not extracted: they record their files
     files = {video: path for one in sources.values() for video, path in (one.meta.get("files") or {}).items()}
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda video: see(video, rgb, flow, files.get(video)), videos)
         return dict(zip(videos, found, strict=True))
 
 
-def find_index(sources: Mapping[str, Predictions], kind: Literal["rgb", "flow"]) -> Index | None:
-    """Return the index of the images of one kind that a stream was evaluated on, None if there are none."""
+def find_index(
+    sources: Mapping[str, Predictions], kind: Literal["rgb", "flow"], videos: Sequence[str]
+) -> Index | None:
+    """Return the index of these videos' images, of the kind that a stream was evaluated on; None without images."""
     for source in sources.values():
         frames = source.meta.get("frames") or {}
+        known = [frames["folders"].get(video, "").removeprefix("u/") for video in videos] if frames else []
+        places = [f"{part}{folder}" for folder in known if folder for part in ("", "u/", "v/")]
         for root in filter(None, [frames.get("root"), *frames.get("more", [])]):
             with contextlib.suppress(InputError, OSError, ValueError):
-                return index_frames(root, kind)
+                return index_frames(root, kind, places)
     return None
 
 
 def see(video: str, rgb: Index | None, flow: Index | None, path: str | None) -> Seen:
     """Return pictures of one video. A missing or damaged image only loses its picture."""
-    frames, motion, dark, images = None, None, False, []
+    frames, motion, dark = None, None, False
+    images: list[np.ndarray] = []
+    middle: list[np.ndarray] = []
     lost = contextlib.suppress(InputError, VideoError, OSError, ValueError, Image.DecompressionBombError)
     with lost:
         if rgb is not None:
@@ -108,8 +114,7 @@ def see(video: str, rgb: Index | None, flow: Index | None, path: str | None) -> 
             path = path or (made.path if made else None)
             images = [image.transpose(1, 2, 0) for image in ReadFrame(rgb.root)(found, evenly(found.count))]
         elif path is not None:
-            images, pair = cut_out(Path(path))
-            motion = data_uri([flow_colours(quantise(next(iter(dis_flow(pair))), 20.0).transpose(2, 0, 1))])
+            images, middle = cut_out(Path(path))
         if images:
             dark = float(np.mean([image.mean() for image in images])) < DARK
             frames = data_uri([brightened(image) for image in images] if dark else images)
@@ -118,6 +123,8 @@ def see(video: str, rgb: Index | None, flow: Index | None, path: str | None) -> 
             pair: Any = find(flow, video)
             (xy,) = ReadFlow(flow.root)(pair, [pair[0].count // 2])
             motion = data_uri([flow_colours(xy)])
+        for field in dis_flow(middle):
+            motion = data_uri([flow_colours(quantise(field, BOUND).transpose(2, 0, 1))])
     return Seen(frames, motion, path, dark)
 
 
@@ -136,7 +143,7 @@ def cut_out(path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
             images.append(frame.picture())
         if number in (middle - 1, middle):
             picture = frame.picture()
-            pair.append(resize(picture, *resized(*picture.shape[:2], PAIR_SIDE)))
+            pair.append(resize(picture, *resized(picture.shape[0], picture.shape[1], PAIR_SIDE)))
     return images, pair
 
 

@@ -138,7 +138,7 @@ def test_features_of_video_files_are_those_of_their_extracted_frames(tmp_path, m
     Path("lists/train.txt").write_text("clap/1.avi 0\nwave/3.avi 1\n")
     Path("lists/test.txt").write_text("wave/4.avi 1\n")
     network = ["--arch", "resnet18", "--weights", "none"]
-    direct = ["recogniser/features.py", "videos", "f", *network, "--sizes", "32", "48", "--samples", "3", "4"]
+    direct = ["recogniser/video_features.py", "videos", "f", *network, "--sizes", "32", "48", "--samples", "3", "4"]
     assert call([*direct, "--views", "2"]) == 0
     rgb, flow = ["data/extract_rgb.py", "videos", "rgb"], ["data/extract_flow.py", "videos", "flow"]
     assert call([*rgb, "--sampling-rate", "1", "--short-side", "160"]) == 0

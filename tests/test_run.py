@@ -23,7 +23,7 @@ from saved.predictions import load_predictions
 from utils import InputError
 
 FLAGS = "--sizes 32 32 --samples 16 16 --views 1"
-UP_TO_SPLIT = ("recogniser/features.py", "data/make_split.py")
+UP_TO_SPLIT = ("recogniser/video_features.py", "data/make_split.py")
 ODD = (b"latin-\xe4.avi", b"back\\slash.avi") if sys.platform == "linux" else ()  # names that no list can hold
 NETWORK = ("--arch", "resnet18", "--weights", "none", "--flags", FLAGS)
 

@@ -1,6 +1,6 @@
 """Compute the features of videos for heads.py, straight from their files: no frame and no flow is written.
 
-  python recogniser/features.py VIDEOS OUT     writes OUT/rgb.npz, greydiff.npz and flow.npz, and OUT/failed.csv
+  python recogniser/video_features.py VIDEOS OUT     writes OUT/rgb.npz, greydiff.npz and flow.npz, and OUT/failed.csv
   python heads.py --spatial OUT/rgb.npz --motion OUT/greydiff.npz OUT/flow.npz --ucf-list LISTS
 
 Each video is decoded once, by the code of predict.py, and only the frames that are sampled are converted. They
@@ -90,7 +90,8 @@ def main() -> int:
             for place, clips in clips_of_videos([stream.maker for stream in streams], [one.path for one in todo]):
                 video, key = todo[place], keys[todo[place].name]
                 bar.update()
-                if reason := why_not(clips, video):
+                reason = why_not(clips, video)
+                if reason or isinstance(clips, str):
                     reasons[video.name] = reason
                     continue
                 for name, stream in zip(INPUTS, streams, strict=True):
@@ -103,13 +104,13 @@ def main() -> int:
             raise InputError(f"none of the {plural(len(videos), 'video')} in {args.videos} can be used: "
                              f"{args.out / 'failed.csv'} has the reasons")  # fmt: skip
         files = {video.folder: os.path.abspath(video.path) for video in used}
+        made_of = [keys[video.name] for video in used]
         for (name, (rows, _)), about in zip(stores.items(), abouts, strict=True):
-            made_of = [keys[video.name] for video in used]
             values = np.stack([rows[key] for key in made_of])
             write_features(args.out / f"{name}.npz", list(files), (), (), values,
                            {**about, "files": files, "made_of": made_of})  # fmt: skip
-    for video, reason in list(reasons.items())[:20]:
-        print(printable(f"failed: {video}: {reason}"), file=sys.stderr)
+    for name, reason in list(reasons.items())[:20]:
+        print(printable(f"failed: {name}: {reason}"), file=sys.stderr)
     return 1 if reasons else 0
 
 
