@@ -336,6 +336,6 @@ def test_what_cannot_work_is_told(tmp_path):
             spatial, made_up(tmp_path / "m2.npz", "motion", subset=["test", "train"] * 2)),
     }  # fmt: skip
     for said, (one, other) in cases.items():
-        args = argparse.Namespace(spatial=[one], motion=[other] if other else [], head=["linear"])
+        args = argparse.Namespace(spatial=[one], motion=[other] if other else [], head=["linear"], ucf_list=None)
         with pytest.raises(InputError, match=said):
             heads.load_streams(args)
