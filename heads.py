@@ -56,8 +56,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--motion", nargs="+", default=[], metavar="NPZ",
         help="what motion_cnn.py --features wrote; one of the two streams is enough")
     add("--ucf-list", metavar="DIR",
-        help="split lists, or none for UCF101's group rule: for features that recogniser/video_features.py computed from "
-             "video files, which have no split yet")
+        help="split lists, or none for UCF101's group rule: for what recogniser/video_features.py wrote, which has no "
+             "split yet")
     add("--split", default="1", metavar="N", help="number of the split in --ucf-list")
     add = parser.add_argument_group("heads").add_argument
     add("--head", nargs="+", choices=HEADS, default=["linear"], metavar="HEAD",

@@ -9,8 +9,8 @@
             such as layer4.mean, the input of the last layer (pre-logits for timm's networks); network: arch,
             where its weights are, and their SHA-256 without fc
 
-Features of video files (recogniser/video_features.py) belong to no split: labels, subset and groups are empty, about has
-the videos' files in place of dataset, split, class_names and frames, and `with_split` adds what split lists say.
+Features of video files (recogniser/video_features.py) belong to no split: labels, subset and groups are empty,
+and about has the videos' files in place of dataset, split, class_names and frames. `with_split` adds a split.
 """
 
 from __future__ import annotations
