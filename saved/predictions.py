@@ -200,7 +200,14 @@ def align(predictions: Sequence[Predictions]) -> TestSet:
     first = next((one for one in predictions if one.class_names), predictions[0])
     for other in predictions:
         check_same_classes(first, other)
-        _check_same_videos(first, other)
+        for present, absent in ((first, other), (other, first)):
+            if missing := sorted(present.logits.keys() - absent.logits.keys()):
+                count = f"{len(missing):,} of its {len(present.logits):,} videos: {first_few(missing)}"
+                raise InputError(f"{present.path} has videos that {absent.path} lacks, {count}; "
+                                 "test both streams on the same videos")  # fmt: skip
+        if differing := sorted(video for video, label in first.labels.items() if other.labels[video] != label):
+            both = f"{first.path} and {other.path}"
+            raise InputError(f"{both} label differently: {first_few(differing)}; test both again")
     videos, names = sorted(first.logits), [one.stream for one in predictions]
     sources = {}
     for place, one in enumerate(predictions):
@@ -272,13 +279,3 @@ def check_same_classes(first: Predictions, other: Predictions) -> None:
     splits = [str(one.meta["split"]) for one in (first, other) if "split" in one.meta]
     if len(set(splits)) > 1:
         raise InputError(f"{first.path} is of split {splits[0]}, {other.path} of {splits[1]}; fuse one")
-
-
-def _check_same_videos(first: Predictions, other: Predictions) -> None:
-    for present, absent in ((first, other), (other, first)):
-        if missing := sorted(present.logits.keys() - absent.logits.keys()):
-            count = f"{len(missing):,} of its {len(present.logits):,} videos: {first_few(missing)}"
-            raise InputError(f"{present.path} has videos that {absent.path} lacks, {count}; "
-                             "test both streams on the same videos")  # fmt: skip
-    if differing := first_few(sorted(video for video in first.labels if first.labels[video] != other.labels[video])):
-        raise InputError(f"{first.path} and {other.path} label differently: {differing}; test both again")

@@ -119,7 +119,7 @@ def test_theirs_beside_ours_takes_our_class_names(tmp_path: Path) -> None:
 
 def test_ucf101s_names_tell_of_another_order_of_classes(tmp_path: Path) -> None:
     names = ["Hammering/v_Hammering_g01_c01.avi", "HammerThrow/v_HammerThrow_g01_c01.avi"]
-    scores = np.random.default_rng(2).normal(0, 1, (2, 101))
+    scores = np.arange(202.0).reshape(2, 101)
     np.savez(tmp_path / "theirs.npz", scores=scores, labels=[34, 35], names=names)
     found = load_predictions(tmp_path / "theirs.npz")
     assert found.labels == {"Hammering_g01_c01": 34, "HammerThrow_g01_c01": 35}
@@ -138,25 +138,26 @@ class Trap:
 
 
 def test_objects_are_read_without_running_anything(tmp_path: Path) -> None:
-    trap = objects([SCORES[0], Trap(tmp_path / "ran")])
-    np.savez(tmp_path / "a.npz", scores=trap, labels=LABELS[:2], names=NAMES[:2])
-    np.save(tmp_path / "b.npy", {"a": Trap(tmp_path / "ran")})
-    bomb = io.BytesIO()
-    np.lib.format.write_array_header_1_0(bomb, {"descr": "<f8", "fortran_order": False, "shape": (1 << 40,)})
-    (tmp_path / "c.npy").write_bytes(bomb.getvalue())
+    def header(kind: str, size: int) -> bytes:
+        out = io.BytesIO()
+        np.lib.format.write_array_header_1_0(out, {"descr": kind, "fortran_order": False, "shape": (size,)})
+        return out.getvalue()
+
+    trap = Trap(tmp_path / "ran")
+    np.savez(tmp_path / "a.npz", scores=objects([SCORES[0], trap]), labels=LABELS[:2], names=NAMES[:2])
+    np.save(tmp_path / "b.npy", {"a": trap})
     loop: list = []
     loop.append(loop)
-    head = io.BytesIO()
-    np.lib.format.write_array_header_1_0(head, {"descr": "|O", "fortran_order": False, "shape": (1,)})
-    (tmp_path / "d.npy").write_bytes(head.getvalue() + pickle.dumps(objects(loop)))
-    (tmp_path / "e.npz").write_bytes(b"<html>not found</html>")
-    (tmp_path / "f.npy").write_bytes(b"")
+    content = {"c.npy": header("<f8", 1 << 40), "d.npy": header("|O", 1) + pickle.dumps(objects(loop)),
+               "e.npz": b"<html>not found</html>", "f.npy": b""}  # fmt: skip
+    for name, data in content.items():
+        (tmp_path / name).write_bytes(data)
     with zipfile.ZipFile(tmp_path / "g.npz", "w") as archive:
         archive.writestr("scores.npy", b"\x93NUMPY\x01\x00\xff\xff{")
-    for name in ("a.npz", "b.npy", "c.npy", "d.npy", "e.npz", "f.npy", "g.npz"):
-        with pytest.raises(InputError) as error:
+    for name in (*content, "a.npz", "b.npy", "g.npz"):
+        with pytest.raises(InputError, match=name) as error:
             load_predictions(tmp_path / name)
-        assert name in str(error.value) and "\n" not in str(error.value)
+        assert "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()
 
 

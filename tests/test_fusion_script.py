@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -99,10 +100,7 @@ def test_a_stream_goes_by_the_name_that_its_predictions_say(tmp_path: Path) -> N
 )
 def test_flags_that_contradict_each_other(monkeypatch, arguments: str, words: str | None) -> None:
     monkeypatch.setattr(sys, "argv", ["fusion.py", *arguments.split()])
-    if words is None:
-        fusion.check(fusion.parse_args())
-        return
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=words) if words else contextlib.nullcontext():
         fusion.check(fusion.parse_args())
 
 
@@ -114,10 +112,9 @@ def test_paths_of_streams_and_splits(records: Path, monkeypatch) -> None:
         return [str(one.path.parent) for one in fusion.load(args, split).sources.values()]
 
     spatial, motion, labels = make_streams()
-    for folder in ("record/spatial", "record/spatial_split7"):
-        write(records / folder, "spatial", spatial, labels, split="7")
-    for folder in ("record/motion", "record/motion_split7"):
-        write(records / folder, "motion", motion, labels, split="7")
+    for ending in ("", "_split7"):
+        write(records / f"record/spatial{ending}", "spatial", spatial, labels, split="7")
+        write(records / f"record/motion{ending}", "motion", motion, labels, split="7")
     write(records / "motion7", "motion", motion, labels, split="1")
     monkeypatch.chdir(records)
     assert load(None) == ["record/spatial", "record/motion"]
@@ -125,12 +122,12 @@ def test_paths_of_streams_and_splits(records: Path, monkeypatch) -> None:
     assert load(None, "motion", "spatial") == ["motion", "spatial"]  # as many as one likes, in the order given
     assert load("7") == ["record/spatial_split7", "record/motion_split7"]
     assert load("7", "record/motion_split{}", "record/spatial_split{}")[1] == "record/spatial_split7"
-    with pytest.raises(InputError, match="holds the motion stream"):
-        load(None, "--spatial", "motion", "--motion", "spatial")
-    with pytest.raises(InputError, match=r"record/spatial needs a \{\}"):
-        load("7", "--spatial", "record/spatial")
-    with pytest.raises(InputError, match="is of split 1, not 7"):
-        load("7", "--motion", "motion{}")
+    for words, arguments in (
+        ("holds the motion stream", (None, "--spatial", "motion", "--motion", "spatial")),
+        ("record/spatial needs a {}", ("7", "--spatial", "record/spatial")),
+        ("is of split 1, not 7", ("7", "--motion", "motion{}")),
+    ):
+        assert words in one_line(load, *arguments)
 
 
 def test_splits_are_averaged(tmp_path: Path) -> None:
@@ -160,21 +157,19 @@ def test_splits_are_averaged(tmp_path: Path) -> None:
 # --- bad input -----------------------------------------------------------------------------------------
 
 
-def line_of(error: pytest.ExceptionInfo, *words: str) -> None:
-    message = str(error.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
+def one_line(call, *arguments: object) -> str:
+    with pytest.raises(InputError) as error:
+        call(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def test_videos_of_one_stream_only_are_named(records: Path) -> None:
-    spatial, motion, labels = make_streams()
-    for name in sorted(motion)[:5]:
-        del motion[name]
-    write(records / "motion", "motion", motion, labels)
-    with pytest.raises(InputError) as error:
-        fuse(*flags(records))
-    line_of(error, *sorted(spatial)[:3], "5 of its 40", "and 2 more")
+    _, motion, labels = make_streams()
+    first, *_ = lacking = sorted(motion)[:5]
+    write(records / "motion", "motion", {name: row for name, row in motion.items() if name not in lacking}, labels)
+    said = one_line(fuse, *flags(records))
+    assert f"5 of its 40 videos: {first}" in said and "and 2 more" in said
     assert not (records / "out").exists()
 
 
@@ -199,27 +194,22 @@ def test_videos_of_one_stream_only_are_named(records: Path) -> None:
 )
 def test_a_bad_pickle_gets_one_line_that_names_it(tmp_path: Path, content: object, words: list[str]) -> None:
     path = write(tmp_path, "spatial", content, {"a": 0, "b": 1})
-    with pytest.raises(InputError) as error:
-        load_predictions(path)
-    line_of(error, str(path), *words)
+    said = one_line(load_predictions, path)
+    assert str(path) in said and all(word in said for word in words)
 
 
 def test_streams_of_different_classes_labels_or_splits_are_refused(tmp_path: Path) -> None:
     spatial, motion, labels = make_streams()
     first = load_predictions(write(tmp_path / "spatial", "spatial", spatial, labels))
-    cases = {
-        "number 2: Hammering, HammerThrow": {"class_names": ["Archery", "HammerThrow", "Hammering"]},
-        "3 and 4": {"class_names": [*CLASSES, "YoYo"], "wider": True},
-        "split 1": {"split": "2"},
-        "label differently": {"labels": {**labels, "Archery/clip000": 1}},
-    }
-    for words, meta in cases.items():
-        wider = meta.pop("wider", False)
-        logits = {name: np.append(row, row[:1]) for name, row in motion.items()} if wider else motion
+    wider = {name: np.append(row, row[:1]) for name, row in motion.items()}
+    for words, logits, meta in (
+        ("number 2: Hammering, HammerThrow", motion, {"class_names": ["Archery", "HammerThrow", "Hammering"]}),
+        ("3 and 4", wider, {"class_names": [*CLASSES, "YoYo"]}),
+        ("split 1", motion, {"split": "2"}),
+        ("label differently", motion, {"labels": {**labels, "Archery/clip000": 1}}),
+    ):
         other = load_predictions(write(tmp_path / "motion", "motion", logits, **{"labels": labels, **meta}))
-        with pytest.raises(InputError) as error:
-            align([first, other])
-        line_of(error, words)
+        assert words in one_line(align, [first, other])
 
 
 def test_fusion_imports_no_torch() -> None:
