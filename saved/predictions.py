@@ -221,9 +221,8 @@ def align(predictions: Sequence[Predictions]) -> TestSet:
 def canonical(name: str, spelling: dict[str, str]) -> str:
     """Return a UCF101 video's key `<Class>_gXX_cYY` with the spelling of its casefolded class; others unchanged."""
     parts = ucf_parts(name)
-    if parts is None or parts[0].casefold() not in spelling:
-        return name
-    return f"{spelling[parts[0].casefold()]}_g{parts[1]}_c{parts[2]}"
+    known = parts and spelling.get(parts[0].casefold())
+    return f"{known}_g{parts[1]}_c{parts[2]}" if parts and known else name
 
 
 def _find(path: Path) -> Path:

@@ -115,12 +115,10 @@ def _read_csv(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # of columns that it leaves out
             table = pd.read_csv(path, encoding="utf-8-sig", dtype=str, keep_default_na=False, index_col=False)
-        columns: dict[str, str] = {}  # role -> its first column; a later one is a class, such as "file"
-        for column in table:
-            role = next((role for role in ("names", "labels") if column.strip().lower() in ROLES[role]), "")
-            columns.setdefault(role, column)
-        columns.pop("", None)
-        found: dict[str, Any] = {role: table.pop(name).str.strip().tolist() for role, name in columns.items()}
+        found: dict[str, Any] = {}
+        for role in ("names", "labels"):  # the first such column; a later one is a class, such as "file"
+            if column := next((column for column in table if column.strip().lower() in ROLES[role]), None):
+                found[role] = table.pop(column).str.strip().tolist()
         found["scores"] = table.to_numpy(float)
     except (OSError, ValueError, pd.errors.ParserWarning) as error:  # pandas' parser errors are ValueErrors
         wanted = "with these names in its first line and numbers, with a decimal point, below"
