@@ -8,6 +8,7 @@ torch.save. Other pickles go through Python's pickle.Unpickler, which only notes
 from __future__ import annotations
 
 import math
+import operator
 import os
 import pickle
 import re
@@ -324,7 +325,7 @@ def _make(asked: _Asked, rebuild: Callable[[Any], Any]) -> Any:
     if isinstance(content, str):  # Python 2's bytes
         content = content.encode("latin-1")
     stored = np.dtype(code).newbyteorder(dtype.state[1] if dtype.state else "=")
-    if len(content) != math.prod(shape) * stored.itemsize:
+    if len(content) != math.prod(map(operator.index, shape)) * stored.itemsize:
         raise Refused(f"it has a numpy array of shape {show(str(shape))} in {len(content)} bytes")
     array = np.frombuffer(content, stored).astype(code).reshape(shape, order=in_order)
     return array[()] if asked.name.endswith("scalar") else array if axes is None else array.transpose(axes)

@@ -76,6 +76,7 @@ def refused() -> dict[str, bytes]:
         "negative shape": array + b"(I1\n(I-1\nt" + f4 + b"I00\nS'abcd'\ntb.",
         "shape and bytes differ": array + b"(I1\n(I2\nt" + f4 + b"I00\nS'abcd'\ntb.",
         "array twice": array + b"(I1\n(I1\nt" + f4 + b"I00\nS'abcd'\ntb(I1\n(I1\nt" + f4 + b"I00\nS'abcd'\ntb.",
+        "array in itself": array + b"q\x00(I1\n(I1\ntcnumpy\ndtype\n(S'O8'\nI0\nI1\ntRI00\n(h\x00ltb.",
         "axes of another kind": array5 + f4 + b"(K\x01t\x8c\x01K" + f4 + b"tR.",
         "other codec": b"c_codecs\nencode\n(Vabc\nVrot13\ntR.",
         "codec of a list": b"c_codecs\nencode\n((lVlatin1\ntR.",
