@@ -22,12 +22,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.commandline import ArgumentParser
-from data.videos import find_videos, import_cv2
+from data.videos import import_cv2
+from dataloader.lists import load_split
 from dataloader.preparation import IMAGENET_MEAN, IMAGENET_STD
 from engine.crossfit import fit_first_or_all, fit_linear
 from fusion import learn_weights
 from network import build_model
-from saved.feature_file import Features, read_features
+from saved.feature_file import Features, read_features, with_split
 from utils import run_main
 
 LAYER3 = 1024  # features of a ResNet-50's layer3, the first of two of RGB
@@ -44,9 +45,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2, help="of the 5 folds, where there are no groups")
     args = parser.parse_args()
     data = args.data or Path("record", args.videos.resolve().name, "data")
-    files = {name: read_features(data / f"{name}.npz") for name in ("rgb", "greydiff", "flow")}
+    split, names = load_split(data / "lists", 1), ("rgb", "greydiff", "flow")
+    files = {name: with_split(read_features(data / f"features/{name}.npz"), split) for name in names}
     one = files["rgb"]
-    values = {name: file.values for name, file in files.items()} | {"probe": probe(args.videos, args.weights, one)}
+    values = {name: file.values for name, file in files.items()} | {"probe": probe(args.weights, one)}
     rows: dict[str, list[float]] = {}
     for train, test in tqdm(list(splits(one, args.repeats)), desc="splits", leave=False):
         rest = (train, one.labels, one.groups, len(one.about["class_names"]), 5, 0)
@@ -67,7 +69,7 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def probe(folder: Path, weights: str, one: Features) -> np.ndarray:
+def probe(weights: str, one: Features) -> np.ndarray:
     """Return the plain probe's features: a ResNet-50's last ones of 10 frames per video at 224 pixels.
 
     Shape (V, 10, 2048), float32.
@@ -76,10 +78,9 @@ def probe(folder: Path, weights: str, one: Features) -> np.ndarray:
     start = time.process_time()
     network = build_model("resnet50", 3, 1, weights).eval()
     network.fc = nn.Identity()  # type: ignore[assignment]
-    paths = {video.folder: video.path for video in find_videos(folder)}
     features = []
     for name in tqdm(one.videos, desc="plain probe", unit="video", leave=False):
-        capture = cv2.VideoCapture(str(paths[one.about["frames"]["folders"][name]]))
+        capture = cv2.VideoCapture(one.about["files"][name])
         frames = [frame for _, frame in iter(capture.read, (False, None))]
         chosen = [frames[at] for at in np.linspace(0, len(frames) - 1, 10).round().astype(int)]
         resized = [cv2.resize(frame, (224, 224), interpolation=cv2.INTER_AREA) for frame in chosen]

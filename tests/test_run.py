@@ -16,10 +16,11 @@ import pytest
 from conftest import ROOT
 from video_files import make_video
 
+import fusion
 import run as script
 from data.steps import Steps, call
 from saved.feature_file import read_features
-from saved.predictions import load_predictions
+from saved.predictions import load_predictions, write_predictions
 from utils import InputError
 
 FLAGS = "--sizes 32 32 --samples 16 16 --views 1"
@@ -219,6 +220,38 @@ def test_the_number_of_videos_and_their_names_decide(commands, tmp_path, monkeyp
     ucf = commands("ucf", "--flags", "--recipe tsn")
     assert ucf[2][ucf[2].index("--ucf-list") + 1] == "none" and "--resume" in ucf[2]
     assert ucf[3][-2:] == ["--recipe", "tsn"]
+
+
+def test_both_ways_keep_of_each_stream_what_is_right_more_often_on_held_out_videos(commands, tmp_path, capsys):
+    make_videos(tmp_path / "own", each=1)
+    held_out = {"a/1": 0, "a/2": 0, "b/3": 1, "b/4": 1}
+
+    def write(folder, stream, wrong, more=()):
+        labels = {**held_out, **dict.fromkeys(more, 0)}
+        logits = {video: np.eye(2, dtype=np.float32)[None, label ^ (video in wrong)] for video, label in labels.items()}
+        about = {"class_names": ["a", "b"], "labels": labels, "dataset": "own", "split": "1"}
+        write_predictions(tmp_path / "record/own" / folder / "val", stream, logits, about)
+
+    for stream, of_head, of_network in (("spatial", ["a/1", "a/7"], []), ("motion", ["b/3"], ["b/4"])):
+        write(f"heads/linear/{stream}", stream, of_head, more=("a/7", "a/8"))
+        write(stream, stream, of_network)
+    taken = commands("own", "--way", "both", "--flags", "--epochs 3")
+    said = capsys.readouterr().out
+    assert "spatial: of 4 held-out training videos the head has 3 right, the trained network 4: the network is" in said
+    assert "motion: of 4 held-out training videos the head has 3 right, the trained network 3: the head is" in said
+    assert [command[0] for command in taken] == [
+        "recogniser/video_features.py", "data/extract_rgb.py", "data/extract_flow.py", "data/make_split.py", "heads.py",
+        "spatial_cnn.py", "motion_cnn.py", "fusion.py",
+    ]  # fmt: skip
+    record = Path("record/own")
+    chosen = {"--spatial": record / "spatial", "--motion": record / "heads/linear/motion"}
+    assert {flag: Path(taken[-1][taken[-1].index(flag) + 1]) for flag in chosen} == chosen
+    assert "--spatial record/own/spatial/model_best.pth.tar --motion record/own/heads/linear/motion/checkp" in said
+    assert "--val-groups" in taken[5] and taken[5][-2:] == ["--epochs", "3"]
+    # fusion learns on the four videos that both have
+    args = argparse.Namespace(pickles=["a", "b"], splits=None)
+    both = fusion.load(args, None, [str(record / "spatial/val"), str(record / "heads/linear/motion/val")])
+    assert both.videos == sorted(held_out) and "the 4 that all streams have, of 6" in capsys.readouterr().out
 
 
 def test_a_video_is_too_short_for_training_by_its_own_frames(tmp_path):
