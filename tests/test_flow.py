@@ -229,12 +229,3 @@ def test_raft_weights_are_named_in_the_settings_and_those_that_cannot_be_had_are
     error = extract("flow", moving, tmp_path / "out", "--method", "raft", "--weights", "small", code=2)
     assert "cannot download RAFT weights" in error
     assert "--weights PATH" in error
-
-
-def test_bad_values_are_one_line(moving, tmp_path):
-    for arguments, message in (
-        (["--bound", "0"], "--bound 0"),
-        (["--batch-frames", "0"], "--batch-frames: must be at least 1, not 0"),
-        (["--device", "cuda"], "--device cuda"),
-    ):
-        assert message in extract("flow", moving, tmp_path / "out", *arguments, code=2)
