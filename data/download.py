@@ -228,7 +228,7 @@ def is_intact(path: Path, entry: Any) -> bool:
 
 
 def write_entry(archive: Any, entry: Any, path: Path, source: Path) -> None:
-    """Write one entry to a temporary file beside its target, check its size and CRC, and rename it.
+    """Write one entry to a temporary file beside its target, and rename it if its CRC is right.
 
     There is no fsync: for millions of files it would take hours. After a power cut, the next run's CRC check
     finds what was lost.
@@ -237,9 +237,7 @@ def write_entry(archive: Any, entry: Any, path: Path, source: Path) -> None:
     temporary = path.with_name(f".{path.name}.part")
     try:
         with archive.open(entry) as packed, open(temporary, "wb") as sink:
-            shutil.copyfileobj(packed, sink, CHUNK)  # zipfile yields no more than the declared size
-        if not is_intact(temporary, entry):
-            raise ValueError("its size or checksum is wrong")
+            shutil.copyfileobj(packed, sink, CHUNK)  # at its end, the CRC is checked
         os.replace(temporary, path)
     except (*DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # bz2 reports damage without errno

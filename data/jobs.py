@@ -25,20 +25,18 @@ def run_jobs(workers: Sequence[Callable[[Any], Any]], jobs: Sequence[Any]) -> It
     processes = [_Worker(function) for function in workers[: len(jobs)]]
     try:
         while busy := {worker.pipe: worker for worker in processes if worker.next_job(pending)}:
-            for worker in [busy[pipe] for pipe in multiprocessing.connection.wait(list(busy))]:  # type: ignore[index]
-                index = worker.index
-                assert index is not None
+            for pipe in multiprocessing.connection.wait(list(busy)):
+                worker: Any = busy[pipe]  # type: ignore[index]
                 try:
-                    event, value = worker.pipe.recv()
+                    error, is_result, value = worker.pipe.recv()
                 except (EOFError, OSError):
-                    event, value = "result", worker.died()
+                    error, is_result, value = None, True, worker.died()
                     processes[processes.index(worker)] = _Worker(worker.function)
-                if event == "raised":
-                    error, text = value
-                    raise error from RuntimeError(f"in a worker process:\n{text}")
+                if error:
+                    raise error from RuntimeError(f"in a worker process:\n{value}")
                 worker.started = True
-                if event == "result":
-                    worker.index = None
+                if is_result:
+                    index, worker.index = worker.index, None
                     yield index, value
     finally:
         for worker in processes:
@@ -84,19 +82,17 @@ def _serve(pipe: multiprocessing.connection.Connection, function: Callable[[Any]
     os.environ["OMP_NUM_THREADS"] = "1"  # for torch, if a job imports it: the jobs already run in parallel
     threading.Thread(target=_die_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
-        pipe.send(("ready", None))
+        pipe.send((None, False, None))  # it has started
         while True:
             job = pipe.recv()
             try:
-                answer = "result", function(job)
+                answer = None, True, function(job)
             except Exception as error:
-                answer = "raised", (error, traceback.format_exc())
+                answer = error, True, traceback.format_exc()
             pipe.send(answer)
 
 
 def _die_with_parent() -> None:
     """End this process at once when the parent ends, even by SIGKILL, so that it stops writing."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    multiprocessing.parent_process().join()  # type: ignore[union-attr] - every worker has one
+    os._exit(1)

@@ -59,14 +59,13 @@ def _compiled_iterate() -> Iterate:
 
 def _solve_pyramid(first: Tensor, second: Tensor, check_every: int, iterate: Iterate) -> Tensor:
     """Compute the flow of (B, H, W) float images, from the coarsest scale to the finest."""
-    sizes = tvl1.pyramid(*first.shape[1:])
-    I0s, I1s = [first], [second]
-    for height, width in sizes[1:]:
-        for images in (I0s, I1s):
-            images.append(_resize(images[-1], height, width, 1 / tvl1.SCALE_STEP, 1 / tvl1.SCALE_STEP))
-    u = first.new_zeros(len(first), 2, *sizes[-1])
-    for I0, I1, (height, width) in zip(reversed(I0s), reversed(I1s), reversed(sizes), strict=True):
-        if u.shape[2:] != (height, width):
+    scales = [torch.stack([first, second])]  # each (2, B, height, width)
+    for height, width in tvl1.pyramid(*first.shape[1:])[1:]:
+        scales.append(_resize(scales[-1], height, width, 1 / tvl1.SCALE_STEP, 1 / tvl1.SCALE_STEP))
+    u = torch.zeros_like(scales[-1]).transpose(0, 1)
+    for I0, I1 in reversed(scales):
+        height, width = I0.shape[1:]
+        if u.shape[2:] != I0.shape[1:]:
             u = _resize(u, height, width, u.shape[2] / height, u.shape[3] / width) / tvl1.SCALE_STEP
         u = _solve_scale(I0, I1, u, check_every, iterate)
     return u
@@ -88,7 +87,10 @@ def _solve_scale(I0: Tensor, I1: Tensor, u: Tensor, check_every: int, iterate: I
 
 
 def _relax(unknowns: Tensor, known: Planes, check_every: int, iterate: Iterate) -> None:
-    """Iterate eqs. (3) to (6) in place. Every `check_every` iterations, drop pairs at rest from the batch."""
+    """Iterate eqs. (3) to (6) in place. Every `check_every` iterations, drop pairs at rest from the batch.
+
+    `check_every` divides INNER_ITERATIONS, so that no median filter is applied to a pair at rest.
+    """
     weights = *tvl1.WEIGHTS, tvl1.EPSILON**2 * unknowns[0, 0].numel()
     pairs = torch.arange(unknowns.shape[1], device=unknowns.device)
     moving = torch.ones_like(pairs, dtype=torch.bool)
@@ -97,9 +99,7 @@ def _relax(unknowns: Tensor, known: Planes, check_every: int, iterate: Iterate) 
         state = (*map(_median, state[:2]), *state[2:])
         for iteration in range(1, tvl1.INNER_ITERATIONS + 1):
             *state, moving = iterate(*state, *known, moving, *weights)
-            if iteration % check_every and iteration < tvl1.INNER_ITERATIONS:
-                continue
-            if moving.all():
+            if iteration % check_every or moving.all():
                 continue
             unknowns[:, pairs[~moving]] = torch.stack([plane[~moving] for plane in state])
             pairs = pairs[moving]
