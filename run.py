@@ -25,7 +25,7 @@ from common.formats import read_json
 from common.progress import duration
 from data.extraction import write_reasons
 from data.make_split import find_classes
-from data.steps import StepFailed, Steps
+from data.steps import Steps
 from data.videos import VideoFile, find_videos
 from dataloader.extracted import read_marker
 from dataloader.list_files import read_column
@@ -51,7 +51,7 @@ LEFT_OUT = "left_out.csv"
 PARTLY = (0, 1)  # exit codes of steps; 1: some videos can't be used
 
 
-def main() -> int:
+def main() -> None:
     args = parse_arguments()
     found = find_videos(args.videos, skip=args.record)
     unlisted = check_classes(args, found)
@@ -68,11 +68,7 @@ def main() -> int:
         print(f"about {duration(seconds)} on these cores, if videos last some seconds")
     with owned(args.record, flag="--record"):
         write_json(args.record / "run.json", {"videos": str(args.videos.resolve())})
-        try:
-            {"heads": heads_way, "train": train_way, "both": both_ways}[way](args, unlisted, few)
-        except StepFailed as failure:
-            return failure.code
-    return 0
+        {"heads": heads_way, "train": train_way, "both": both_ways}[way](args, unlisted, few)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -86,13 +86,12 @@ def _serve(pipe: multiprocessing.connection.Connection, function: Callable[[Any]
         while True:
             job = pipe.recv()
             try:
-                answer = None, True, function(job)
+                pipe.send((None, True, function(job)))
             except Exception as error:
-                answer = error, True, traceback.format_exc()
-            pipe.send(answer)
+                pipe.send((error, True, traceback.format_exc()))
 
 
 def _die_with_parent() -> None:
     """End this process at once when the parent ends, even by SIGKILL, so that it stops writing."""
-    multiprocessing.parent_process().join()  # type: ignore[union-attr] - every worker has one
+    multiprocessing.parent_process().join()  # type: ignore[union-attr]  # a worker has one
     os._exit(1)

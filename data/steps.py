@@ -21,13 +21,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass
-class StepFailed(Exception):
-    """A step ended with a failing exit code. It has printed the reason."""
-
-    code: int
-
-
-@dataclass
 class Steps:
     """Runs steps: call it with a title and a command, a script of this project and its arguments."""
 
@@ -37,7 +30,7 @@ class Steps:
     began: float = field(default_factory=time.monotonic)
 
     def __call__(self, title: str, *command: object, passed: tuple[int, ...] = (0,)) -> int:
-        """Run one step and return its exit code. Raises StepFailed if the code is not in `passed`."""
+        """Run one step and return its exit code. Exits with that code if it is not in `passed`."""
         self.done += 1
         words = [str(word) for word in command]
         print("\n" + printable(f"== {self.done}/{self.total} {title}"), flush=True)
@@ -47,7 +40,7 @@ class Steps:
         if code not in passed:
             again = "" if code == 2 else "; the same command goes on from there"  # 2: bad input
             print(f"stopped at {title!r}{again}", file=sys.stderr)
-            raise StepFailed(code)
+            sys.exit(code)
         wall, cpu = time.monotonic() - start, sum(os.times()[:4]) - used
         print(f"   {wall:.0f} s ({cpu:.0f} s of CPU), {time.monotonic() - self.began:.0f} s in all", flush=True)
         return code

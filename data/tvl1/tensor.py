@@ -62,7 +62,7 @@ def _solve_pyramid(first: Tensor, second: Tensor, check_every: int, iterate: Ite
     scales = [torch.stack([first, second])]  # each (2, B, height, width)
     for height, width in tvl1.pyramid(*first.shape[1:])[1:]:
         scales.append(_resize(scales[-1], height, width, 1 / tvl1.SCALE_STEP, 1 / tvl1.SCALE_STEP))
-    u = torch.zeros_like(scales[-1]).transpose(0, 1)
+    u = first.new_zeros(len(first), 2, *scales[-1].shape[2:])
     for I0, I1 in reversed(scales):
         height, width = I0.shape[1:]
         if u.shape[2:] != I0.shape[1:]:
