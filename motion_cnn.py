@@ -7,8 +7,6 @@
   python run.py VIDEOS                           for up to 2,000 videos of your own: minutes, without a GPU
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -71,18 +69,15 @@ def main() -> int:
 
     # data
     length = args.stack_length or {"flow": 10, "rgbdiff": 5, "greydiff": 3}[args.input]
+    flow = args.input == "flow"
+    index = index_frames(args.flow_dir, "flow") if flow else index_frames(args.rgb_dir, "rgb")
+    read: ReadSteps = ReadFlow(index.root) if flow else ReadFrame(index.root)
     fresh = default_preparation(args.input, args.size, args.test_resize, length)
-    if args.input == "flow":
-        index = index_frames(args.flow_dir, "flow")
-        if args.flow_mean is not None and args.flow_std is not None:
-            fresh = replace(fresh, mean=(args.flow_mean,), std=(args.flow_std,))
-        if args.flow_picture:
-            fresh = replace(fresh, picture=args.flow_picture, stack_length=1, **rgb_normalisation(args.arch))
-        read: ReadSteps = ReadFlow(index.root)
-    else:
-        index = index_frames(args.rgb_dir, "rgb")
-        read = ReadFrame(index.root)
     fresh = fresh.with_extraction(extraction_settings(index.root))
+    if flow and args.flow_mean is not None and args.flow_std is not None:
+        fresh = replace(fresh, mean=(args.flow_mean,), std=(args.flow_std,))
+    if flow and args.flow_picture:
+        fresh = replace(fresh, picture=args.flow_picture, stack_length=1, **rgb_normalisation(args.arch))
     if args.input in DIFFERENCES and fresh.sampling_rate not in (None, 1):
         found = f"{index.root} holds every {fresh.sampling_rate}th frame, and differences need all"
         raise InputError(f"{found}: extract them with data/extract_rgb.py --sampling-rate 1 to another folder, and "

@@ -1,7 +1,5 @@
 """The network of both streams: a torchvision ResNet or any timm network, with any channels and classes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias

@@ -7,8 +7,6 @@
   python run.py VIDEOS                            for up to 2,000 videos of your own: minutes, without a GPU
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

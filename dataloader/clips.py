@@ -3,8 +3,6 @@
 disk -> decode (each image of a video once) -> crop -> resize -> Batch of uint8 images -> device -> `clips_of`
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os

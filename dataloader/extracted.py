@@ -5,8 +5,6 @@
 The settings are those that change the images' bytes. Images of other projects have no such file.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from pathlib import Path
@@ -41,9 +39,6 @@ class Extraction(BaseModel):
     version: Literal[1] = 1
     settings: Settings
 
-    def made_with(self) -> dict[str, Any]:
-        return self.settings.model_dump(exclude_unset=True)
-
 
 class Marker(BaseModel):
     """.done/<video>.json, written last: number of images, their video file and the extraction settings."""
@@ -76,7 +71,7 @@ def read_extraction(root: Path) -> Extraction | None:
 def extraction_settings(root: Path) -> dict[str, Any]:
     """Return the extraction settings of the images under `root`; {} without the file. Raises InputError."""
     made = read_extraction(root)
-    return made.made_with() if made else {}
+    return made.settings.model_dump(exclude_unset=True) if made else {}
 
 
 def fingerprint(root: Path, frames: Frames) -> str:
@@ -107,11 +102,9 @@ def claim(root: Path, kind: str, settings: dict[str, Any], empty: bool) -> None:
     found = None if empty else read_extraction(root)
     if found is None:
         write_json(root / FILE, {"kind": kind, "version": 1, "settings": settings})
-        return
-    was = found.made_with()
-    if found.kind != kind:
+    elif found.kind != kind:
         raise InputError(f"{root} holds {found.kind}, not {kind}; choose another folder")
-    if was != settings:
+    elif (was := extraction_settings(root)) != settings:
         differences = [f"{key} {was.get(key, 'not set')} there, {settings.get(key, 'none')} asked"
                        for key in sorted({*was, *settings}) if was.get(key) != settings.get(key)]  # fmt: skip
         raise InputError(f"{root} was extracted with other settings ({'; '.join(differences)}); choose another folder "

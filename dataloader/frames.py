@@ -3,8 +3,6 @@
 Which sequences there are: dataloader/layouts.py. Packed ones: dataloader/packed.py.
 """
 
-from __future__ import annotations
-
 import io
 import mmap
 import sys

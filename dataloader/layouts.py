@@ -12,8 +12,6 @@ the video's folder, and videos may have any names. A folder without subfolders m
 other name with consecutive numbers (00001.jpg, frame_000001.webp). They are then the video's frames.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections import defaultdict
@@ -95,14 +93,12 @@ def _name_and_channel(path: str, in_u_and_v: bool) -> tuple[str, str | None]:
     """Return a folder's video, and "x" or "y" if a parent folder u or v tells it, as in tsfusion's flow."""
     parts = ucf_parts(path)
     name = f"{parts[0]}_g{parts[1]}_c{parts[2]}" if parts else path.replace("separated_images/", "")
-    if not in_u_and_v:
-        return name, None
     folders = path.split("/")
-    letter = next((part for part in folders[:-1] if part in ("u", "v")), "")
+    letter = next((part for part in folders[:-1] if part in ("u", "v")), None) if in_u_and_v else None
     if letter and not parts:
         folders.remove(letter)
         name = "/".join(folders)
-    return name, {"u": "x", "v": "y"}.get(letter)
+    return name, {"u": "x", "v": "y", None: None}[letter]
 
 
 def scan(root: Path, within: Sequence[str] = ("",)) -> dict[str, list[Frames]]:

@@ -11,8 +11,6 @@
 Error messages name the file and line. groups.csv, beside the lists, tells the groups.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import re
@@ -55,14 +53,12 @@ def split_by_groups(names: Iterable[str], number: str) -> Listed:
     """Split by group: groups 1-7 are tested in split 1, 8-14 in split 2, 15-21 in split 3; others train."""
     if number not in ("1", "2", "3"):
         raise InputError(f"--split {number}: without lists (--ucf-list) there are the splits 1, 2 and 3")
-    named = {}
-    for name in sorted(names):
-        if not (parts := ucf_parts(name)):
-            raise InputError(f"{name} is not named like UCF101's v_Class_gXX_cYY, so no rule tells its split: write "
-                             "lists with data/make_split.py and give their folder to --ucf-list")  # fmt: skip
-        named[name] = parts
+    named = {name: ucf_parts(name) or ("", "", "") for name in sorted(names)}
     if not named:
         raise InputError("no videos on disk to split; extract frames first (data/extract_rgb.py)")
+    if other := next((name for name, (class_, _, _) in named.items() if not class_), None):
+        raise InputError(f"{other} is not named like UCF101's v_Class_gXX_cYY, so no rule tells its split: write "
+                         "lists with data/make_split.py and give their folder to --ucf-list")  # fmt: skip
     on_disk = {class_.casefold(): class_ for class_, _, _ in named.values()}
     ucf101 = on_disk.keys() <= {name.casefold() for name in UCF101_CLASSES}
     dataset, class_names = ("ucf101", list(UCF101_CLASSES)) if ucf101 else ("own", sorted(on_disk.values()))
@@ -92,9 +88,8 @@ def read_lists(folder: Path, number: str) -> tuple[Path, Listed]:
 
 def _read_hmdb51(folder: Path, files: Sequence[Path], number: str) -> Listed:
     of_class: dict[str, dict[str, Path]] = defaultdict(dict)  # class -> split -> its file
-    for match, file in ((_HMDB51_FILE.fullmatch(file.name), file) for file in files):
-        if match:
-            of_class[match["class"]][match["number"].lstrip("0")] = file
+    for match in filter(None, (_HMDB51_FILE.fullmatch(file.name) for file in files)):
+        of_class[match["class"]][match["number"].lstrip("0")] = folder / match.string
     class_names = sorted(of_class)
     sides: dict[str, list[tuple[str, int]]] = {"0": [], "1": [], "2": []}  # unused in this split, training, test
     for label, class_ in enumerate(class_names):
@@ -174,8 +169,8 @@ def _parse_list(texts: list[tuple[str, str]]) -> list[_Line]:
             path = path[1:-1]
         path = path.replace("\\", "/").rstrip("/")
         if len(numbers) < form or without_suffix(path)[-1:] in ("", "/"):
-            found = text[:80]
-            raise InputError(f"{where}: expected {_FORMS[form]} as in other lines, found `{found}`; correct the line")
+            raise InputError(f"{where}: expected {_FORMS[form]} as in other lines, found `{text[:80]}`; correct the "
+                             "line")  # fmt: skip
         lines.append(_Line(where, path, int(numbers[-1]) if form else None))
     return lines
 
@@ -224,10 +219,10 @@ def _read_classes(file: Path) -> tuple[list[str], int]:
     names, first = [text for _, text in _read_text(file)], 0
     if _NUMBERED.fullmatch(names[0]):
         by_number = {int(match[1]): match[2] for match in map(_NUMBERED.fullmatch, names) if match}
-        first, lines = min(by_number), len(names)
-        names = [by_number[i] for i in sorted(by_number)]
-        if first > 1 or sorted(by_number) != list(range(first, first + lines)):
+        first = min(by_number)
+        if first > 1 or sorted(by_number) != list(range(first, first + len(names))):
             raise InputError(f"{file}: number all classes 1, 2, 3, ... without a gap or a repeat, or none")
+        names = [by_number[i] for i in sorted(by_number)]
     if len({name.casefold() for name in names}) < len(names):
         raise InputError(f"{file}: a class occurs twice; delete one of the two lines")
     return names, first

@@ -1,7 +1,5 @@
 """Split of videos into training and test sets: by lists (UCF101, HMDB51, your own) or UCF101's group rule."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field

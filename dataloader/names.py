@@ -1,7 +1,5 @@
 """Names of videos: derive class, group and key from the many ways in which a video's path is written."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import Counter, defaultdict

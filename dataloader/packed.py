@@ -10,8 +10,6 @@
 A stack's ten x images are adjacent, and so are its ten y images: a clip takes two reads, an RGB frame one.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections import defaultdict

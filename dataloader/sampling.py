@@ -4,8 +4,6 @@ All randomness is a function of (seed, epoch, index) alone. It does not depend o
 processes, or on earlier draws. This makes a resumed run exact.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Evaluation: a checkpoint's network, its copy for inference, and the evaluation of all videos."""
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Callable, Sequence
@@ -108,26 +106,24 @@ class InferenceNet(nn.Module):
             raise InputError(f"--pooling {' '.join(pooling)}: name some of {', '.join(known)}, each once")
         self.preparation, self.dtype = preparation, dtype
         own = copy.deepcopy(model).eval()
+        self.fc = nn.Identity() if pooling else own.fc
         self.folded = isinstance(own, ResNet)  # timm's blocks have many forms; batch norms may include activations
         if isinstance(own, ResNet):
             fold_batchnorm(own)
             self._fold_normalisation(own, preparation, dtype)
-        self.fc = nn.Identity() if pooling else own.fc
-        self.trunk = PooledTrunk(own, pooling) if pooling and own.stages else own.below_fc()
-        if self.folded:
-            self.trunk.to(dtype)
+            self.trunk: nn.Module = (PooledTrunk(own, pooling) if pooling else own.below_fc()).to(dtype)
+        else:
+            self.trunk = own.below_fc()
         self.trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.requires_grad_(False)
         self.compiled = compiled
-        if compiled:
-            # Freezing lets the compiler lay out the weights once, as the kernels need them.
+        if compiled:  # freezing lets the compiler lay out the weights once, as the kernels need them
             self.trunk.compile(options={"freezing": True})
 
     def _fold_normalisation(self, trunk: Any, preparation: Preparation, dtype: torch.dtype) -> None:
         # normalised = scale * grey + offset = LEVELS * scale * ((grey - centre) / LEVELS - outside)
         images = preparation.channels // len(preparation.mean)
-        first = trunk.conv1
-        device = first.weight.device
+        first, device = trunk.conv1, trunk.conv1.weight.device
         scale, offset = (torch.tensor(values, device=device).repeat(images) for values in preparation.affine)
         self.modality = preparation.modality
         self.centre = 0 if self.modality in DIFFERENCES else 128
@@ -150,8 +146,7 @@ class InferenceNet(nn.Module):
         return self.fc(features), features  # (N, classes), (N, features)
 
     def _grey_levels(self, clips: Tensor) -> Tensor:
-        n, _, height, width = clips.shape
-        edge = self.border
+        (n, _, height, width), edge = clips.shape, self.border
         x = self.outside.expand(n, -1, height + 2 * edge, width + 2 * edge)  # (channels, 1, 1) to (N, channels, H', W')
         x = x.contiguous(memory_format=torch.channels_last)
         inside = x[:, :, edge:-edge, edge:-edge]
@@ -213,12 +208,10 @@ def test(training: Training, loader: Loader, check_stop: Callable[[], None] = la
         everyone: list[Any] = [None] * processes()
         dist.all_gather_object(everyone, logits)
         logits = {name: value for part in everyone for name, value in part.items()}
-    videos = [source.video for source in loader.dataset.sources]
-    logits = {video.name: logits[video.name] for video in videos}  # in list order, whichever process did it
+    labels = {source.video.name: source.video.label for source in loader.dataset.sources}
+    names, truth = list(labels), np.array(list(labels.values()))
+    logits = {name: logits[name] for name in names}  # in list order, whichever process did it
     scores = mean_logits(np.stack(list(logits.values())))  # (videos, classes)
-    labels = {video.name: video.label for video in videos}
-    truth = np.array(list(labels.values()))
-    names = list(labels)
     loss = cross_entropy(scores * (sampling.samples if settings.consensus == "sum" else 1), truth, names)
     times = seconds / len(loader), waited / len(loader)
     return TestResult(logits, labels, loss, accuracy(scores, truth, names), *times)

@@ -1,7 +1,5 @@
 """Command-line flags of spatial_cnn.py and motion_cnn.py: parser and recipes."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence

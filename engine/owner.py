@@ -1,7 +1,5 @@
 """A run's folder or file: locked, because two runs would mix what they write, and with room for it."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os

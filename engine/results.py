@@ -1,7 +1,5 @@
 """What a run tests, and what it writes about that and its epochs: predictions, records, TensorBoard's curves."""
 
-from __future__ import annotations
-
 import functools
 
 import torch.distributed as dist

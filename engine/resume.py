@@ -1,7 +1,5 @@
 """Go on from a checkpoint: find and read it, take its flags and its preparation, restore the training's state."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from dataclasses import replace
@@ -83,8 +81,7 @@ def unless_tested(args: argparse.Namespace, checkpoint: Checkpoint | None, data:
     Then --resume auto starts anew: None. Other training raises InputError; --evaluate and --features warn.
     """
     tested = {source.video.name for loader in (data.test, data.select) for source in loader.dataset.sources}
-    both = sorted(tested & checkpoint.trained_on) if checkpoint else []
-    if checkpoint is None or not both:
+    if checkpoint is None or not (both := sorted(tested & checkpoint.trained_on)):
         return checkpoint
     found = f"{checkpoint.path} was trained on {len(both):,} of {plural(len(tested), 'test video')} ({first_few(both)})"
     anew = data.train is not None and not args.features

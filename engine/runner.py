@@ -1,7 +1,5 @@
 """One stream's run: its folder, its checkpoints, how it stops. The scripts have the epoch loop."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import signal

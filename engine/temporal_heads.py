@@ -4,8 +4,6 @@ TS-LSTM and Temporal-Inception follow Ma, Chen, Kira, AlRegib 2017, arXiv 1703.1
 with the sizes of the authors' code: 9.52 and 4.30 million parameters for 4096 features and 101 classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Training of a network: its settings, its state as a checkpoint saves it, and one epoch of steps."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import math
@@ -159,9 +157,8 @@ def train_one_epoch(training: Training, loader: Loader, after_batch: Callable[[T
     recent: list[tuple[list[str], Tensor]] = []  # losses not yet checked: reading them waits for the device
     shown = 0.0
     start = asked = time.perf_counter()
-    first, batches = training.batch, len(loader)
-    name = f"epoch {training.epoch} of {training.settings.epochs}"
-    with progress_bar(batches, name, "batch", first, disable=rank() > 0) as bar:
+    first, batches, epochs = training.batch, len(loader), training.settings.epochs
+    with progress_bar(batches, f"epoch {training.epoch} of {epochs}", "batch", first, disable=rank() > 0) as bar:
         for batch in sent_ahead(loader.epoch(training.epoch, first), training.device):
             training.times[1] += time.perf_counter() - asked
             loss = train_step(training, batch)
@@ -172,9 +169,9 @@ def train_one_epoch(training: Training, loader: Loader, after_batch: Callable[[T
             if now - shown > 0.5 or len(recent) >= 50 or training.batch == batches:
                 check_losses(recent)
                 mean_loss, top1 = (training.sums[:2] / training.sums[3]).tolist()
-                epochs = training.settings.epochs - training.epoch - training.batch / batches
-                left = duration(epochs * batches * (now - start) / (training.batch - first))
-                said = f"loss {mean_loss:.3f}, top-1 {100 * top1:.1f} %, all epochs: {left}"
+                left = (epochs - training.epoch) * batches - training.batch  # batches
+                left_time = duration(left * (now - start) / (training.batch - first))
+                said = f"loss {mean_loss:.3f}, top-1 {100 * top1:.1f} %, all epochs: {left_time}"
                 bar.set_postfix_str(said, refresh=False)
                 shown = now
             bar.update()
@@ -231,9 +228,9 @@ def train_step(training: Training, batch: Batch) -> Tensor:
 
 def check_losses(recent: list[tuple[list[str], Tensor]]) -> None:
     """Check the losses since the last call, then clear the list. Raise InputError if one is not finite."""
-    losses = torch.stack([loss for _, loss in recent])
-    if not bool(losses.isfinite().all()):
-        names = next(names for (names, _), loss in zip(recent, losses, strict=True) if not loss.isfinite())
+    finite = torch.stack([loss for _, loss in recent]).isfinite().tolist()
+    if not all(finite):
+        names = ", ".join(recent[finite.index(False)][0])
         remedy = "use a smaller --lr, --clip-grad 40 or --amp off; the last checkpoint is from before"
-        raise InputError(f"the loss is no longer a number, in the batch of {', '.join(names)}: {remedy}")
+        raise InputError(f"the loss is no longer a number, in the batch of {names}: {remedy}")
     recent.clear()

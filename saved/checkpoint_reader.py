@@ -61,10 +61,8 @@ class Checkpoint:
         official = len(names) == 51 and names == sorted(names) and {*swapped} <= {*names}
         if self.source != "tsn-pytorch" or not official:
             return self
-        rows = list(range(len(names)))
-        for pair in foreign.HMDB51_SWAPPED:
-            first, second = map(names.index, pair)
-            rows[first], rows[second] = second, first
+        other = dict(foreign.HMDB51_SWAPPED) | {second: first for first, second in foreign.HMDB51_SWAPPED}
+        rows = [names.index(other.get(name, name)) for name in names]
         if rank() == 0:
             print(f"{self.path}: its classes are taken to be in TSN's order ({', '.join(swapped)} swapped)")
         fc = {name: self.state_dict[name][rows] for name in ("fc.weight", "fc.bias")}

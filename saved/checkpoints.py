@@ -1,7 +1,5 @@
 """Write this project's checkpoints; saved/checkpoint_reader.py reads them."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
