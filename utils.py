@@ -317,13 +317,10 @@ def amp_dtype(choice: str, device: Any) -> Any:
 
     if choice != "auto":
         return {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[choice]
-    if device.type == "cuda":
-        hardware = torch.cuda.get_device_capability(device) >= (8, 0)
-    elif device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # also true where it is emulated
+    hardware = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # also true where it is emulated
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
         hardware = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    else:
-        hardware = False
     return torch.bfloat16 if hardware else torch.float32
 
 

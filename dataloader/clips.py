@@ -117,7 +117,6 @@ class Collate:
 
     def __init__(self) -> None:
         self.memory = [torch.empty(0, dtype=torch.uint8)] * (PREFETCHED + 1)
-        self.batches = 0
 
     def __call__(self, items: list[Batch | InputError]) -> Batch | InputError:
         batches = []
@@ -126,9 +125,14 @@ class Collate:
                 return item
             batches.append(item)
         *offsets, count = itertools.accumulate((len(one.images) for one in batches), initial=0)
-        in_worker = get_worker_info() is not None
+        in_worker, memory = get_worker_info() is not None, None
         planes, height, width = batches[0].images.shape[1:]
-        memory = self._memory(count * planes * height * width) if in_worker else None
+        if in_worker:
+            size = count * planes * height * width
+            self.memory.append(self.memory.pop(0))  # the oldest is free
+            if len(self.memory[-1]) < size:
+                self.memory[-1] = torch.empty(size, dtype=torch.uint8).share_memory_()
+            memory = self.memory[-1][:size]
         images = empty_images(count, planes, height, width, memory)
         torch.cat([one.images for one in batches], out=images)  # (all images, planes, size, size)
         batch = Batch(
@@ -142,13 +146,6 @@ class Collate:
         if in_worker:
             return batch._replace(**{name: getattr(batch, name).numpy() for name in SENT_AS_ARRAYS})
         return batch
-
-    def _memory(self, size: int) -> Tensor:
-        self.batches += 1
-        place = self.batches % len(self.memory)
-        if len(self.memory[place]) < size:
-            self.memory[place] = torch.empty(size, dtype=torch.uint8).share_memory_()
-        return self.memory[place][:size]
 
 
 def sent_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -218,7 +215,11 @@ class Loader:
         A batch's images are valid only until the next batch is requested.
         """
         self.batches.epoch, self.batches.first_batch = epoch, first_batch
-        with _signals_held():
+        with contextlib.ExitStack() as stack:
+            if hasattr(signal, "pthread_sigmask"):  # not on Windows
+                # Until a worker ignores Ctrl-C and SIGTERM, they would kill it: they wait until all have started.
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+                stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
             batches = iter(self.loader)
         for number, batch in enumerate(batches, first_batch):
             if isinstance(batch, InputError):
@@ -226,19 +227,6 @@ class Loader:
             videos = self.batches.size(number)  # over all processes, because gradients are averaged
             weight = processes() / videos if rank() < videos else 0.0
             yield batch._replace(weight=weight, **{n: torch.as_tensor(getattr(batch, n)) for n in SENT_AS_ARRAYS})
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Block Ctrl-C and SIGTERM while workers start: until a worker ignores them, they would kill it."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(_: int) -> None:

@@ -37,32 +37,12 @@ def test_starts(valid: int, samples: int, margin: int = 0) -> np.ndarray:
     A single sample is the middle one. Starts repeat if there are fewer than `samples`. The first and last
     `margin` starts are left out, or as many as possible while one remains.
     """
-    if margin:
-        margin = min(margin, (valid - 1) // 2)
-        return margin + test_starts(valid - 2 * margin, samples)
+    margin = min(margin, (valid - 1) // 2)
+    last = valid - 1 - 2 * margin
     if samples == 1:
-        return np.array([(valid - 1) // 2])
+        return np.array([margin + last // 2])
     steps = np.arange(samples)
-    return (2 * steps * (valid - 1) + samples - 1) // (2 * (samples - 1))  # round half up, in integers
-
-
-def original_starts(frames: int, samples: int, every: int = 1) -> np.ndarray:
-    """Return the original's starts 0, i, 2i, ... with i = int((frames - 10) / samples). Shape (samples,).
-
-    Its val_sample20 and val_sample19. They never reach the end of the video, which has so many `frames`. With
-    images of every N-th, the nearest is taken.
-    """
-    interval = max(0, frames - 10) // samples
-    return (np.arange(samples) * interval + every // 2) // every
-
-
-def tsn_starts(valid: int, samples: int) -> np.ndarray:
-    """Return TSN's starts: the middles of `samples` equal parts of the starts 0..valid-1. Shape (samples,).
-
-    tsn-pytorch's _get_test_indices, with the same rounding.
-    """
-    tick = valid / samples
-    return (tick / 2 + tick * np.arange(samples)).astype(np.int64)
+    return margin + (2 * steps * last + samples - 1) // (2 * (samples - 1))  # round half up, in integers
 
 
 @dataclass(frozen=True)
@@ -111,14 +91,20 @@ class TestSampling:
         return {"samples": self.samples, "views": self.views, "starts": self.starts}
 
     def starts_in(self, count: int, preparation: Preparation) -> np.ndarray:
-        """Return the sorted first time steps of clips in a video of `count` time steps. Shape (samples,)."""
+        """Return the sorted first time steps of clips in a video of `count` time steps. Shape (samples,).
+
+        The original's are 0, i, 2i, ... with i = int((frames - 10) / samples), its val_sample20 and val_sample19.
+        They never reach the end of the video. With images of every N-th frame, the nearest is taken.
+        TSN's are the middles of equal parts: tsn-pytorch's _get_test_indices, with the same rounding.
+        """
+        valid = count - preparation.clip_length + 1
         if self.starts == "original":
             frames = count + 1 if preparation.modality == "flow" else (count - 1) * self.every + 1
-            starts = original_starts(frames, self.samples, self.every)
-            return np.minimum(starts, count - preparation.clip_length)
-        valid = count - preparation.clip_length + 1
+            interval = max(0, frames - 10) // self.samples
+            return np.minimum((np.arange(self.samples) * interval + self.every // 2) // self.every, valid - 1)
         if self.starts == "tsn":
-            return tsn_starts(valid, self.samples)
+            tick = valid / self.samples
+            return (tick / 2 + tick * np.arange(self.samples)).astype(np.int64)
         return test_starts(valid, self.samples, preparation.margin)
 
 

@@ -45,9 +45,8 @@ def owned(folder: str | os.PathLike, file: str = "", flag: str = "--output") -> 
     except (OSError, NotImplementedError) as error:
         print(f"note: no lock on {folder / file} ({error}): see that no other run writes there", file=sys.stderr)
     try:
-        command = shlex.join(["python", *sys.argv])
-        started = time.strftime("%Y-%m-%d %H:%M:%S")
-        note.write_text(f"process {os.getpid()} on {host} since {started}: {command}", "utf-8", "surrogateescape")
+        since = f"{time.strftime('%Y-%m-%d %H:%M:%S')}: {shlex.join(['python', *sys.argv])}"
+        note.write_text(f"process {os.getpid()} on {host} since {since}", "utf-8", "surrogateescape")
         yield
     finally:
         with contextlib.suppress(OSError):

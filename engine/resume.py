@@ -110,12 +110,9 @@ def go_on(training: Training, checkpoint: Checkpoint, class_names: list[str], tr
     training.model.load_state_dict(checkpoint.state_dict, strict=False)  # num_batches_tracked may be absent
     training.epoch, training.best_prec1 = checkpoint.epoch + 1, checkpoint.best_prec1
     training.trained_on = checkpoint.trained_on
-    if checkpoint.source == "two-stream" and trains:
-        _load_progress(training, checkpoint)
-
-
-def _load_progress(training: Training, checkpoint: Checkpoint) -> None:
-    """Restore the rest of our own checkpoint: optimizer, plateau schedule and the epoch in progress."""
+    if checkpoint.source != "two-stream" or not trains:
+        return
+    # Restore the rest of our own checkpoint: optimizer, plateau schedule and the epoch in progress.
     state, settings, path = checkpoint.raw, training.settings, checkpoint.path
     if "optimizer" not in state:
         raise InputError(f"{path} holds weights alone: start from them with --weights, or test: --evaluate")

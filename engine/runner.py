@@ -74,7 +74,13 @@ class Run:
                 make_room(self.output, size, self.args.resume, [BEST, CHECKPOINT], records)
             self.say(f"{self.headline(training)}\n{CHOSEN_BY[self.chosen_by]}")
             if self.args.tensorboard and self.leads:
-                self.board = stack.enter_context(_board(self.output / "tensorboard", training.epoch))
+                try:
+                    from torch.utils.tensorboard import SummaryWriter
+                except ImportError:
+                    raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+                # purge_step hides the points of epochs that are trained again.
+                writer = SummaryWriter(str(self.output / "tensorboard"), purge_step=training.epoch)
+                self.board = stack.enter_context(writer)
             stack.enter_context(self.signals())
             try:
                 yield
@@ -160,12 +166,3 @@ class Run:
             f"{train}{plural(len(data.test.dataset), 'test video')}; {self.args.arch} on {training.device.type}"
             f"{shared}, {str(training.dtype).removeprefix('torch.')}\n{plan}writes to {self.output}"
         )
-
-
-def _board(folder: Path, epoch: int) -> Any:
-    """Return TensorBoard's writer, for epochs from this one on; points of epochs trained again are hidden."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
-    return SummaryWriter(str(folder), purge_step=epoch)

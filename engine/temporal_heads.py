@@ -49,10 +49,9 @@ class TemporalSegmentLSTM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         length = x.shape[1] // self.SEGMENTS  # with 25 samples the last is dropped, as in the authors' code
         segments = []
-        for place, norm in enumerate(self.norms):
-            steps = x[:, place * length : (place + 1) * length].unbind(1)  # `length` of (videos, features)
+        for norm, part in zip(self.norms, x.split(length, 1), strict=False):  # (videos, length, features)
             # Normalise each step by itself, as the authors do.
-            segments.append(torch.stack([norm(step) for step in steps]).amax(0))
+            segments.append(torch.stack([norm(step) for step in part.unbind(1)]).amax(0))
         outputs, _ = self.lstm(torch.stack(segments, 1))  # (videos, segments, hidden)
         return self.fc(self.norm(outputs[:, -1]))
 

@@ -4,6 +4,12 @@ import numpy as np
 import pytest
 
 from dataloader import sampling
+from dataloader.preparation import Preparation
+
+
+def starts_in(count, samples, starts, modality="rgb"):
+    preparation = Preparation(modality, stack_length=10 if modality == "flow" else 1)
+    return sampling.TestSampling(samples, starts=starts).starts_in(count, preparation).tolist()
 
 
 @pytest.mark.parametrize(("frames", "segments"), [(31, 3), (3, 3), (19, 1)])
@@ -33,17 +39,17 @@ def test_the_originals_starts():
     for frames in (29, 48, 164, 1776):
         in_its_table = frames - 1
         theirs = [i * int((in_its_table - 10 + 1) / 19) for i in range(19)]
-        assert sampling.original_starts(frames, 19).tolist() == theirs
+        assert starts_in(frames, 19, "original") == starts_in(in_its_table, 19, "original", "flow") == theirs
         assert theirs[-1] + 10 < frames  # a stack of 10 pairs needs 11 frames
-    assert sampling.original_starts(20, 19).tolist() == [0] * 19
+    assert starts_in(20, 19, "original") == [0] * 19
 
 
 def test_tsns_starts():
     """Its _get_test_indices: the middles of 25 equal parts, cut to whole frames."""
     for valid in (1, 7, 25, 100, 181, 299):
         tick = valid / float(25)
-        assert sampling.tsn_starts(valid, 25).tolist() == [int(tick / 2.0 + tick * x) for x in range(25)]
-    assert sampling.tsn_starts(100, 25).tolist() == list(range(2, 100, 4))
+        assert starts_in(valid, 25, "tsn") == [int(tick / 2.0 + tick * x) for x in range(25)]
+    assert starts_in(100, 25, "tsn") == list(range(2, 100, 4))
 
 
 def batches(videos, size, epoch=0, first=0, seed=0, rank=0, world=1):
