@@ -10,6 +10,7 @@
 A stack's ten x images are adjacent, and so are its ten y images: a clip takes two reads, an RGB frame one.
 """
 
+import functools
 import itertools
 import os
 from collections import defaultdict
@@ -69,34 +70,33 @@ class Shard:
 
     path: Path
     size: int  # of the tar, in bytes
-    _file: Any = None
-    _table: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_table": None}
+        return {"path": self.path, "size": self.size}
 
     def read(self, first: int, count: int) -> list[bytes]:
         """Read `count` images' bytes from table row `first` on, in one read. InputError for a bad file."""
         try:
-            if self._file is None:
-                self._open()
-            places = self._table[first : first + count]
+            file, table = self.opened
+            places = table[first : first + count]
             low, high = (int(places[0, 0]), int(places[-1].sum())) if len(places) == count else (0, -1)
             if not 0 <= low <= high <= self.size:
                 raise ValueError("they do not fit each other")
-            data = os.pread(self._file.fileno(), high - low, low)  # no position, which forks would share
+            data = os.pread(file.fileno(), high - low, low)  # no position, which forks would share
             if len(data) != high - low:
                 raise ValueError("cut off")
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{self.path} or its table is damaged or gone ({error}); {PACK_AGAIN}") from None
         return [data[start - low : start - low + size] for start, size in places.tolist()]
 
-    def _open(self) -> None:
+    @functools.cached_property
+    def opened(self) -> tuple[Any, np.ndarray]:
+        """The tar, and the table of its images. Raises ValueError if they are of another size or shape."""
         table = np.load(self.path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
         if self.path.stat().st_size != self.size or table.ndim != 2 or table.shape[1] != 2 or table.dtype != np.int64:
             raise ValueError("of another size or shape")
-        self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - stays open
-        self._table = np.asarray(table)  # a plain view: slicing a memmap costs 10 us
+        # The file stays open. The table is a plain view, because slicing a memmap costs 10 us.
+        return open(self.path, "rb", buffering=0), np.asarray(table)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
