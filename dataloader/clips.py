@@ -56,8 +56,8 @@ class ClipDataset(Dataset):
         unit, length = "flow pair" if preparation.modality == "flow" else "frame", preparation.clip_length
         for source in sources:
             if source.count < length:
-                raise InputError(f"{source.folder} has {plural(source.count, unit)} and one clip needs {length}: take "
-                                 "the video off the lists, or extract it again")  # fmt: skip
+                raise InputError(f"{source.folder} has {plural(source.count, unit)} and one clip needs {length}: "
+                                 "take the video off the lists, or extract it again")  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -217,7 +217,7 @@ class Loader:
         self.batches.epoch, self.batches.first_batch = epoch, first_batch
         with contextlib.ExitStack() as stack:
             if hasattr(signal, "pthread_sigmask"):  # not on Windows
-                # Until a worker ignores Ctrl-C and SIGTERM, they would kill it: they wait until all have started.
+                # Ctrl-C and SIGTERM would kill a worker until it ignores them: hold them back for so long.
                 before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
                 stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
             batches = iter(self.loader)

@@ -62,7 +62,7 @@ class Frames:
     def read(self, root: str | Path, steps: Iterable[int]) -> Iterator[tuple[str, bytes]]:
         """Yield the path and bytes of each image in `steps`, from 0. InputError for a missing image."""
         for step in steps:
-            path = f"{root}/{self.folder}/{self.name(step)}"  # making a Path takes longer than reading the file
+            path = f"{root}/{self.folder}/{self.name(step)}"  # making a Path takes longer than reading
             try:
                 with open(path, "rb", buffering=0) as file:
                     data = file.readall()
@@ -191,7 +191,8 @@ class ReadFlow:
         for files in zip(*(component.read(self.root, steps) for component in frames), strict=True):
             x, y = (decode_gray(data, path) for path, data in files)
             if x.shape != y.shape:
-                raise InputError(f"{files[0][0]} and {files[1][0]} are of different size; extract this video again")
+                paths = f"{files[0][0]} and {files[1][0]}"
+                raise InputError(f"{paths} are of different size; extract this video again")
             yield np.stack((x, y))
 
 

@@ -105,7 +105,7 @@ def _read_hmdb51(folder: Path, files: Sequence[Path], number: str) -> Listed:
 
 
 def _read_train_and_test(folder: Path, files: Sequence[Path], number: str) -> Listed:
-    found: dict[str, dict[str, Path | None]] = defaultdict(dict)  # split ("": no number in the name) -> role -> file
+    found: dict[str, dict[str, Path | None]] = defaultdict(dict)  # split, "" if unnumbered -> role -> file
     for file in files:
         if role := _role(file):
             in_name = _NUMBER.search(file.stem)
@@ -135,7 +135,7 @@ def _role(file: Path) -> str | None:
 
 
 def _read_text(file: Path) -> list[tuple[str, str]]:
-    """Return ("file line 7", text) of every non-blank line. Raises InputError if there is none, or no text."""
+    """Return ("file line 7", text) of every non-blank line. Raises InputError if there is none."""
     try:
         lines = _lines(file.read_bytes(), str(file))
     except OSError as error:

@@ -12,11 +12,10 @@ from utils import printable
 UCF101_CLASSES = tuple(Path(__file__).with_name("ucf101_classes.txt").read_text(encoding="ascii").split())
 
 VIDEO_SUFFIXES = (
-    ".avi", ".mp4", ".mkv", ".webm", ".mpg", ".mpeg", ".mov", ".m4v",
-    ".wmv", ".flv", ".mts", ".m2ts", ".ts", ".3gp", ".ogv", ".gif", ".vob", ".asf", ".mod", ".divx", ".xvid",
-    ".m2v", ".m1v", ".mpe", ".mpv", ".rm", ".rmvb", ".f4v", ".mxf", ".3g2", ".qt", ".dv", ".tod", ".ogm", ".m2t",
-    ".nut", ".y4m", ".h264", ".264", ".h265", ".265", ".hevc", ".ivf", ".amv", ".wtv",
-    ".mjpg", ".mjpeg", ".mk3d", ".mp4v", ".m4p", ".swf",
+    ".avi", ".mp4", ".mkv", ".webm", ".mpg", ".mpeg", ".mov", ".m4v", ".wmv", ".flv", ".mts", ".m2ts", ".ts",
+    ".3gp", ".ogv", ".gif", ".vob", ".asf", ".mod", ".divx", ".xvid", ".m2v", ".m1v", ".mpe", ".mpv", ".rm",
+    ".rmvb", ".f4v", ".mxf", ".3g2", ".qt", ".dv", ".tod", ".ogm", ".m2t", ".nut", ".y4m", ".h264", ".264",
+    ".h265", ".265", ".hevc", ".ivf", ".amv", ".wtv", ".mjpg", ".mjpeg", ".mk3d", ".mp4v", ".m4p", ".swf",
 )  # fmt: skip
 
 UCF_NAME = re.compile(r"v_(\w+)_g(\d\d)_c(\d\d)", re.IGNORECASE)

@@ -93,7 +93,7 @@ class TestSampling:
     def starts_in(self, count: int, preparation: Preparation) -> np.ndarray:
         """Return the sorted first time steps of clips in a video of `count` time steps. Shape (samples,).
 
-        The original's are 0, i, 2i, ... with i = int((frames - 10) / samples), its val_sample20 and val_sample19.
+        The original's are 0, i, 2i, ... with i = int((frames - 10) / samples): val_sample20 and val_sample19.
         They never reach the end of the video. With images of every N-th frame, the nearest is taken.
         TSN's are the middles of equal parts: tsn-pytorch's _get_test_indices, with the same rounding.
         """

@@ -107,7 +107,7 @@ class InferenceNet(nn.Module):
         self.preparation, self.dtype = preparation, dtype
         own = copy.deepcopy(model).eval()
         self.fc = nn.Identity() if pooling else own.fc
-        self.folded = isinstance(own, ResNet)  # timm's blocks have many forms; batch norms may include activations
+        self.folded = isinstance(own, ResNet)  # timm's batch norms may include activations
         if isinstance(own, ResNet):
             fold_batchnorm(own)
             self._fold_normalisation(own, preparation, dtype)

@@ -59,7 +59,7 @@ def make_room(
 ) -> None:
     """Check for `needed` bytes, and rename another training's files in case --resume was forgotten.
 
-    `resumed` is the path of the checkpoint that this training continues. Raises InputError if the disk is full.
+    `resumed` is the checkpoint that this training continues. Raises InputError if the disk is full.
     """
     own = [folder / name for name in checkpoints]
     goes_on = resumed is not None and resumed.resolve() in [path.resolve() for path in own]

@@ -1,4 +1,4 @@
-"""What a run tests, and what it writes about that and its epochs: predictions, records, TensorBoard's curves."""
+"""The tests of a run, and what it writes about them: predictions, records, TensorBoard's curves."""
 
 import functools
 
