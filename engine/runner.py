@@ -145,12 +145,10 @@ class Run:
             elif number == signal.SIGINT:
                 raise KeyboardInterrupt
 
-        old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with contextlib.ExitStack() as stack:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                stack.callback(signal.signal, number, signal.signal(number, ask))  # at the end, the old handler
             yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
 
     def headline(self, training: Training) -> str:
         data, split = self.data, self.data.split
