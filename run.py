@@ -68,6 +68,7 @@ def main() -> None:
         print(f"about {duration(seconds)} on these cores, if videos last some seconds")
     with owned(args.record, flag="--record"):
         write_json(args.record / "run.json", {"videos": str(args.videos.resolve())})
+        args.all = link_sides(args)
         {"heads": heads_way, "train": train_way, "both": both_ways}[way](args, unlisted, few)
 
 
@@ -152,11 +153,12 @@ class RunFile(BaseModel):
 
 
 def check_network(args: argparse.Namespace, way: str) -> None:
-    """Check that the network's weights exist and fit."""
+    """Check that the networks' weights exist and fit."""
     from network import build_model  # here: importing torch takes seconds, and earlier checks don't need it
 
-    arch = args.arch or ("resnet50" if way == "heads" else "resnet101")
-    build_model(arch, 3, 2, args.weights or "imagenet", size=160)
+    usual = {"heads": ["resnet50"], "train": ["resnet101"], "both": ["resnet50", "resnet101"]}[way]
+    for arch in [args.arch] if args.arch else usual:
+        build_model(arch, 3, 2, args.weights or "imagenet", size=160)
 
 
 # --- the two ways --------------------------------------------------------------------------------------
@@ -218,22 +220,26 @@ def as_words(flags: Mapping[str, object]) -> list[str]:
 # --- their steps ---------------------------------------------------------------------------------------
 
 
-def videos_of(args: argparse.Namespace) -> Path:
+def link_sides(args: argparse.Namespace) -> Path:
     """Return the folder of all videos: VIDEOS, or one with links to VIDEOS and --test."""
-    return args.data / "videos" if args.test else args.videos
-
-
-def link_sides(args: argparse.Namespace) -> None:
-    if args.test:
-        link(videos_of(args) / "train", args.videos)
-        link(videos_of(args) / "test", args.test)
+    if not args.test:
+        return args.videos
+    for side, folder in (("train", args.videos), ("test", args.test)):
+        place = args.data / "videos" / side
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.unlink(missing_ok=True)
+            place.symlink_to(folder.resolve(strict=True), target_is_directory=True)
+        except OSError as error:
+            raise InputError(f"cannot link to {folder} ({error.strerror}); put both folders as train and test into "
+                             "one, and give that as VIDEOS") from None  # fmt: skip
+    return args.data / "videos"
 
 
 def features(args: argparse.Namespace, step: Steps, few: bool) -> dict[str, str]:
     """Compute the features of all videos. Return those that can't be used, with the reason."""
-    link_sides(args)
     out, flags = args.data / "features", args.flags if args.way == "heads" else []
-    step("features", "recogniser/video_features.py", videos_of(args), out, *network_flags(args, "resnet50"),
+    step("features", "recogniser/video_features.py", args.all, out, *network_flags(args, "resnet50"),
          *(CLOSELY if few else ()), *flags, passed=PARTLY)  # fmt: skip
     return read_left_out(out / "failed.csv")
 
@@ -248,8 +254,7 @@ def fit_heads(args: argparse.Namespace, step: Steps, lists: Sequence[object]) ->
 
 def extract(args: argparse.Namespace, step: Steps) -> dict[str, str]:
     """Extract frames and flow. Return the videos that can't be used, with the reason."""
-    link_sides(args)
-    videos, rgb, flow = videos_of(args), args.data / "rgb", args.data / "flow"
+    videos, rgb, flow = args.all, args.data / "rgb", args.data / "flow"
     step("RGB frames", "data/extract_rgb.py", videos, rgb, passed=PARTLY)
     step("optical flow", "data/extract_flow.py", videos, flow, *args.flow_flags, passed=PARTLY)
     short = {}
@@ -277,17 +282,6 @@ def write_left_out(args: argparse.Namespace, unlisted: Sequence[str], failed: Ma
     write_reasons(args.data / LEFT_OUT, (unnamed | dict(failed)).items())
 
 
-def link(place: Path, folder: Path) -> None:
-    """Make `place` a link to a folder of videos."""
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.unlink(missing_ok=True)
-        place.symlink_to(folder.resolve(strict=True), target_is_directory=True)
-    except OSError as error:
-        raise InputError(f"cannot link to {folder} ({error.strerror}); put both folders as train and test into one, "
-                         "and give that as VIDEOS") from None  # fmt: skip
-
-
 def read_left_out(path: Path) -> dict[str, str]:
     """Read {video: reason} from left_out.csv or an extraction's failed.csv; empty if there is no file."""
     return read_column(path, "reason") if path.is_file() else {}
@@ -299,7 +293,7 @@ def make_lists(args: argparse.Namespace, step: Steps) -> list[object]:
         return ["--ucf-list", args.lists]
     lists = args.data / ("lists_test" if args.test else "lists")
     flags = as_words({"--groups": args.groups, "--without": args.data / LEFT_OUT})
-    step("split into training and test", "data/make_split.py", videos_of(args), lists, *flags)
+    step("split into training and test", "data/make_split.py", args.all, lists, *flags)
     return ["--ucf-list", lists]
 
 

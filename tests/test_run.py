@@ -259,7 +259,7 @@ def test_a_video_is_too_short_for_training_by_its_own_frames(tmp_path):
     make_videos(tmp_path / "videos", each=1)
     make_video(tmp_path / "videos/wave/short.avi", 3, frames=8, size=(64, 48))
     flags = ["--workers", "1", "--method", "dis"]
-    args = argparse.Namespace(videos=tmp_path / "videos", data=tmp_path / "data", test=None, flow_flags=flags)
+    args = argparse.Namespace(all=tmp_path / "videos", data=tmp_path / "data", flow_flags=flags)
     assert script.extract(args, Steps(2)) == {"wave/short.avi": "8 frames, and 11 are needed"}
 
 
