@@ -94,9 +94,6 @@ def download(name: str, output: Path, base_url: str | None) -> None:
     print(f"{name}: {plural(files, 'file')} ({written:,} written now); {use.format(output)}")
 
 
-# --- fetching ------------------------------------------------------------------------------------------
-
-
 def fetch(url: str, target: Path) -> None:
     """Download `url` to `target`, which appears only when complete. Continues an unfinished download.
 
@@ -168,8 +165,6 @@ def join(parts: list[Path], target: Path) -> None:
     for part in parts:
         part.unlink()
 
-
-# --- unpacking ---------------------------------------------------------------------------------------
 
 # Exceptions of zipfile and rarfile for an archive that is damaged, cut off, encrypted or of an unknown kind.
 DAMAGE = (zipfile.BadZipFile, rarfile.Error, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError,

@@ -43,8 +43,6 @@ WIDTH, HEIGHT, FRAMES, RATE = 160, 120, 24, 25
 SHEET = 512  # side of a sheet in its own pixels; it repeats without a seam
 PERIOD = 64  # of the painted pattern, in pixels of the sheet
 
-# --- what is filmed ------------------------------------------------------------------------------------
-
 
 def film(seed: int, appearance: str, motion: str, group: int, clip: int) -> Iterator[np.ndarray]:
     """Yield the frames of one video, uint8 BGR (HEIGHT, WIDTH, 3).
@@ -121,9 +119,6 @@ def noise(rng: np.random.Generator, side: int, steepness: float = 1.0) -> np.nda
     return field / field.std()
 
 
-# --- the videos ----------------------------------------------------------------------------------------
-
-
 def video_path(videos: Path, appearance: str, motion: str, group: int, clip: int) -> Path:
     """The path Class/v_Class_gXX_cYY.avi, as in UCF101."""
     name = appearance + motion
@@ -171,9 +166,6 @@ def render(out: Path, seed: int, clips: int) -> None:
             written += value
             bar.update(classes * clips)
     print(f"{total} videos in {classes} classes, {written} of them new -> {out / 'videos'}")
-
-
-# --- the whole job -------------------------------------------------------------------------------------
 
 
 def run_all(out: Path, record: Path, seed: int, clips: int) -> None:

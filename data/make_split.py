@@ -88,9 +88,6 @@ def main() -> int:
     return 0
 
 
-# --- what was made before ------------------------------------------------------------------------------
-
-
 def settings(args: argparse.Namespace) -> tuple[Settings, bool]:
     """Return the flags, completed by those of existing lists, and whether they ask to split these anew."""
     given = {name: getattr(args, name) for name in Settings.model_fields if getattr(args, name) is not None}
@@ -117,9 +114,6 @@ def read_before(out: Path) -> dict[str, int]:
         return {}
     lines = [(line.rpartition(" ")[0], part) for part, text in enumerate(texts) for line in text.split("\n")]
     return {path: part for path, part in lines if path}
-
-
-# --- the videos ----------------------------------------------------------------------------------------
 
 
 def find_classes(
@@ -178,9 +172,6 @@ def given_sides(paths: Iterable[str]) -> dict[str, str]:
     return {folder: names[kind] for folder, kind in kinds.items() if kind in names}
 
 
-# --- recordings ----------------------------------------------------------------------------------------
-
-
 def find_copies(root: Path, paths: Iterable[str]) -> list[list[str]]:
     """Find groups of non-empty files with the same bytes, each sorted. Only files of equal size are read."""
     sizes = {path: (root / path).stat().st_size for path in paths if (root / path).exists()}
@@ -230,9 +221,6 @@ def given_groups(how: str, paths: list[str]) -> list[str]:
     if not any(groups):
         raise InputError(f"--groups {how}: tells no video's recording, such as that of {paths[0]}")
     return groups
-
-
-# --- the split -----------------------------------------------------------------------------------------
 
 
 def assign(
