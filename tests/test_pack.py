@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,7 @@ def test_clips_are_those_of_the_folder(tiny, packed, kind, sampling):
     assert len(folder) == len(pack) == 6
     for i in range(6):
         got, expected = pack[3, i], folder[3, i]
+        pack = pickle.loads(pickle.dumps(pack))  # to another process, with files that are open now
         assert got.names == expected.names
         for field in ("labels", "images", "clips", "flip"):
             assert torch.equal(getattr(got, field), getattr(expected, field)), field
@@ -68,8 +70,8 @@ def test_unpacking_with_tar_gives_the_files_back(tiny, packed, tmp_path):
     for shard in (packed / "flow").glob("*.tar"):
         with tarfile.open(shard) as tar:
             tar.extractall(tmp_path, filter="data")
-    before = {path.relative_to(tiny / "flow"): path.read_bytes() for path in (tiny / "flow").rglob("frame*.jpg")}
-    after = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.jpg")}
+    before, after = ({path.relative_to(root): path.read_bytes() for path in root.rglob("frame*.jpg")}
+                     for root in (tiny / "flow", tmp_path))  # fmt: skip
     assert before == after and len(before) > 200
 
 
@@ -77,12 +79,10 @@ def test_a_stack_is_two_reads_and_a_frame_one(packed, monkeypatch):
     calls = []
     pread = os.pread
     monkeypatch.setattr(os, "pread", lambda *place: calls.append(place) or pread(*place))
-    stacks, frames = data_set(packed, "flow", TrainSampling(1)), data_set(packed, "rgb", TrainSampling(1))
-    stacks[0, 1]
-    assert len(calls) == 2
-    calls.clear()
-    frames[0, 2]
-    assert len(calls) == 1
+    for kind, reads in ("flow", 2), ("rgb", 1):
+        calls.clear()
+        data_set(packed, kind, TrainSampling(1))[0, 1]
+        assert len(calls) == reads
 
 
 def test_long_runs_are_read_in_parts(tiny, packed, monkeypatch):
@@ -97,20 +97,12 @@ def test_long_runs_are_read_in_parts(tiny, packed, monkeypatch):
         assert [path.split("/")[-1] for path in paths] == [file.name for file in files]
 
 
-def test_a_data_set_goes_to_another_process(packed):
-    dataset = data_set(packed, "rgb", TestSampling(3))
-    expected = dataset[0, 0].images  # its files are open now
-    again = pickle.loads(pickle.dumps(dataset))
-    assert torch.equal(again[0, 0].images, expected)
-
-
 def test_a_pack_killed_at_any_time_is_finished_by_the_next_run(tiny, packed, tmp_path):
     target = tmp_path / "pack"
     code = f"from pathlib import Path; from data.pack import pack_folder\n" \
            f"pack_folder(Path({str(tiny / 'flow')!r}), Path({str(target)!r}), shard_size={SHARD})"  # fmt: skip
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (target / "shard-00001.json").is_file() and time.monotonic() < deadline:
+    while not (target / "shard-00001.json").is_file() and process.poll() is None:
         time.sleep(0.001)
     process.kill()
     process.wait()
@@ -161,12 +153,12 @@ DAMAGES = {
 def test_a_damaged_pack_is_one_line(packed, tmp_path, name, damage):
     shutil.copytree(packed / "rgb", tmp_path / "rgb")
     damage(tmp_path / "rgb" / name)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=re.escape(str(tmp_path))) as caught:
         for i in range(6):
             batch = data_set(tmp_path, "rgb", TestSampling(3))[0, i]
             if isinstance(batch, InputError):
                 raise batch
-    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_cannot_be_packed_is_one_line(tiny, packed, run, tmp_path):
