@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, default_collate
 
 from benchmarks import classic
 from common.commandline import ArgumentParser
@@ -151,21 +152,12 @@ def loaders(args: argparse.Namespace) -> None:
         repeats = -(-4 * BATCH[stream] // args.videos) if training else 1  # four batches
         dataset = our_dataset(args, stream, training, args.videos, repeats)
         clips = classic.ClassicClips(dataset, args.data / KIND[stream])
-        old = min(BATCH[stream], len(clips) // 3)  # several batches even with few videos
-        ours = Loader(dataset, BATCH[stream] if training else 1, 1, CPU)
-        ours.loader.collate_fn = functools.partial(with_clock, ours.loader.collate_fn)
-        epochs = itertools.count()
-
-        def classic_way(clips=clips, old=old) -> Measured:
-            collate = functools.partial(with_clock, torch.utils.data.default_collate)
-            loader = torch.utils.data.DataLoader(clips, old, num_workers=1, collate_fn=collate)
-            return consume(loader, lambda batch: sum(map(len, batch)))
-
-        def our_way(ours=ours, epochs=epochs) -> Measured:
-            ours.batches.epoch = next(epochs)  # the worker persists, as in training
-            return consume(ours.loader, lambda batch: len(batch.clips))
-
-        ways = {"classic": classic_way, "ours": our_way}
+        few = min(BATCH[stream], len(clips) // 3)  # several batches even with few videos
+        old = DataLoader(clips, few, num_workers=1, collate_fn=functools.partial(with_clock, default_collate))
+        ours = Loader(dataset, BATCH[stream] if training else 1, 1, CPU).loader  # its worker persists
+        ours.collate_fn = functools.partial(with_clock, ours.collate_fn)
+        ways = {"classic": functools.partial(consume, old, lambda batch: sum(map(len, batch))),
+                "ours": functools.partial(consume, ours, lambda batch: len(batch.clips))}  # fmt: skip
         compare(f"{stream}, {'training' if training else 'test'}", ways, args.rounds)
     torch.set_num_threads(cpu_count())
 
@@ -197,16 +189,16 @@ def tvl1(args: argparse.Namespace) -> None:
     from data.flow import best_backend, tvl1_flow
 
     dataset = our_dataset(args, "spatial", False, 1)
-    frames = [frame.transpose(1, 2, 0) for frame in dataset.read(dataset.sources[0].frames, range(9))]
-    grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in frames]
+    read = dataset.read(dataset.sources[0].frames, range(9))
+    frames = [np.ascontiguousarray(frame.transpose(1, 2, 0)) for frame in read]
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     flows: dict[str, np.ndarray] = {}
 
     def run(name: str) -> None:
-        if name == "opencv":
-            method: Any = cv2.optflow.createOptFlow_DualTVL1()
-            flows[name] = np.stack([method.calc(one, two, None) for one, two in itertools.pairwise(grey)])
-        else:
-            flows[name] = np.stack(list(tvl1_flow(map(np.ascontiguousarray, frames), name)))
+        method: Any = cv2.optflow.createOptFlow_DualTVL1() if name == "opencv" else None
+        flows[name] = np.stack(list(
+            (method.calc(*pair, None) for pair in itertools.pairwise(grey)) if method else tvl1_flow(frames, name)
+        ))  # fmt: skip
 
     names = dict.fromkeys(["opencv"] * hasattr(cv2, "optflow") + [best_backend(), "torch"])
     compare("tvl1, a pair", {name: timed(len(frames) - 1, run, name) for name in names}, args.rounds)
