@@ -159,7 +159,7 @@ def decode_video(job: Job) -> list[Problem]:
         for i in range(sequence.count):
             try:
                 path, data = next(sequence.read(root, [i]))
-                image = decode(data, path).astype(int)
+                image = decode(data, path)
             except InputError as error:
                 broken.append(str(error))
                 continue
@@ -183,7 +183,7 @@ def decode_video(job: Job) -> list[Problem]:
 
 def _is_like(image: np.ndarray, other: np.ndarray, most: int) -> bool:
     """Whether no pixel of an image differs by more than `most` from another image, or from one grey level."""
-    return other.shape in ((), image.shape) and abs(image - other).max() <= most
+    return other.shape in ((), image.shape) and abs(image.astype(int) - other).max() <= most
 
 
 def summary(split: Split, indexes: dict[str, Index], problems: Iterable[Problem]) -> tuple[list[str], bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -156,8 +157,12 @@ class Decoded:
 
 
 @contextlib.contextmanager
-def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Open a video file. Yields PyAV's container and the stream that players show. Raises VideoError."""
+def open_video(path: Path) -> Iterator[tuple[Any, Any, float]]:
+    """Open a video file. Yields PyAV's container, the stream that players show, and its frames per second.
+
+    The rate is the header's, or 25 if that is unusable. If it varies, it exceeds frames divided by seconds.
+    Raises VideoError.
+    """
     av = import_av()
     if not path.exists():
         raise VideoError("cannot be opened: no such file")
@@ -183,19 +188,14 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
         if stream.codec_context is None:
             raise VideoError("its pictures are of an unknown codec")
         stream.codec_context.thread_count = 1  # the videos are distributed over processes
-        yield container, stream
+        rate = float(max(stream.average_rate or 0, stream.guessed_rate or 0))
+        yield container, stream, rate if 1 <= rate <= 1000 else 25.0
 
 
 def frame_rate(path: Path) -> float:
-    """Return a video's frames per second from its header, or 25 if that is unusable. Raises VideoError."""
-    with open_video(path) as (_, stream):
-        return _rate_of(stream)
-
-
-def _rate_of(stream: Any) -> float:
-    """The usual frame rate. For a variable rate, it exceeds frames divided by seconds."""
-    rate = float(max(stream.average_rate or 0, stream.guessed_rate or 0))
-    return rate if 1 <= rate <= 1000 else 25.0
+    """Return a video's frames per second, as `open_video` does. Raises VideoError."""
+    with open_video(path) as (_, _, rate):
+        return rate
 
 
 def count_frames(path: Path) -> int:
@@ -203,8 +203,8 @@ def count_frames(path: Path) -> int:
 
     Exact except for damaged files. Raises VideoError.
     """
-    with open_video(path) as (container, stream), contextlib.suppress(import_av().error.FFmpegError):
-        frames = 0
+    frames = 0
+    with open_video(path) as (container, stream, _), contextlib.suppress(import_av().error.FFmpegError):
         for packet in container.demux(stream):
             frames += packet.size > 0 and not packet.is_discard
     return frames
@@ -219,13 +219,8 @@ def decode(path: Path) -> Iterator[Decoded]:
     """
     av = import_av()
     single = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 18 else {}
-    reformatter = av.video.reformatter.VideoReformatter()
-
-    def convert(frame: Any) -> Any:
-        return reformatter.reformat(frame, format="rgb24", **single)
-
-    with open_video(path) as (container, stream):
-        rate = _rate_of(stream)
+    convert = functools.partial(av.video.reformatter.VideoReformatter().reformat, format="rgb24", **single)
+    with open_video(path) as (container, stream, rate):
         demuxer = container.demux(stream)  # ends with an empty packet, which flushes the decoder
         packets = frames = damaged = since = 0  # `since`: frames since the last damage
         first, last, ended, cut_off = None, -1 / rate, False, False
