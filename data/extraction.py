@@ -117,17 +117,6 @@ class Output:
         self.marker(video).parent.mkdir(parents=True, exist_ok=True)
         os.replace(written, self.marker(video))
 
-    def write_failed_csv(self, videos: Sequence[VideoFile]) -> None:
-        """Write failed.csv from the failures of all shards, or remove it if there are none."""
-        target = self.root / "failed.csv"
-        with FileLock(self.root / ".lock"):  # of shards that end at the same moment, the last one has seen all
-            rows = [(video.name, file.read_text(encoding="utf-8")) for video in videos
-                    if (file := self.failure(video)).exists()]  # fmt: skip
-            if rows:
-                write_reasons(target, rows)
-            else:
-                target.unlink(missing_ok=True)
-
 
 def write_reasons(path: Path, rows: Iterable[tuple[str, str]]) -> None:
     """Write a CSV of (video, why it cannot be used)."""
@@ -244,12 +233,19 @@ def extract_all(
                 failure.unlink(missing_ok=True)
                 images += value
             bar.update()
-    output.write_failed_csv(videos)
+    table = output.root / "failed.csv"  # of all shards
+    with FileLock(output.root / ".lock"):  # of shards that end at the same moment, the last one has seen all
+        failures = [(video.name, output.failure(video)) for video in videos]
+        reasons = [(name, file.read_text(encoding="utf-8")) for name, file in failures if file.exists()]
+        if reasons:
+            write_reasons(table, reasons)
+        else:
+            table.unlink(missing_ok=True)
     if done := len(todo) - len(failed):
         extracted = f"{plural(done, 'video')}, {plural(images, 'frame')}"
         print(f"extracted: {extracted} in {time.monotonic() - started:.0f} s -> {output.root}")
     if failed:
         more = [f"  ... and {len(failed) - 20} more"] if len(failed) > 20 else []
-        told = f"failed: {plural(len(failed), 'video')}, listed in {output.root / 'failed.csv'}:"
-        print(told, *failed[:20], *more, sep="\n", file=sys.stderr)
+        print(f"failed: {plural(len(failed), 'video')}, listed in {table}:", *failed[:20], *more,
+              sep="\n", file=sys.stderr)  # fmt: skip
     return 1 if failed else 0
