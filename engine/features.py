@@ -75,23 +75,19 @@ def extract_features(
     keys = [made_of(data.root, source) for source in sources]
     weights = str(args.resume or args.weights)
     weights = str(Path(weights).resolve()) if Path(weights).is_file() else weights  # valid in any folder
-    # What a row depends on beside its images; then all that the file says.
-    row = {"preparation": preparation.as_dict(), **sampling.about(), "pooling": list(pooling),
-           "dtype": str(dtype).removeprefix("torch.")}  # fmt: skip
-    trunk = {"arch": args.arch, "sha256": trunk_hash(model)}
-    about = {
-        "stream": stream, **data.about(), **row,
-        "network": {**trunk, "checkpoint" if checkpoint else "weights": weights,
+    about = as_read({
+        "stream": stream, **data.about(), "preparation": preparation.as_dict(), **sampling.about(),
+        "pooling": list(pooling), "dtype": str(dtype).removeprefix("torch."),
+        "network": {"arch": args.arch, "sha256": trunk_hash(model), "checkpoint" if checkpoint else "weights": weights,
                     "flow_order": getattr(args, "flow_order", "original"), "seed": args.seed},
         "videos_sha256": hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
         "frames": {**data.frames(sources), "made_of": keys},
-    }  # fmt: skip
-    about, settings = (json.loads(json.dumps(one)) for one in (about, {**row, **trunk}))  # as JSON reads them
+    })  # fmt: skip
     with owned(path.parent, path.name, "--features"):
         if read_about(path) == {"format": FORMAT, **about}:
             print(f"{path} is there already, of this network, these videos and these settings")
             return 0
-        with kept_rows(path, settings) as (rows, add):
+        with kept_rows(path, about) as (rows, add):
             todo = {key: source for key, source in zip(keys, sources, strict=True) if key not in rows}
             videos = len(set(keys))
             kept = f", {videos - len(todo):,} of them there already" if len(todo) < videos else ""
@@ -154,29 +150,41 @@ def at_stack_middles(preparation: Preparation) -> Preparation:
 # --- rows that are there already -----------------------------------------------------------------------
 
 
+def as_read(about: dict[str, Any]) -> dict[str, Any]:
+    """Return a features file's `about` as JSON reads it: without tuples."""
+    return json.loads(json.dumps(about))
+
+
+def settings_of(about: dict[str, Any]) -> dict[str, Any]:
+    """Return what a row depends on, beside the video."""
+    row = {key: about[key] for key in ("preparation", "samples", "views", "starts", "pooling", "dtype")}
+    return row | {key: about["network"][key] for key in ("arch", "sha256")}
+
+
 def read_rows(path: Path, settings: dict[str, Any]) -> Rows:
     """Return the rows of a features file with these settings.
 
     There are none if the settings differ, or if the file is absent, damaged or from another version.
     """
-    about = read_about(path) or {}
     try:
-        if any({**about, **about["network"]}[name] != value for name, value in settings.items()):
-            return {}
+        about = read_about(path) or {}
         made_of = about.get("made_of") or about["frames"]["made_of"]
-        return dict(zip(made_of, read_features(path).values, strict=True))
+        if settings_of(about) == settings:
+            return dict(zip(made_of, read_features(path).values, strict=True))
     except (InputError, KeyError, TypeError, ValueError):
-        return {}
+        pass
+    return {}
 
 
 @contextlib.contextmanager
-def kept_rows(path: Path, settings: dict[str, Any]) -> Iterator[tuple[Rows, Callable[[str, np.ndarray], None]]]:
-    """Yield the rows that exist with these settings, and a function that adds one and stores it at once.
+def kept_rows(path: Path, about: dict[str, Any]) -> Iterator[tuple[Rows, Callable[[str, np.ndarray], None]]]:
+    """Yield the rows that exist with the settings of `about`, and a function that adds one and stores it at once.
 
     Rows are taken from the features file at `path`, and from its .partial, which a killed run leaves and the end
     of the block removes. That file holds arrays as np.save writes them: the settings, then the key and the values
     of each row. With other settings it is overwritten. Half a row at its end is cut off.
     """
+    settings = settings_of(about)
     partial, said = path.with_name(path.name + ".partial"), json.dumps(settings)
     rows = read_rows(path, settings)
     try:

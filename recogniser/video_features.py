@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ from data.videos import VideoFile, find_videos, stamp
 from dataloader.preparation import default_preparation
 from dataloader.sampling import TestSampling
 from engine.evaluation import PRE_LOGITS, InferenceNet
-from engine.features import DEFAULT_POOLING, at_stack_middles, kept_rows, trunk_hash
+from engine.features import DEFAULT_POOLING, as_read, at_stack_middles, kept_rows, trunk_hash
 from engine.owner import owned
 from engine.training import amp_dtype
 from network import build_model, rgb_normalisation
@@ -79,7 +78,7 @@ def main() -> int:
     streams, abouts = zip(*(make_stream(name, args) for name in INPUTS), strict=True)
     reasons: dict[str, str] = {}
     with owned(args.out, flag="OUT"), contextlib.ExitStack() as stack:
-        stores = {name: stack.enter_context(kept_rows(args.out / f"{name}.npz", settings_of(about)))
+        stores = {name: stack.enter_context(kept_rows(args.out / f"{name}.npz", about))
                   for name, about in zip(INPUTS, abouts, strict=True)}  # fmt: skip
         keys = digests(videos, args.out / "videos.json")
         todo = [video for video in videos if any(keys[video.name] not in rows for rows, _ in stores.values())]
@@ -133,12 +132,12 @@ def make_stream(name: str, args: argparse.Namespace) -> tuple[Stream, dict[str, 
     sampling = TestSampling(args.samples[motion], args.views)
     flow = choose_flow(preparation, args, args.device) if name == "flow" else None
     weights = str(Path(args.weights).resolve()) if Path(args.weights).is_file() else args.weights
-    about = {
+    about = as_read({
         "stream": "motion" if motion else "spatial", "preparation": preparation.as_dict(), **sampling.about(),
         "pooling": list(pooling), "dtype": str(dtype).removeprefix("torch."),
         "network": {"arch": args.arch, "sha256": trunk_hash(model), "weights": weights, "seed": args.seed,
                     "classes": CLASSES},
-    }  # fmt: skip
+    })  # fmt: skip
     return Stream(net, ClipMaker(name, preparation, sampling, flow), args.device), about
 
 
@@ -150,12 +149,6 @@ def why_not(clips: Clips | str, video: VideoFile) -> str:
         return clips.too_short[0].removeprefix("the video ")
     unchanged = video.path.exists() and stamp(video.path) == (video.size, video.mtime_ns)
     return "" if unchanged else "changed while it was read: start again"
-
-
-def settings_of(about: dict[str, Any]) -> dict[str, Any]:
-    """Return what a row of features depends on, beside the video, as JSON reads it."""
-    kept = {key: value for key, value in about.items() if key not in ("stream", "network")}
-    return json.loads(json.dumps({**kept, **{key: about["network"][key] for key in ("arch", "sha256")}}))
 
 
 def digests(videos: Sequence[VideoFile], file: Path) -> dict[str, str]:
