@@ -29,10 +29,6 @@ class Video:
     listed: str  # the name as the list writes it, or as found on disk
     group: str = field(default="", compare=False)  # its own name if it has none
 
-    def __post_init__(self) -> None:
-        if not self.group:
-            object.__setattr__(self, "group", self.name)
-
 
 @dataclass(frozen=True)
 class Split:
@@ -82,6 +78,7 @@ def load_split(
         groups = [told.get(without_suffix(path).casefold(), "") for path in paths]
     else:
         groups = find_groups(paths, classes)
+    groups = [group or key for group, key in zip(groups, keys, strict=True)]
     videos = [Video(*fields) for fields in zip(keys, labels, paths, groups, strict=True)]
     split = Split(dataset, number, class_names, videos[: len(train)], videos[len(train) :])
     if place is None and verbose:

@@ -1,7 +1,5 @@
 """Shared fixtures: the optional test data, and a way to run scripts as a user does."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections import Counter

@@ -1,7 +1,5 @@
 """Checkpoints of other projects: their networks, restated here by their layers' names, give our logits."""
 
-from __future__ import annotations
-
 import copy
 from collections import OrderedDict
 

@@ -1,7 +1,5 @@
 """Clips of a video as it is decoded: the same as extraction and loaders make of it; windows."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every layout as tiny files: where the frames are, and how many."""
 
-from __future__ import annotations
-
 import io
 import os
 import pickle

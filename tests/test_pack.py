@@ -1,7 +1,5 @@
 """data/pack.py and the loaders on what it wrote: the same bytes and clips as from the folder, in few reads."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import os

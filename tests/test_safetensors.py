@@ -1,7 +1,5 @@
 """Weights in .safetensors files: ours with what they need to be tested, others' bare."""
 
-from __future__ import annotations
-
 import json
 import struct
 import subprocess

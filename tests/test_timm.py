@@ -1,7 +1,5 @@
 """timm's networks in both streams: they train, go on, test, give features and heads, answer and are exported."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np
