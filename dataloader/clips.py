@@ -181,8 +181,6 @@ def clips_of(batch: Batch, modality: str, device: torch.device) -> Tensor:
     return clips.contiguous(memory_format=torch.channels_last)
 
 
-# --- loaders ---
-
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -160,8 +160,6 @@ def locate_video(index: Index, video: Video) -> str | None:
     return locate(index, video.listed, least) or locate(index, video.name, least)
 
 
-# --- reading ---
-
 # (where a video's images are, time steps from 0) -> for each step uint8 (planes, height, width): RGB, or x and y
 ReadSteps = Callable[[Any, Sequence[int]], Iterable[np.ndarray]]
 

@@ -117,9 +117,6 @@ def default_preparation(modality: str, size: int, test_resize: str, stack_length
     return Preparation(modality, size, test_resize, mean, std, stack_length)
 
 
-# --- crops, sizes and flips, on uint8 ---
-
-
 class Box(NamedTuple):
     """A part of an image, in pixels."""
 
@@ -237,9 +234,6 @@ def flip_clips(clips: Tensor, flip: Tensor, modality: str) -> Tensor:
         step = 3 if clips.shape[1] == 3 else 2
         mirrored[:, 0::step] = 255 - mirrored[:, 0::step]
     return torch.where(flip[:, None, None, None], mirrored, clips)
-
-
-# --- what a network sees of pixels ---
 
 
 def flow_picture(images: Tensor, preparation: Preparation) -> Tensor:

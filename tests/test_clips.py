@@ -206,9 +206,6 @@ def test_ten_views_are_five_crops_and_their_flips(tiny):
         assert np.abs(views[view, 0].permute(1, 2, 0).numpy() - crop).mean() < 3, view
 
 
-# --- bad files -----------------------------------------------------------------------------------------
-
-
 def test_a_video_too_short_for_a_stack_is_named(tiny, tmp_path):
     shutil.copytree(tiny / "flow", tmp_path / "flow")
     for component in "uv":

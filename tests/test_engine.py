@@ -95,9 +95,6 @@ def by_hand(batch):
     return -(wanted * logits.log_softmax(1)).sum(1), error.T @ colours, error.sum(0), np.array(ranks)
 
 
-# --- a step --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("accumulate", [1, 2, 9])  # 9: more parts than videos
 def test_a_step_follows_the_gradient_however_it_is_cut(accumulate):
     batch = make_batch()
@@ -176,9 +173,6 @@ def test_a_step_depends_on_seed_epoch_and_batch_alone():
     assert len({loss(2, 1), loss(1, 2), loss(2, 0), loss(2, 1, seed=1)}) == 4
 
 
-# --- an epoch ------------------------------------------------------------------------------------------
-
-
 def epoch(training, loader, after_batch=lambda training: None):
     return engine.train_one_epoch(training, loader, after_batch)
 
@@ -202,9 +196,6 @@ def test_an_epoch_without_numbers_ends_in_one_line():
     training = make_training(regression(), lr=np.nan)
     with pytest.raises(InputError, match="no longer a number, in the batch of 1.0, 1.1"):
         epoch(training, Batches(make_batch(2), make_batch(2, seed=1)))
-
-
-# --- a test --------------------------------------------------------------------------------------------
 
 
 def test_a_tests_logits_are_those_of_the_plain_network_averaged_over_views():

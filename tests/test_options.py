@@ -94,9 +94,6 @@ def test_the_group_rule_stands_in_for_lists_that_nobody_named(tmp_path, monkeypa
     assert named["ucf_list"] == tmp_path / "absent"  # whose absence is then told
 
 
-# --- schedules -----------------------------------------------------------------------------------------
-
-
 def test_schedules_are_those_of_torch():
     """torch.optim.lr_scheduler's MultiStepLR and CosineAnnealingLR give the same rates, epoch by epoch."""
     schedules = torch.optim.lr_scheduler
@@ -115,9 +112,6 @@ def test_schedules_are_those_of_torch():
     rates = [[one.lr * one.lr_factor(epoch) for epoch in range(10)] for one in (cosine, step)]
     np.testing.assert_allclose(rates[0], of_torch(lambda o: schedules.CosineAnnealingLR(o, 10)), rtol=1e-12)
     np.testing.assert_allclose(rates[1], of_torch(lambda o: schedules.MultiStepLR(o, [4, 8])), rtol=1e-12)
-
-
-# --- going on ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -202,9 +196,6 @@ def test_flow_is_normalised_as_given_and_keeps_its_stack():
     assert resume.choose_preparation(flags(stream="motion"), checkpoint, old) == old
     with pytest.raises(InputError, match="--stack-length 5: m.pth.tar is a network for 10"):
         resume.choose_preparation(flags("--stack-length", 5, stream="motion"), checkpoint, old)
-
-
-# --- as a user runs it ---------------------------------------------------------------------------------
 
 
 def test_weights_of_no_numbers_are_no_result(tiny, run, tmp_path):
