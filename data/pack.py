@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import shutil
 import sys
 import tarfile
@@ -59,18 +60,18 @@ def pack_folder(
         names, problem = first_few(sorted(index.problems)), next(iter(index.problems.values()))
         raise InputError(f"{plural(len(index.problems), 'video')} of {source} can't be used ({names}): {problem}; "
                          "extract again, or leave out with --skip-broken")  # fmt: skip
-    channels = CHANNELS[index.kind]
-    todo = [videos[channel] for _, videos in sorted(index.videos.items()) for channel in channels if channel in videos]
-    made_of = [fingerprint(source, frames) for frames in todo]
-    done, packed = finished_shards(pack, todo, made_of)
+    images = [videos[channel] for _, videos in sorted(index.videos.items())
+              for channel in CHANNELS[index.kind] if channel in videos]  # fmt: skip
+    todo = [(frames, fingerprint(source, frames)) for frames in images]
+    done, packed = finished_shards(pack, todo)
     if (pack / "pack.json").is_file():
         if packed < len(todo) or (pack / f"{SHARD.format(len(done))}.json").is_file():
             raise InputError(f"{pack} holds another data set, or an older state of this one; remove it or name another")
         return f"{pack} is packed already"
-    with progress_bar(sum(frames.count for frames in todo[packed:]), "packing", " images") as bar:
+    with progress_bar(sum(frames.count for frames in images[packed:]), "packing", " images") as bar:
         while packed < len(todo):
             done.append(SHARD.format(len(done)))
-            packed += write_shard(pack, done[-1], source, todo[packed:], made_of[packed:], shard_size, bar)
+            packed += write_shard(pack, done[-1], source, todo[packed:], shard_size, bar)
     for stale in pack.glob("shard-*"):  # left from an older state with more shards
         if stale.stem not in done:
             stale.unlink()
@@ -78,7 +79,7 @@ def pack_folder(
         with atomic_path(pack / FILE) as temporary:
             shutil.copyfile(source / FILE, temporary)
     shards = [{"name": name, "bytes": (pack / f"{name}.tar").stat().st_size} for name in done]
-    whole = hashlib.sha256("".join(made_of).encode()).hexdigest()
+    whole = hashlib.sha256("".join(mark for _, mark in todo).encode()).hexdigest()
     about = {"format": FORMAT, "version": 1, "kind": index.kind, "made_of": whole, "shards": shards}
     write_json(pack / "pack.json", about)
     videos, size = plural(len(index.videos), "video"), sum(path.stat().st_size for path in pack.glob("*.tar"))
@@ -102,25 +103,23 @@ def open_source(source: Path, kind: Kind | None) -> Index:
     return found[0]
 
 
-def finished_shards(pack: Path, todo: list[Frames], made_of: list[str]) -> tuple[list[str], int]:
-    """Return the names of complete shards with the first sequences of `todo`, and these sequences' number.
+def finished_shards(pack: Path, todo: list[tuple[Frames, str]]) -> tuple[list[str], int]:
+    """Return the names of complete shards with the first of `todo` (images, fingerprint), and their number.
 
     A shard whose images were extracted again since, or with other settings, ends the count.
     """
     names: list[str] = []
     packed = 0
     while (path := pack / f"{SHARD.format(len(names))}.json").is_file():
-        found, marks = read_shard(path)
-        if found != todo[packed : packed + len(found)] or marks != made_of[packed : packed + len(found)]:
+        found = list(itertools.zip_longest(*read_shard(path)))  # earlier versions wrote no fingerprints
+        if found != todo[packed : packed + len(found)]:
             break
         names.append(path.stem)
         packed += len(found)
     return names, packed
 
 
-def write_shard(
-    pack: Path, name: str, root: Path, todo: list[Frames], made_of: list[str], full: float, bar: tqdm
-) -> int:
+def write_shard(pack: Path, name: str, root: Path, todo: list[tuple[Frames, str]], full: float, bar: tqdm) -> int:
     """Write one shard from the first of `todo` until it has `full` bytes. Returns its number of sequences.
 
     Raises InputError if the images change meanwhile.
@@ -128,7 +127,7 @@ def write_shard(
     places: list[tuple[int, int]] = []
     written = 0
     with atomic_path(pack / f"{name}.tar") as temporary, tarfile.open(temporary, "w") as tar:
-        for frames in todo:
+        for frames, _ in todo:
             for path, data in frames.read(root, range(frames.count)):
                 info = tarfile.TarInfo(Path(path).relative_to(root).as_posix())
                 info.size = len(data)
@@ -141,11 +140,11 @@ def write_shard(
                 break
     with atomic_path(pack / f"{name}.npy") as temporary, open(temporary, "wb") as file:
         np.save(file, np.array(places, dtype=np.int64))
-    for frames, mark in zip(todo[:written], made_of, strict=False):
+    for frames, mark in todo[:written]:
         if fingerprint(root, frames) != mark:
             raise InputError(f"{root}/{frames.folder} changed while it was packed; start again when that is done")
-    rows = [[f.folder, f.prefix, f.digits, f.start, f.count, f.suffix] for f in todo[:written]]
-    write_json(pack / f"{name}.json", {"sequences": rows, "made_of": made_of[:written]})
+    rows = [[f.folder, f.prefix, f.digits, f.start, f.count, f.suffix] for f, _ in todo[:written]]
+    write_json(pack / f"{name}.json", {"sequences": rows, "made_of": [mark for _, mark in todo[:written]]})
     return written
 
 
