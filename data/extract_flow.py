@@ -8,10 +8,9 @@ Image k is the flow from frame k to frame k + 1, as round(255 (clip(flow) + boun
 from __future__ import annotations
 
 import argparse
-import functools
-import math
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from data.flow import BATCH_FRAMES, PLAIN_METHODS, best_backend, load_raft, quan
 from data.videos import VideoError, encode_jpeg, find_videos, read_frames
 from utils import InputError, cpu_count, file_digest, run_main
 
-METHODS = ("tvl1", *PLAIN_METHODS, "raft")
 WORKERS_PER_GPU = 4  # so that decoding and writing keep up with the GPU
 Method = Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]]  # see data.flow: frames -> flows
 
@@ -54,31 +52,33 @@ def find_devices(args: argparse.Namespace) -> list[str]:
     return gpus or ["cpu"]
 
 
-def choose_method(args: argparse.Namespace, device: str) -> tuple[Any, dict[str, str]]:
-    """Return the flow method without its device, and settings that aren't flags.
+def choose_methods(args: argparse.Namespace, devices: list[str]) -> tuple[list[Any], dict[str, str]]:
+    """Return the flow method on each device, and settings that aren't flags.
 
     The settings identify what else determines the output's bytes. TV-L1 by numba has none: it gives OpenCV's.
     """
     if args.method == "raft":
         weights = raft_weights(args.weights)
         made_by = {"model": load_raft(weights)[0], "weights": file_digest(weights)[:16]}
-        return functools.partial(raft_flow, weights=weights, batch_frames=args.batch_frames), made_by
-    if args.method != "tvl1":
-        return PLAIN_METHODS[args.method], {}
-    backend = best_backend(device)
-    slow = "; pip install numba to have it ten times as fast" if backend == "torch" and device == "cpu" else ""
-    print(f"tvl1: {backend}, on {device}{slow}; --method dis is coarser and many times as fast", flush=True)
-    made_by = {"device": "cuda"} if device != "cpu" else {} if backend == "numba" else {"backend": backend}
-    return functools.partial(tvl1_flow, backend=backend, batch_frames=args.batch_frames), made_by
+        method = partial(raft_flow, weights=weights)
+    elif args.method == "tvl1":
+        device, backend = devices[0], best_backend(devices[0])
+        made_by = {} if backend == "numba" else {"backend": backend} if device == "cpu" else {"device": "cuda"}
+        slow = "; pip install numba to have it ten times as fast" if "backend" in made_by else ""
+        print(f"tvl1: {backend}, on {device}{slow}; --method dis is coarser and many times as fast", flush=True)
+        method = partial(tvl1_flow, backend=backend)
+    else:
+        return [PLAIN_METHODS[args.method]], {}
+    return [partial(method, device=device, batch_frames=args.batch_frames) for device in devices], made_by
 
 
 def main() -> int:
     parser = ArgumentParser(__doc__)
     images = add_arguments(parser)
-    images.add_argument("--method", choices=METHODS, default="tvl1",
+    images.add_argument("--method", choices=("tvl1", *PLAIN_METHODS, "raft"), default="tvl1",
                         help="tvl1: what published two-stream models use; dis: coarser, many times as fast on a CPU; "
                         "raft: a network, for GPUs")
-    images.add_argument("--bound", type=float, default=20.0, metavar="PIXELS",
+    images.add_argument("--bound", type=bounded(float, 0.01, 1e4), default=20.0, metavar="PIXELS",
                         help="flow beyond this many pixels is clipped")
     device = parser.add_argument_group("tvl1 and raft")
     device.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
@@ -90,18 +90,13 @@ def main() -> int:
     raft.add_argument("--weights", default="large", metavar="large|small|PATH",
                       help="torchvision's weights, downloaded once, or a file of them")
     args = parser.parse_args()
-    if not 0 < args.bound < math.inf:
-        raise InputError(f"--bound {args.bound}: give pixels, more than 0")
     videos = find_videos(args.videos, skip=args.out)
     devices = find_devices(args)
     workers = args.workers or (cpu_count() if devices == ["cpu"] else WORKERS_PER_GPU * len(devices))
-    method, made_by = choose_method(args, devices[0])
+    methods, made_by = choose_methods(args, devices)
     settings = {"method": args.method, "bound": args.bound, "short_side": args.short_side, "quality": args.quality}
-    methods = [method]
-    if args.method in ("tvl1", "raft"):
-        methods = [functools.partial(method, device=device) for device in devices]
     look = args.bound, args.short_side, args.quality
-    writers = [functools.partial(write_flow, methods[index % len(methods)], *look) for index in range(workers)]
+    writers = [partial(write_flow, methods[index % len(methods)], *look) for index in range(workers)]
     with open_output(args.out, "flow", ("u", "v"), settings | made_by) as output:
         return extract_all(videos, output, writers, args.shard)
 

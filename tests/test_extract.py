@@ -354,7 +354,7 @@ def test_bad_input_is_one_line(videos, tmp_path):
         ("rgb", [videos, out, "--quality", "0"], "--quality: must be from 1 to 100, not 0"),
         ("rgb", [videos, out, "--shard", "5/4"], "give K/N with K from 1 to N"),
         ("rgb", [videos, out, "--shard", "1"], "give K/N with K from 1 to N"),
-        ("flow", [videos, out, "--bound", "0"], "--bound 0"),
+        ("flow", [videos, out, "--bound", "0"], "--bound: must be from 0.01 to 10000.0, not 0"),
         ("flow", [videos, out, "--batch-frames", "0"], "--batch-frames: must be at least 1, not 0"),
         ("flow", [videos, out, "--device", "cuda"], "--device cuda"),
     ):

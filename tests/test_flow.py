@@ -216,7 +216,7 @@ def test_raft_weights_are_named_in_the_settings_and_those_that_cannot_be_had_are
     shared, moving, monkeypatch, tmp_path
 ):
     args = argparse.Namespace(method="raft", weights=str(raft_small(shared)), batch_frames=8)
-    _, settings = extract_flow.choose_method(args, "cpu")
+    _, settings = extract_flow.choose_methods(args, ["cpu"])
     digest = hashlib.sha256(raft_small(shared).read_bytes()).hexdigest()
     assert settings == {"model": "raft_small", "weights": digest[:16]}
     (tmp_path / "text.pth").write_text("no weights")
