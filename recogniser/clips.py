@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,10 +43,9 @@ class Flow:
 class ClipMaker:
     """How one stream's clips are made of decoded frames.
 
-    They are made as by data/extract_rgb.py and data/extract_flow.py and read as by the loaders: flow is
-    computed and quantised, and all images are JPEG-coded and decoded. If the preparation lacks a setting of
-    the extraction, its default holds, except for the sampling rate: then every frame, as in others' frame
-    sets.
+    They are made as by data/extract_rgb.py and data/extract_flow.py and read as by the loaders: flow is computed and
+    quantised, and all images are JPEG-coded and decoded. If the preparation lacks a setting of the extraction, its
+    default holds, except for the sampling rate: then every frame, as in others' frame sets.
     """
 
     name: str  # of the stream, or of one of several inputs of a head
@@ -80,8 +80,7 @@ class ClipMaker:
         """Return the frames at which the clips of a video of `count` frames begin, in time order. Shape (samples,)."""
         if count < self.fewest:
             raise VideoError(self.too_few(count))
-        sampling = replace(self.sampling, every=self.rate)
-        return self.rate * sampling.starts_in(self._images_of(count), self.preparation)
+        return self.rate * self._sampling.starts_in(self._images_of(count), self.preparation)
 
     def needed(self, count: int) -> list[int]:
         """Return the numbers of the frames, of `count`, that `clips` needs. Raises VideoError for too few."""
@@ -90,38 +89,37 @@ class ClipMaker:
     def clips(self, window: Window) -> Batch:
         """Return the clips of a window, as a loader would. Raises VideoError for too few frames."""
         frames = window.frames[self.short_side]
-        images: dict[int, np.ndarray] = {}  # frame number -> uint8 (planes, height, width)
         steps = self.starts(window.count)[:, None] + np.arange(self.preparation.clip_length) * self.rate
+        numbers = np.unique(steps).tolist()
         if self.flow:
-            images.update(self._flows(self.flow, frames, np.unique(steps).tolist()))
+            images = self._flows(self.flow, frames, numbers)
         else:
-            for number in np.unique(steps).tolist():
-                data = encode_jpeg(frames[number], self.quality)
-                images[number] = decode_rgb(data, "the video").transpose(2, 0, 1)
+            coded = ((number, encode_jpeg(frames[number], self.quality)) for number in numbers)
+            images = {number: decode_rgb(data, "the video").transpose(2, 0, 1) for number, data in coded}
 
         def read(_: object, chosen: Sequence[int]) -> list[np.ndarray]:
             return [images[step * self.rate] for step in chosen]
 
         source = Source(Video("", -1, ""), images, self._images_of(window.count), "the video")
-        sampling = replace(self.sampling, every=self.rate)
-        return ClipDataset([source], read, self.preparation, sampling).clips(source, np.random.default_rng())
+        return ClipDataset([source], read, self.preparation, self._sampling).clips(source, np.random.default_rng())
+
+    @property
+    def _sampling(self) -> TestSampling:
+        return replace(self.sampling, every=self.rate)
 
     def _images_of(self, count: int) -> int:
         """Return how many images extraction would write for `count` frames."""
         return count - 1 if self.flow else -(-count // self.rate)
 
-    def _flows(
-        self, flow: Flow, frames: Mapping[int, np.ndarray], pairs: Sequence[int]
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (number of a pair's first frame, its flow as read from disk) for all `pairs`, which are sorted."""
+    def _flows(self, flow: Flow, frames: Mapping[int, np.ndarray], pairs: Sequence[int]) -> dict[int, np.ndarray]:
+        """Return the flow of sorted `pairs`, as read from disk, by the number of a pair's first frame."""
 
-        def compute(run: list[int]) -> list[np.ndarray]:
+        def compute(run: Sequence[int]) -> list[np.ndarray]:
             return [self._coded(one) for one in flow.method(frames[n] for n in range(run[0], run[-1] + 2))]
 
-        runs = list(consecutive_runs(pairs, PAIRS_AT_ONCE))
         with ThreadPoolExecutor(flow.threads) as pool:
-            for run, flows in zip(runs, pool.map(compute, runs), strict=True):
-                yield from zip(run, flows, strict=True)
+            found = pool.map(compute, consecutive_runs(pairs, PAIRS_AT_ONCE))
+            return dict(zip(pairs, itertools.chain.from_iterable(found), strict=True))
 
     def _coded(self, flow: np.ndarray) -> np.ndarray:
         images = quantise(flow, self.preparation.flow_bound or 20.0)
@@ -147,13 +145,13 @@ class Window:
 def whole_video(path: Path, makers: Sequence[ClipMaker]) -> Window:
     """Return a whole video, with only those frames that the streams' clips need. Raises VideoError.
 
-    Which frames they need depends on the number of frames. The number of packets is the first guess. If it is
-    wrong, the video is decoded again.
+    Which ones depends on how many there are. The number of packets is the first guess; if it is wrong, the video
+    is decoded again.
     """
     count = count_frames(path)
     while True:
         wanted = [(maker.short_side, set(maker.needed(count))) for maker in makers if count >= maker.fewest]
-        frames = empty(makers)
+        frames: dict[int, dict] = {maker.short_side: {} for maker in makers}
         times = [0.0]
         for number, frame in enumerate(decode(path)):
             if sides := {side for side, numbers in wanted if number in numbers}:
@@ -206,8 +204,7 @@ class Camera:
     def __init__(self, source: str) -> None:
         if Path(source).is_file():
             raise InputError(f"--camera {source} is a file: name it as a VIDEO, with --sliding")
-        cv2 = import_cv2()
-        is_number = source.isdecimal() and source.isascii() and len(source) < 5
+        cv2, is_number = import_cv2(), source.isdecimal() and source.isascii() and len(source) < 5
         self.capture = cv2.VideoCapture(int(source) if is_number else source)
         if not self.capture.isOpened():
             raise InputError(f"--camera {source}: no such camera, or it is in use; try another number or a URL")
@@ -245,7 +242,7 @@ def frames_in_memory(pictures: Iterable[np.ndarray], makers: Sequence[ClipMaker]
     """Return a window of all frames, RGB uint8 (height, width, 3), of an iterable. Raises VideoError."""
     if not 0 < rate < float("inf"):
         raise VideoError(f"no video has {rate} frames per second")
-    frames = empty(makers)
+    frames: dict[int, dict] = {maker.short_side: {} for maker in makers}
     count = 0
     for count, picture in enumerate(pictures, 1):
         shape, kind = np.shape(picture), getattr(picture, "dtype", type(picture).__name__)
@@ -254,10 +251,6 @@ def frames_in_memory(pictures: Iterable[np.ndarray], makers: Sequence[ClipMaker]
         for side, pictures_of_side in frames.items():
             pictures_of_side[count - 1] = scaled(picture, side)
     return Window(np.arange(count + 1) / rate, frames)
-
-
-def empty(makers: Sequence[ClipMaker]) -> dict[int, dict[int, np.ndarray]]:
-    return {maker.short_side: {} for maker in makers}
 
 
 def scaled(picture: np.ndarray, side: int) -> np.ndarray:
@@ -293,8 +286,3 @@ def make_clips(window: Window, makers: Sequence[ClipMaker]) -> Clips:
         middles = maker.starts(window.count) + maker.fewest / 2  # in frames of the window, possibly fractional
         times[maker.name] = np.interp(middles, np.arange(len(window.times)), window.times)
     return Clips(float(window.times[0]), float(window.times[-1]), window.count, batches, times, too_short)
-
-
-def clips_of_video(path: Path, makers: Sequence[ClipMaker]) -> Clips:
-    """Decode a whole video and make each stream's clips of it."""
-    return make_clips(whole_video(path, makers), makers)

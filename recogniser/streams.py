@@ -34,10 +34,10 @@ from recogniser.clips import (
     ClipMaker,
     Clips,
     Flow,
-    clips_of_video,
     frames_in_memory,
     make_clips,
     sliding_windows,
+    whole_video,
 )
 from saved.checkpoint_reader import Checkpoint, read_checkpoint
 from saved.head_file import HeadFile, read_head
@@ -114,9 +114,9 @@ class Recogniser:
 
         Frames come as one array (frames, height, width, 3), as a list or from an iterator. Raises VideoError.
         """
-        if isinstance(video, (str, Path)):
-            return self.answer(clips_of_video(Path(video), self.makers))
-        return self.answer(make_clips(frames_in_memory(video, self.makers, rate), self.makers))
+        is_file = isinstance(video, (str, Path))
+        window = whole_video(Path(video), self.makers) if is_file else frames_in_memory(video, self.makers, rate)
+        return self.answer(make_clips(window, self.makers))
 
     def sliding(self, video: Path, seconds: float) -> Iterator[Answer]:
         """Yield an answer for each window of `seconds`, one every half window. Raises VideoError."""
@@ -191,7 +191,7 @@ def clips_of_videos(makers: Sequence[ClipMaker], videos: Sequence[Path]) -> Iter
 def _clips_or_reason(makers: Sequence[ClipMaker], path: Path) -> Clips | str:
     """Return the clips of one video, or why there are none: any error costs this video only."""
     try:
-        return clips_of_video(path, makers)
+        return make_clips(whole_video(path, makers), makers)
     except (VideoError, InputError) as error:
         return str(error)
     except Exception as error:

@@ -23,7 +23,7 @@ from dataloader.preparation import Preparation, default_preparation, to_input
 from engine.temporal_heads import LinearHead
 from network import build_model
 from recogniser import export
-from recogniser.clips import clips_of_video
+from recogniser.clips import make_clips, whole_video
 from saved.checkpoint_reader import read_checkpoint
 from saved.head_file import write_head
 from utils import InputError
@@ -140,7 +140,7 @@ def test_a_head_is_exported_with_its_networks(make, tmp_path):
 
     video = make_video(tmp_path / "video.avi", 3)
     model = predict.load(motion=head, device="cpu", amp="off")
-    batches = clips_of_video(video, model.makers).batches
+    batches = make_clips(whole_video(video, model.makers), model.makers).batches
     clips = []
     for maker in model.makers:
         seen = clips_of(batches[maker.name], maker.preparation.modality, torch.device("cpu"))
