@@ -82,7 +82,7 @@ def add_network_flags(parser: ArgumentParser) -> None:
 
 
 def load_networks(args: argparse.Namespace) -> Recogniser:
-    """Load the streams that the flags name, with the weights or the fusion."""
+    """Load the streams that the flags name, or those that --fusion chose, with their weights."""
     paths = {name: path for name in ("spatial", "motion", "head") if (path := getattr(args, name))}
     if not paths:
         raise InputError("no network: name a checkpoint with --spatial PATH, --motion PATH or both, or --head PATH")
@@ -95,23 +95,18 @@ def load_networks(args: argparse.Namespace) -> Recogniser:
     import_cv2()
     weights, temperature = dict(zip(("spatial", "motion"), args.weights or (1.0, 1.0), strict=True)), 1.0
     if args.fusion:
-        paths, weights, temperature = read_fusion(args.fusion, paths)
+        learnt = read_learnt(args.fusion)
+        weights, temperature = learnt.weights, learnt.temperature
+        if set(weights) != {"spatial", "motion"}:
+            held = " and ".join(weights)
+            raise InputError(f"{args.fusion} holds weights of {held}; --fusion is of spatial and motion")
+        paths = {name: path for name, path in paths.items() if weights[name]}
+        if learnt.joined:  # the two parts of a head on both streams' features
+            paths = {name: str(Path(learnt.joined, name, "checkpoint.pth.tar")) for name in weights}
+        note(f"{args.fusion} chose {learnt.chosen}: {' and '.join(paths.values())}")
     device = set_up_device(args.device)
     streams, names, heads = load_streams(paths, args, amp_dtype(args.amp, device), device)
     return Recogniser(streams, names, weights, temperature, heads)
-
-
-def read_fusion(source: str, paths: dict[str, str]) -> tuple[dict[str, str], dict[str, float], float]:
-    """Return the checkpoints that a fusion chose (of one or two streams, or of a joined head), weights, temperature."""
-    learnt = read_learnt(source)
-    if set(learnt.weights) != {"spatial", "motion"}:
-        raise InputError(f"{source} holds weights of {' and '.join(learnt.weights)}; --fusion is of spatial and motion")
-    if learnt.joined:
-        paths = {name: str(Path(learnt.joined, name, "checkpoint.pth.tar")) for name in learnt.weights}
-    else:
-        paths = {name: path for name, path in paths.items() if learnt.weights[name]}
-    note(f"{source} chose {learnt.chosen}: {' and '.join(paths.values())}")
-    return paths, learnt.weights, learnt.temperature
 
 
 def main() -> int:
@@ -142,7 +137,8 @@ def main() -> int:
         videos |= {video: Path(name).with_suffix(".mp4") for video, name in found}
     targets = choose_targets(args.save, videos) if args.save else {}
     model = load_networks(args)
-    labels = {} if args.sliding or not any(map(os.path.isdir, args.videos)) else labels_of(videos, model.names)
+    is_scored = not args.sliding and any(map(os.path.isdir, args.videos))
+    labels = labels_of(videos, model.names) if is_scored else {}
     note_unused(args, report=bool(labels))
     args.report = args.report or Path("record/predict")
     with owned(args.report, flag="--report") if labels else contextlib.nullcontext():
@@ -182,8 +178,9 @@ def choose_targets(save: Path, videos: Mapping[Path, Path]) -> dict[Path, Path]:
 
 def show(source: str, answer: Answer, args: argparse.Namespace) -> None:
     """Print an answer as --json, --sliding or neither asks."""
-    said = as_json(source, answer) if args.json else as_line(answer) if args.sliding else as_table(source, answer)
-    print("\n".join(map(printable, said.split("\n"))), flush=True)
+    said = as_line(answer) if args.sliding else as_table(source, answer)
+    lines = [as_json(source, answer)] if args.json else said.split("\n")
+    print("\n".join(map(printable, lines)), flush=True)
 
 
 def answer_video(video: Path, answers: Iterable[Answer | str], film: Path | None, args: argparse.Namespace) -> Answer:

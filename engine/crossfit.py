@@ -51,7 +51,7 @@ def make_folds(labels: np.ndarray, groups: np.ndarray, number: int, seed: int) -
             splits = kind(number, shuffle=True, random_state=seed).split(labels, labels, groups)
             folds = [held for _, held in splits if len(held)]
     if not folds or any(len(np.unique(np.delete(labels, held))) < 2 for held in folds):
-        raise InputError("too few training videos, or groups of them: two classes need two each, to hold one out")
+        raise InputError("too few training videos, or groups of them: to hold one out, two classes need two each")
     return folds, f"{len(folds)} folds by {'video' if alone else 'group'}"
 
 
@@ -63,12 +63,6 @@ def out_of_fold(folds: Sequence[np.ndarray], fit: Callable[[np.ndarray, np.ndarr
     order = np.concatenate(folds)
     found = [fit(np.setdiff1d(order, held), held).astype(np.float32) for held in folds]
     return np.concatenate(found, -2)[..., np.argsort(order), :]
-
-
-def lowest_loss(curve: np.ndarray, labels: np.ndarray) -> tuple[int, list[float]]:
-    """Return which of these logits (tried, n, classes) have the lowest cross-entropy, and that of each."""
-    losses = [cross_entropy(logits, labels) for logits in curve]
-    return int(np.argmin(losses)), losses
 
 
 # --- logistic regression -------------------------------------------------------------------------------
@@ -84,8 +78,9 @@ def fit_linear(
     """
     means, y = video_means(values)[train], labels[train]  # (n, F), (n,)
     chosen, how = make_folds(y, groups[train], folds, seed)
-    curve = linear_out_of_fold(means, y, classes, STRENGTHS, chosen)
-    best, losses = lowest_loss(curve, y)
+    curve = linear_out_of_fold(means, y, classes, STRENGTHS, chosen)  # (strengths, n, classes)
+    losses = [cross_entropy(logits, y) for logits in curve]
+    best = int(np.argmin(losses))
     weights, biases = logistic_path(means, y, classes, STRENGTHS[: best + 1])
     weight, bias = weights[-1].astype(np.float32), biases[-1].astype(np.float32)
     choice = {"C": STRENGTHS[best], "chosen_by": CHOSEN_BY.format(how), "tried": losses}
@@ -183,7 +178,8 @@ def fit_temporal(
         return train_temporal(recipe, streams, *own)[1]
 
     curves = out_of_fold(chosen, curve)  # (epochs, n, classes)
-    best, losses = lowest_loss(curves, labels[train])
+    losses = [cross_entropy(logits, labels[train]) for logits in curves]
+    best = int(np.argmin(losses))
     head, _ = train_temporal(recipe, streams, labels, classes, train, best + 1, seed, device, tick=tick)
     choice = {"epochs": best + 1, "of": recipe.epochs, "chosen_by": CHOSEN_BY.format(how), "tried": losses}
     everyone = predict_temporal(head, streams, np.arange(len(labels)), device)
@@ -227,7 +223,8 @@ def look_alikes(
         return linear_out_of_fold(means, labels, classes, [100.0], chosen)[0].argmax(1) == labels
 
     # Use the lower accuracy: folds by person can be easier than random ones if backgrounds differ by person.
-    known, apart = min((right(together) for together in (np.arange(len(z)), groups)), key=np.sum), right(clusters)
+    known = min((right(together) for together in (np.arange(len(z)), groups)), key=np.sum)
+    apart = right(clusters)
     accuracy, lower = 100 * float(known.mean()), 100 * float(apart.mean())
     lost, won = int((known & ~apart).sum()), int((apart & ~known).sum())
     p = float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0

@@ -103,7 +103,8 @@ def as_table(video: str, answer: Answer) -> str:
 def as_line(answer: Answer) -> str:
     """Return the answer to a window: seconds, the fused first guess, and the streams' own."""
     beside = ", ".join([*(f"{name} {guess}" for name, guess in answer.alone().items()), *answer.notes])
-    return f"{answer.start:7.1f} - {answer.end:5.1f} s   {answer.guess()}" + (f"   ({beside})" if beside else "")
+    shown = f"   ({beside})" if beside else ""
+    return f"{answer.start:7.1f} - {answer.end:5.1f} s   {answer.guess()}{shown}"
 
 
 def as_json(video: str, answer: Answer) -> str:

@@ -43,9 +43,9 @@ class Flow:
 class ClipMaker:
     """How one stream's clips are made of decoded frames.
 
-    They are made as by data/extract_rgb.py and data/extract_flow.py and read as by the loaders: flow is computed and
-    quantised, and all images are JPEG-coded and decoded. If the preparation lacks a setting of the extraction, its
-    default holds, except for the sampling rate: then every frame, as in others' frame sets.
+    They are made as by data/extract_rgb.py and data/extract_flow.py and read as by the loaders: flow is computed
+    and quantised, and all images are JPEG-coded and decoded. If the preparation lacks a setting of the extraction,
+    its default holds, except for the sampling rate: then every frame, as in others' frame sets.
     """
 
     name: str  # of the stream, or of one of several inputs of a head
@@ -80,7 +80,8 @@ class ClipMaker:
         """Return the frames at which the clips of a video of `count` frames begin, in time order. Shape (samples,)."""
         if count < self.fewest:
             raise VideoError(self.too_few(count))
-        return self.rate * self._sampling.starts_in(self._images_of(count), self.preparation)
+        sampling = replace(self.sampling, every=self.rate)
+        return self.rate * sampling.starts_in(self._images_of(count), self.preparation)
 
     def needed(self, count: int) -> list[int]:
         """Return the numbers of the frames, of `count`, that `clips` needs. Raises VideoError for too few."""
@@ -101,17 +102,14 @@ class ClipMaker:
             return [images[step * self.rate] for step in chosen]
 
         source = Source(Video("", -1, ""), images, self._images_of(window.count), "the video")
-        return ClipDataset([source], read, self.preparation, self._sampling).clips(source, np.random.default_rng())
-
-    @property
-    def _sampling(self) -> TestSampling:
-        return replace(self.sampling, every=self.rate)
+        sampling = replace(self.sampling, every=self.rate)
+        return ClipDataset([source], read, self.preparation, sampling).clips(source, np.random.default_rng())
 
     def _images_of(self, count: int) -> int:
         """Return how many images extraction would write for `count` frames."""
         return count - 1 if self.flow else -(-count // self.rate)
 
-    def _flows(self, flow: Flow, frames: Mapping[int, np.ndarray], pairs: Sequence[int]) -> dict[int, np.ndarray]:
+    def _flows(self, flow: Flow, frames: Mapping[int, np.ndarray], pairs: list[int]) -> dict[int, np.ndarray]:
         """Return the flow of sorted `pairs`, as read from disk, by the number of a pair's first frame."""
 
         def compute(run: Sequence[int]) -> list[np.ndarray]:
@@ -145,8 +143,8 @@ class Window:
 def whole_video(path: Path, makers: Sequence[ClipMaker]) -> Window:
     """Return a whole video, with only those frames that the streams' clips need. Raises VideoError.
 
-    Which ones depends on how many there are. The number of packets is the first guess; if it is wrong, the video
-    is decoded again.
+    Their choice depends on the number of frames. The number of packets is the first guess; if it is wrong, the
+    video is decoded again.
     """
     count = count_frames(path)
     while True:

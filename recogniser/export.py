@@ -101,8 +101,8 @@ def export(target: Path, networks: Mapping[str, Checkpoint], head: HeadFile | No
 class HeadNetwork(nn.Module):
     """A head of heads.py and the networks that make its features, as one network for whole videos.
 
-    Takes normalised clips (N, views, samples, channels, size, size) for each network; returns logits (N, classes).
-    predict.py and training round features to float16; without that, logits differ by about 1e-4.
+    Takes normalised clips (N, views, samples, channels, size, size) for each network, returns logits (N,
+    classes). predict.py and training round features to float16; without that, logits differ by about 1e-4.
     """
 
     def __init__(self, trunks: Sequence[nn.Module], head: nn.Module) -> None:
@@ -152,17 +152,15 @@ def describe(read: Checkpoint, name: str, whole_videos: bool) -> dict[str, Any]:
     if whole_videos:
         shape = [views, samples, *shape]
         score = "softmax of the logits of a video: views and samples are within the network"
-    return {
-        "class_names": read.class_names,
-        "preparation": read.preparation,
-        "input": {
-            "name": name, "dtype": "float32", "shape": ["N", *shape], "channels": orders[preparation.modality],
-            "range": "pixels from 0 to 255, times scale, plus offset",
-            "scale": scale * repeats, "offset": offset * repeats,
-        },
-        "protocol": {"samples": samples, "views": views, "starts": read.args.get("test_starts", "spread"),
-                     "score": score},
+    taken = {
+        "name": name, "dtype": "float32", "shape": ["N", *shape], "channels": orders[preparation.modality],
+        "range": "pixels from 0 to 255, times scale, plus offset",
+        "scale": scale * repeats, "offset": offset * repeats,
     }  # fmt: skip
+    starts = read.args.get("test_starts", "spread")
+    protocol = {"samples": samples, "views": views, "starts": starts, "score": score}
+    about = {"class_names": read.class_names, "preparation": read.preparation}
+    return {**about, "input": taken, "protocol": protocol}
 
 
 def any_count(model: nn.Module, clips: Clips) -> tuple:
@@ -189,7 +187,7 @@ def to_onnx(model: nn.Module, clips: Clips, about: Mapping[str, str]) -> tuple[b
     onnx.helper.set_model_props(file, dict(about))
     data = file.SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    return data, lambda given: session.run(None, {name: one.numpy() for name, one in zip(clips, given, strict=True)})[0]
+    return data, lambda given: session.run(None, dict(zip(clips, (one.numpy() for one in given), strict=True)))[0]
 
 
 def to_pt2(model: nn.Module, clips: Clips, about: Mapping[str, str]) -> tuple[bytes, Run]:

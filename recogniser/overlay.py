@@ -74,7 +74,7 @@ def open_film(target: Path, rate: float) -> Iterator[Callable[[np.ndarray], None
 
 
 def draw(picture: Image.Image, strip: Strip, now: float) -> np.ndarray:
-    """Return the picture with the answer at second `now` on it, and the strip below: RGB uint8 (height, width, 3)."""
+    """Return the picture with the answer of second `now`, and the strip below: RGB uint8 (height, width, 3)."""
     below, unit = strip.at(now), strip.unit
     answer = strip.answers[int(np.abs(strip.middles - now).argmin())]
     label = "whole video" if len(strip.answers) == 1 else f"{answer.start:.1f} to {answer.end:.1f} s"

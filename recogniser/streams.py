@@ -114,9 +114,9 @@ class Recogniser:
 
         Frames come as one array (frames, height, width, 3), as a list or from an iterator. Raises VideoError.
         """
-        is_file = isinstance(video, (str, Path))
-        window = whole_video(Path(video), self.makers) if is_file else frames_in_memory(video, self.makers, rate)
-        return self.answer(make_clips(window, self.makers))
+        if isinstance(video, (str, Path)):
+            return self.answer(make_clips(whole_video(Path(video), self.makers), self.makers))
+        return self.answer(make_clips(frames_in_memory(video, self.makers, rate), self.makers))
 
     def sliding(self, video: Path, seconds: float) -> Iterator[Answer]:
         """Yield an answer for each window of `seconds`, one every half window. Raises VideoError."""
@@ -153,8 +153,7 @@ class Recogniser:
         times, samples = dict(clips.times), {name: len(own) for name, own in logits.items()}
         for head in self.heads:
             features = {name: logits.pop(name) for name in head.inputs if name in logits}
-            middles = [times.pop(name) for name in features]
-            counts = [samples.pop(name) for name in features]
+            middles, counts = [times.pop(name) for name in features], [samples.pop(name) for name in features]
             if len(features) == len(head.inputs):
                 own = logits[head.name] = head.answer(features)
                 times[head.name] = np.mean(middles if len(own) > 1 else [m.mean(keepdims=True) for m in middles], 0)
@@ -218,32 +217,29 @@ def load_streams(
     heads: list[TrainedHead] = []
     pooling: dict[str, Sequence[str]] = {}
     for name, path in paths.items():
-        file = read_head(path)
-        if file is not None:
+        if file := read_head(path):
             belongs = "head" if file.stream == "both" else file.stream
             heads.append(load_head(file))
             checkpoints |= file.inputs
             pooling |= file.pooling
         else:
-            checkpoint = read_checkpoint(path, flow_order=args.flow_order or "original")
-            belongs = "spatial" if checkpoint.preparation["modality"] == "rgb" else "motion"
-            checkpoints[belongs] = checkpoint
+            read = read_checkpoint(path, flow_order=args.flow_order or "original")
+            belongs = "spatial" if read.preparation["modality"] == "rgb" else "motion"
+            checkpoints[belongs] = read
         if name != belongs:
             raise InputError(f"--{name} {path} is a network of the {belongs} stream: pass it to --{belongs}")
     names = choose_class_names(list(checkpoints.values()), args.ucf_list)
     streams = []
-    for name, theirs in checkpoints.items():
-        checkpoint = theirs.in_order_of(names)
-        preparation = Preparation.from_dict(checkpoint.preparation)
-        samples = checkpoint.args.get("test_samples", 19)
+    for name, read in checkpoints.items():
+        preparation = Preparation.from_dict(read.preparation)
+        samples, views = read.args.get("test_samples", 19), read.args.get("test_views", 1)
         if args.sliding:
             samples = min(samples, max(5, round(PER_SECOND * args.sliding)))
-        views, starts = checkpoint.args.get("test_views", 1), checkpoint.args.get("test_starts", "spread")
+        sampling = TestSampling(args.samples or samples, views, read.args.get("test_starts", "spread"))
         flow = choose_flow(preparation, args, device) if preparation.modality == "flow" else None
-        maker = ClipMaker(name, preparation, TestSampling(args.samples or samples, views, starts), flow)
-        model = trained_model(checkpoint)
+        model = trained_model(read.in_order_of(names))
         net = InferenceNet(model, preparation, dtype, pooling=pooling.get(name, ())).to(device)
-        streams.append(Stream(net, maker, device))
+        streams.append(Stream(net, ClipMaker(name, preparation, sampling, flow), device))
     flows = [stream.maker.flow.name for stream in streams if stream.maker.flow]
     note_unused(
         args,
@@ -279,29 +275,27 @@ def choose_class_names(checkpoints: Sequence[Checkpoint], lists: str | None) -> 
 
     Raises InputError if the checkpoints differ in their classes.
     """
-    known = {str(one.path): one.class_names for one in checkpoints if one.class_names is not None}
-    if not known:
-        source, count = str(checkpoints[0].path), checkpoints[0].num_classes
-        if lists:
-            known[lists] = load_split(lists, 1).class_names
-        elif count == len(UCF101_CLASSES):
-            known[source] = list(UCF101_CLASSES)
-        else:
-            note(f"{source} does not name its {count} classes, so they are numbered; --ucf-list DIR names them")
-            known[source] = [f"class {label}" for label in range(count)]
-    first, names = next(iter(known.items()))
+    first = next((one for one in checkpoints if one.class_names is not None), checkpoints[0])
+    source, names, count = str(first.path), first.class_names, first.num_classes
+    if names is None and lists:
+        source, names = lists, load_split(lists, 1).class_names
+    elif names is None and count == len(UCF101_CLASSES):
+        names = list(UCF101_CLASSES)
+    elif names is None:
+        note(f"{source} does not name its {count} classes, so they are numbered; --ucf-list DIR names them")
+        names = [f"class {label}" for label in range(count)]
     for one in checkpoints:
-        own = known.get(str(one.path), names)
+        own = names if one.class_names is None else one.class_names
         if one.num_classes != len(names) or [n.casefold() for n in own] != [n.casefold() for n in names]:
-            raise InputError(f"{first} and {one.path} differ in classes or their order: pass streams of one dataset")
+            raise InputError(f"{source} and {one.path} differ in classes or their order: pass streams of one dataset")
     return names
 
 
 def choose_flow(preparation: Preparation, args: argparse.Namespace, device: torch.device) -> Flow:
     """Return --flow-method, by default the method that the network was trained on."""
-    trained = preparation.flow_method
+    trained = preparation.flow_method or ""
     name = args.flow_method or trained or "tvl1"
-    if not (trained or "").startswith(name):
+    if not trained.startswith(name):
         note(f"the motion stream was trained on {trained or 'unknown'} flow, this is {name}; see --flow-method")
     if name.startswith("raft"):
         file = raft_weights(args.raft_weights or ("small" if trained == "raft_small" else "large"))

@@ -71,10 +71,8 @@ def mcnemar(fusion_right: np.ndarray, stream_right: np.ndarray, groups: np.ndarr
     per_group = np.bincount(groups, weights=difference).astype(int)
     chance = np.ones(1)  # probability of each sum, from -total to total in steps of 2
     for size in np.abs(per_group[per_group != 0]):
-        padding = np.zeros(size)
-        chance = (np.concatenate([chance, padding]) + np.concatenate([padding, chance])) / 2
-    total = len(chance) - 1
-    sums = 2 * np.arange(total + 1) - total
+        chance = (np.pad(chance, (0, size)) + np.pad(chance, (size, 0))) / 2
+    sums = np.arange(1 - len(chance), len(chance), 2)
     return {
         "only_fusion_right": int((difference > 0).sum()),
         "only_stream_right": int((difference < 0).sum()),

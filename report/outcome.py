@@ -20,9 +20,6 @@ FEW_CLASSES = 10  # with up to this many classes, the top 5 are at least half of
 STD_NOTE = "std: each stream's logits divided by their standard deviation over the test set, then averaged"
 
 
-# --- the data ------------------------------------------------------------------------------------------
-
-
 class LearntOn(BaseModel):
     """The videos on which a fusion was chosen."""
 
@@ -91,9 +88,6 @@ class Outcome:
         return list(self.rows)[-1]
 
 
-# --- words ---------------------------------------------------------------------------------------------
-
-
 def describe(weights: Sequence[float]) -> str:
     """Name the requested fusion: "average" unless weights differ."""
     return " : ".join(f"{weight:g}" for weight in weights) if len(set(weights)) > 1 else "average"
@@ -120,8 +114,9 @@ def choice_note(learnt: Learnt) -> str:
     others = "fusion" if alone else "other"
     likeliest = min(learnt.log_loss, key=learnt.log_loss.__getitem__, default=learnt.chosen) == learnt.chosen
     why = "it is the likeliest" if likeliest else f"no {others} is likelier beyond chance"
-    return (f"{f'{name} is better here' if alone else f'fused by {name}'}: {why} on {plural(on.videos, 'other video')}"
-            f"{groups} (log loss: {losses}); temperature {learnt.temperature:.3g}")  # fmt: skip
+    verdict = f"{name} is better here" if alone else f"fused by {name}"
+    return (f"{verdict}: {why} on {plural(on.videos, 'other video')}{groups} (log loss: {losses}); "
+            f"temperature {learnt.temperature:.3g}")  # fmt: skip
 
 
 def gap_note(held_out: float, held_out_videos: int, test: float, test_videos: int) -> str:
@@ -130,8 +125,8 @@ def gap_note(held_out: float, held_out_videos: int, test: float, test_videos: in
     error = 100 * (mean * (1 - mean) * (1 / held_out_videos + 1 / test_videos)) ** 0.5
     if abs(held_out - test) < max(10, 3 * error):
         return ""
-    differ = ("test videos differ from training videos (other recordings, other cameras?), or training videos have "
-              "near copies among themselves; quote the test figure")  # fmt: skip
+    differ = ("test videos differ from training videos (other recordings, other cameras?), or training videos "
+              "have near copies among themselves; quote the test figure")  # fmt: skip
     why = differ if held_out > test else "are copies of training videos in the test set?"
     return f"held out {held_out:.1f}, test {test:.1f}: {why}"
 
@@ -167,8 +162,8 @@ def notes(results: dict, learnt: Learnt | None) -> list[str]:
                      f"by {other}; {name}, p = {test['p']:.2g}")  # fmt: skip
     found.append(
         "intervals and test take videos as independent: nothing tells that two of a class are of one recording"
-        if resampled["unit"] == "video" else f"intervals and test are over {plural(resampled['count'], 'group')} of "
-        "videos, since clips of one recording are alike")  # fmt: skip
+        if resampled["unit"] == "video" else f"intervals and test are over {plural(resampled['count'], 'group')} "
+        "of videos, since clips of one recording are alike")  # fmt: skip
     return found + ([look_alike_note(alike)] if alike and not alike["warns"] else [])
 
 

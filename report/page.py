@@ -109,7 +109,7 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
     file = io.BytesIO()
     with rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser has a font for it
-        drawn = Figure(figsize=(side if wide else side + 0.8, side), layout="constrained")  # 0.8 for the scale
+        drawn = Figure(figsize=(side + (0 if wide else 0.8), side), layout="constrained")  # 0.8: the scale
         axes = drawn.subplots()
         # with these limits, one mistake in a hundred differs from white, and the darkest blue from black
         shown = np.where(matrix, share, np.nan)

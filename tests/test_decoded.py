@@ -3,15 +3,14 @@
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from video_files import FRAMES, RATE, make_video, write_film
+from video_files import FRAMES, RATE, extract, make_video, write_film
 
-from data.extract_flow import write_flow
-from data.extract_rgb import write_rgb
 from data.flow import dis_flow
 from data.videos import VideoError, decode
 from dataloader.clips import ClipDataset
@@ -46,23 +45,11 @@ def maker_of(modality: str, sampling: Sampling, method=dis_flow, **kwargs) -> Cl
 
 def batch_from_disk(video: Path, root: Path, preparation, sampling: Sampling):
     """What a loader makes of `video` after the project's own extraction."""
-    folder = root / "v_Walk_g01_c01"
-    quality, side = preparation.quality, preparation.short_side
-    key = [Video("Walk_g01_c01", 0, "v_Walk_g01_c01")]
-    if preparation.modality == "flow":
-        for name in "uv":
-            (root / "attempt" / name).mkdir(parents=True)
-        write_flow(dis_flow, preparation.flow_bound, side, quality, video, root / "attempt")
-        for name in "uv":
-            (root / name).mkdir()
-            (root / "attempt" / name).rename(root / name / folder.name)
-        (root / "attempt").rmdir()
-        sources, read = find_sources(index_frames(root, "flow"), key), ReadFlow(root)
-    else:
-        folder.mkdir()
-        rate = preparation.sampling_rate if preparation.modality == "rgb" else 1
-        write_rgb(side, quality, rate, video, folder)
-        sources, read = find_sources(index_frames(root, "rgb"), key), ReadFrame(root)
+    kind = "flow" if preparation.modality == "flow" else "rgb"
+    flags = ("--method", "dis", "--bound", 12) if kind == "flow" else ("--sampling-rate", sampling.every)
+    extract(kind, video.parent, root, "--short-side", SIDE, "--quality", 80, *flags)
+    sources = find_sources(index_frames(root, kind), [Video("walk", 0, "walk")])
+    read = ReadFlow(root) if kind == "flow" else ReadFrame(root)
     return ClipDataset(sources, read, preparation, sampling)[0, 0]
 
 
@@ -101,8 +88,7 @@ def test_a_wrong_number_of_packets_changes_nothing(video, monkeypatch, claimed):
     monkeypatch.setattr(windows, "count_frames", lambda path: claimed)
     monkeypatch.setattr(windows, "decode", lambda path: decoded.append(path) or decode(path))
     window = windows.whole_video(video, [maker])
-    assert len(decoded) == 1 + (claimed != FRAMES)
-    assert window.count == FRAMES
+    assert len(decoded) == 1 + (claimed != FRAMES) and window.count == FRAMES
     assert (window.times[0], window.times[-1]) == (0, pytest.approx(FRAMES / RATE))
     assert window.frames[SIDE].keys() == honest.keys()
     assert all(np.array_equal(window.frames[SIDE][number], honest[number]) for number in honest)
@@ -152,34 +138,20 @@ def test_times_are_those_of_the_time_stamps_where_the_rate_varies(tmp_path):
     assert [part.times[0].round(2) for part in flow] == [0.0, 0.2, 0.4, 0.6]  # else too few frames for a clip
 
 
-class FakeCapture:
+@pytest.mark.parametrize(("coming", "taken"), [(5, 5), (10**9, 3)])
+def test_a_cameras_frames_come_with_times_until_it_ends_or_is_left(monkeypatch, tmp_path, coming, taken):
     """A camera of 10 frames per second by its own account; frame k is gray level k, and `coming` frames come."""
-
-    def __init__(self, coming: int) -> None:
-        self.coming, self.seen, self.released = coming, 0, False
-        self.isOpened = lambda: True
-        self.get = {cv2.CAP_PROP_FPS: 10.0}.__getitem__
-
-    def read(self):
-        self.seen += 1
-        return self.seen <= self.coming, np.full((64, 86, 3), self.seen % 256, np.uint8)
-
-    def release(self) -> None:
-        self.released = True
-
-
-def test_a_cameras_frames_come_with_their_times_until_it_ends_or_is_left(monkeypatch, tmp_path):
-    for coming, taken in ((5, 5), (10**9, 3)):
-        capture = FakeCapture(coming)
-        monkeypatch.setattr(cv2, "VideoCapture", lambda number, capture=capture: capture)
-        camera = windows.Camera("3")
-        frames = camera.frames()
-        seen = [next(frames) for _ in range(taken)]
-        assert [one.picture()[0, 0].tolist() for one in seen] == [[k] * 3 for k in range(1, taken + 1)]
-        assert all(a.seconds <= b.seconds <= camera.now() and b.lasts == 0.1 for a, b in itertools.pairwise(seen))
-        assert coming > 5 or list(frames) == []
-        frames.close()
-        assert capture.released
+    frames = ((k <= coming, np.full((64, 86, 3), k % 256, np.uint8)) for k in itertools.count(1))
+    capture = mock.Mock(**{"get.return_value": 10.0, "read.side_effect": frames})
+    monkeypatch.setattr(cv2, "VideoCapture", lambda number: capture)
+    camera = windows.Camera("3")
+    frames = camera.frames()
+    seen = [next(frames) for _ in range(taken)]
+    assert [one.picture()[0, 0].tolist() for one in seen] == [[k] * 3 for k in range(1, taken + 1)]
+    assert all(a.seconds <= b.seconds <= camera.now() and b.lasts == 0.1 for a, b in itertools.pairwise(seen))
+    assert coming > 5 or list(frames) == []
+    frames.close()
+    assert capture.release.called
     (tmp_path / "a.avi").touch()
     with pytest.raises(InputError, match="is a file: name it as a VIDEO"):
         windows.Camera(str(tmp_path / "a.avi"))

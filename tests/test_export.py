@@ -36,7 +36,7 @@ SIZE = 64
 def folder(tmp_path_factory) -> Path:
     """video.avi, spatial.pth.tar and motion.pth.tar."""
     folder = tmp_path_factory.mktemp("export")
-    tested = {"test_samples": 7, "test_views": 1, "test_starts": "spread"}
+    tested = {"test_samples": 7}
     rgb = default_preparation("rgb", SIZE, "squash").with_extraction({"sampling_rate": 2, "short_side": 72})
     save_network(folder / "spatial.pth.tar", rgb, CLASSES, **tested)
     made = {"method": "dis", "bound": 2.5, "short_side": 72, "quality": 85}
@@ -50,8 +50,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def answer(folder):
     """What predict.py says of the video by both streams."""
-    model = predict.load(folder / "spatial.pth.tar", folder / "motion.pth.tar", device="cpu")
-    return model(folder / "video.avi")
+    both = [folder / f"{name}.pth.tar" for name in ("spatial", "motion")]
+    return predict.load(*both, device="cpu")(folder / "video.avi")
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_head_is_exported_with_its_networks(make, tmp_path):
     clips = []
     for maker in model.makers:
         seen = clips_of(batches[maker.name], maker.preparation.modality, torch.device("cpu"))
-        clips.append(to_input(seen, maker.preparation).unflatten(0, (1, 2, 4)))  # (N, views, samples, channels, H, W)
+        clips.append(to_input(seen, maker.preparation).unflatten(0, (1, 2, 4)))  # (N, views, samples, C, H, W)
     said = make(head, tmp_path / "m.pt2")
     assert "clips_flow (N, 2, 4, 3, 64, 64) -> logits (N, 3)" in said and "on 3 random inputs" in said
     files = {"input.json": ""}

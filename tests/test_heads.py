@@ -237,10 +237,9 @@ def test_look_alikes_on_both_sides_ring_and_groups_kept_apart_do_not():
     mixed, apart = alone % 3 == 0, np.isin(groups, groups[::15])
     rings = look_alikes(values, labels, alone, videos, mixed, 3, 5, 0)
     assert rings["warns"] and rings["accuracy"] > 90 > 75 > rings["apart"] and rings["shared"] > 0.9
-    number = {video: group for video, group in zip(videos, groups, strict=True)}
-    pairs = [(pair["test"], pair["training"]) for pair in rings["pairs"]]
-    assert pairs and all(number[one] == number[other] for one, other in pairs)
-    assert all(mixed[videos.index(one)] and not mixed[videos.index(other)] for one, other in pairs)
+    pairs = [(videos.index(pair["test"]), videos.index(pair["training"])) for pair in rings["pairs"]]
+    assert pairs and all(groups[one] == groups[other] for one, other in pairs)
+    assert all(mixed[one] and not mixed[other] for one, other in pairs)
     for known, test in ((groups, mixed), (alone, apart)):  # groups that are known; an honest split without them
         assert not look_alikes(values, labels, known, videos, test, 3, 5, 0)["warns"]
     one_clip, labels, groups = recordings(3, 30, 1)
