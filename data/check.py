@@ -23,7 +23,7 @@ from common.commandline import ArgumentParser, bounded
 from common.progress import progress_bar
 from data.jobs import run_jobs
 from dataloader.extracted import extraction_settings
-from dataloader.frames import Frames, Index, decode_gray, decode_rgb, find, locate_video
+from dataloader.frames import Frames, Index, Kind, decode_gray, decode_rgb, find, locate_video
 from dataloader.layouts import index_frames
 from dataloader.lists import Split, Video, load_split
 from dataloader.names import first_few
@@ -70,7 +70,12 @@ def main() -> int:
     parser.add_argument("--workers", type=bounded(int, 1), default=cpu_count(), help="processes that decode")
     parser.add_argument("--all", action="store_true", help=f"show all problems, not just {SHOWN} of each kind")
     args = parser.parse_args()
-    indexes = open_indexes(args.rgb_dir, args.flow_dir)
+    folders: dict[Kind, Path] = {"rgb": args.rgb_dir, "flow": args.flow_dir}
+    if not any(folders.values()):
+        folders = {kind: folder for kind in folders if (folder := Path("data", kind)).is_dir()}
+    if not folders:
+        raise InputError("nothing to check: no data/rgb or data/flow is here; give --rgb-dir or --flow-dir or both")
+    indexes = {kind: index_frames(folder, kind) for kind, folder in folders.items() if folder}
     names = {name for index in indexes.values() for name in index.names}
     split = load_split(None if args.ucf_list == "none" else args.ucf_list, args.split, names)
     problems, jobs = check_names(indexes, split.train + split.test)
@@ -93,17 +98,7 @@ def main() -> int:
     return int(wrong)
 
 
-def open_indexes(rgb: Path | None, flow: Path | None) -> dict[str, Index]:
-    """Open the indexes "rgb" and "flow" of these folders; of the default folders if both are None."""
-    if not (rgb or flow):
-        rgb, flow = (folder if (folder := Path("data", name)).is_dir() else None for name in ("rgb", "flow"))
-    if not (rgb or flow):
-        raise InputError("nothing to check: no data/rgb or data/flow is here; give --rgb-dir or --flow-dir or both")
-    indexes = {"rgb": rgb and index_frames(rgb, "rgb"), "flow": flow and index_frames(flow, "flow")}
-    return {kind: index for kind, index in indexes.items() if index}
-
-
-def check_names(indexes: dict[str, Index], videos: list[Video]) -> tuple[list[Problem], list[Job]]:
+def check_names(indexes: dict[Kind, Index], videos: list[Video]) -> tuple[list[Problem], list[Job]]:
     """Check the names of folders and images. Returns the problems and the jobs left to decode."""
     problems: list[Problem] = []
     jobs: list[Job] = []
@@ -186,7 +181,7 @@ def _is_like(image: np.ndarray, other: np.ndarray, most: int) -> bool:
     return other.shape in ((), image.shape) and abs(image.astype(int) - other).max() <= most
 
 
-def summary(split: Split, indexes: dict[str, Index], problems: Iterable[Problem]) -> tuple[list[str], bool]:
+def summary(split: Split, indexes: dict[Kind, Index], problems: Iterable[Problem]) -> tuple[list[str], bool]:
     """Return lines on how many videos and images exist, and whether the split is complete.
 
     It is incomplete if the official one has another number of videos. Own datasets are always complete.

@@ -11,6 +11,7 @@ moment; start it again, and it continues after the last complete shard that matc
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -90,17 +91,13 @@ def open_source(source: Path, kind: Kind | None) -> Index:
     """Return the index of the RGB frames or flow in `source`. Raises InputError for both or neither."""
     if source.is_dir() and is_pack(source):
         raise InputError(f"{source} is packed already")
-    found, errors = [], []
+    found = []
     for one in (kind,) if kind else KINDS:
-        try:
+        with contextlib.suppress(InputError):
             found.append(index_frames(source, one))
-        except InputError as error:
-            errors.append(error)
-    if not found:
-        raise errors[0]
     if len(found) == 2:
         raise InputError(f"{source} holds RGB frames and flow: say which to pack with --kind rgb or --kind flow")
-    return found[0]
+    return found[0] if found else index_frames(source, kind or "rgb")  # which raises the reason
 
 
 def finished_shards(pack: Path, todo: list[tuple[Frames, str]]) -> tuple[list[str], int]:
