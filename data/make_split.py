@@ -82,7 +82,10 @@ def main() -> int:
             if changed:
                 print(f"{words} since the lists were made, {plural(len(changed), 'video')}: {first_few(changed)}")
         print("all others stay on their side" if new or gone else "the lists are as they were")
-    write_lists(args.out, classes, groups, parts, made_with, anew)
+    if anew:  # a kill from here on leaves no lists of other flags than the record's
+        (args.out / LISTS[0]).unlink(missing_ok=True)
+    write_json(args.out / RECORD, made_with.model_dump())
+    write_lists(args.out, classes, groups, parts)
     count = len(set(classes.values()))
     print(f"{plural(count, 'class')}, {plural(len(classes), 'video')}; train with --ucf-list {args.out}")
     return 0
@@ -287,13 +290,8 @@ def say_split(parts: dict[str, int], classes: dict[str, str], groups: dict[str, 
               f"{first_few(both)} (without the earlier lists, all are split anew)", file=sys.stderr)  # fmt: skip
 
 
-def write_lists(
-    out: Path, classes: dict[str, str], groups: dict[str, str], parts: dict[str, int], made: Settings, anew: bool,
-) -> None:  # fmt: skip
-    """Write the record, groups.csv, classes.txt and the lists."""
-    if anew:  # a kill from here on leaves no lists of other flags than the record's
-        (out / LISTS[0]).unlink(missing_ok=True)
-    write_json(out / RECORD, made.model_dump())
+def write_lists(out: Path, classes: dict[str, str], groups: dict[str, str], parts: dict[str, int]) -> None:
+    """Write groups.csv, classes.txt and the lists."""
     rows = [(path, "" if group == path else group) for path, group in sorted(groups.items())]
     with atomic_path(out / "groups.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([("video", "group"), *rows])

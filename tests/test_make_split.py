@@ -143,17 +143,13 @@ def test_folders_train_and_test_are_no_classes(tmp_path, split, test):
     assert sorted(video.listed for video in made.test) == [f"{test}/run/other.wmv", f"{test}/sit/clip 0 1.avi"]
     assert len(made.train) == 5 and all(video.listed.startswith("Train/") for video in made.train)
     assert len({video.name for video in made.train + made.test}) == 7  # two are called sit/clip 0 1
+    if test == "val":  # of three sides, validation is left out
+        make_videos(videos, *(f"test/{name}" for name in numbered({"run": 1, "sit": 1})))
+        assert "val is left out" in split(videos, tmp_path / "three")
+        assert {path.split("/")[0] for path in sides(tmp_path / "three")} == {"Train", "test"}
 
 
-def test_of_three_sides_validation_is_left_out(tmp_path, split):
-    videos = make_videos(tmp_path / "videos", *(f"{side}/{c}/{side}.avi" for side in ("train", "val", "test")
-                                                for c in ("run", "sit")))  # fmt: skip
-    assert "val is left out" in split(videos, tmp_path / "lists")
-    assert sides(tmp_path / "lists") == {f"{side}/{c}/{side}.avi": side for side in ("train", "test")
-                                         for c in ("run", "sit")}  # fmt: skip
-
-
-def test_copies_stay_together_and_are_named(tmp_path, split):
+def test_copies_stay_together_and_are_named(tmp_path, split, monkeypatch):
     contents = {"run/a": b"1", "run/b": b"1", "run/c": b"2", "sit/d": b"2", "sit/e": b"3", "run/f": b"4"}
     videos = make_videos(tmp_path / "videos", *(f"{name}.avi" for name in contents))
     for name, content in contents.items():
@@ -166,14 +162,8 @@ def test_copies_stay_together_and_are_named(tmp_path, split):
     for side in ("train", "test"):
         shutil.copytree(videos, tmp_path / "both" / side)
     assert "or earlier lists are: test/run/a.avi" in split(tmp_path / "both", tmp_path / "lists")
-
-
-def test_a_file_that_may_not_be_read_is_no_copy(tmp_path, split, monkeypatch):
-    videos = make_videos(tmp_path / "videos", *numbered({"run": 3, "sit": 3}))
-    for path in videos.glob("*/*.avi"):
-        path.write_bytes(b"1")
-    monkeypatch.setattr(make_split, "file_digest", lambda _: (videos / "none").open())
-    assert "6 videos" in split(videos, tmp_path / "lists")
+    monkeypatch.setattr(make_split, "file_digest", lambda _: (videos / "none").open())  # may not be read
+    assert "6 videos" in split(videos, tmp_path / "unread")
 
 
 @pytest.mark.parametrize("seed", range(8))
