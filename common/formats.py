@@ -47,7 +47,7 @@ def parse_json(text: str, kind: type[T], source: str | os.PathLike, remedy: str)
 def check(content: Any, kind: type[T], source: str | os.PathLike, remedy: str) -> T:
     """Validate plain data from the file `source` as a `kind`. Raises InputError that ends with `remedy`."""
     try:
-        return _adapter(kind).validate_python(content)  # type: ignore[arg-type]
+        return _adapter(kind).validate_python(content)
     except (ValueError, RecursionError, OverflowError) as error:  # a ValidationError is a ValueError
         found = error.errors(include_url=False)[0] if hasattr(error, "errors") else {"loc": (), "msg": str(error)}
         place = ".".join(str(part)[:60] for part in found["loc"])
@@ -55,6 +55,4 @@ def check(content: Any, kind: type[T], source: str | os.PathLike, remedy: str) -
         raise InputError(f"{source} cannot be read ({reason[:300]}); {remedy}") from None
 
 
-@functools.cache
-def _adapter(kind: Any) -> TypeAdapter:
-    return TypeAdapter(kind)
+_adapter: Any = functools.cache(TypeAdapter)

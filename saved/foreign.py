@@ -128,14 +128,14 @@ def _preparation(source: str, in_channels: int) -> Preparation:
 
 def _learning_rate(content: dict) -> dict[str, float]:
     """The flags that its optimizer's state tells: the rate that the training had come down to, and its like."""
-    optimizer = content.get("optimizer")
-    groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
-    group = groups[0] if isinstance(groups, list) and groups and isinstance(groups[0], dict) else {}
-    values = {name: _number(group, name) for name in ("lr", "weight_decay")}
-    return {name: value for name, value in values.items() if value is not None}
+    try:
+        group = content["optimizer"]["param_groups"][0]
+    except (KeyError, TypeError, IndexError):
+        return {}
+    return {name: value for name in ("lr", "weight_decay") if (value := _number(group, name)) is not None}
 
 
-def _number(content: dict, name: str) -> float | None:
+def _number(content: Any, name: str) -> float | None:
     """A number, or the only element of a tensor or array; None for anything else and for NaN or infinity."""
     try:
         value = float(content[name])
