@@ -145,9 +145,10 @@ def _reading(path: str | os.PathLike, wanted: str) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise InputError(f"cannot open {path}: {error.strerror or error}") from None
     except Exception as error:  # a program of arbitrary bytes can fail in any way
-        reason = f"it is damaged or of another kind ({type(error).__name__})"
-        if isinstance(error, (Refused, MemoryError)):
-            reason = str(error) or "it needs more memory than there is"
+        if isinstance(error, MemoryError):
+            error = Refused("it needs more memory than there is")
+        damaged = f"it is damaged or of another kind ({type(error).__name__})"
+        reason = str(error) if isinstance(error, Refused) else damaged
         raise InputError(f"{path} is not {wanted}: {reason}; nothing in it was run") from None
 
 
