@@ -32,7 +32,7 @@ def run_jobs(workers: Sequence[Callable[[Any], Any]], jobs: Sequence[Any]) -> It
                 except (EOFError, OSError):
                     error, is_result, value = None, True, worker.died()
                     processes[processes.index(worker)] = _Worker(worker.function)
-                if error:
+                if error is not None:
                     raise error from RuntimeError(f"in a worker process:\n{value}")
                 worker.started = True
                 if is_result:

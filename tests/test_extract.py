@@ -166,28 +166,21 @@ def test_what_a_kill_between_two_renames_leaves_is_redone(videos, whole, tmp_pat
     assert not (out / ".partial").exists()
 
 
-WRITE_ON = """
-import sys, time
-sys.path.insert(0, {root!r})
-from data import extract_rgb
-from data.jobs import run_jobs
-
-def write_on(path):  # a byte every 10 ms, for at most 30 s
+def write_on(path: str) -> None:
+    """Write a byte every 10 ms, for at most 30 s."""
     for _ in range(3000):
         with open(path, "ab") as file:
             file.write(b"x")
         time.sleep(0.01)
 
-if __name__ == "__main__":
-    list(run_jobs([write_on, write_on], {logs!r}))
-"""
-
 
 def test_workers_die_with_a_killed_parent(tmp_path):
     """The workers of a killed run write no further, so that a new run isn't disturbed."""
     logs = [tmp_path / "a", tmp_path / "b"]
-    (tmp_path / "main.py").write_text(WRITE_ON.format(root=str(ROOT), logs=[str(log) for log in logs]))
-    process = subprocess.Popen([sys.executable, str(tmp_path / "main.py")])
+    folders, names = [str(ROOT), str(ROOT / "tests")], [str(log) for log in logs]
+    code = f"import sys; sys.path[:0] = {folders}\nfrom test_extract import run_jobs, write_on\n" \
+           f"list(run_jobs([write_on, write_on], {names}))"  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-c", code])
     while not all(log.exists() and log.stat().st_size for log in logs):
         assert process.poll() is None
         time.sleep(0.01)
