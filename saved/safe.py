@@ -84,8 +84,9 @@ def load_arrays(path: str | os.PathLike, only: str | None = None) -> Any:
             return _load_array(file, size)
         with zipfile.ZipFile(file) as archive:
             members = [one for one in archive.infolist() if one.filename.endswith(f"{only or ''}.npy")]
-            # A large dataset's features exceed MAX_PICKLE_BYTES.
-            _check_size(sum(member.file_size for member in members), max(MAX_PICKLE_BYTES, size))
+            limit = max(MAX_PICKLE_BYTES, size)  # a large dataset's features exceed MAX_PICKLE_BYTES
+            if sum(member.file_size for member in members) > limit:
+                raise Refused(f"it takes more than {limit >> 20} MB")
             return {member.filename.removesuffix(".npy"): _load_array(archive.open(member), member.file_size)
                     for member in members}  # fmt: skip
 
@@ -152,11 +153,6 @@ def _reading(path: str | os.PathLike, wanted: str) -> Iterator[IO[bytes]]:
         raise InputError(f"{path} is not {wanted}: {reason}; nothing in it was run") from None
 
 
-def _check_size(size: int, limit: int) -> None:
-    if size > limit:
-        raise Refused(f"it takes more than {limit >> 20} MB")
-
-
 # --- checkpoints ---------------------------------------------------------------------------------------
 
 
@@ -202,7 +198,7 @@ def _own(size: int) -> Callable[[Any], Any]:
     def own(found: Any) -> Any:
         nonlocal size
         if type(found) is _Asked:  # in a file from PyTorch before 1.6
-            match found.name.rpartition(".")[2], *found.called():
+            match found.name.rpartition(".")[2], *(found.arguments or ()):
                 case "Size", sides:
                     found = torch.Size(sides)
                 case "_rebuild_parameter", tensor, *_:
@@ -256,7 +252,8 @@ def safetensors_library() -> Any:
 
 
 def _unpickle(file: IO[bytes], size: int) -> Any:
-    _check_size(size, MAX_PICKLE_BYTES)
+    if size > MAX_PICKLE_BYTES:
+        raise Refused(f"it takes more than {MAX_PICKLE_BYTES >> 20} MB")
     return _plain(_Unpickler(file).load())
 
 
@@ -289,11 +286,6 @@ class _Asked:
             raise Refused("its pickle changes a function, or fills an array twice")
         self.state = state
 
-    def called(self) -> tuple:
-        if self.arguments is None:
-            raise Refused("it leaves an object half made")
-        return self.arguments
-
 
 def _make(asked: _Asked, rebuild: Callable[[Any], Any]) -> Any:
     """Make what a pickle asks for: bytes, a Counter, a number or an array that owns its memory.
@@ -301,7 +293,7 @@ def _make(asked: _Asked, rebuild: Callable[[Any], Any]) -> Any:
     An object array becomes the list that it was made of, or a list of rows. `rebuild` makes plain data.
     """
     fortran, axes = False, None
-    match asked.name.rpartition(".")[2], *asked.called():
+    match asked.name.rpartition(".")[2], *(asked.arguments or ()):
         case ("bytes",):
             return b""
         case "encode", str() as text, "latin1" | "latin-1":  # how Python 3 writes bytes in protocol 2
@@ -316,7 +308,9 @@ def _make(asked: _Asked, rebuild: Callable[[Any], Any]) -> Any:
             _, shape, dtype, fortran, content = asked.state
         case _:
             raise Refused("it leaves an object half made")
-    code, *_ = dtype.called() if type(dtype) is _Asked and dtype.name == "numpy.dtype" else ("none",)
+    if type(dtype) is not _Asked or dtype.name != "numpy.dtype" or not dtype.arguments:
+        raise Refused("it has a numpy array without a type")
+    code = dtype.arguments[0]
     in_order: Any = "F" if fortran else "C"
     content = rebuild(content)
     if code in ("O", "O4", "O8"):
