@@ -22,6 +22,9 @@ from utils import InputError
 STRENGTHS = tuple((10.0 ** np.arange(-1, 5.01, 0.5)).tolist())
 CHOSEN_BY = "cross-entropy of {} of the training videos"
 ABSENT = 20.0  # a class without training videos gets a logit this far below all others
+FAR = 8.0  # the look-alike check warns above this loss of accuracy, in points (docs/results.md has the sets)
+CHANCE = 0.01  # and only if McNemar's test of that loss gives a smaller p than this
+PAIRS = 12  # number of look-alike pairs in the report
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,6 @@ def out_of_fold(folds: Sequence[np.ndarray], fit: Callable[[np.ndarray, np.ndarr
     order = np.concatenate(folds)
     found = [fit(np.setdiff1d(order, held), held).astype(np.float32) for held in folds]
     return np.concatenate(found, -2)[..., np.argsort(order), :]
-
-
-# --- logistic regression -------------------------------------------------------------------------------
 
 
 def fit_linear(
@@ -159,9 +159,6 @@ def logistic_path(
     return weights, biases
 
 
-# --- heads over time -----------------------------------------------------------------------------------
-
-
 def fit_temporal(
     kind: str, streams: Sequence[np.ndarray], train: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: int,
     folds: int, seed: int, device: torch.device, tick: Callable[[], Any] = lambda: None,
@@ -185,13 +182,6 @@ def fit_temporal(
     everyone = predict_temporal(head, streams, np.arange(len(labels)), device)
     state = {name: value.cpu() for name, value in head.state_dict().items()}
     return Fit(everyone[:, None], curves[best], choice, state)
-
-
-# --- look-alikes ---------------------------------------------------------------------------------------
-
-FAR = 8.0  # the look-alike check warns above this loss of accuracy, in points (docs/results.md has the sets)
-CHANCE = 0.01  # and only if McNemar's test of that loss gives a smaller p than this
-PAIRS = 12  # number of look-alike pairs in the report
 
 
 def look_alikes(

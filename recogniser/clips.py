@@ -26,9 +26,6 @@ from utils import InputError, plural
 PAIRS_AT_ONCE = 8  # frame pairs per flow call: enough for RAFT's batches, few enough to spread over cores
 
 
-# --- one stream's clips --------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Flow:
     """A method of data.flow that maps frames to the flow between them, and how many threads may run it."""
@@ -122,9 +119,6 @@ class ClipMaker:
     def _coded(self, flow: np.ndarray) -> np.ndarray:
         images = quantise(flow, self.preparation.flow_bound or 20.0)
         return np.stack([decode_gray(encode_jpeg(images[:, :, axis], self.quality), "the video") for axis in (0, 1)])
-
-
-# --- windows of decoded frames -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -253,11 +247,7 @@ def frames_in_memory(pictures: Iterable[np.ndarray], makers: Sequence[ClipMaker]
 
 def scaled(picture: np.ndarray, side: int) -> np.ndarray:
     """Return a picture with a shorter side of this length; 0 keeps the size."""
-    height, width = picture.shape[:2]
-    return resize(picture, *resized(height, width, side))
-
-
-# --- all streams' clips --------------------------------------------------------------------------------
+    return resize(picture, *resized(picture.shape[0], picture.shape[1], side))
 
 
 @dataclass(frozen=True)

@@ -77,12 +77,15 @@ def export(target: Path, networks: Mapping[str, Checkpoint], head: HeadFile | No
         about = {**each, "class_names": about["class_names"]}
     shapes = {part["input"]["name"]: part["input"]["shape"][1:] for part in parts.values()}
     traced = {name: torch.zeros(2, *shape) for name, shape in shapes.items()}
+    any_count = tuple({0: Dim("N")} for _ in traced)  # the first dimension of each
+    dynamic = (any_count,) if head else any_count  # HeadNetwork takes *clips
     to_bytes = to_onnx if target.suffix.lower() == ".onnx" else to_pt2
     with warnings.catch_warnings():  # the exporters warn about their own internals
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         model = build(networks, head, folded=True)
-        data, run = to_bytes(model, traced, {name: json.dumps(part) for name, part in about.items()})
+        metadata = {name: json.dumps(part) for name, part in about.items()}
+        data, run = to_bytes(model, traced, dynamic, metadata)
         logging.disable(logging.NOTSET)
     generator = torch.Generator().manual_seed(0)
     clips = [torch.randn(3, *shape, generator=generator) for shape in shapes.values()]  # N was 2 in tracing
@@ -163,13 +166,7 @@ def describe(read: Checkpoint, name: str, whole_videos: bool) -> dict[str, Any]:
     return {**about, "input": taken, "protocol": protocol}
 
 
-def any_count(model: nn.Module, clips: Clips) -> tuple:
-    """Return the dynamic shapes of `clips`: each first dimension may be any N."""
-    each = tuple({0: Dim("N")} for _ in clips)
-    return (each,) if isinstance(model, HeadNetwork) else each  # HeadNetwork takes *clips
-
-
-def to_onnx(model: nn.Module, clips: Clips, about: Mapping[str, str]) -> tuple[bytes, Run]:
+def to_onnx(model: nn.Module, clips: Clips, dynamic: tuple, about: Mapping[str, str]) -> tuple[bytes, Run]:
     """Return the content of an ONNX file traced with `clips`, and a function that runs it."""
     try:
         import onnx
@@ -180,7 +177,7 @@ def to_onnx(model: nn.Module, clips: Clips, about: Mapping[str, str]) -> tuple[b
         raise InputError(f"{error.name} is missing: {needed}") from None
     program = torch.onnx.export(
         model, tuple(clips.values()), dynamo=True, input_names=list(clips), output_names=["logits"],
-        dynamic_shapes=any_count(model, clips), verbose=False,
+        dynamic_shapes=dynamic, verbose=False,
     )  # fmt: skip
     assert program is not None
     file = program.model_proto
@@ -190,9 +187,9 @@ def to_onnx(model: nn.Module, clips: Clips, about: Mapping[str, str]) -> tuple[b
     return data, lambda given: session.run(None, dict(zip(clips, (one.numpy() for one in given), strict=True)))[0]
 
 
-def to_pt2(model: nn.Module, clips: Clips, about: Mapping[str, str]) -> tuple[bytes, Run]:
+def to_pt2(model: nn.Module, clips: Clips, dynamic: tuple, about: Mapping[str, str]) -> tuple[bytes, Run]:
     """Return the content of a torch.export file traced with `clips`, and a function that runs it."""
-    program = torch.export.export(model, tuple(clips.values()), dynamic_shapes=any_count(model, clips))
+    program = torch.export.export(model, tuple(clips.values()), dynamic_shapes=dynamic)
     program.example_inputs = None  # not worth their megabytes
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={f"{name}.json": text for name, text in about.items()})

@@ -48,9 +48,6 @@ PER_SECOND = 2.5  # most clips per second of a window; more would share most of 
 Frames: TypeAlias = str | Path | np.ndarray | Iterable[np.ndarray]
 
 
-# --- networks and heads --------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Stream:
     """A trained network, and how its clips are made."""
@@ -90,9 +87,6 @@ class TrainedHead:
             return self.head(joined[None].float()).numpy()
         weight, bias = self.head.fc.weight.double(), self.head.fc.bias.double()
         return nn.functional.linear(joined.double(), weight, bias).float().numpy()
-
-
-# --- all together --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -242,12 +236,10 @@ def load_streams(
         streams.append(Stream(net, ClipMaker(name, preparation, sampling, flow), device))
     flows = [stream.maker.flow.name for stream in streams if stream.maker.flow]
     note_unused(
-        args,
-        flow_method=bool(flows),
-        raft_weights=any(name.startswith("raft") for name in flows),
+        args, flow_method=bool(flows), raft_weights=any(name.startswith("raft") for name in flows),
         flow_order=any(one.source == "original" and one.in_channels == 20 for one in checkpoints.values()),
         ucf_list=all(one.class_names is None for one in checkpoints.values()),
-    )
+    )  # fmt: skip
     return streams, names, heads
 
 
