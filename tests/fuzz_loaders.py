@@ -10,6 +10,7 @@ Fails (exit code 1) if a reader raises anything but InputError, or does anything
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import json
 import pickle
@@ -69,13 +70,11 @@ def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
 
 def mutate_checkpoint(data: bytes, others: list[bytes], programs: list[bytes], rng: random.Random) -> bytes:
     """A zip file is mostly changed inside and zipped again, or its checksums would refuse nearly everything."""
-    if not zipfile.is_zipfile(io.BytesIO(data)) or rng.random() < 0.3:
+    records: dict[str, bytes] = {}
+    with contextlib.suppress(zipfile.BadZipFile, EOFError), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        records = {info.filename.partition("/")[2]: archive.read(info) for info in archive.infolist()}
+    if not records or rng.random() < 0.3:
         return mutate(data, others, rng)
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        try:
-            records = {info.filename.partition("/")[2]: archive.read(info) for info in archive.infolist()}
-        except (zipfile.BadZipFile, EOFError):
-            return mutate(data, others, rng)
     name = rng.choice(["data.pkl", *records])
     records[name] = mutate(records.get(name, b""), programs, rng)
     return hostile_files.zip_file(records)

@@ -46,12 +46,6 @@ def trained(tiny, tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def rgb(tiny, tmp_path):
-    shutil.copytree(tiny / "rgb", tmp_path / "rgb")
-    return tmp_path / "rgb"
-
-
 def small(tmp_path, *more):
     return (*SMALL, "--workers", 0, "--epochs", 1, "--output", tmp_path / "out", *more)
 
@@ -91,9 +85,9 @@ def test_a_video_of_ten_frames_is_too_short_for_a_stack(fails, tiny, tmp_path):
     assert "v_Archery_g08_c01" in line and "9 flow pairs" in line
 
 
-def test_lists_of_videos_that_are_not_there_and_of_one_class(fails, rgb, tmp_path):
+def test_lists_of_videos_that_are_not_there_and_of_one_class(fails, tiny, tmp_path):
     lists = write_lists(tmp_path / "lists", ["g08_c01", "g08_c02"])
-    arguments = ("spatial_cnn.py", "--rgb-dir", rgb, *small(tmp_path), "--ucf-list", lists)
+    arguments = ("spatial_cnn.py", "--rgb-dir", tiny / "rgb", *small(tmp_path), "--ucf-list", lists)
     line = fails(*arguments)
     assert "1 of 2 listed videos" in line and "v_Archery_g08_c02" in line and "--allow-missing" in line
     lists = write_lists(tmp_path / "one", ["g08_c01"], ("Archery",))

@@ -17,11 +17,6 @@ import fusion
 from saved.predictions import align, load_predictions
 from utils import InputError
 
-
-def flags(folder: Path, *more: object) -> list[object]:
-    return ["--spatial", folder / "spatial", "--motion", folder / "motion", "--output", folder / "out", *more]
-
-
 # --- whose predictions, whose labels -------------------------------------------------------------------
 
 
@@ -168,7 +163,7 @@ def test_videos_of_one_stream_only_are_named(records: Path) -> None:
     _, motion, labels = make_streams()
     first, *_ = lacking = sorted(motion)[:5]
     write(records / "motion", "motion", {name: row for name, row in motion.items() if name not in lacking}, labels)
-    said = one_line(fuse, *flags(records))
+    said = one_line(fuse, records / "spatial", records / "motion", "--output", records / "out")
     assert f"5 of its 40 videos: {first}" in said and "and 2 more" in said
     assert not (records / "out").exists()
 
