@@ -13,8 +13,6 @@ alone, by folds that keep the videos of one recording or person together. A chec
 accuracy that remains when clips that look alike are kept on one side of the split.
 """
 
-from __future__ import annotations
-
 import argparse
 import shlex
 from collections import Counter

@@ -11,8 +11,6 @@ trained, which needs a GPU. Videos that were added, changed or removed are notic
 killed, start it again: finished work is not repeated.
 """
 
-from __future__ import annotations
-
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence

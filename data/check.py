@@ -7,8 +7,6 @@ decoded as in training. With --quick only names are checked: that finds missing 
 The exit code is 1 if anything is wrong.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable

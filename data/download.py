@@ -7,8 +7,6 @@ After an interruption, run it again: it continues where it stopped. An archive t
 yourself (parts joined into one) is not fetched.
 """
 
-from __future__ import annotations
-
 import lzma
 import os
 import shutil

@@ -5,8 +5,6 @@ Image k is the flow from frame k to frame k + 1, as round(255 (clip(flow) + boun
 (v_Biking_g01_c04). If it was killed, start it again: it continues with the unfinished videos.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable, Iterable

@@ -5,8 +5,6 @@ without suffix (fight/fi001). Frames are numbered from 1 without gaps, whatever 
 You can kill it at any moment; start it again, and it continues with the unfinished videos.
 """
 
-from __future__ import annotations
-
 import functools
 import sys
 from pathlib import Path

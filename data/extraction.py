@@ -5,8 +5,6 @@ folders are `.done/<video>.json`, a marker per finished video, written last; `.f
 and `.partial/<run>/`, where a run writes each video before it moves it into place with one rename.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import csv

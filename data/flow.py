@@ -4,8 +4,6 @@ A method turns a stream of RGB frames, uint8 (height, width, 3), into a stream o
 width, 2) in pixels, x then y, from each frame to the next: one fewer than frames. Few are held at a time.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator

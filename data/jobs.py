@@ -1,7 +1,5 @@
 """Run jobs in several processes. A crashed process loses only its own job, and none outlives its parent."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import multiprocessing.connection

@@ -13,8 +13,6 @@ a background, and groups 1 to 7 are the test videos of split 1.
   python data/make_demo.py --run    then extract, train, test and fuse them, showing each command: minutes
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import shutil

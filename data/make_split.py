@@ -9,8 +9,6 @@ run updates the script's own lists: videos keep their side, new ones are added, 
 flags than before split all of them anew.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import csv

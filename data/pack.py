@@ -9,8 +9,6 @@ resumable random order needs that, and streaming formats (WebDataset) don't have
 moment; start it again, and it continues after the last complete shard that matches the folder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

@@ -3,8 +3,6 @@
 They run in this process, so that killing it ends everything and torch is imported only once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import os

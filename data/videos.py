@@ -1,7 +1,5 @@
 """Video files: find them under a folder, decode them to RGB frames, write frames as JPEG files."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools

@@ -1,7 +1,5 @@
 """Pooled features of all training and test videos of a split, from any network, for heads.py to train on."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import hashlib

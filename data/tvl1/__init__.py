@@ -1,7 +1,5 @@
 """TV-L1 optical flow: OpenCV's parameters. tensor.py has tensor code for GPUs, cpu.py compiled code for CPUs."""
 
-from __future__ import annotations
-
 # TAU, LAMBDA, THETA and EPSILON are named as in the papers.
 TAU = 0.25  # time step of the dual variable; convergence is certain up to 0.25
 LAMBDA = 0.15  # weight of the data term; smaller is smoother

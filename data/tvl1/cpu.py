@@ -8,8 +8,6 @@ the smallest differences; the order of additions matters, so there is no `fastma
 cached in `__pycache__` or the user's cache folder, so only the first run waits some seconds for the compiler.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

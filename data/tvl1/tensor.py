@@ -22,8 +22,6 @@ applied to u before every `inner_iterations`, images keep their range 0..255 and
 is bilinear, values outside the image are 0, and p is reset to 0 once per scale, not once per warp.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cache
 
