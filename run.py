@@ -12,6 +12,7 @@ killed, start it again: finished work is not repeated.
 """
 
 import argparse
+import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -265,13 +266,31 @@ def extract(args: argparse.Namespace, step: Steps) -> dict[str, str]:
 
 def train(args: argparse.Namespace, step: Steps, lists: Sequence[object], *flags: object) -> dict[str, Path]:
     """Train both streams; return their checkpoints."""
-    if args.lists and read_left_out(args.data / LEFT_OUT):
-        flags = ("--allow-missing", *flags)
-    common = [*lists, "--resume", "auto", *flags, *network_flags(args), *args.flags]
+    own = [*flags, *as_words({"--arch": args.arch or "resnet101", "--weights": args.weights or "imagenet"})]
+    missing = ["--allow-missing"] if args.lists and read_left_out(args.data / LEFT_OUT) else []
+    common = [*lists, "--resume", "auto", *missing, *own, *args.flags]
     for stream, kind in (("spatial", "rgb"), ("motion", "flow")):
+        set_aside(args.record / stream, made_of(args, kind, lists, own))
         step(f"{stream} stream", f"{stream}_cnn.py", f"--{kind}-dir", args.data / kind,
              "--output", args.record / stream, *common)  # fmt: skip
     return {stream: args.record / stream / "model_best.pth.tar" for stream in ("spatial", "motion")}
+
+
+def made_of(args: argparse.Namespace, kind: str, lists: Sequence[object], flags: Sequence[object]) -> str:
+    """Return the SHA-256 of what a training is made of: the videos' contents, their lists, run.py's own flags."""
+    videos = find_videos(videos_of(args))
+    found = [(one.folder, made.sha256) for one in videos if (made := read_marker(args.data / kind, one.folder))]
+    files = [path.read_text(errors="replace") for path in sorted(Path(str(lists[1])).rglob("*.txt"))]
+    return hashlib.sha256(repr((found, files, flags)).encode()).hexdigest()
+
+
+def set_aside(output: Path, made: str) -> None:
+    """Rename the checkpoint in `output` if it was made of something else: --resume auto would go on with it."""
+    file, last = output / "made_of.json", output / "checkpoint.pth.tar"
+    if file.exists() and last.exists() and made not in file.read_text(errors="replace"):
+        last.replace(output / "other.pth.tar")
+        print(f"{last} is of other videos, sides or flags: it is now other.pth.tar, and training starts anew")
+    write_json(file, made)
 
 
 def write_left_out(args: argparse.Namespace, unlisted: Sequence[str], failed: Mapping[str, str]) -> None:

@@ -1,6 +1,7 @@
 """From a folder of videos to the fused table in one command: given again, given other videos, damaged, killed."""
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -252,6 +253,30 @@ def test_both_ways_keep_of_each_stream_what_is_right_more_often_on_held_out_vide
     args = argparse.Namespace(pickles=["a", "b"], splits=None)
     both = fusion.load(args, None, [str(record / "spatial/val"), str(record / "heads/linear/motion/val")])
     assert both.videos == sorted(held_out) and "the 4 that all streams have, of 6" in capsys.readouterr().out
+
+
+def test_a_training_of_other_videos_sides_or_flags_is_set_aside(commands, tmp_path):
+    """`--resume auto` would go on with it, since it knows the videos by their names alone."""
+    make_videos(tmp_path / "own", each=1)
+    last, marker = tmp_path / "record/own/motion/checkpoint.pth.tar", "record/own/data_train/flow/.done/clap/0.json"
+    lists = tmp_path / "record/own/data_train/lists"
+    made = {"settings": "", "bytes": 1, "images": 13}
+    for place, text, flags, stays in [
+        (marker, json.dumps({**made, "sha256": "a"}), ["--way", "train"], True), (marker, None, ["--way", "train"], True),
+        (marker, json.dumps({**made, "sha256": "b"}), ["--way", "train"], False),
+        (lists / "test.txt", "clap/0.avi 0\n", ["--way", "train"], False), (marker, None, ["--way", "both"], False),
+        (marker, None, ["--way", "both", "--flags", "--epochs 9"], True),
+        (marker, None, ["--way", "both", "--weights", "none"], False),
+    ]:  # fmt: skip
+        last.parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        if text:
+            (tmp_path / place).write_text(text)
+        last.write_text(text := f"{place} {flags}")
+        with pytest.raises(InputError, match="no predictions") if "both" in flags else contextlib.nullcontext():
+            commands("own", *flags)
+        assert last.exists() == stays, (place, flags)
+        assert (last if stays else last.with_name("other.pth.tar")).read_text() == text
 
 
 def test_a_video_is_too_short_for_training_by_its_own_frames(tmp_path):
