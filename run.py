@@ -278,7 +278,7 @@ def train(args: argparse.Namespace, step: Steps, lists: Sequence[object], *flags
 
 def made_of(args: argparse.Namespace, kind: str, lists: Sequence[object], flags: Sequence[object]) -> str:
     """Return the SHA-256 of what a training is made of: the videos' contents, their lists, run.py's own flags."""
-    videos = find_videos(videos_of(args))
+    videos = find_videos(args.all)
     found = [(one.folder, made.sha256) for one in videos if (made := read_marker(args.data / kind, one.folder))]
     files = [path.read_text(errors="replace") for path in sorted(Path(str(lists[1])).rglob("*.txt"))]
     return hashlib.sha256(repr((found, files, flags)).encode()).hexdigest()

@@ -26,7 +26,7 @@ from pydantic import BaseModel, Field
 
 from common.commandline import ArgumentParser, bounded
 from common.formats import read_json
-from data.videos import find_videos
+from data.videos import find_videos, stamp
 from dataloader.list_files import is_listable, read_column, read_groups
 from dataloader.names import SIDES, find_groups, first_few, without_suffix
 from utils import InputError, atomic_path, csv_text, file_digest, plural, printable, run_main, write_json
@@ -175,7 +175,7 @@ def given_sides(paths: Iterable[str]) -> dict[str, str]:
 
 def find_copies(root: Path, paths: Iterable[str]) -> list[list[str]]:
     """Find groups of non-empty files with the same bytes, each sorted. Only files of equal size are read."""
-    sizes = {path: (root / path).stat().st_size for path in paths if (root / path).exists()}
+    sizes = {path: stamp(root / path)[0] for path in paths}
     count, by_content = Counter(sizes.values()), defaultdict(list)
     for path, size in sizes.items():
         if size and count[size] > 1:

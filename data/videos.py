@@ -48,8 +48,7 @@ def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
             left_out.append(relative.as_posix())
             continue
         folder = relative.stem if UCF_NAME.fullmatch(relative.stem) else relative.with_suffix("").as_posix()
-        size, time = stamp(path) if path.exists() else (0, 0)  # a broken link is reported when it is read
-        videos.append(VideoFile(path, relative.as_posix(), folder, size, time))
+        videos.append(VideoFile(path, relative.as_posix(), folder, *stamp(path)))
     # Names are compared ignoring case, as Windows, macOS and the dataset loaders do.
     first = {video.folder.casefold(): video for video in reversed(videos)}
     for video in videos:
@@ -67,9 +66,14 @@ def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """Return a file's size and the later of its times, in ns: mv, tar and rsync keep the time of the last write."""
-    status = path.stat()
-    return status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)
+    """Return a file's size and the later of its times, in ns: mv, tar and rsync keep the time of the last write.
+
+    (0, 0) for a file that isn't there, or can't be reached: that is reported when it is read.
+    """
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        return status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)
+    return 0, 0
 
 
 def _files(root: Path, skip: Path | None) -> Iterator[Path]:

@@ -144,12 +144,13 @@ def whole_video(path: Path, makers: Sequence[ClipMaker]) -> Window:
     while True:
         wanted = [(maker.short_side, set(maker.needed(count))) for maker in makers if count >= maker.fewest]
         frames: dict[int, dict] = {maker.short_side: {} for maker in makers}
-        times = [0.0]
+        times, shape = [0.0], (0, 0)
         for number, frame in enumerate(decode(path)):
             if sides := {side for side, numbers in wanted if number in numbers}:
                 picture = frame.picture()
+                shape = shape if any(shape) else picture.shape[:2]  # the first, as in extraction: it may change
                 for side in sides:
-                    frames[side][number] = scaled(picture, side)
+                    frames[side][number] = resize(picture, *resized(shape[0], shape[1], side))
             times[number:] = [frame.seconds, frame.seconds + frame.lasts]
         if len(times) - 1 == count:
             return Window(np.array(times), frames)
@@ -168,7 +169,7 @@ def sliding_windows(
     near = 0.5 / rate  # a window begins with the frame nearest to its time
     fewest, sides = min(maker.fewest for maker in makers), {maker.short_side for maker in makers}
     held: list[tuple[float, float, dict]] = []  # the latest frames: start, end, and the picture at each size
-    begin, given = 0.0, False
+    begin, given, shape = 0.0, False, (0, 0)
 
     def window() -> Window:
         shown = {side: dict(enumerate(pictured[side] for _, _, pictured in held)) for side in sides}
@@ -183,7 +184,8 @@ def sliding_windows(
             held = [one for one in held if one[0] > begin - near]
         begin = begin if held else frame.seconds
         picture = frame.picture()
-        pictured = {side: scaled(picture, side) for side in sides}
+        shape = shape if any(shape) else picture.shape[:2]
+        pictured = {side: resize(picture, *resized(shape[0], shape[1], side)) for side in sides}
         held.append((frame.seconds, frame.seconds + frame.lasts, pictured))
     added = held[-1][1] - begin - seconds / 2 if held else 0.0
     if held and (not given or (len(held) >= fewest and added > seconds / 4)):

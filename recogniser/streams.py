@@ -187,6 +187,8 @@ def _clips_or_reason(makers: Sequence[ClipMaker], path: Path) -> Clips | str:
         return make_clips(whole_video(path, makers), makers)
     except (VideoError, InputError) as error:
         return str(error)
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
     except Exception as error:
         traceback.print_exc()
         return f"internal error: {type(error).__name__}"

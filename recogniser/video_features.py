@@ -147,7 +147,7 @@ def why_not(clips: Clips | str, video: VideoFile) -> str:
         return clips
     if clips.too_short:
         return clips.too_short[0].removeprefix("the video ")
-    unchanged = video.path.exists() and stamp(video.path) == (video.size, video.mtime_ns)
+    unchanged = stamp(video.path) == (video.size, video.mtime_ns)
     return "" if unchanged else "changed while it was read: start again"
 
 

@@ -137,13 +137,15 @@ def cut_out(path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return the frames to show of a video file, and a pair of frames in its middle, scaled for a picture of flow."""
     count = count_frames(path)
     chosen, middle = evenly(count), count // 2
-    images, pair = [], []
+    images: list[np.ndarray] = []
+    pair: list[np.ndarray] = []
     for number, frame in enumerate(decode(path)):
         if number in chosen:
             images.append(frame.picture())
         if number in (middle - 1, middle):
             picture = frame.picture()
-            pair.append(resize(picture, *resized(picture.shape[0], picture.shape[1], PAIR_SIDE)))
+            shape = pair[0].shape[:2] if pair else resized(picture.shape[0], picture.shape[1], PAIR_SIDE)
+            pair.append(resize(picture, *shape))
     return images, pair
 
 

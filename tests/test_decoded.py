@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from video_files import FRAMES, RATE, extract, make_video, write_film
+from video_files import FRAMES, RATE, extract, make_video, paint, write_film
 
 from data.flow import dis_flow
 from data.videos import VideoError, decode
@@ -22,6 +22,7 @@ from dataloader.preparation import default_preparation
 from dataloader.sampling import TestSampling as Sampling  # pytest takes what is called Test for a test
 from recogniser import clips as windows
 from recogniser.clips import ClipMaker, Flow
+from report import gallery
 from utils import InputError
 
 SIDE = 64
@@ -77,6 +78,20 @@ def test_clips_are_those_of_extracted_images(video, tmp_path, modality, views, r
         theirs = {"original": [i * int((FRAMES - 10) / 7) for i in range(7)],
                   "tsn": [int(tick / 2 + tick * i) for i in range(7)]}  # fmt: skip
         assert maker.starts(FRAMES).tolist() == theirs[starts]
+
+
+def test_where_the_size_changes_within_a_film_the_first_holds(tmp_path):
+    """In clips, as in extraction, in windows, and in the report's picture of flow."""
+    film = tmp_path / "films/walk.mjpeg"
+    film.parent.mkdir()
+    pictures = [paint(number, (176, 144) if number < FRAMES // 2 else (96, 160)) for number in range(FRAMES)]
+    film.write_bytes(b"".join(cv2.imencode(".jpg", picture)[1].tobytes() for picture in pictures))
+    for modality in ("rgb", "flow"):
+        maker = maker_of(modality, Sampling(7))
+        theirs = batch_from_disk(film, tmp_path / modality, maker.preparation, Sampling(7, every=maker.rate))
+        assert torch.equal(maker.clips(windows.whole_video(film, [maker])).images, theirs.images)
+        assert len({one.shape for window in sliding(film, maker, 0.6) for one in window.frames[SIDE].values()}) == 1
+    assert gallery.see("walk", None, None, str(film)).flow
 
 
 @pytest.mark.parametrize("claimed", [5, FRAMES, FRAMES + 9])

@@ -290,12 +290,13 @@ def test_broken_videos_are_listed_and_the_others_done(tmp_path):
     (root / "empty.mp4").touch()
     (root / "text.mkv").write_text("this is no video")
     (root / "link.avi").symlink_to(root / "nowhere")
+    (root / "far.avi").symlink_to("n" * 300)  # longer than any name: it cannot even be looked for
     arguments = ("rgb", root, out, *FAST["rgb"])
     said = "".join(extract(*arguments, "--shard", shard, code=1) for shard in ("1/2", "2/2"))
     assert len(images(out / "good")) == len(images(out / "whole" / "later")) == 40
     assert not (out / "cut").exists()
     reasons = failures(out)
-    assert sorted(reasons) == ["cut.avi", "empty.mp4", "link.avi", "text.mkv"]
+    assert sorted(reasons) == ["cut.avi", "empty.mp4", "far.avi", "link.avi", "text.mkv"]
     assert "cut off or damaged: " in reasons["cut.avi"]
     assert "empty" in reasons["empty.mp4"]
     assert all(f"{name}: {reason}" in said for name, reason in reasons.items())
@@ -304,6 +305,7 @@ def test_broken_videos_are_listed_and_the_others_done(tmp_path):
     make_video(root / "cut.avi", 0, 40)  # one is put right, two are removed
     (root / "empty.mp4").unlink()
     (root / "link.avi").unlink()
+    (root / "far.avi").unlink()
     extract(*arguments, code=1)
     assert list(failures(out)) == ["text.mkv"]
     (root / "text.mkv").unlink()

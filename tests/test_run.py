@@ -262,7 +262,8 @@ def test_a_training_of_other_videos_sides_or_flags_is_set_aside(commands, tmp_pa
     lists = tmp_path / "record/own/data_train/lists"
     made = {"settings": "", "bytes": 1, "images": 13}
     for place, text, flags, stays in [
-        (marker, json.dumps({**made, "sha256": "a"}), ["--way", "train"], True), (marker, None, ["--way", "train"], True),
+        (marker, json.dumps({**made, "sha256": "a"}), ["--way", "train"], True),
+        (marker, None, ["--way", "train"], True),
         (marker, json.dumps({**made, "sha256": "b"}), ["--way", "train"], False),
         (lists / "test.txt", "clap/0.avi 0\n", ["--way", "train"], False), (marker, None, ["--way", "both"], False),
         (marker, None, ["--way", "both", "--flags", "--epochs 9"], True),
