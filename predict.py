@@ -13,8 +13,6 @@ video is too short for a flow stack, only the spatial stream answers. In Python:
 (docs/export.md).
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

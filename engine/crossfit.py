@@ -4,8 +4,6 @@ Each choice minimises the cross-entropy of out-of-fold logits: the logits that e
 head fitted without that video's fold. Fusion weights may be learned from the same logits.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The streams' answer to a video or a part of it, as a table, a line or JSON."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

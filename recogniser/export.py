@@ -4,8 +4,6 @@
   python recogniser/export.py CHECKPOINT OUT.safetensors    weights and their description, for predict.py and --resume
 """
 
-from __future__ import annotations
-
 import io
 import json
 import logging

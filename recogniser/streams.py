@@ -1,7 +1,5 @@
 """The streams: trained networks and heads, loaded from checkpoints, and their answer together."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import pickle

@@ -9,8 +9,6 @@ depend on the video and the network alone, so they are kept when the split chang
 again: it continues with the videos that are left. Videos that can't be used are listed in failed.csv.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """Pictures of videos for the report: of the mistakes, and of look-alike pairs."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import io

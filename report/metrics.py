@@ -4,8 +4,6 @@ All functions take scores (videos, classes) and labels (videos,). No file is rea
 in per cent and computed by common/accuracy.py; probabilities are in 0..1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

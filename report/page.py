@@ -1,7 +1,5 @@
 """The report: one self-contained HTML page about a test set, with its tables as CSV files beside it."""
 
-from __future__ import annotations
-
 import base64
 import io
 import warnings
