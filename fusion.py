@@ -11,8 +11,6 @@ The result is the plain average of the streams' logits unless --learn or --weigh
 streams' linear heads. It chooses on other videos; use those that --val-groups held out of both trainings.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Shared by all scripts: plain error messages, atomic files, seeds, processes and devices."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import gc

@@ -8,8 +8,6 @@ and the other way round, so that each video is evaluated once, always held out. 
 videos.
 """
 
-from __future__ import annotations
-
 import itertools
 import sys
 from collections.abc import Sequence

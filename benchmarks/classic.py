@@ -5,8 +5,6 @@ Worker processes are started anew for every epoch. The network is float32 in PyT
 (NCHW). Segments are processed in a loop, and the loss is read after every batch.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

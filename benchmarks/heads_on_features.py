@@ -6,8 +6,6 @@ The file holds values (V, samples, F), scale (V,), labels and subset ("train", "
 the last one is the result. inception-plain has no weight decay and a constant learning rate.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import replace
 from pathlib import Path

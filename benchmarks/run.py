@@ -8,8 +8,6 @@ median in ms per clip, and how many times as fast as the first way it is: the me
 by CPU time of all processes and by wall time.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import functools

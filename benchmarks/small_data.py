@@ -7,8 +7,6 @@ If videos' names tell groups (people, recordings), each group is left out in tur
 folds, several times. Strengths and fusion weights are chosen on the training videos alone.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterator

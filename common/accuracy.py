@@ -1,7 +1,5 @@
 """Measures of scores: top-k and mean-class accuracy, cross-entropy, and the mean over a video's clips."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Command lines: help that shows every default, bounded numbers, one-line errors."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import shutil

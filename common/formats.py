@@ -3,8 +3,6 @@
 The module that writes a format also defines its model. Every problem with a file is a one-line InputError.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os

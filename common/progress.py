@@ -1,7 +1,5 @@
 """Progress of a long job: a bar on a terminal; in a log file a line a minute without carriage returns."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

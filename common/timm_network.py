@@ -1,7 +1,5 @@
 """Networks of the package timm (--arch timm:NAME), in this project's form: a trunk and fc."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -13,8 +13,6 @@ Features of video files (recogniser/video_features.py) belong to no split: label
 and about has the videos' files in place of dataset, split, class_names and frames. `with_split` adds a split.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

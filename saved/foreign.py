@@ -7,8 +7,6 @@ numbering follow the projects' own code:
 - tsn-pytorch: github.com/yjxiong/tsn-pytorch, main.py, models.py, test_models.py
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A head and the networks that compute its features in one file: heads.py writes it, predict.py reads it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A run's folder holds rgb_train.csv and rgb_test.csv (spatial) or opf_train.csv a
 the names and columns of the original's records.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import shlex

@@ -5,8 +5,6 @@ torch.save. Other pickles go through Python's pickle.Unpickler, which only notes
 `_plain` then makes arrays and containers from that. docs/safe_loading.md states the guarantees.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 import os

@@ -5,8 +5,6 @@ numpy.savez(scores=..., labels=..., names=...), as in the evaluation scripts of 
 holds a structured array, or a dict of either kind. A `.csv` has a header line that includes the class names.
 """
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections import Counter

@@ -1,7 +1,5 @@
 """Folders of empty images: for a layout only names count."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

@@ -7,8 +7,6 @@ Fails (exit code 1) if a reader raises anything but InputError, or does anything
 (sys.addaudithook) beyond opening its own file: running a command, importing a module, opening another file, a socket.
 """
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import io

@@ -3,8 +3,6 @@
 Shared by the tests and by fuzz_loaders.py, which mutates them.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import pickle

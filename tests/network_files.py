@@ -1,7 +1,5 @@
 """Checkpoints of small random networks that tell pictures and classes apart, written without a training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Predictions as the stream scripts leave them, of logits that are made up."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

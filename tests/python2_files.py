@@ -4,8 +4,6 @@ Python's own pickler, with what cPickle did otherwise: str is BINSTRING or STRIN
 INT with decimal digits, an OrderedDict is a call with a list of lists. The file is as in torch's `_legacy_save`.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 import struct

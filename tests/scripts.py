@@ -5,8 +5,6 @@ project's modules, are imported in it afresh. Where there is no fork, and where 
 variable PYTHON..., an interpreter is started.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import runpy

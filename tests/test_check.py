@@ -1,7 +1,5 @@
 """data/check.py as a user runs it, on small data sets with one thing wrong at a time."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """The demo set: reproducible, split as UCF101 is, and each class needs both what is painted and how it moves."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re

@@ -1,7 +1,5 @@
 """recogniser/export.py: files that compute predict.py's answers, by the very lines of docs/export.md; safetensors."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

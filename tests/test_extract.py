@@ -1,7 +1,5 @@
 """Extraction of frames: counts, layout, killing and resuming, shards, broken videos, bad input."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import json

@@ -1,7 +1,5 @@
 """Optical flow: direction and sign, quantisation, accuracy against ground truth, extraction."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import hashlib

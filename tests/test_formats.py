@@ -1,7 +1,5 @@
 """What a file of ours says of itself is checked as it is read; what does not fit is one line that names the file."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import struct

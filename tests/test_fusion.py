@@ -1,7 +1,5 @@
 """Fusion: the known figures of real predictions, and the formulas."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

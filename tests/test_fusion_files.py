@@ -1,7 +1,5 @@
 """Scores that other people's programs saved: .npz, .npy and .csv, and what hostile or broken ones get."""
 
-from __future__ import annotations
-
 import csv
 import io
 import os

@@ -1,7 +1,5 @@
 """Weights learnt on held-out videos: what is learnt, that it wins where it was not tuned, and how a user gets it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

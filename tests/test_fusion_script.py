@@ -1,7 +1,5 @@
 """fusion.py as a user runs it: whose predictions and labels it takes, flags, splits, and what bad input gets."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """The project's own imports, read with ast wherever they stand: none runs against the stream, none in a circle."""
 
-from __future__ import annotations
-
 import ast
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path

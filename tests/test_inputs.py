@@ -3,8 +3,6 @@
 Each frame carries its number, so that a frame that is missing, black or of another place shows.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 from fractions import Fraction

@@ -1,7 +1,5 @@
 """data/make_split.py: lists from folders of videos, recordings and copies kept together, lists brought up to date."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """predict.py: answers, class names, drawing; and as a user runs it: the logits of --evaluate, films, errors."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

@@ -1,7 +1,5 @@
 """The report: self-contained, its numbers recounted by hand, and its pictures."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,7 +1,5 @@
 """Reading pickles and checkpoints: data of every age comes back, and nothing else gets anywhere."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import random

@@ -1,7 +1,5 @@
 """data/tvl1: both TV-L1 against motions known by formula and against OpenCV's DualTVL1."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import os

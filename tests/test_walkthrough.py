@@ -1,7 +1,5 @@
 """docs/walkthrough.ipynb runs from its first cell to its last, on few clips, and what it shows is true of them."""
 
-from __future__ import annotations
-
 import json
 import re
 

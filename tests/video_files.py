@@ -1,7 +1,5 @@
 """Small videos: of something that moves, and films of every kind that PyAV can write. Extraction of them."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import io
