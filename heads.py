@@ -31,7 +31,7 @@ from dataloader.lists import load_split
 from dataloader.names import first_few
 from dataloader.preparation import Preparation
 from engine.crossfit import Fit, fit_first_or_all, fit_linear, fit_temporal, look_alikes, video_means
-from engine.evaluation import feature_count, trained_model
+from engine.evaluation import POOLINGS, feature_count, trained_model
 from engine.features import trunk_hash
 from engine.owner import owned
 from engine.temporal_heads import TEMPORAL
@@ -119,7 +119,7 @@ def load_streams(args: argparse.Namespace) -> dict[str, Inputs]:
             raise InputError(f"{one.path} holds videos twice, {first_few(twice)}: each is in training or in "
                              "the test, once; mend the lists and extract the features again")  # fmt: skip
         if {"train", "test"} - set(one.subset.tolist()):
-            raise InputError(f"{one.path} lacks training or test videos; extract features without --evaluate")
+            raise InputError(f"{one.path} lacks training or test videos: of the lists, or of --evaluate's features")
         same = first.videos == one.videos and first.about["class_names"] == one.about["class_names"]
         if not same or (first.labels != one.labels).any() or (first.subset != one.subset).any():
             raise InputError(f"{first.path} and {one.path} are of different splits; extract both with one list")
@@ -142,12 +142,17 @@ def load_network(features: Features) -> Network:
         model = trained_model(read_checkpoint(about["checkpoint"], flow_order=about["flow_order"]))
     else:
         classes = about.get("classes", len(features.about["class_names"]))
-        torch.manual_seed(about["seed"])  # for random weights
-        model = build_model(about["arch"], preparation.channels, classes, about["weights"], size=preparation.size)
+        torch.manual_seed(about.get("seed", 0))  # for random weights
+        weights = about.get("weights") or "none"
+        model = build_model(about["arch"], preparation.channels, classes, weights, size=preparation.size)
         model.eval()
     if trunk_hash(model) != about["sha256"]:
-        where = about.get("checkpoint") or about["weights"]
+        where = about.get("checkpoint") or weights
         raise InputError(f"{features.path} was made by another network than {where} is now; extract the features again")
+    pooling = features.about["pooling"]
+    count = feature_count(model, pooling) if not model.stages or {*pooling} <= {*POOLINGS} else 0
+    if (found := features.values.shape[2]) != count:
+        raise InputError(f"{features.path} has {found} features a sample, and its network {count}; extract it again")
     return model
 
 
@@ -245,9 +250,9 @@ def shown(inputs: Sequence[Features], videos: Sequence[str]) -> dict[str, Any]:
     """Return where the report finds pictures of these videos: their frames, or the video files."""
     about = inputs[0].about
     if "frames" not in about:
-        return {"files": {video: about["files"][video] for video in videos}}
+        return {"files": {video: about["files"][video] for video in videos if video in about["files"]}}
     root, *more = (each.about["frames"]["root"] for each in inputs)
-    folders = {video: about["frames"]["folders"][video] for video in videos}
+    folders = {video: about["frames"]["folders"].get(video, "") for video in videos}
     return {"frames": {"root": root, "folders": folders, "more": more}}
 
 

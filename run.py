@@ -23,11 +23,12 @@ from common.commandline import ArgumentParser
 from common.formats import read_json
 from common.progress import duration
 from data.extraction import write_reasons
-from data.make_split import find_classes
+from data.make_split import find_classes, given_groups
 from data.steps import Steps
 from data.videos import VideoFile, find_videos
 from dataloader.extracted import read_marker
 from dataloader.list_files import read_column
+from dataloader.lists import load_split
 from dataloader.names import UCF101_CLASSES, first_few, ucf_parts
 from engine.owner import owned
 from utils import InputError, check_name, check_writable, cpu_count, csv_text, plural, printable, run_main, write_json
@@ -59,6 +60,7 @@ def main() -> None:
     if way != "heads" and not (args.test or args.lists):
         names = [ucf_parts(video.name) for video in found]
         args.lists = "none" if all(name and name[0].casefold() in UCF101 for name in names) else None
+    check_split(args, found)
     choose_folders(args, way)
     check_network(args, way)
     few = len(found) <= FEW_VIDEOS
@@ -122,6 +124,14 @@ def check_classes(args: argparse.Namespace, found: Sequence[VideoFile]) -> list[
     if differing := names[0] ^ names[-1]:
         raise InputError(f"only one of {args.videos} and {args.test} has a class {first_few(sorted(differing))}")
     return unlisted
+
+
+def check_split(args: argparse.Namespace, found: Sequence[VideoFile]) -> None:
+    """Raise InputError if --lists or --groups is no such thing."""
+    if args.lists:
+        load_split(None if args.lists == "none" else args.lists, 1, [video.folder for video in found], verbose=False)
+    elif args.groups:  # --test puts the two folders under these names
+        given_groups(args.groups, [side + video.name for side in ("", "train/", "test/") for video in found])
 
 
 def choose_folders(args: argparse.Namespace, way: str) -> None:

@@ -113,6 +113,8 @@ def read_before(out: Path) -> dict[str, int]:
         texts = [(out / name).read_text(encoding="utf-8", errors="replace") for name in LISTS]
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise InputError(f"cannot read the lists in {out} ({error.strerror}): delete it to split anew") from None
     lines = [(line.rpartition(" ")[0], part) for part, text in enumerate(texts) for line in text.split("\n")]
     return {path: part for path, part in lines if path}
 
@@ -262,6 +264,7 @@ def assign(
             f"{names[label]} has {plural(int(wanted[:, label].sum().round()), 'video')} of "
             f"{plural(len(own), 'recording')} ({first_few(own)}), which stay together, and two are needed, one "
             "for each side; add others, leave the class out, or say with --groups what the recordings are"
+            + ("; or delete the lists: these keep each video on its side" if before else "")
         )
     return {path: before.get(path, place[group]) for path, group in groups.items()}
 

@@ -180,7 +180,7 @@ def kept_rows(path: Path, about: dict[str, Any]) -> Iterator[tuple[Rows, Callabl
 
     Rows are taken from the features file at `path`, and from its .partial, which a killed run leaves and the end
     of the block removes. That file holds arrays as np.save writes them: the settings, then the key and the values
-    of each row. With other settings it is overwritten. Half a row at its end is cut off.
+    of each row. With other settings it is overwritten. Half a row at its end is cut off, and what follows damage.
     """
     settings = settings_of(about)
     partial, said = path.with_name(path.name + ".partial"), json.dumps(settings)
@@ -189,7 +189,7 @@ def kept_rows(path: Path, about: dict[str, Any]) -> Iterator[tuple[Rows, Callabl
         partial.touch()
         with open(partial, "r+b") as file:
             whole = 0  # bytes
-            with contextlib.suppress(EOFError, ValueError):  # np.load raises them at the end and within half a row
+            with contextlib.suppress(Exception):  # np.load's, at the end or in half a row; of damage, any
                 same = str(np.load(file)) == said
                 while same:
                     whole = file.tell()

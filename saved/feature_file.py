@@ -164,7 +164,9 @@ def with_split(features: Features, split: Split) -> Features:
     if not found:
         raise InputError(f"{features.path} has no features of the listed videos; name the lists that belong to it")
     videos, parts, rows = zip(*found, strict=True)
-    files = {video.name: features.about["files"][features.videos[row]] for video, row in zip(videos, rows, strict=True)}
+    paths = features.about.get("files", {})
+    pairs = ((video.name, paths.get(features.videos[row])) for video, row in zip(videos, rows, strict=True))
+    files = {name: path for name, path in pairs if path}
     about = {"dataset": split.dataset, "split": split.number, "class_names": split.class_names, "files": files}
     return replace(
         features, videos=[video.name for video in videos], values=features.values[list(rows)],

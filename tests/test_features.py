@@ -25,6 +25,7 @@ from dataloader.preparation import (
 )
 from dataloader.sampling import test_starts as spread
 from engine.evaluation import InferenceNet, feature_count
+from engine.features import kept_rows
 from network import build_model
 from saved.checkpoints import write_checkpoint
 from saved.feature_file import read_features, with_split, write_features
@@ -161,12 +162,28 @@ def test_features_of_video_files_are_those_of_their_extracted_frames(tmp_path, m
     Path("lists/test.txt").write_text("wave/4.avi 1\nwave/gone.avi 1\n")
     found = with_split(read_features("f/rgb.npz"), load_split("lists", 1))
     assert len(found.videos) == 3 and "lacks 1 listed video: wave/gone.avi" in capsys.readouterr().err
+    without = read_features("f/rgb.npz")
+    del without.about["files"]  # as others write it: the report has no pictures then
+    assert with_split(without, load_split("lists", 1)).about["files"] == {}
     with pytest.raises(InputError, match="leave --ucf-list out"):
         with_split(found, load_split("lists", 1))
     Path("lists/train.txt").write_text("clap/8.avi 0\nwave/9.avi 1\n")
     Path("lists/test.txt").write_text("clap/6.avi 0\nwave/7.avi 1\n")
     with pytest.raises(InputError, match="no features of the listed videos"):
         with_split(read_features("f/rgb.npz"), load_split("lists", 1))
+
+
+@pytest.mark.parametrize("damage", [b"PK\x03\x04 no zip", b"\x93NUMPY\x01\x00\x10\x00{'descr': (((  \n"])
+def test_what_follows_damage_in_a_partial_file_is_computed_again(tmp_path, damage):
+    about = dict.fromkeys(("preparation", "samples", "views", "starts", "pooling", "dtype"), 1)
+    about["network"] = {"arch": "resnet18", "sha256": "0"}
+    with pytest.raises(KeyError), kept_rows(tmp_path / "f.npz", about) as (rows, add):
+        add("a", np.zeros(3))
+        raise KeyError
+    with open(tmp_path / "f.npz.partial", "ab") as file:
+        file.write(damage)
+    with kept_rows(tmp_path / "f.npz", about) as (rows, _):
+        assert list(rows) == ["a"]
 
 
 def test_bad_files_are_told(extracted, tmp_path):

@@ -24,7 +24,9 @@ from engine.crossfit import (
     make_folds,
     out_of_fold,
 )  # fmt: skip
+from engine.features import trunk_hash
 from engine.temporal_heads import TEMPORAL, LinearHead, build_head, train_temporal
+from network import build_model
 from recogniser.streams import load_head
 from saved.feature_file import read_features, write_features
 from saved.head_file import read_head
@@ -338,3 +340,12 @@ def test_what_cannot_work_is_told(tmp_path):
         args = argparse.Namespace(spatial=[one], motion=[other] if other else [], head=["linear"], ucf_list=None)
         with pytest.raises(InputError, match=said):
             heads.load_streams(args)
+    one, known = read_features(spatial), {"arch": "resnet18", "classes": 2}
+    torch.manual_seed(0)
+    known["sha256"] = trunk_hash(build_model("resnet18", 3, 2, "none", size=64))
+    for said, change in [
+        ("another network than none", {}), ("has 6 features a sample, and its network 512", {"network": known}),
+        ("and its network 0", {"network": known, "pooling": ["layer9.mean"]}),
+    ]:  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            heads.load_network(replace(one, about={**one.about, **change}))

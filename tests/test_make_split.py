@@ -116,6 +116,16 @@ def test_what_cannot_be_split_is_a_line_and_nothing_is_written(tmp_path, split):
     with pytest.raises(InputError, match="has the class folders run: give"):
         split(videos, out)
     assert not out.exists()
+    (tmp_path / "a file").touch()
+    with pytest.raises(InputError, match="a file.*delete it to split anew"):
+        split(videos.parent / "half/train", tmp_path / "a file")
+    # the earlier lists keep what is left of a class on one side
+    make_videos(tmp_path / "less", *numbered({"run": 4, "sit": 4}))
+    split(tmp_path / "less", out)
+    for line in (out / "test.txt").read_text().splitlines():
+        (tmp_path / "less" / line.rpartition(" ")[0]).unlink()
+    with pytest.raises(InputError, match="or delete the lists"):
+        split(tmp_path / "less", out)
 
 
 def test_a_share_that_is_far_off_is_a_warning(tmp_path, split):

@@ -192,6 +192,8 @@ def test_what_is_wrong_is_told_before_anything_is_made(tmp_path, monkeypatch):
         (".", "videos --test gone", "gone is no folder"), (".", "videos --test videos", "holds the videos of videos"),
         (".", "videos --test split", "split is split into"),
         (".", "videos --test flat", "flat: in no class folder"), (".", "videos --test one", "has the class folders"),
+        (".", "videos --lists gone", "no folder gone"), (".", "videos --lists none", "not named like UCF101"),
+        (".", "videos --groups (", "no regular expression"), (".", "videos --groups 7", "tells no video's"),
         (".", "videos --record damaged", "run.json cannot be read"),
         (".", "videos --record taken", "taken has the results of /other"),
         ("videos", ". --record out", "lies in"), ("videos/clap", ".", "in no class folder"),
