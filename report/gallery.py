@@ -106,13 +106,14 @@ def see(video: str, rgb: Index | None, flow: Index | None, path: str | None) -> 
     middle: list[np.ndarray] = []
     lost = contextlib.suppress(InputError, VideoError, OSError, ValueError, Image.DecompressionBombError)
     with lost:
+        if path is not None and (rgb is None or flow is None):
+            images, middle = cut_out(Path(path))
+    with lost:
         if rgb is not None:
             found: Any = find(rgb, video)
             made = read_marker(rgb.root, found.folder)
             path = path or (made.path if made else None)
             images = [image.transpose(1, 2, 0) for image in ReadFrame(rgb.root)(found, evenly(found.count))]
-        elif path is not None:
-            images, middle = cut_out(Path(path))
         if images:
             dark = float(np.mean([image.mean() for image in images])) < DARK
             frames = data_uri([brightened(image) for image in images] if dark else images)
@@ -121,7 +122,7 @@ def see(video: str, rgb: Index | None, flow: Index | None, path: str | None) -> 
             pair: Any = find(flow, video)
             (xy,) = ReadFlow(flow.root)(pair, [pair[0].count // 2])
             motion = data_uri([flow_colours(xy)])
-        for field in dis_flow(middle):
+        for field in dis_flow(middle if motion is None else ()):
             motion = data_uri([flow_colours(quantise(field, BOUND).transpose(2, 0, 1))])
     return Seen(frames, motion, path, dark)
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from prediction_files import write
 from sklearn.metrics import confusion_matrix
+from video_files import make_video
 
 from fusion import evaluate
 from report import gallery, page
@@ -180,7 +181,10 @@ def test_pictures_of_many_classes_of_flow_and_of_videos_that_are_not_there(tmp_p
         (tmp_path / "dark/a/b").mkdir(parents=True, exist_ok=True)
         noise = Image.effect_noise((64, 48), 60).point(lambda level: level // 12).convert("RGB")
         noise.save(tmp_path / f"dark/a/b/frame{number:06d}.jpg")
-    seen = gallery.see("a/b", gallery.index_frames(tmp_path / "dark", "rgb"), None, None)
+    dark = gallery.index_frames(tmp_path / "dark", "rgb")
+    seen = gallery.see("a/b", dark, None, None)
+    both = gallery.see("a/b", dark, None, str(make_video(tmp_path / "a.avi", 1)))  # a network's frames, a head's film
+    assert both.frames == seen.frames and both.flow and not seen.flow
     strip = Image.open(io.BytesIO(base64.b64decode(str(seen.frames).partition(",")[2]))).convert("L")
     assert seen.brightened and np.asarray(strip)[:, :60].max() > 150  # of at most 21 in the files
     still, right = (np.full((2, 8, 8), 128, np.uint8) for _ in range(2))
