@@ -28,7 +28,7 @@ from data.steps import Steps
 from data.videos import VideoFile, find_videos
 from dataloader.extracted import read_marker
 from dataloader.list_files import read_column
-from dataloader.lists import load_split
+from dataloader.lists import USUAL_GROUPS, load_split
 from dataloader.names import UCF101_CLASSES, first_few, ucf_parts
 from engine.owner import owned
 from utils import InputError, check_name, check_writable, cpu_count, csv_text, plural, printable, run_main, write_json
@@ -39,7 +39,6 @@ FEW_VIDEOS = 200
 CLOSELY = ("--samples", 10, 16, "--views", 2)  # flags of recogniser/video_features.py
 FEW_SECONDS, MANY_SECONDS = 4.5, 1.7  # of one core per video of some seconds: a ResNet-50 in float32 (AMD EPYC)
 SHORTEST = 11  # frames: one stack of flow
-HELD_OUT = 3  # groups of each class that --way both compares head and trained network on
 
 WAYS = {
     "heads": "the fast way, linear heads on features of ImageNet networks (--way train trains the networks)",
@@ -196,13 +195,25 @@ def both_ways(args: argparse.Namespace, unlisted: Sequence[str], few: bool) -> N
     failed = features(args, step, few) | extract(args, step)
     write_left_out(args, unlisted, failed)
     lists = make_lists(args, step)
+    held_out = groups_to_hold_out(args, lists)
     heads = fit_heads(args, step, lists)
     # Tested once, at the end: an epoch chosen by the held-out videos would look better on them than it is.
-    held_out = ("--recipe", "tsn", "--val-groups", HELD_OUT, "--eval-every", 10**6)
-    networks = train(args, step, lists, *held_out)
+    networks = train(args, step, lists, "--recipe", "tsn", "--val-groups", held_out, "--eval-every", 10**6)
     print()
     chosen = {stream: choose(stream, heads[stream], networks[stream]) for stream in heads}
     fuse(args, step, chosen, "--learn")
+
+
+def groups_to_hold_out(args: argparse.Namespace, lists: Sequence[object]) -> int:
+    """Return the --val-groups by which --way both compares: about a quarter of each class's training groups."""
+    folder = None if args.lists == "none" else str(lists[1])
+    train = load_split(folder, 1, [video.folder for video in find_videos(args.all)], verbose=False).train
+    if all(video.group == video.name for video in train):
+        return USUAL_GROUPS // 4  # of videos without groups, it is a share
+    fewest = min(len({video.group for video in train if video.label == label}) for label in {v.label for v in train})
+    if fewest < 2:
+        raise InputError("--way both holds recordings out of training, and a class trains on one: use --way heads")
+    return max(1, fewest // 4)
 
 
 def choose(stream: str, head: Path, network: Path) -> Path:

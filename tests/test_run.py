@@ -226,7 +226,7 @@ def test_the_number_of_videos_and_their_names_decide(commands, tmp_path, monkeyp
 
 
 def test_both_ways_keep_of_each_stream_what_is_right_more_often_on_held_out_videos(commands, tmp_path, capsys):
-    make_videos(tmp_path / "own", each=1)
+    make_videos(tmp_path / "own", name="{}.avi")
     held_out = {"a/1": 0, "a/2": 0, "b/3": 1, "b/4": 1}
 
     def write(folder, stream, wrong, more=()):
@@ -238,7 +238,7 @@ def test_both_ways_keep_of_each_stream_what_is_right_more_often_on_held_out_vide
     for stream, of_head, of_network in (("spatial", ["a/1", "a/7"], []), ("motion", ["b/3"], ["b/4"])):
         write(f"heads/linear/{stream}", stream, of_head, more=("a/7", "a/8"))
         write(stream, stream, of_network)
-    taken = commands("own", "--way", "both", "--flags", "--epochs 3")
+    taken = commands("own", "--way", "both", "--flags", "--epochs 3", real=["data/make_split.py"])
     said = capsys.readouterr().out
     assert "spatial: of 4 held-out training videos the head has 3 right, the trained network 4: the network is" in said
     assert "motion: of 4 held-out training videos the head has 3 right, the trained network 3: the head is" in said
@@ -250,7 +250,7 @@ def test_both_ways_keep_of_each_stream_what_is_right_more_often_on_held_out_vide
     chosen = {"--spatial": record / "spatial", "--motion": record / "heads/linear/motion"}
     assert {flag: Path(taken[-1][taken[-1].index(flag) + 1]) for flag in chosen} == chosen
     assert "--spatial record/own/spatial/model_best.pth.tar --motion record/own/heads/linear/motion/checkp" in said
-    assert "--val-groups" in taken[5] and taken[5][-2:] == ["--epochs", "3"]
+    assert taken[5][taken[5].index("--val-groups") + 1] == "4" and taken[5][-2:] == ["--epochs", "3"]
     # fusion learns on the four videos that both have
     args = argparse.Namespace(pickles=["a", "b"], splits=None)
     both = fusion.load(args, None, [str(record / "spatial/val"), str(record / "heads/linear/motion/val")])
