@@ -6,7 +6,6 @@ torch.save. Other pickles go through Python's pickle.Unpickler, which only notes
 """
 
 import math
-import operator
 import os
 import pickle
 import re
@@ -310,16 +309,22 @@ def _make(asked: _Asked, rebuild: Callable[[Any], Any]) -> Any:
         raise Refused("it has a numpy array without a type")
     code = dtype.arguments[0]
     in_order: Any = "F" if fortran else "C"
+    objects = code in ("O", "O4", "O8")
+    # Before anything is multiplied or made: a small file may ask for a billion empty rows, or for huge numbers.
+    if type(shape) is not tuple or len(shape) > (2 if objects else 32) or (objects and 0 in shape[1:]):
+        raise Refused("it has a numpy array of an impossible shape")
+    if not all(type(side) is int and 0 <= side < 1 << 31 for side in shape):
+        raise Refused("it has a numpy array of an impossible shape")
     content = rebuild(content)
-    if code in ("O", "O4", "O8"):
+    if objects:
         return np.fromiter(content, object, len(content)).reshape(shape or 1, order=in_order).tolist()
     if code not in _NUMBERS:
         raise Refused(f"it has a numpy array of type {show(code)}, which holds no plain numbers")
     if isinstance(content, str):  # Python 2's bytes
         content = content.encode("latin-1")
     stored = np.dtype(code).newbyteorder(dtype.state[1] if dtype.state else "=")
-    if len(content) != math.prod(map(operator.index, shape)) * stored.itemsize:
-        raise Refused(f"it has a numpy array of shape {show(str(shape))} in {len(content)} bytes")
+    if len(content) != math.prod(shape) * stored.itemsize:
+        raise Refused(f"it has a numpy array of shape {shape} in {len(content)} bytes")
     array = np.frombuffer(content, stored).astype(code).reshape(shape, order=in_order)
     return array[()] if asked.name.endswith("scalar") else array if axes is None else array.transpose(axes)
 

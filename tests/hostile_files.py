@@ -56,6 +56,7 @@ def refused() -> dict[str, bytes]:
     """Pickles that ask for what data does not need, or are impossible."""
     array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
     f4 = b"cnumpy\ndtype\n(S'f4'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntb"
+    o8 = b"cnumpy\ndtype\n(S'O8'\nI0\nI1\ntR"
     array5 = b"cnumpy._core.numeric\n_frombuffer\n(C\x04abcd"
     return {
         "persistent id": b"Pfile\n.",
@@ -74,7 +75,11 @@ def refused() -> dict[str, bytes]:
         "negative shape": array + b"(I1\n(I-1\nt" + f4 + b"I00\nS'abcd'\ntb.",
         "shape and bytes differ": array + b"(I1\n(I2\nt" + f4 + b"I00\nS'abcd'\ntb.",
         "array twice": array + b"(I1\n(I1\nt" + f4 + b"I00\nS'abcd'\ntb(I1\n(I1\nt" + f4 + b"I00\nS'abcd'\ntb.",
-        "array in itself": array + b"q\x00(I1\n(I1\ntcnumpy\ndtype\n(S'O8'\nI0\nI1\ntRI00\n(h\x00ltb.",
+        "array in itself": array + b"q\x00(I1\n(I1\nt" + o8 + b"I00\n(h\x00ltb.",
+        "shape of huge numbers": array + b"(I1\n(" + pickle.dumps(1 << 800_000, 2)[2:-1] + b"q\x00" + b"h\x00" * 9999
+                                 + b"t" + f4 + b"I00\nS'abcd'\ntb.",
+        "object in many dimensions": array + b"(I1\n(" + b"I1\n" * 30 + b"t" + o8 + b"I00\n(Nltb.",
+        "billion rows without columns": array + b"(I1\n(I1000000000\nI0\nt" + o8 + b"I00\n(ltb.",
         "axes of another kind": array5 + f4 + b"(K\x01t\x8c\x01K" + f4 + b"tR.",
         "other codec": b"c_codecs\nencode\n(Vabc\nVrot13\ntR.",
         "codec of a list": b"c_codecs\nencode\n((lVlatin1\ntR.",
