@@ -21,7 +21,7 @@ from scipy.special import log_softmax
 from common.accuracy import accuracy
 from common.commandline import ArgumentParser, bounded
 from report.metrics import METRICS, bootstrap, group_numbers, mcnemar
-from report.outcome import Learnt, LearntOn, Outcome, choice_label, describe, notes, text, warnings
+from report.outcome import Learnt, LearntOn, Outcome, fusion_name, notes, text, warnings
 from saved.predictions import TestSet, align, check_same_classes, load_predictions
 from utils import InputError, check_writable, plural, run_main, write_json
 
@@ -131,22 +131,20 @@ def evaluate(
     groups = groups_of(test_set)
     count = int(groups.max()) + 1
     draws = {name: bootstrap(row, labels, groups, seed) for name, row in rows.items()}
-    found: dict[str, dict] = {name: accuracy(row, labels, videos) for name, row in rows.items()}
     unit = "group" if count < len(videos) else "video"
-    results = {
+    results: dict = {
         "videos": len(videos),
-        **found,
+        **{name: accuracy(row, labels, videos) for name, row in rows.items()},
         "interval_95": {name: intervals(row) for name, row in draws.items()},
         "resampled": {"unit": unit, "count": count},
         "classes": len(test_set.class_names),
-        "settings": {"fusion": choice_label(learnt) if learnt else describe(weights), "weights": weights},
+        "settings": {"fusion": fusion_name(weights, learnt), "weights": weights},
         "streams": {name: source.about() for name, source in test_set.sources.items()},
     }
     if len(streams) > 1:
-        better = max(streams, key=lambda name: found[name]["top1"])
+        better = max(streams, key=lambda name: results[name]["top1"])
         ours, theirs = (rows[name].argmax(axis=1) == labels for name in ("fusion", better))
-        test = mcnemar(ours, theirs, groups)
-        results["mcnemar"] = {"against": better, **test, "over": f"{unit}s"}
+        results["mcnemar"] = {"against": better, **mcnemar(ours, theirs, groups), "over": f"{unit}s"}
     if learnt:
         results["learnt"] = learnt.model_dump()
     for source in test_set.sources.values():
@@ -206,7 +204,21 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument_group("output").add_argument
     add("--output", type=Path, default=Path("record/fusion"), metavar="DIR", help="for results and report")
     add("--no-report", action="store_true", help="write results.json only")
-    return parser.parse_args()  # fmt: skip
+    args = parser.parse_args()
+    streams = len(args.pickles) or 2
+    if args.pickles and (args.spatial or args.motion):
+        raise InputError("give either a list of predictions or --spatial and --motion, not both")
+    if args.weights and (len(args.weights) != streams or not any(args.weights)):
+        raise InputError(f"--weights takes {plural(streams, 'number')}, one for each stream, not all 0")
+    if args.learn is not None:
+        if args.weights:
+            raise InputError("--learn finds the weights itself; leave out --weights")
+        if streams == 1 or len(args.learn) not in (0, streams):
+            raise InputError(f"--learn chooses between several streams; give {plural(streams, 'path')}, or none")
+    for split in args.splits or []:
+        if not split.isdecimal() or args.splits.count(split) > 1:
+            raise InputError(f"--splits takes different numbers, not {split!r}; name streams before it")
+    return args
 
 
 def load(args: argparse.Namespace, split: str | None, paths: Sequence[str] = ()) -> TestSet:
@@ -284,23 +296,6 @@ def joined_head(test_set: TestSet, videos: list[str]) -> Path | None:
     return folder if same and sorted(load_predictions(folder).logits) == test_set.videos else None
 
 
-def check(args: argparse.Namespace) -> None:
-    """Check the combinations of arguments that argparse can't. Raises InputError."""
-    streams = len(args.pickles) or 2
-    if args.pickles and (args.spatial or args.motion):
-        raise InputError("give either a list of predictions or --spatial and --motion, not both")
-    if args.weights and (len(args.weights) != streams or not any(args.weights)):
-        raise InputError(f"--weights takes {plural(streams, 'number')}, one for each stream, not all 0")
-    if args.learn is not None:
-        if args.weights:
-            raise InputError("--learn finds the weights itself; leave out --weights")
-        if streams == 1 or len(args.learn) not in (0, streams):
-            raise InputError(f"--learn chooses between several streams; give {plural(streams, 'path')}, or none")
-    for split in args.splits or []:
-        if not split.isdecimal() or args.splits.count(split) > 1:
-            raise InputError(f"--splits takes different numbers, not {split!r}; name streams before it")
-
-
 def fuse_test_set(args: argparse.Namespace, output: Path, split: str | None) -> Outcome:
     """Load, fuse, print and save one test set."""
     test_set = load(args, split)
@@ -321,7 +316,6 @@ def fuse_test_set(args: argparse.Namespace, output: Path, split: str | None) -> 
 
 def main() -> None:
     args = parse_args()
-    check(args)
     if not args.splits:
         fuse_test_set(args, args.output, None)
         return

@@ -240,20 +240,16 @@ def write_said(folder: Path, stream: str, inputs: Inputs, fit: Fit, sha256: str,
             "groups": dict(zip(videos, map(str, one.groups[rows]), strict=True)),
             "protocol": protocols if len(inputs) > 1 else next(iter(protocols.values())),
             "checkpoint": {"name": "checkpoint.pth.tar", "epoch": -1, "weights_sha256": sha256},
-            **shown(list(inputs.values()), videos),
-            **({"look_alikes": alike} if alike else {}),
         }
+        if "frames" in one.about:  # where the report finds pictures of the videos; else in the video files
+            root, *more = (each.about["frames"]["root"] for each in inputs.values())
+            folders = {video: one.about["frames"]["folders"].get(video, "") for video in videos}
+            about["frames"] = {"root": root, "folders": folders, "more": more}
+        else:
+            about["files"] = {video: one.about["files"][video] for video in videos if video in one.about["files"]}
+        if alike:
+            about["look_alikes"] = alike
         write_predictions(place, stream, dict(zip(videos, logits, strict=True)), about)
-
-
-def shown(inputs: Sequence[Features], videos: Sequence[str]) -> dict[str, Any]:
-    """Return where the report finds pictures of these videos: their frames, or the video files."""
-    about = inputs[0].about
-    if "frames" not in about:
-        return {"files": {video: about["files"][video] for video in videos if video in about["files"]}}
-    root, *more = (each.about["frames"]["root"] for each in inputs)
-    folders = {video: about["frames"]["folders"].get(video, "") for video in videos}
-    return {"frames": {"root": root, "folders": folders, "more": more}}
 
 
 def check_look_alikes(args: argparse.Namespace, streams: dict[str, Inputs]) -> dict[str, Any] | None:

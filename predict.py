@@ -182,13 +182,10 @@ def show(source: str, answer: Answer, args: argparse.Namespace) -> None:
 
 
 def answer_video(video: Path, answers: Iterable[Answer | str], film: Path | None, args: argparse.Namespace) -> Answer:
-    """Print the answers to one video, draw its film, and return the first answer. Raises VideoError.
-
-    An answer that is a str says why there is none.
-    """
+    """Print the answers to one video, draw its film, and return the first answer. Raises VideoError."""
     said = []
     for answer in answers:
-        if isinstance(answer, str):
+        if isinstance(answer, str):  # it says why there is none
             raise VideoError(answer)
         show(str(video), answer, args)
         said.append(answer)

@@ -127,10 +127,7 @@ def printable(text: str) -> str:
 
 
 def csv_text(value: Any) -> Any:
-    """Return `value` as a CSV cell. Numbers are unchanged.
-
-    Text that looks like a spreadsheet formula is prefixed with `'` (OWASP, CSV injection).
-    """
+    """Return `value` for a CSV cell: text that a spreadsheet would run gets a `'` (OWASP, CSV injection)."""
     if not isinstance(value, str):
         return value
     return printable(f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value)
@@ -217,14 +214,11 @@ def check_output(folder: str | os.PathLike, needed: int, replaced: Iterable[str 
 
 def is_alive(pid: int) -> bool:
     """Whether a process with this id runs on this machine; True if that can't be determined."""
-    if os.name == "nt":  # on Windows os.kill would end the process
-        return True
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        pass
+        if os.name != "nt":  # on Windows os.kill would end the process
+            os.kill(pid, 0)
+    except (OSError, OverflowError) as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 

@@ -31,10 +31,6 @@ class Progress(tqdm):
         # miniters 0: update by time alone, whether there are few long videos or many short ones.
         super().__init__(**{"dynamic_ncols": sys.stderr.isatty(), "miniters": 0, **settings})
 
-    def say(self, text: str) -> None:
-        """Print a line without disturbing the bar."""
-        self.write(text, file=sys.stderr)
-
 
 def duration(seconds: float) -> str:
     """Format a duration, rounded: `40 s`, `12 min`, `3 h 20 min`, `4.6 days`."""

@@ -40,14 +40,6 @@ class TimmNet(nn.Module):
         return nn.Sequential(self.trunk, nn.Flatten())
 
 
-def import_timm() -> Any:
-    try:
-        import timm
-    except ImportError:
-        raise InputError(f"networks {TIMM}NAME need the package timm: pip install timm") from None
-    return timm
-
-
 def normalisation(name: str) -> dict[str, tuple[float, ...]]:
     """The RGB mean and std, in units of pixel / 255, with which timm's weights of this name were trained."""
     config = _config(name)
@@ -68,9 +60,13 @@ def timm_state(name: str, size: int, state: Mapping[str, Tensor] | None = None) 
 
 
 def _config(name: str) -> Any:
-    """timm's config of a network's weights and input. Raises InputError if timm has no such network."""
+    """timm's config of a network's weights and input. Raises InputError if timm or the network is missing."""
     try:
-        return import_timm().models.get_pretrained_cfg(name, allow_unregistered=False)
+        import timm
+
+        return timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    except ImportError:
+        raise InputError(f"networks {TIMM}NAME need the package timm: pip install timm") from None
     except RuntimeError:
         raise InputError(f"--arch {TIMM}{name}: timm has no such network; timm.list_models() lists them") from None
 
@@ -79,8 +75,10 @@ def _create(name: str, size: int, **options: Any) -> nn.Module:
     config = _config(name)
     if config.fixed_input_size and config.input_size[-1] != size:
         options["img_size"] = size
+    import timm  # _config has found it
+
     with _one_line(name, size):
-        return import_timm().create_model(name, **options)
+        return timm.create_model(name, **options)
 
 
 @contextlib.contextmanager

@@ -116,7 +116,7 @@ def fetch(url: str, target: Path) -> None:
                     raise InputError(f"{problem}: check the connection and run this again; or give another folder "
                                      f"with --base-url, or put {target} there yourself") from None
                 pause = min(60.0, WAIT * 2 ** (failures - 1))
-                bar.say(f"{problem}; trying again in {pause:.0f} s")
+                bar.write(f"{problem}; trying again in {pause:.0f} s", file=sys.stderr)
                 time.sleep(pause)
 
 

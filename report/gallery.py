@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib.colors import hsv_to_rgb
@@ -18,7 +18,7 @@ from scipy.special import softmax
 from data.flow import dis_flow, quantise
 from data.videos import VideoError, count_frames, decode, resize, resized
 from dataloader.extracted import read_marker
-from dataloader.frames import Index, ReadFlow, ReadFrame, find
+from dataloader.frames import Index, Kind, ReadFlow, ReadFrame, find
 from dataloader.layouts import index_frames
 from report.outcome import Outcome
 from saved.predictions import Predictions
@@ -41,11 +41,8 @@ class Seen:
     brightened: bool = False  # the frames
 
 
-@dataclass(frozen=True)
-class Mistake:
-    video: str
-    seen: Seen
-    guesses: Mapping[str, Sequence[tuple[str, float, bool]]]  # row -> (class, probability, is it right)
+# video, pictures, and each row's guesses: class, probability, is it right
+Mistake: TypeAlias = tuple[str, Seen, Mapping[str, Sequence[tuple[str, float, bool]]]]
 
 
 def mistakes(outcome: Outcome) -> dict[str, list[Mistake]]:
@@ -68,7 +65,7 @@ def mistakes(outcome: Outcome) -> dict[str, list[Mistake]]:
     for row in wrong.tolist():
         label = int(labels[row])
         guessed = {name: best(values[row], label) for name, values in chances.items()}
-        kinds[label, int(guesses[row])].append(Mistake(videos[row], shown.get(videos[row], Seen()), guessed))
+        kinds[label, int(guesses[row])].append((videos[row], shown.get(videos[row], Seen()), guessed))
     return {
         f"{names[label]} → {names[guess]}: {plural(len(found), 'video')}": found
         for (label, guess), found in sorted(kinds.items(), key=lambda item: (-len(item[1]), item[0]))
@@ -85,9 +82,7 @@ def look_up(sources: Mapping[str, Predictions], videos: Sequence[str]) -> dict[s
         return dict(zip(videos, found, strict=True))
 
 
-def find_index(
-    sources: Mapping[str, Predictions], kind: Literal["rgb", "flow"], videos: Sequence[str]
-) -> Index | None:
+def find_index(sources: Mapping[str, Predictions], kind: Kind, videos: Sequence[str]) -> Index | None:
     """Return the index of these videos' images, of the kind that a stream was evaluated on; None without images."""
     for source in sources.values():
         frames = source.meta.get("frames") or {}
@@ -116,7 +111,10 @@ def see(video: str, rgb: Index | None, flow: Index | None, path: str | None) -> 
             images = [image.transpose(1, 2, 0) for image in ReadFrame(rgb.root)(found, evenly(found.count))]
         if images:
             dark = float(np.mean([image.mean() for image in images])) < DARK
-            frames = data_uri([brightened(image) for image in images] if dark else images)
+            if dark:  # the darkest and the brightest per cent of the grey levels are cut
+                pictures = [Image.fromarray(np.ascontiguousarray(image)) for image in images]
+                images = [np.asarray(ImageOps.autocontrast(picture, cutoff=1)) for picture in pictures]
+            frames = data_uri(images)
     with lost:
         if flow is not None:
             pair: Any = find(flow, video)
@@ -135,22 +133,12 @@ def evenly(count: int) -> list[int]:
 def cut_out(path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return the frames to show of a video file, and a pair of frames in its middle, scaled for a picture of flow."""
     count = count_frames(path)
-    chosen, middle = evenly(count), count // 2
-    images: list[np.ndarray] = []
-    pair: list[np.ndarray] = []
-    for number, frame in enumerate(decode(path)):
-        if number in chosen:
-            images.append(frame.picture())
-        if number in (middle - 1, middle):
-            picture = frame.picture()
-            shape = pair[0].shape[:2] if pair else resized(picture.shape[0], picture.shape[1], PAIR_SIDE)
-            pair.append(resize(picture, *shape))
-    return images, pair
-
-
-def brightened(picture: np.ndarray) -> np.ndarray:
-    """Stretch the grey levels of (height, width, 3) uint8; the darkest and brightest per cent are cut."""
-    return np.asarray(ImageOps.autocontrast(Image.fromarray(np.ascontiguousarray(picture)), cutoff=1))
+    chosen, middle = evenly(count), (count // 2 - 1, count // 2)
+    frames = enumerate(decode(path))
+    pictures = {number: frame.picture() for number, frame in frames if number in (*chosen, *middle)}
+    pair = [pictures[number] for number in middle if number in pictures]
+    small = [resize(one, *resized(pair[0].shape[0], pair[0].shape[1], PAIR_SIDE)) for one in pair]
+    return [pictures[number] for number in chosen if number in pictures], small
 
 
 def flow_colours(xy: np.ndarray) -> np.ndarray:

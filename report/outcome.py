@@ -88,21 +88,18 @@ class Outcome:
         return list(self.rows)[-1]
 
 
-def describe(weights: Sequence[float]) -> str:
-    """Name the requested fusion: "average" unless weights differ."""
-    return " : ".join(f"{weight:g}" for weight in weights) if len(set(weights)) > 1 else "average"
-
-
 def choice_name(candidate: str) -> str:
     names = {"average": "average", "learnt": "learnt weights", "joined": "one head on all features"}
     return names.get(candidate, f"{candidate} alone")
 
 
-def choice_label(learnt: Learnt) -> str:
-    """Name the fusion that was chosen on held-out videos, with learnt weights."""
-    if learnt.chosen != "learnt":
+def fusion_name(weights: Sequence[float], learnt: Learnt | None) -> str:
+    """Name the requested fusion: what was chosen on held-out videos, else "average" unless weights differ."""
+    if learnt and learnt.chosen != "learnt":
         return choice_name(learnt.chosen)
-    return f"learnt {' : '.join(f'{weight:.3f}' for weight in learnt.weights.values())}"
+    if learnt:
+        return f"learnt {' : '.join(f'{weight:.3f}' for weight in weights)}"
+    return " : ".join(f"{weight:g}" for weight in weights) if len(set(weights)) > 1 else "average"
 
 
 def choice_note(learnt: Learnt) -> str:

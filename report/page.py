@@ -34,7 +34,9 @@ CHOSEN = {  # how far to trust an accuracy, by how its network's epoch was chose
 def write_report(outcome: Outcome, output: Path, title: str) -> Path:
     """Write report.html, confusion.svg and the tables into `output`. Return the page's path."""
     results, names = outcome.results, outcome.test_set.class_names
-    classes, counts, kinds = class_table(outcome), confusion(outcome), gallery.mistakes(outcome)
+    classes, kinds = class_table(outcome), gallery.mistakes(outcome)
+    counts = np.zeros((len(names), len(names)), dtype=int)  # true classes in rows, guesses in columns
+    np.add.at(counts, (outcome.test_set.labels, outcome.fused.argmax(axis=1)), 1)
     used = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
     matrix = draw_confusion(counts[np.ix_(used, used)], [names[label] for label in used])
     look_alikes = results.get("look_alikes", {})
@@ -84,13 +86,6 @@ def class_table(outcome: Outcome) -> pd.DataFrame:
         right = values.argmax(axis=1) == labels
         table[name] = 100 * np.bincount(labels, weights=right)[label] / videos
     return table.sort_values([outcome.main, "class"], ignore_index=True)
-
-
-def confusion(outcome: Outcome) -> np.ndarray:
-    """Return the counts (classes, classes): true classes in rows, guesses in columns."""
-    classes, guesses = len(outcome.test_set.class_names), outcome.fused.argmax(axis=1)
-    pairs = outcome.test_set.labels * classes + guesses
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:

@@ -94,7 +94,7 @@ def test_a_stream_goes_by_the_name_that_its_predictions_say(tmp_path: Path) -> N
 def test_flags_that_contradict_each_other(monkeypatch, arguments: str, words: str | None) -> None:
     monkeypatch.setattr(sys, "argv", ["fusion.py", *arguments.split()])
     with pytest.raises(InputError, match=words) if words else contextlib.nullcontext():
-        fusion.check(fusion.parse_args())
+        fusion.parse_args()
 
 
 def test_paths_of_streams_and_splits(records: Path, monkeypatch) -> None:

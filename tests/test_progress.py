@@ -15,7 +15,7 @@ def log_of(monkeypatch, updates: int) -> list[str]:
         for number in range(updates):
             bar.update()
             if number == 1:
-                bar.say("a word")
+                bar.write("a word", file=sys.stderr)
     text = file.getvalue()
     assert "\r" not in text and "\x1b" not in text
     return text.splitlines()
