@@ -246,7 +246,8 @@ def write_said(folder: Path, stream: str, inputs: Inputs, fit: Fit, sha256: str,
             folders = {video: one.about["frames"]["folders"].get(video, "") for video in videos}
             about["frames"] = {"root": root, "folders": folders, "more": more}
         else:
-            about["files"] = {video: one.about["files"][video] for video in videos if video in one.about["files"]}
+            files = one.about["files"]
+            about["files"] = {video: files[video] for video in videos if video in files}
         if alike:
             about["look_alikes"] = alike
         write_predictions(place, stream, dict(zip(videos, logits, strict=True)), about)
