@@ -119,11 +119,9 @@ class Collate:
         self.memory = [torch.empty(0, dtype=torch.uint8)] * (PREFETCHED + 1)
 
     def __call__(self, items: list[Batch | InputError]) -> Batch | InputError:
-        batches = []
-        for item in items:
-            if isinstance(item, InputError):
-                return item
-            batches.append(item)
+        if error := next((item for item in items if isinstance(item, InputError)), None):
+            return error
+        batches = [item for item in items if isinstance(item, Batch)]
         *offsets, count = itertools.accumulate((len(one.images) for one in batches), initial=0)
         in_worker, memory = get_worker_info() is not None, None
         planes, height, width = batches[0].images.shape[1:]

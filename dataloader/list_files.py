@@ -105,7 +105,7 @@ def _read_hmdb51(folder: Path, files: Sequence[Path], number: str) -> Listed:
 
 
 def _read_train_and_test(folder: Path, files: Sequence[Path], number: str) -> Listed:
-    found: dict[str, dict[str, Path | None]] = defaultdict(dict)  # split, "" if unnumbered -> role -> file
+    found: dict[str, dict[str, Path]] = defaultdict(dict)  # split, "" if unnumbered -> role -> file
     for file in files:
         if role := _role(file):
             in_name = _NUMBER.search(file.stem)
@@ -115,13 +115,11 @@ def _read_train_and_test(folder: Path, files: Sequence[Path], number: str) -> Li
     if number not in splits:
         raise InputError(f"{folder} has no lists of split {number}, only of split {first_few(splits, 10)}")
     of_split = found[number if number in found else ""]
-    of_split.setdefault("test", of_split.get("val"))
-    sides = []
-    for role in ("train", "test"):
-        if not (listed_in := of_split.get(role)):
-            raise InputError(f"{folder} has no {role} list of split {number}; add it, as {role}.txt for example")
-        sides.append(_parse_list(_read_text(listed_in)))
-    train, test = sides
+    if "val" in of_split:
+        of_split.setdefault("test", of_split["val"])
+    if absent := ", ".join({"train", "test"} - of_split.keys()):
+        raise InputError(f"{folder} has no {absent} list of split {number}; add it, as {absent}.txt for example")
+    train, test = (_parse_list(_read_text(of_split[role])) for role in ("train", "test"))
     class_names, labels = _classes_and_labels([*train, *test], folder)
     listed = [(line.path, label) for line, label in zip([*train, *test], labels, strict=True)]
     dataset = "ucf101" if tuple(class_names) == UCF101_CLASSES else "own"

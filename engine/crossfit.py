@@ -74,7 +74,7 @@ def fit_linear(
     values (V, samples, F); labels and groups (V,); train (n,) indices. The logits are per sample; their
     mean is the video's. The weights apply to unscaled features, so they can serve as a network's last layer.
     """
-    means, y = video_means(values)[train], labels[train]  # (n, F), (n,)
+    means, y = values.mean(1, dtype=np.float64)[train], labels[train]  # (n, F), (n,)
     chosen, how = make_folds(y, groups[train], folds, seed)
     curve = linear_out_of_fold(means, y, classes, STRENGTHS, chosen)  # (strengths, n, classes)
     losses = [cross_entropy(logits, y) for logits in curve]
@@ -109,11 +109,6 @@ def fit_first_or_all(first: int, values: np.ndarray, *rest: Any) -> Fit:
     weight = torch.zeros_like(whole.state["fc.weight"])
     weight[:, :first] = part.state["fc.weight"]
     return replace(part, choice={**part.choice, "features": first}, state={**part.state, "fc.weight": weight})
-
-
-def video_means(values: np.ndarray) -> np.ndarray:
-    """Average over samples: (n, samples, F) float16 -> (n, F) float64."""
-    return np.stack([row.mean(0, dtype=np.float64) for row in values])
 
 
 def logistic_path(
@@ -200,7 +195,7 @@ def look_alikes(
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.stats import binomtest
 
-    means = video_means(values)
+    means = values.mean(1, dtype=np.float64)
     z = (means - means.mean(0)) / np.maximum(means.std(0), 1e-6)
     z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
     number = min(max(len(z) // 5, 3 * len(np.unique(labels))), len(z))

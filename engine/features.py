@@ -68,19 +68,22 @@ def extract_features(
     assert isinstance(sampling, TestSampling)
     dtype = amp_dtype(args.amp, device)
     net = InferenceNet(model, preparation, dtype, args.compile, pooling).to(device)
-    sources, subset = sources_of(data)
+    assert data.train is not None
+    loaders = [data.train, *([] if data.select is data.test else [data.select]), data.test]
+    sources = [source for loader in loaders for source in loader.dataset.sources]
+    subset = ["test" if loader is data.test else "train" for loader in loaders for _ in range(len(loader.dataset))]
     listed = [(s.video.name, s.video.label, s.video.group, part) for s, part in zip(sources, subset, strict=True)]
     keys = [made_of(data.root, source) for source in sources]
     weights = str(args.resume or args.weights)
     weights = str(Path(weights).resolve()) if Path(weights).is_file() else weights  # valid in any folder
-    about = as_read({
+    about = json.loads(json.dumps({  # as it is read from a file: without tuples
         "stream": stream, **data.about(), "preparation": preparation.as_dict(), **sampling.about(),
         "pooling": list(pooling), "dtype": str(dtype).removeprefix("torch."),
         "network": {"arch": args.arch, "sha256": trunk_hash(model), "checkpoint" if checkpoint else "weights": weights,
                     "flow_order": getattr(args, "flow_order", "original"), "seed": args.seed},
         "videos_sha256": hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
         "frames": {**data.frames(sources), "made_of": keys},
-    })  # fmt: skip
+    }))  # fmt: skip
     with owned(path.parent, path.name, "--features"):
         if read_about(path) == {"format": FORMAT, **about}:
             print(f"{path} is there already, of this network, these videos and these settings")
@@ -94,8 +97,7 @@ def extract_features(
             if todo:
                 read = data.test.dataset.read
                 dataset = ClipDataset(list(todo.values()), read, preparation, sampling, seed=args.seed)
-                batch = max(1, (256 if device.type == "cuda" else 32) // sampling.clips)
-                loader = Loader(dataset, batch, args.workers, device)
+                loader = Loader(dataset, data.test.batch_size, args.workers, device)
                 for key, values in zip(todo, compute(net, loader, device), strict=True):
                     add(key, values)
             values = np.stack([rows[key] for key in keys])
@@ -124,16 +126,6 @@ def made_of(root: Path, source: Source) -> str:
     return hashlib.sha256("".join(fingerprint(root, part) for part in parts).encode()).hexdigest()[:32]
 
 
-def sources_of(data: Data) -> tuple[list[Source], list[str]]:
-    """Return all videos of a split, each with "train" or "test"; validation videos count as "train" here."""
-    assert data.train is not None
-    train = list(data.train.dataset.sources)
-    if data.select is not data.test:
-        train += data.select.dataset.sources
-    test = list(data.test.dataset.sources)
-    return train + test, ["train"] * len(train) + ["test"] * len(test)
-
-
 def at_stack_middles(preparation: Preparation) -> Preparation:
     """Move the sampling of RGB frames and flow pictures to the middles of flow stacks (Ma et al. 2017).
 
@@ -148,30 +140,10 @@ def at_stack_middles(preparation: Preparation) -> Preparation:
 # --- rows that are there already -----------------------------------------------------------------------
 
 
-def as_read(about: dict[str, Any]) -> dict[str, Any]:
-    """Return a features file's `about` as JSON reads it: without tuples."""
-    return json.loads(json.dumps(about))
-
-
-def settings_of(about: dict[str, Any]) -> dict[str, Any]:
-    """Return what a row depends on, beside the video."""
+def settings_of(about: dict[str, Any]) -> str:
+    """Return what a row depends on, beside the video, as JSON."""
     row = {key: about[key] for key in ("preparation", "samples", "views", "starts", "pooling", "dtype")}
-    return row | {key: about["network"][key] for key in ("arch", "sha256")}
-
-
-def read_rows(path: Path, settings: dict[str, Any]) -> Rows:
-    """Return the rows of a features file with these settings.
-
-    There are none if the settings differ, or if the file is absent, damaged or from another version.
-    """
-    try:
-        about = read_about(path) or {}
-        made_of = about.get("made_of") or about["frames"]["made_of"]
-        if settings_of(about) == settings:
-            return dict(zip(made_of, read_features(path).values, strict=True))
-    except (InputError, KeyError, TypeError, ValueError):
-        pass
-    return {}
+    return json.dumps(row | {key: about["network"][key] for key in ("arch", "sha256")}, sort_keys=True)
 
 
 @contextlib.contextmanager
@@ -182,15 +154,19 @@ def kept_rows(path: Path, about: dict[str, Any]) -> Iterator[tuple[Rows, Callabl
     of the block removes. That file holds arrays as np.save writes them: the settings, then the key and the values
     of each row. With other settings it is overwritten. Half a row at its end is cut off, and what follows damage.
     """
-    settings = settings_of(about)
-    partial, said = path.with_name(path.name + ".partial"), json.dumps(settings)
-    rows = read_rows(path, settings)
+    settings, partial = settings_of(about), path.with_name(path.name + ".partial")
+    rows: Rows = {}
+    with contextlib.suppress(InputError, KeyError, TypeError, ValueError):  # absent, damaged or of another version
+        old = read_about(path) or {}
+        made_of = old.get("made_of") or old["frames"]["made_of"]
+        if settings_of(old) == settings:
+            rows = dict(zip(made_of, read_features(path).values, strict=True))
     try:
         partial.touch()
         with open(partial, "r+b") as file:
             whole = 0  # bytes
             with contextlib.suppress(Exception):  # np.load's, at the end or in half a row; of damage, any
-                same = str(np.load(file)) == said
+                same = str(np.load(file)) == settings
                 while same:
                     whole = file.tell()
                     key, values = str(np.load(file)), np.load(file)
@@ -198,7 +174,7 @@ def kept_rows(path: Path, about: dict[str, Any]) -> Iterator[tuple[Rows, Callabl
             file.seek(whole)
             file.truncate()
             if not whole:
-                np.save(file, np.array(said))
+                np.save(file, np.array(settings))
 
             def add(key: str, values: np.ndarray) -> None:
                 for array in (np.array(key), values):

@@ -54,23 +54,21 @@ def owned(folder: str | os.PathLike, file: str = "", flag: str = "--output") -> 
         lock.release()
 
 
-def make_room(
-    folder: Path, needed: int, resumed: Path | None, checkpoints: Sequence[str], records: Sequence[str]
-) -> None:
+def make_room(folder: Path, needed: int, resumed: Path | None, names: Sequence[str]) -> None:
     """Check for `needed` bytes, and rename another training's files in case --resume was forgotten.
 
-    `resumed` is the checkpoint that this training continues. Raises InputError if the disk is full.
+    `resumed` is the checkpoint that this training continues; `names` are of the files that it replaces, the
+    last checkpoint's at last, as it says that there is a training. Raises InputError if the disk is full.
     """
-    own = [folder / name for name in checkpoints]
+    own = [folder / name for name in names]
     goes_on = resumed is not None and resumed.resolve() in [path.resolve() for path in own]
     check_output(folder, needed, replaced=own if goes_on else ())
     if goes_on or not own[-1].is_file():
         return
     free = (f"old{number}_" for number in itertools.count(1))
-    prefix = next(prefix for prefix in free if not (folder / f"{prefix}{checkpoints[-1]}").exists())
-    for name in (*records, *checkpoints):  # the last checkpoint at last, as it says that there is a training
-        if (folder / name).is_file():
-            os.replace(folder / name, folder / f"{prefix}{name}")
+    prefix = next(prefix for prefix in free if not (folder / f"{prefix}{names[-1]}").exists())
+    for path in filter(Path.is_file, own):
+        path.replace(folder / f"{prefix}{path.name}")
     print(f"{folder} held another training: its files are now {folder}/{prefix}*", flush=True)
 
 

@@ -71,7 +71,7 @@ class Run:
                 # Weights and momentum, in two checkpoints and a temporary one.
                 size = 3 * 2 * sum(tensor.nbytes for tensor in training.model.state_dict().values())
                 records = [f"{self.prefix}_{phase}.csv" for phase in ("train", "test")]
-                make_room(self.output, size, self.args.resume, [BEST, CHECKPOINT], records)
+                make_room(self.output, size, self.args.resume, [*records, BEST, CHECKPOINT])
             self.say(f"{self.headline(training)}\n{CHOSEN_BY[self.chosen_by]}")
             if self.args.tensorboard and self.leads:
                 try:

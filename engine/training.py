@@ -43,9 +43,7 @@ class TrainingSettings:
     compile: bool = False
 
     def lr_factor(self, epoch: int) -> float:
-        """Return the schedule's factor on `lr` in this epoch, from 0; 1 for plateau: it follows the loss."""
-        if self.schedule == "plateau":
-            return 1.0
+        """Return the factor on `lr` in this epoch, from 0, of a schedule that does not follow the loss."""
         if self.schedule == "step":
             return 0.1 ** sum(epoch >= round(fraction * self.epochs) for fraction in self.milestones)
         return (1 + math.cos(math.pi * epoch / self.epochs)) / 2  # Loshchilov and Hutter 2017 (SGDR), equation 5

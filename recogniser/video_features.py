@@ -31,7 +31,7 @@ from data.videos import VideoFile, find_videos, stamp
 from dataloader.preparation import default_preparation
 from dataloader.sampling import TestSampling
 from engine.evaluation import PRE_LOGITS, InferenceNet
-from engine.features import DEFAULT_POOLING, as_read, at_stack_middles, kept_rows, trunk_hash
+from engine.features import DEFAULT_POOLING, at_stack_middles, kept_rows, trunk_hash
 from engine.owner import owned
 from engine.training import amp_dtype
 from network import build_model, rgb_normalisation
@@ -130,12 +130,12 @@ def make_stream(name: str, args: argparse.Namespace) -> tuple[Stream, dict[str, 
     sampling = TestSampling(args.samples[motion], args.views)
     flow = choose_flow(preparation, args, args.device) if name == "flow" else None
     weights = str(Path(args.weights).resolve()) if Path(args.weights).is_file() else args.weights
-    about = as_read({
+    about = {
         "stream": "motion" if motion else "spatial", "preparation": preparation.as_dict(), **sampling.about(),
         "pooling": list(pooling), "dtype": str(dtype).removeprefix("torch."),
         "network": {"arch": args.arch, "sha256": trunk_hash(model), "weights": weights, "seed": args.seed,
                     "classes": CLASSES},
-    })  # fmt: skip
+    }  # fmt: skip
     return Stream(net, ClipMaker(name, preparation, sampling, flow), args.device), about
 
 
