@@ -30,7 +30,7 @@ from common.progress import progress_bar
 from dataloader.lists import load_split
 from dataloader.names import first_few
 from dataloader.preparation import Preparation
-from engine.crossfit import Fit, fit_first_or_all, fit_linear, fit_temporal, look_alikes, video_means
+from engine.crossfit import Fit, fit_first_or_all, fit_linear, fit_temporal, look_alikes
 from engine.evaluation import POOLINGS, feature_count, trained_model
 from engine.features import trunk_hash
 from engine.owner import owned
@@ -217,7 +217,7 @@ def fit_head(args: argparse.Namespace, head: str, name: str, inputs: Inputs, net
         with progress_bar(total, f"{head} {name}", "epoch") as bar:
             return fit_temporal(head, values, *rest, args.device, bar.update)
     if name == "joined":  # streams may differ in their number of samples
-        return fit_linear(np.concatenate([video_means(each) for each in values], 1)[:, None], *rest)
+        return fit_linear(np.concatenate([each.mean(1, dtype=np.float64) for each in values], 1)[:, None], *rest)
     stages = one.about["pooling"]
     if len(values) == 1 and len(stages) > 1:
         return fit_first_or_all(feature_count(networks[name], stages[:1]), values[0], *rest)
