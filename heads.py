@@ -31,7 +31,7 @@ from dataloader.lists import load_split
 from dataloader.names import first_few
 from dataloader.preparation import Preparation
 from engine.crossfit import Fit, fit_first_or_all, fit_linear, fit_temporal, look_alikes
-from engine.evaluation import POOLINGS, feature_count, trained_model
+from engine.evaluation import feature_count, trained_model
 from engine.features import trunk_hash
 from engine.owner import owned
 from engine.temporal_heads import TEMPORAL
@@ -143,15 +143,13 @@ def load_network(features: Features) -> Network:
     else:
         classes = about.get("classes", len(features.about["class_names"]))
         torch.manual_seed(about.get("seed", 0))  # for random weights
-        weights = about.get("weights") or "none"
+        weights = about.get("weights", "none")
         model = build_model(about["arch"], preparation.channels, classes, weights, size=preparation.size)
         model.eval()
     if trunk_hash(model) != about["sha256"]:
         where = about.get("checkpoint") or weights
         raise InputError(f"{features.path} was made by another network than {where} is now; extract the features again")
-    pooling = features.about["pooling"]
-    count = feature_count(model, pooling) if not model.stages or {*pooling} <= {*POOLINGS} else 0
-    if (found := features.values.shape[2]) != count:
+    if (found := features.values.shape[2]) != (count := feature_count(model, features.about["pooling"])):
         raise InputError(f"{features.path} has {found} features a sample, and its network {count}; extract it again")
     return model
 

@@ -59,7 +59,10 @@ def main() -> None:
     if way != "heads" and not (args.test or args.lists):
         names = [ucf_parts(video.name) for video in found]
         args.lists = "none" if all(name and name[0].casefold() in UCF101 for name in names) else None
-    check_split(args, found)
+    if args.lists:  # before anything is made; as for --groups, which meets the two folders of --test under these names
+        load_split(None if args.lists == "none" else args.lists, 1, [video.folder for video in found], verbose=False)
+    elif args.groups:
+        given_groups(args.groups, [side + video.name for side in ("", "train/", "test/") for video in found])
     choose_folders(args, way)
     check_network(args, way)
     few = len(found) <= FEW_VIDEOS
@@ -123,14 +126,6 @@ def check_classes(args: argparse.Namespace, found: Sequence[VideoFile]) -> list[
     if differing := names[0] ^ names[-1]:
         raise InputError(f"only one of {args.videos} and {args.test} has a class {first_few(sorted(differing))}")
     return unlisted
-
-
-def check_split(args: argparse.Namespace, found: Sequence[VideoFile]) -> None:
-    """Raise InputError if --lists or --groups is no such thing."""
-    if args.lists:
-        load_split(None if args.lists == "none" else args.lists, 1, [video.folder for video in found], verbose=False)
-    elif args.groups:  # --test puts the two folders under these names
-        given_groups(args.groups, [side + video.name for side in ("", "train/", "test/") for video in found])
 
 
 def choose_folders(args: argparse.Namespace, way: str) -> None:
@@ -287,31 +282,27 @@ def extract(args: argparse.Namespace, step: Steps) -> dict[str, str]:
 
 def train(args: argparse.Namespace, step: Steps, lists: Sequence[object], *flags: object) -> dict[str, Path]:
     """Train both streams; return their checkpoints."""
-    own = [*flags, *as_words({"--arch": args.arch or "resnet101", "--weights": args.weights or "imagenet"})]
+    own = [*flags, *network_flags(args)]
     missing = ["--allow-missing"] if args.lists and read_left_out(args.data / LEFT_OUT) else []
     common = [*lists, "--resume", "auto", *missing, *own, *args.flags]
     for stream, kind in (("spatial", "rgb"), ("motion", "flow")):
-        set_aside(args.record / stream, made_of(args, kind, lists, own))
+        set_aside(args, args.record / stream, kind, lists, own)
         step(f"{stream} stream", f"{stream}_cnn.py", f"--{kind}-dir", args.data / kind,
              "--output", args.record / stream, *common)  # fmt: skip
     return {stream: args.record / stream / "model_best.pth.tar" for stream in ("spatial", "motion")}
 
 
-def made_of(args: argparse.Namespace, kind: str, lists: Sequence[object], flags: Sequence[object]) -> str:
-    """Return the SHA-256 of what a training is made of: the videos' contents, their lists, run.py's own flags."""
-    videos = find_videos(args.all)
-    found = [(one.folder, made.sha256) for one in videos if (made := read_marker(args.data / kind, one.folder))]
+def set_aside(args: argparse.Namespace, output: Path, kind: str, lists: Sequence[object], own: list[object]) -> None:
+    """Rename a checkpoint of other videos, sides or flags: --resume auto, which knows names, would go on with it."""
+    videos = [(one.folder, read_marker(args.data / kind, one.folder)) for one in find_videos(args.all)]
     files = [path.read_text(errors="replace") for path in sorted(Path(str(lists[1])).rglob("*.txt"))]
-    return hashlib.sha256(repr((found, files, flags)).encode()).hexdigest()
-
-
-def set_aside(output: Path, made: str) -> None:
-    """Rename the checkpoint in `output` if it was made of something else: --resume auto would go on with it."""
+    found = [(folder, made.sha256) for folder, made in videos if made], files, own
+    made_of = hashlib.sha256(repr(found).encode()).hexdigest()
     file, last = output / "made_of.json", output / "checkpoint.pth.tar"
-    if file.exists() and last.exists() and made not in file.read_text(errors="replace"):
+    if file.exists() and last.exists() and made_of not in file.read_text(errors="replace"):
         last.replace(output / "other.pth.tar")
         print(f"{last} is of other videos, sides or flags: it is now other.pth.tar, and training starts anew")
-    write_json(file, made)
+    write_json(file, made_of)
 
 
 def write_left_out(args: argparse.Namespace, unlisted: Sequence[str], failed: Mapping[str, str]) -> None:

@@ -111,10 +111,8 @@ def read_before(out: Path) -> dict[str, int]:
     """
     try:
         texts = [(out / name).read_text(encoding="utf-8", errors="replace") for name in LISTS]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except OSError as error:
-        raise InputError(f"cannot read the lists in {out} ({error.strerror}): delete it to split anew") from None
     lines = [(line.rpartition(" ")[0], part) for part, text in enumerate(texts) for line in text.split("\n")]
     return {path: part for path, part in lines if path}
 

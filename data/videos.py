@@ -66,10 +66,7 @@ def find_videos(root: Path, skip: Path | None = None) -> list[VideoFile]:
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """Return a file's size and the later of its times, in ns: mv, tar and rsync keep the time of the last write.
-
-    (0, 0) for a file that isn't there, or can't be reached: that is reported when it is read.
-    """
+    """Return a file's size and the later of its times, in ns (mv keeps the last write's); 0, 0 if out of reach."""
     with contextlib.suppress(OSError):
         status = path.stat()
         return status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)

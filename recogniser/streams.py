@@ -183,10 +183,8 @@ def _clips_or_reason(makers: Sequence[ClipMaker], path: Path) -> Clips | str:
     """Return the clips of one video, or why there are none: any error costs this video only."""
     try:
         return make_clips(whole_video(path, makers), makers)
-    except (VideoError, InputError) as error:
+    except (VideoError, InputError, OSError) as error:
         return str(error)
-    except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
     except Exception as error:
         traceback.print_exc()
         return f"internal error: {type(error).__name__}"

@@ -18,10 +18,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from common.formats import Count, Names, Natural, check, parse_json
 from dataloader.frames import locate_video
@@ -98,7 +98,7 @@ class FeaturesAbout(BaseModel):
     preparation: SavedPreparation
     samples: Count
     views: Count
-    pooling: Names
+    pooling: list[Annotated[str, Field(pattern=r"^(layer[1-4]\.(mean|max)|pre-logits)$")]] = Field(min_length=1)
     network: Network
     frames: FramesAbout | None = None
     files: dict[str, str] = {}
@@ -165,8 +165,7 @@ def with_split(features: Features, split: Split) -> Features:
         raise InputError(f"{features.path} has no features of the listed videos; name the lists that belong to it")
     videos, parts, rows = zip(*found, strict=True)
     paths = features.about.get("files", {})
-    pairs = ((video.name, paths.get(features.videos[row])) for video, row in zip(videos, rows, strict=True))
-    files = {name: path for name, path in pairs if path}
+    files = {video.name: paths.get(features.videos[row], "") for video, row in zip(videos, rows, strict=True)}
     about = {"dataset": split.dataset, "split": split.number, "class_names": split.class_names, "files": files}
     return replace(
         features, videos=[video.name for video in videos], values=features.values[list(rows)],

@@ -164,7 +164,7 @@ def test_features_of_video_files_are_those_of_their_extracted_frames(tmp_path, m
     assert len(found.videos) == 3 and "lacks 1 listed video: wave/gone.avi" in capsys.readouterr().err
     without = read_features("f/rgb.npz")
     del without.about["files"]  # as others write it: the report has no pictures then
-    assert with_split(without, load_split("lists", 1)).about["files"] == {}
+    assert set(with_split(without, load_split("lists", 1)).about["files"].values()) == {""}
     with pytest.raises(InputError, match="leave --ucf-list out"):
         with_split(found, load_split("lists", 1))
     Path("lists/train.txt").write_text("clap/8.avi 0\nwave/9.avi 1\n")
