@@ -248,15 +248,13 @@ def learn(args: argparse.Namespace, test_set: TestSet, split: str | None) -> Lea
     """Choose a fusion on --learn's predictions, or on those in the folder val beside each test set's."""
     beside = [str(source.path.parent / "val") for source in test_set.sources.values()]
     held_out = load(args, split if args.learn else None, args.learn or beside)
-    check_same_classes(next(iter(test_set.sources.values())), next(iter(held_out.sources.values())))
     for (name, source), other in zip(test_set.sources.items(), held_out.sources.values(), strict=True):
+        check_same_classes(source, other)
         if source.meta and other.meta and source.stream != other.stream:
             raise InputError(f"{other.path} is of {other.stream}, {source.path} of {name}; order them alike")
     if both := sorted(set(test_set.videos) & set(held_out.videos)):
-        raise InputError(
-            f"{len(both):,} of the {plural(len(held_out.videos), 'video')} to learn from are tested, too "
-            f"({both[0]} ...); that would tune the weights on the test: give predictions of other videos"
-        )
+        raise InputError(f"{len(both):,} of the {plural(len(held_out.videos), 'video')} to learn from are tested, too "
+                         f"({both[0]} ...); that tunes the weights on the test: learn from other videos")  # fmt: skip
     folder = joined_head(test_set, held_out.videos)
     joined = load_predictions(folder / "val").matrix(held_out.videos) if folder else None
     groups, labels = groups_of(held_out), held_out.labels
@@ -288,9 +286,9 @@ def joined_head(test_set: TestSet, videos: list[str]) -> Path | None:
 
     The streams must be its linear heads; the joined head must cover `videos` (held out) and the test set.
     """
-    linear = {source.path.parent.parent for source in test_set.sources.values()}
-    folder = next(iter(linear)).parent / "joined"
-    if len(linear) > 1 or next(iter(linear)).name != "linear" or not (folder / "val").is_dir():
+    linear, *others = {source.path.parent.parent for source in test_set.sources.values()}
+    folder = linear.parent / "joined"
+    if others or linear.name != "linear" or not (folder / "val").is_dir():
         return None
     same = sorted(load_predictions(folder / "val").logits) == videos
     return folder if same and sorted(load_predictions(folder).logits) == test_set.videos else None

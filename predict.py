@@ -96,8 +96,7 @@ def load_networks(args: argparse.Namespace) -> Recogniser:
         learnt = read_learnt(args.fusion)
         weights, temperature = learnt.weights, learnt.temperature
         if set(weights) != {"spatial", "motion"}:
-            held = " and ".join(weights)
-            raise InputError(f"{args.fusion} holds weights of {held}; --fusion is of spatial and motion")
+            raise InputError(f"{args.fusion} holds weights of {' and '.join(weights)}, not of spatial and motion")
         paths = {name: path for name, path in paths.items() if weights[name]}
         if learnt.joined:  # the two parts of a head on both streams' features
             paths = {name: str(Path(learnt.joined, name, "checkpoint.pth.tar")) for name in weights}

@@ -116,14 +116,12 @@ def plain_cause(error: Exception, if_memory_ends: str = "") -> str | None:
     return f"{cause}{remedy} ({first})" if cause else None
 
 
-# Control characters (a terminal acts on them), line separators, overrides of the writing direction, and the
-# surrogates that stand for bytes that are not UTF-8.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
 def printable(text: str) -> str:
     """Return `text` as one line that is safe to print: control characters become escapes, as `\\x1b`."""
-    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    # Control characters (a terminal acts on them), line separators, overrides of the writing direction, and the
+    # surrogates that stand for bytes that are not UTF-8.
+    unsafe = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    return re.sub(unsafe, lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def csv_text(value: Any) -> Any:

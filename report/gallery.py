@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import hsv_to_rgb
@@ -41,12 +41,11 @@ class Seen:
     brightened: bool = False  # the frames
 
 
-# video, pictures, and each row's guesses: class, probability, is it right
-Mistake: TypeAlias = tuple[str, Seen, Mapping[str, Sequence[tuple[str, float, bool]]]]
+def mistakes(outcome: Outcome) -> dict[str, list[tuple[str, Seen, dict]]]:
+    """Return the mistakes by kind ("true class → guess: 3 videos"): the most frequent and confident ones first.
 
-
-def mistakes(outcome: Outcome) -> dict[str, list[Mistake]]:
-    """Return the mistakes by kind ("true class → guess: 3 videos"): the most frequent and confident ones first."""
+    A mistake is a video, what can be shown of it, and {row: [(class, probability, is it right)]}.
+    """
     test_set = outcome.test_set
     names, labels, videos = test_set.class_names, test_set.labels, test_set.videos
     chances = {name: softmax(logits, axis=1) for name, logits in outcome.rows.items()}
@@ -61,7 +60,7 @@ def mistakes(outcome: Outcome) -> dict[str, list[Mistake]]:
         taken = [first, *(guess for guess in others if values[guess] >= 0.005), own]
         return [(names[guess], values[guess], guess == own) for guess in dict.fromkeys(taken)]
 
-    kinds: defaultdict[tuple[int, int], list[Mistake]] = defaultdict(list)
+    kinds: defaultdict[tuple[int, int], list] = defaultdict(list)
     for row in wrong.tolist():
         label = int(labels[row])
         guessed = {name: best(values[row], label) for name, values in chances.items()}

@@ -7,6 +7,7 @@ in per cent and computed by common/accuracy.py; probabilities are in 0..1.
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from common.accuracy import ranks
 from dataloader.names import find_groups
@@ -25,8 +26,7 @@ def group_numbers(videos: Sequence[str], labels: np.ndarray, groups: Sequence[st
         classes = [video.rpartition("/")[0] or video.partition("_g")[0] for video in videos]
         groups = find_groups(videos, classes)
     keys = [f"{label}/{group or video}" for video, label, group in zip(videos, labels, groups, strict=True)]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return np.array([numbers[key] for key in keys])
+    return pd.factorize(np.array(keys, dtype=object))[0]
 
 
 def bootstrap(

@@ -14,8 +14,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from report import gallery
-from report import outcome as words
-from report.outcome import Outcome
+from report.outcome import FEW_CLASSES, STD_NOTE, Outcome, rows
 from saved.records import in_words, provenance
 from utils import atomic_path, csv_text, plural
 
@@ -53,8 +52,8 @@ def write_report(outcome: Outcome, output: Path, title: str) -> Path:
         "file_url": lambda path: Path(path).absolute().as_uri(),
     }  # fmt: skip
     page = environment.get_template("page.html").render(
-        title=title, results=results, main=outcome.main, streams=list(outcome.rows), rows=words.rows(results),
-        top5=results["classes"] > words.FEW_CLASSES, std_note=words.STD_NOTE, selection=selection(outcome),
+        title=title, results=results, main=outcome.main, streams=list(outcome.rows), rows=rows(results),
+        top5=results["classes"] > FEW_CLASSES, std_note=STD_NOTE, selection=selection(outcome),
         pairs=pairs, alike=alike, worst=classes.head(WORST), kinds=kinds,
         wrong=sum(map(len, kinds.values())), unused=len(names) - len(used), wide=len(used) > WIDE,
         matrix="data:image/svg+xml;base64," + base64.b64encode(matrix).decode(),

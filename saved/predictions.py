@@ -269,7 +269,7 @@ def check_same_classes(first: Predictions, other: Predictions) -> None:
     """Raise InputError if two streams' predictions differ in their classes or splits."""
     here, there = first.class_names, other.class_names
     differing = f"{first.classes} and {other.classes}" if first.classes != other.classes else ""
-    if there and here != there and not differing:
+    if here and there and here != there and not differing:
         place = next(i for i in range(len(here)) if here[i] != there[i])
         differing = f"number {place + 1}: {here[place]}, {there[place]}"
     if differing:

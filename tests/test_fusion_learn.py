@@ -168,3 +168,14 @@ def test_what_can_not_be_learnt_from_is_one_line(tmp_path: Path) -> None:
             fuse(*flags(tmp_path, "--learn", *paths))
     with pytest.raises(InputError, match="order them alike"):
         fuse(spatial, motion, "--learn", motion / "val", spatial / "val")
+
+
+def test_scores_without_class_names_learn_from_predictions_that_have_them(tmp_path: Path) -> None:
+    make_record(tmp_path)
+    for name in ("spatial", "motion"):
+        one = load_predictions(tmp_path / name)
+        rows = {"scores": [*one.logits.values()], "names": [*one.logits], "labels": [*one.labels.values()]}
+        np.savez(tmp_path / f"{name}.npz", **rows)
+    files = [tmp_path / f"{name}.npz" for name in ("spatial", "motion")]
+    val = [tmp_path / name / "val" for name in ("spatial", "motion")]
+    assert "90 other videos" in fuse(*files, "--learn", *val, "--no-report", "--output", tmp_path / "out")
