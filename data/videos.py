@@ -112,26 +112,22 @@ def import_av():
     return av
 
 
-def resized(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Return (height, width) with the shorter side scaled to `short_side`; 0 keeps the size.
+def scaled(picture: np.ndarray, short_side: int, shape: tuple[int, ...] = ()) -> np.ndarray:
+    """Scale a picture, uint8 (height, width, 3), to a shorter side of `short_side`; 0 keeps the size.
 
-    Raises VideoError if the result exceeds the limits of JPEG.
+    By area averaging when shrinking, bilinear when growing. The size may change within a video: `shape` is
+    then its first picture's, whose scaled size all get. Raises VideoError if that exceeds the limits of JPEG.
     """
+    height, width = (shape or picture.shape)[:2]
     scale = short_side / min(height, width) if short_side else 1
-    sides = max(1, round(height * scale)), max(1, round(width * scale))
-    if max(sides) > LONGEST_SIDE:
-        scaled = f", and {sides[1]:,} x {sides[0]:,} scaled" if short_side else ""
-        raise VideoError(f"is {width:,} x {height:,} pixels{scaled}: no image may be over {LONGEST_SIDE:,} long")
-    return sides
-
-
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize (h, w, channels), uint8 or float32: area averaging when shrinking, bilinear when growing."""
-    cv2 = import_cv2()
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = height * width < image.shape[0] * image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    high, wide = max(1, round(height * scale)), max(1, round(width * scale))
+    if max(high, wide) > LONGEST_SIDE:
+        result = f", and {wide:,} x {high:,} scaled" if short_side else ""
+        raise VideoError(f"is {width:,} x {height:,} pixels{result}: no image may be over {LONGEST_SIDE:,} long")
+    if picture.shape[:2] == (high, wide):
+        return picture
+    cv2, shrinks = import_cv2(), high * wide < picture.shape[0] * picture.shape[1]
+    return cv2.resize(picture, (wide, high), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 @dataclass(frozen=True)
@@ -265,14 +261,13 @@ def read_frames(path: Path, short_side: int = 0, every: int = 1) -> Iterator[np.
     """Decode a video. Yields every `every`-th frame, from the first on, as RGB uint8 (height, width, 3).
 
     The shorter side is scaled to `short_side` (0 keeps the size). One frame is in memory at a time. Raises
-    VideoError as `decode` and `resized` do.
+    VideoError as `decode` and `scaled` do.
     """
-    height = width = 0
+    shape: tuple[int, ...] = ()
     for frame in itertools.islice(decode(path), 0, None, every):
         picture = frame.picture()
-        if not height:  # the size may change within a stream; use the first frame's
-            height, width = resized(picture.shape[0], picture.shape[1], short_side)
-        yield resize(picture, height, width)
+        shape = shape or picture.shape
+        yield scaled(picture, short_side, shape)
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:

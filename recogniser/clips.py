@@ -14,7 +14,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from data.flow import quantise
-from data.videos import Decoded, VideoError, count_frames, decode, encode_jpeg, import_av, import_cv2, resize, resized
+from data.videos import Decoded, VideoError, count_frames, decode, encode_jpeg, import_av, import_cv2, scaled
 from dataloader.clips import Batch, ClipDataset
 from dataloader.frames import Source, decode_gray, decode_rgb
 from dataloader.lists import Video
@@ -95,12 +95,10 @@ class ClipMaker:
             coded = ((number, encode_jpeg(frames[number], self.quality)) for number in numbers)
             images = {number: decode_rgb(data, "the video").transpose(2, 0, 1) for number, data in coded}
 
-        def read(_: object, chosen: Sequence[int]) -> list[np.ndarray]:
-            return [images[step * self.rate] for step in chosen]
-
         source = Source(Video("", -1, ""), images, self._images_of(window.count), "the video")
-        sampling = replace(self.sampling, every=self.rate)
-        return ClipDataset([source], read, self.preparation, sampling).clips(source, np.random.default_rng())
+        dataset = ClipDataset([source], lambda _, chosen: [images[step * self.rate] for step in chosen],
+                              self.preparation, replace(self.sampling, every=self.rate))  # fmt: skip
+        return dataset.clips(source, np.random.default_rng())
 
     def _images_of(self, count: int) -> int:
         """Return how many images extraction would write for `count` frames."""
@@ -144,13 +142,13 @@ def whole_video(path: Path, makers: Sequence[ClipMaker]) -> Window:
     while True:
         wanted = [(maker.short_side, set(maker.needed(count))) for maker in makers if count >= maker.fewest]
         frames: dict[int, dict] = {maker.short_side: {} for maker in makers}
-        times, shape = [0.0], (0, 0)
+        times, shape = [0.0], ()
         for number, frame in enumerate(decode(path)):
             if sides := {side for side, numbers in wanted if number in numbers}:
                 picture = frame.picture()
-                shape = shape if any(shape) else picture.shape[:2]  # the first, as in extraction: it may change
+                shape = shape or picture.shape  # the first, as in extraction: it may change
                 for side in sides:
-                    frames[side][number] = resize(picture, *resized(shape[0], shape[1], side))
+                    frames[side][number] = scaled(picture, side, shape)
             times[number:] = [frame.seconds, frame.seconds + frame.lasts]
         if len(times) - 1 == count:
             return Window(np.array(times), frames)
@@ -169,7 +167,7 @@ def sliding_windows(
     near = 0.5 / rate  # a window begins with the frame nearest to its time
     fewest, sides = min(maker.fewest for maker in makers), {maker.short_side for maker in makers}
     held: list[tuple[float, float, dict]] = []  # the latest frames: start, end, and the picture at each size
-    begin, given, shape = 0.0, False, (0, 0)
+    begin, given, shape = 0.0, False, ()
 
     def window() -> Window:
         shown = {side: dict(enumerate(pictured[side] for _, _, pictured in held)) for side in sides}
@@ -184,8 +182,8 @@ def sliding_windows(
             held = [one for one in held if one[0] > begin - near]
         begin = begin if held else frame.seconds
         picture = frame.picture()
-        shape = shape if any(shape) else picture.shape[:2]
-        pictured = {side: resize(picture, *resized(shape[0], shape[1], side)) for side in sides}
+        shape = shape or picture.shape
+        pictured = {side: scaled(picture, side, shape) for side in sides}
         held.append((frame.seconds, frame.seconds + frame.lasts, pictured))
     added = held[-1][1] - begin - seconds / 2 if held else 0.0
     if held and (not given or (len(held) >= fewest and added > seconds / 4)):
@@ -245,11 +243,6 @@ def frames_in_memory(pictures: Iterable[np.ndarray], makers: Sequence[ClipMaker]
         for side, pictures_of_side in frames.items():
             pictures_of_side[count - 1] = scaled(picture, side)
     return Window(np.arange(count + 1) / rate, frames)
-
-
-def scaled(picture: np.ndarray, side: int) -> np.ndarray:
-    """Return a picture with a shorter side of this length; 0 keeps the size."""
-    return resize(picture, *resized(picture.shape[0], picture.shape[1], side))
 
 
 @dataclass(frozen=True)

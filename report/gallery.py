@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from scipy.special import softmax
 
 from data.flow import dis_flow, quantise
-from data.videos import VideoError, count_frames, decode, resize, resized
+from data.videos import VideoError, count_frames, decode, scaled
 from dataloader.extracted import read_marker
 from dataloader.frames import Index, Kind, ReadFlow, ReadFrame, find
 from dataloader.layouts import index_frames
@@ -136,7 +136,7 @@ def cut_out(path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     frames = enumerate(decode(path))
     pictures = {number: frame.picture() for number, frame in frames if number in (*chosen, *middle)}
     pair = [pictures[number] for number in middle if number in pictures]
-    small = [resize(one, *resized(pair[0].shape[0], pair[0].shape[1], PAIR_SIDE)) for one in pair]
+    small = [scaled(one, PAIR_SIDE, pair[0].shape) for one in pair]
     return [pictures[number] for number in chosen if number in pictures], small
 
 
