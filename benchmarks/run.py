@@ -28,7 +28,7 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from benchmarks import classic
-from common.commandline import ArgumentParser
+from common.commandline import ArgumentParser, bounded
 from data.steps import call
 from dataloader.clips import ClipDataset, Loader, clips_of, sent_ahead
 from dataloader.frames import ReadFlow, ReadFrame, find_sources
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=tuple(PARTS), default=["loaders", "networks", "tvl1"])
     parser.add_argument("--data", type=Path, default=ROOT / "data/bench", metavar="DIR",
                         help="holds rgb/ and flow/; made there from the shared UCF101 clips")
-    parser.add_argument("--videos", type=int, default=6, help="of those, how many to use, evenly chosen")
+    parser.add_argument("--videos", type=bounded(int, 1), default=6, help="of those, how many to use, evenly chosen")
     parser.add_argument("--rounds", type=int, default=3, help="each measures every way once")
     parser.add_argument("--compile", action="store_true", help="networks by torch.compile")
     parser.add_argument("--workers", type=int, default=min(cpu_count(), 16), help="of the GPU's loader")
@@ -99,13 +99,13 @@ def compare(what: str, ways: Mapping[str, Callable[..., Measured]], rounds: int)
         print(f"{what:24} {name:8} {'; '.join(cells)}", flush=True)
 
 
-def our_dataset(args: argparse.Namespace, stream: str, training: bool, count: int, repeats: int = 1) -> ClipDataset:
-    """Return the stream's dataset of `count` evenly chosen videos, with the baseline's preparation."""
+def our_dataset(args: argparse.Namespace, stream: str, training: bool, least: int = 1) -> ClipDataset:
+    """Return the stream's dataset of --videos, repeated to be `least` or more, with the baseline's preparation."""
     kind = KIND[stream]
     index = index_frames(args.data / kind, kind)
     names = sorted(index.names)
-    places = np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
-    videos = [Video(names[place], place, names[place]) for place in places] * repeats
+    places = np.linspace(0, len(names) - 1, min(args.videos, len(names))).round().astype(int)
+    videos = [Video(names[place], place, names[place]) for place in places] * -(-least // len(places))
     read, stack = (ReadFlow(index.root), 10) if kind == "flow" else (ReadFrame(index.root), 1)
     preparation = default_preparation(kind, 224, "squash", stack)
     sampling = TrainSampling(SEGMENTS[stream]) if training else TestSampling(19)
@@ -147,12 +147,12 @@ def loaders(args: argparse.Namespace) -> None:
     """Measure loaders, one worker each. Training batches are the original's; our test batch has 19 clips."""
     torch.set_num_threads(1)
     for stream, training in itertools.product(KIND, (True, False)):
-        repeats = -(-4 * BATCH[stream] // args.videos) if training else 1  # four batches
-        dataset = our_dataset(args, stream, training, args.videos, repeats)
+        videos = BATCH[stream] if training else 1
+        dataset = our_dataset(args, stream, training, 4 * videos)  # four batches
         clips = classic.ClassicClips(dataset, args.data / KIND[stream])
         few = min(BATCH[stream], len(clips) // 3)  # several batches even with few videos
         old = DataLoader(clips, few, num_workers=1, collate_fn=functools.partial(with_clock, default_collate))
-        ours = Loader(dataset, BATCH[stream] if training else 1, 1, CPU).loader  # its worker persists
+        ours = Loader(dataset, videos, 1, CPU).loader  # its worker persists
         ours.collate_fn = functools.partial(with_clock, ours.collate_fn)
         ways = {"classic": functools.partial(consume, old, lambda batch: sum(map(len, batch))),
                 "ours": functools.partial(consume, ours, lambda batch: len(batch.clips))}  # fmt: skip
@@ -163,7 +163,7 @@ def loaders(args: argparse.Namespace) -> None:
 def networks(args: argparse.Namespace) -> None:
     """Measure ResNet101 alone on clips in memory: motion evaluation, and a training step of both streams."""
     for stream, videos, training in (("motion", 1, False), ("motion", 8, True), ("spatial", 3, True)):
-        dataset = our_dataset(args, stream, training, args.videos if training else 1, 2 if training else 1)
+        dataset = our_dataset(args, stream, training, videos)
         preparation, segments = dataset.preparation, SEGMENTS[stream]
         batch = next(iter(Loader(dataset, videos, 0, CPU).epoch(0)))
         ours = timed(len(batch.clips), our_step(preparation, training, videos, CPU, args.compile), batch)
@@ -186,7 +186,7 @@ def tvl1(args: argparse.Namespace) -> None:
 
     from data.flow import best_backend, tvl1_flow
 
-    dataset = our_dataset(args, "spatial", False, 1)
+    dataset = our_dataset(args, "spatial", False)
     read = dataset.read(dataset.sources[0].frames, range(9))
     frames = [np.ascontiguousarray(frame.transpose(1, 2, 0)) for frame in read]
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
@@ -213,7 +213,7 @@ def gpu(args: argparse.Namespace) -> None:
     torch.backends.cudnn.benchmark = True  # as in the streams
     for stream, training in itertools.product(KIND, (True, False)):
         videos = BATCH[stream] if training else 13
-        dataset = our_dataset(args, stream, training, args.videos, -(-4 * videos * args.workers // args.videos))
+        dataset = our_dataset(args, stream, training, 4 * videos * args.workers)
         loader = Loader(dataset, videos, args.workers, device)
         batches = itertools.chain.from_iterable(sent_ahead(loader.epoch(e), device) for e in itertools.count())
         step = our_step(dataset.preparation, training, videos, device, args.compile)
