@@ -23,8 +23,8 @@ from engine.owner import owned
 from network import Network
 from saved.checkpoint_reader import Checkpoint
 from saved.checkpoints import weights_hash
-from saved.feature_file import FORMAT, check_target, read_about, read_features, write_features
-from utils import InputError, amp_dtype, check_name, plural, processes
+from saved.feature_file import FORMAT, read_about, read_features, write_features
+from utils import InputError, amp_dtype, check_name, check_writable, plural, processes
 
 MIDDLE = 5  # the frame in the middle of a stack of 10 flow pairs, counted from the stack's first
 
@@ -55,7 +55,9 @@ def extract_features(
     run; only the others are computed.
     """
     path = Path(args.features)
-    check_target(path)
+    if path.is_dir():
+        raise InputError(f"--features {path} is a folder; name a file in it, such as out.npz")
+    check_writable(path.parent)
     check_name(data.root)
     if processes() > 1:
         raise InputError("--features works in one process: start it without torchrun")

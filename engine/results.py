@@ -12,7 +12,7 @@ from engine.training import Training
 from saved.checkpoint_reader import read_checkpoint
 from saved.checkpoints import weights_hash
 from saved.predictions import write_predictions
-from saved.records import provenance, record_path, write_record
+from saved.records import provenance, write_record
 from utils import check_output, processes
 
 
@@ -87,7 +87,7 @@ def _final_test(run: Run, training: Training, epoch: int, name: str) -> TestResu
 
 def _record(run: Run, phase: str, row: dict[str, float]) -> None:
     if run.leads:
-        write_record(record_path(run.output, run.prefix, phase), row)
+        write_record(run.output / f"{run.prefix}_{phase}.csv", row)
     if run.board:
         for name, value in row.items():
             run.board.add_scalar(f"{phase}/{name}", value, row["Epoch"])

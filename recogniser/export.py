@@ -147,21 +147,18 @@ def describe(read: Checkpoint, name: str, whole_videos: bool) -> dict[str, Any]:
         "rgbdiff": [f"{colour}{n + 1} - {colour}{n}" for n in numbers for colour in ("red", "green", "blue")],
         "greydiff": [f"grey{n + 1} - grey{n}" for n in numbers],
     }
-    samples, views = read.args.get("test_samples", 19), read.args.get("test_views", 1)
     shape = [preparation.channels, preparation.size, preparation.size]
     score = "the mean of a video's logits, then softmax"
     if whole_videos:
-        shape = [views, samples, *shape]
+        shape = [read.sampling.views, read.sampling.samples, *shape]
         score = "softmax of the logits of a video: views and samples are within the network"
     taken = {
         "name": name, "dtype": "float32", "shape": ["N", *shape], "channels": orders[preparation.modality],
         "range": "pixels from 0 to 255, times scale, plus offset",
         "scale": scale * repeats, "offset": offset * repeats,
     }  # fmt: skip
-    starts = read.args.get("test_starts", "spread")
-    protocol = {"samples": samples, "views": views, "starts": starts, "score": score}
-    about = {"class_names": read.class_names, "preparation": read.preparation}
-    return {**about, "input": taken, "protocol": protocol}
+    protocol = {**read.sampling.about(), "score": score}
+    return {"class_names": read.class_names, "preparation": read.preparation, "input": taken, "protocol": protocol}
 
 
 def to_onnx(model: nn.Module, clips: Clips, dynamic: tuple, about: Mapping[str, str]) -> tuple[bytes, Run]:

@@ -22,7 +22,6 @@ from dataloader.clips import Batch, clips_of
 from dataloader.lists import load_split
 from dataloader.names import UCF101_CLASSES
 from dataloader.preparation import Preparation
-from dataloader.sampling import TestSampling
 from engine.evaluation import InferenceNet, each_once, trained_model
 from engine.temporal_heads import TEMPORAL, LinearHead, build_head
 from recogniser.answers import Answer
@@ -224,10 +223,10 @@ def load_streams(
     streams = []
     for name, read in checkpoints.items():
         preparation = Preparation.from_dict(read.preparation)
-        samples, views = read.args.get("test_samples", 19), read.args.get("test_views", 1)
+        samples = read.sampling.samples
         if args.sliding:
             samples = min(samples, max(5, round(PER_SECOND * args.sliding)))
-        sampling = TestSampling(args.samples or samples, views, read.args.get("test_starts", "spread"))
+        sampling = replace(read.sampling, samples=args.samples or samples)
         flow = choose_flow(preparation, args, device) if preparation.modality == "flow" else None
         model = trained_model(read.in_order_of(names))
         net = InferenceNet(model, preparation, dtype, pooling=pooling.get(name, ())).to(device)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common.formats import Finite, Names, check
 from dataloader.preparation import Preparation, SavedPreparation
+from dataloader.sampling import TestSampling
 from saved import foreign
 from saved.checkpoints import FORMAT, HEAD_FORMAT
 from saved.safe import load_checkpoint
@@ -51,18 +52,22 @@ class Checkpoint:
     raw: dict[str, Any]  # everything in the file
     trained_on: frozenset[str] = frozenset()  # names of the training videos; empty if unknown
 
+    @property
+    def sampling(self) -> TestSampling:
+        """The clips that its network was evaluated on."""
+        flags = {name: f"test_{name}" for name in ("samples", "views", "starts")}
+        return TestSampling(**{name: self.args[flag] for name, flag in flags.items() if flag in self.args})
+
     def in_order_of(self, class_names: Sequence[str]) -> Checkpoint:
         """Return the network with its classes in the order of `class_names`.
 
         Only tsn-pytorch's HMDB51 networks need this, with the official lists; TSN's own lists match them.
         """
-        names = list(class_names)
-        swapped = [name for pair in foreign.HMDB51_SWAPPED for name in pair]
-        official = len(names) == 51 and names == sorted(names) and {*swapped} <= {*names}
+        names, swapped = list(class_names), foreign.HMDB51_SWAPPED
+        official = len(names) == 51 and names == sorted(names) and swapped.keys() <= {*names}
         if self.source != "tsn-pytorch" or not official:
             return self
-        other = dict(foreign.HMDB51_SWAPPED) | {second: first for first, second in foreign.HMDB51_SWAPPED}
-        rows = [names.index(other.get(name, name)) for name in names]
+        rows = [names.index(swapped.get(name, name)) for name in names]
         if rank() == 0:
             print(f"{self.path}: its classes are taken to be in TSN's order ({', '.join(swapped)} swapped)")
         fc = {name: self.state_dict[name][rows] for name in ("fc.weight", "fc.bias")}

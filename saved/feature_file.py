@@ -32,7 +32,7 @@ from dataloader.packed import Frames
 from dataloader.preparation import SavedPreparation
 from saved.predictions import FramesAbout
 from saved.safe import load_arrays
-from utils import InputError, atomic_path, check_writable, plural
+from utils import InputError, atomic_path, plural
 
 FORMAT = 1
 ARRAYS = ("videos", "labels", "subset", "groups", "features")
@@ -53,13 +53,6 @@ class Features:
     def rows(self, subset: str) -> np.ndarray:
         """Row indices of a subset's videos, (n,)."""
         return np.flatnonzero(self.subset == subset)
-
-
-def check_target(path: Path) -> None:
-    """Raise InputError if features can't be written to `path`, before an hour is spent on computing them."""
-    if path.is_dir():
-        raise InputError(f"--features {path} is a folder; name a file in it, such as out.npz")
-    check_writable(path.parent)
 
 
 def write_features(

@@ -32,7 +32,7 @@ PROTOCOLS = {"original": (19, 1, "original"), "two-stream-pytorch": (25, 10, "sp
 # The original's loader put frame j at position j - 1, older revisions at j - 5, and the oldest at j.
 FLOW_ORDERS = {"original": 2, "older": 10, "oldest": 0}
 # TSN's class_list of HMDB51 has these pairs of classes the other way round; the official lists are sorted.
-HMDB51_SWAPPED = (("kick", "kick_ball"), ("sword", "sword_exercise"))
+HMDB51_SWAPPED = {"kick": "kick_ball", "kick_ball": "kick", "sword": "sword_exercise", "sword_exercise": "sword"}
 # (blocks per layer, width and width per group of the first 3x3 convolution, bottleneck) -> torchvision's name
 ARCHITECTURES = {
     ((2, 2, 2, 2), 64, 64, False): "resnet18",

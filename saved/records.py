@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -20,10 +19,6 @@ from common.progress import duration
 from utils import BEGAN, InputError, atomic_path
 
 COLUMNS = ("Epoch", "Batch Time", "Data Time", "Loss", "Prec@1", "Prec@5", "lr")
-
-
-def record_path(folder: Path, prefix: str, phase: str) -> Path:
-    return folder / f"{prefix}_{phase}.csv"
 
 
 def write_record(path: str | os.PathLike, row: Mapping[str, float]) -> None:
