@@ -10,25 +10,27 @@ by CPU time of all processes and by wall time.
 
 import argparse
 import contextlib
-import functools
 import itertools
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, default_collate
 
 from benchmarks import classic
 from common.commandline import ArgumentParser, bounded
+from data.flow import best_backend, tvl1_flow
 from data.steps import call
 from dataloader.clips import ClipDataset, Loader, clips_of, sent_ahead
 from dataloader.frames import ReadFlow, ReadFrame, find_sources
@@ -77,15 +79,11 @@ def main() -> None:
 # --- measuring -----------------------------------------------------------------------------------------
 
 
-def timed(clips: float, work: Callable[..., Any], *args: Any) -> Callable[[], Measured]:
-    """Return a function that does the work, on so many clips, and returns its time."""
-
-    def run() -> Measured:
-        cpu, wall = time.process_time(), time.perf_counter()
-        work(*args)
-        return 1e3 * (time.process_time() - cpu) / clips, 1e3 * (time.perf_counter() - wall) / clips
-
-    return run
+def timed(clips: float, work: Callable[..., Any], *args: Any) -> Measured:
+    """Do the work, on so many clips, and return its time."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    work(*args)
+    return 1e3 * (time.process_time() - cpu) / clips, 1e3 * (time.perf_counter() - wall) / clips
 
 
 def compare(what: str, ways: Mapping[str, Callable[..., Measured]], rounds: int) -> None:
@@ -120,7 +118,7 @@ def our_step(preparation: Any, training: bool, videos: int, device: torch.device
         trained = Training(model, preparation, device, settings)
         trained.distribute()
         trained.stepped.train()
-        return functools.partial(train_step, trained)
+        return partial(train_step, trained)
     net = InferenceNet(model.eval(), preparation, amp_dtype("auto", device), compiled).to(device)
     return torch.inference_mode()(lambda batch: net(clips_of(batch, preparation.modality, device))[0].cpu())
 
@@ -151,11 +149,11 @@ def loaders(args: argparse.Namespace) -> None:
         dataset = our_dataset(args, stream, training, 4 * videos)  # four batches
         clips = classic.ClassicClips(dataset, args.data / KIND[stream])
         few = min(BATCH[stream], len(clips) // 3)  # several batches even with few videos
-        old = DataLoader(clips, few, num_workers=1, collate_fn=functools.partial(with_clock, default_collate))
+        old = DataLoader(clips, few, num_workers=1, collate_fn=partial(with_clock, default_collate))
         ours = Loader(dataset, videos, 1, CPU).loader  # its worker persists
-        ours.collate_fn = functools.partial(with_clock, ours.collate_fn)
-        ways = {"classic": functools.partial(consume, old, lambda batch: sum(map(len, batch))),
-                "ours": functools.partial(consume, ours, lambda batch: len(batch.clips))}  # fmt: skip
+        ours.collate_fn = partial(with_clock, ours.collate_fn)
+        ways = {"classic": partial(consume, old, lambda batch: sum(map(len, batch))),
+                "ours": partial(consume, ours, lambda batch: len(batch.clips))}  # fmt: skip
         compare(f"{stream}, {'training' if training else 'test'}", ways, args.rounds)
     torch.set_num_threads(cpu_count())
 
@@ -166,26 +164,23 @@ def networks(args: argparse.Namespace) -> None:
         dataset = our_dataset(args, stream, training, videos)
         preparation, segments = dataset.preparation, SEGMENTS[stream]
         batch = next(iter(Loader(dataset, videos, 0, CPU).epoch(0)))
-        ours = timed(len(batch.clips), our_step(preparation, training, videos, CPU, args.compile), batch)
+        step = our_step(preparation, training, videos, CPU, args.compile)
+        ours = partial(timed, len(batch.clips), step, batch)
         old = classic.classic_model(preparation.channels, 101).train(training)
         if training:
             optimizer = torch.optim.SGD(old.parameters(), lr=1e-4, momentum=0.9)
             floats = to_input(clips_of(batch, preparation.modality, CPU), preparation).contiguous()
             parts = [floats[segment::segments].contiguous() for segment in range(segments)]
-            theirs = timed(len(floats), classic.classic_step, old, optimizer, parts, batch.labels)
+            theirs = partial(timed, len(floats), classic.classic_step, old, optimizer, parts, batch.labels)
         else:
             floats = torch.rand(64, preparation.channels, 224, 224)  # the original's batch, also in evaluation
-            theirs = timed(64, torch.inference_mode()(old), floats)
+            theirs = partial(timed, 64, torch.inference_mode()(old), floats)
         what = f"step of {len(batch.clips)} clips" if training else "test"
         compare(f"{stream}, {what}", {"classic": theirs, "ours": ours}, args.rounds)
 
 
 def tvl1(args: argparse.Namespace) -> None:
     """Measure the time per frame pair of each TV-L1 on a real video, and the difference to OpenCV's flow."""
-    import cv2
-
-    from data.flow import best_backend, tvl1_flow
-
     dataset = our_dataset(args, "spatial", False)
     read = dataset.read(dataset.sources[0].frames, range(9))
     frames = [np.ascontiguousarray(frame.transpose(1, 2, 0)) for frame in read]
@@ -199,7 +194,7 @@ def tvl1(args: argparse.Namespace) -> None:
         ))  # fmt: skip
 
     names = dict.fromkeys(["opencv"] * hasattr(cv2, "optflow") + [best_backend(), "torch"])
-    compare("tvl1, a pair", {name: timed(len(frames) - 1, run, name) for name in names}, args.rounds)
+    compare("tvl1, a pair", {name: partial(timed, len(frames) - 1, run, name) for name in names}, args.rounds)
     for name, flow in flows.items():
         print(f"{name}: {np.linalg.norm(flow - next(iter(flows.values())), axis=-1).mean():.4f} px off the first")
 
@@ -226,7 +221,7 @@ def gpu(args: argparse.Namespace) -> None:
 
         ways = {"loader": (batches, lambda batch: None), "network": (itertools.repeat(here), step),
                 "together": (batches, step)}  # fmt: skip
-        timed_ways = {name: timed(20 * len(here.clips), go, *way) for name, way in ways.items()}
+        timed_ways = {name: partial(timed, 20 * len(here.clips), go, *way) for name, way in ways.items()}
         compare(f"{stream}, {'training' if training else 'test'}", timed_ways, args.rounds)
 
 

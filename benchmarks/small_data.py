@@ -68,10 +68,7 @@ def main() -> None:
 
 @torch.inference_mode()
 def probe(weights: str, one: Features) -> np.ndarray:
-    """Return the plain probe's features: a ResNet-50's last ones of 10 frames per video at 224 pixels.
-
-    Shape (V, 10, 2048), float32.
-    """
+    """Return a ResNet-50's last features of 10 frames per video at 224 pixels, (V, 10, 2048) float32."""
     cv2 = import_cv2()
     start = time.process_time()
     network = build_model("resnet50", 3, 1, weights).eval()
