@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -24,25 +23,15 @@ from dataloader.names import UCF101_CLASSES
 from dataloader.preparation import Preparation
 from engine.evaluation import InferenceNet, each_once, trained_model
 from engine.temporal_heads import TEMPORAL, LinearHead, build_head
+from recogniser import clips as windows
 from recogniser.answers import Answer
-from recogniser.clips import (
-    PAIRS_AT_ONCE,
-    Camera,
-    ClipMaker,
-    Clips,
-    Flow,
-    frames_in_memory,
-    make_clips,
-    sliding_windows,
-    whole_video,
-)
+from recogniser.clips import PAIRS_AT_ONCE, ClipMaker, Clips, Flow, make_clips
 from saved.checkpoint_reader import Checkpoint, read_checkpoint
 from saved.head_file import HeadFile, read_head
 from utils import InputError, cpu_count
 
 FEW = 4  # fewer videos are decoded in this process, since starting workers takes seconds
 PER_SECOND = 2.5  # most clips per second of a window; more would share most of their frames
-Frames: TypeAlias = str | Path | np.ndarray | Iterable[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -100,24 +89,24 @@ class Recogniser:
     def makers(self) -> list[ClipMaker]:
         return [stream.maker for stream in self.streams]
 
-    def __call__(self, video: Frames, rate: float = 25.0) -> Answer:
+    def __call__(self, video: str | Path | np.ndarray | Iterable[np.ndarray], rate: float = 25.0) -> Answer:
         """Name the action in a video: a path, or RGB uint8 frames (height, width, 3) at `rate` per second.
 
         Frames come as one array (frames, height, width, 3), as a list or from an iterator. Raises VideoError.
         """
         if isinstance(video, (str, Path)):
-            return self.answer(make_clips(whole_video(Path(video), self.makers), self.makers))
-        return self.answer(make_clips(frames_in_memory(video, self.makers, rate), self.makers))
+            return self.answer(make_clips(windows.whole_video(Path(video), self.makers), self.makers))
+        return self.answer(make_clips(windows.frames_in_memory(video, self.makers, rate), self.makers))
 
     def sliding(self, video: Path, seconds: float) -> Iterator[Answer]:
         """Yield an answer for each window of `seconds`, one every half window. Raises VideoError."""
-        for window in sliding_windows(decode(video), frame_rate(video), self.makers, seconds):
+        for window in windows.sliding_windows(decode(video), frame_rate(video), self.makers, seconds):
             yield self.answer(make_clips(window, self.makers))
 
     def watch(self, source: str, seconds: float) -> Iterator[Answer]:
         """Yield answers to a camera's latest seconds; windows that the networks are too slow for are left out."""
-        camera = Camera(source)
-        for window in sliding_windows(camera.frames(), camera.rate, self.makers, seconds):
+        camera = windows.Camera(source)
+        for window in windows.sliding_windows(camera.frames(), camera.rate, self.makers, seconds):
             if camera.now() - window.times[-1] < max(1.0, seconds / 2):
                 yield self.answer(make_clips(window, self.makers))
 
@@ -181,7 +170,7 @@ def clips_of_videos(makers: Sequence[ClipMaker], videos: Sequence[Path]) -> Iter
 def _clips_or_reason(makers: Sequence[ClipMaker], path: Path) -> Clips | str:
     """Return the clips of one video, or why there are none: any error costs this video only."""
     try:
-        return make_clips(whole_video(path, makers), makers)
+        return make_clips(windows.whole_video(path, makers), makers)
     except (VideoError, InputError, OSError) as error:
         return str(error)
     except Exception as error:

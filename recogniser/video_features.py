@@ -33,12 +33,11 @@ from dataloader.sampling import TestSampling
 from engine.evaluation import PRE_LOGITS, InferenceNet
 from engine.features import DEFAULT_POOLING, at_stack_middles, kept_rows, trunk_hash
 from engine.owner import owned
-from engine.training import amp_dtype
 from network import build_model, rgb_normalisation
-from recogniser.clips import ClipMaker, Clips
+from recogniser.clips import ClipMaker
 from recogniser.streams import Stream, choose_flow, clips_of_videos
 from saved.feature_file import write_features
-from utils import InputError, file_digest, plural, printable, run_main, set_up_device, write_json
+from utils import InputError, amp_dtype, file_digest, plural, printable, run_main, set_up_device, write_json
 
 # What is sampled of a video. A picture of flow has x, y and speed, as three planes that ImageNet's first convolution
 # takes unchanged; so are three grey differences.
@@ -76,10 +75,10 @@ def main() -> int:
     streams, abouts = zip(*(make_stream(name, args) for name in INPUTS), strict=True)
     reasons: dict[str, str] = {}
     with owned(args.out, flag="OUT"), contextlib.ExitStack() as stack:
-        stores = {name: stack.enter_context(kept_rows(args.out / f"{name}.npz", about))
-                  for name, about in zip(INPUTS, abouts, strict=True)}  # fmt: skip
+        stores = [stack.enter_context(kept_rows(args.out / f"{name}.npz", about))
+                  for name, about in zip(INPUTS, abouts, strict=True)]  # fmt: skip
         keys = digests(videos, args.out / "videos.json")
-        todo = [video for video in videos if any(keys[video.name] not in rows for rows, _ in stores.values())]
+        todo = [video for video in videos if any(keys[video.name] not in rows for rows, _ in stores)]
         kept = f", {len(videos) - len(todo):,} of them there already" if len(todo) < len(videos) else ""
         print(f"features of {plural(len(videos), 'video')}{kept}: {args.arch} on {args.device.type} -> {args.out}",
               flush=True)  # fmt: skip
@@ -87,14 +86,16 @@ def main() -> int:
             for place, clips in clips_of_videos([stream.maker for stream in streams], [one.path for one in todo]):
                 video, key = todo[place], keys[todo[place].name]
                 bar.update()
-                reason = why_not(clips, video)
-                if reason or isinstance(clips, str):
-                    reasons[video.name] = reason
-                    continue
-                for name, stream in zip(INPUTS, streams, strict=True):
-                    rows, add = stores[name]
-                    if key not in rows:
-                        add(key, stream.logits(clips.batches[name]).astype(np.float16))
+                if isinstance(clips, str):
+                    reasons[video.name] = clips
+                elif clips.too_short:
+                    reasons[video.name] = clips.too_short[0].removeprefix("the video ")
+                elif stamp(video.path) != (video.size, video.mtime_ns):
+                    reasons[video.name] = "changed while it was read: start again"
+                else:
+                    for stream, (rows, add) in zip(streams, stores, strict=True):
+                        if key not in rows:
+                            add(key, stream.logits(clips.batches[stream.maker.name]).astype(np.float16))
         used = [video for video in videos if video.name not in reasons]
         write_reasons(args.out / "failed.csv", reasons.items())
         if not used:
@@ -102,7 +103,7 @@ def main() -> int:
                              f"{args.out / 'failed.csv'} has the reasons")  # fmt: skip
         files = {video.folder: os.path.abspath(video.path) for video in used}
         made_of = [keys[video.name] for video in used]
-        for (name, (rows, _)), about in zip(stores.items(), abouts, strict=True):
+        for name, (rows, _), about in zip(INPUTS, stores, abouts, strict=True):
             values = np.stack([rows[key] for key in made_of])
             write_features(args.out / f"{name}.npz", list(files), (), (), values,
                            {**about, "files": files, "made_of": made_of})  # fmt: skip
@@ -137,16 +138,6 @@ def make_stream(name: str, args: argparse.Namespace) -> tuple[Stream, dict[str, 
                     "classes": CLASSES},
     }  # fmt: skip
     return Stream(net, ClipMaker(name, preparation, sampling, flow), args.device), about
-
-
-def why_not(clips: Clips | str, video: VideoFile) -> str:
-    """Return why a video's clips can't be used; "" if they can."""
-    if isinstance(clips, str):
-        return clips
-    if clips.too_short:
-        return clips.too_short[0].removeprefix("the video ")
-    unchanged = stamp(video.path) == (video.size, video.mtime_ns)
-    return "" if unchanged else "changed while it was read: start again"
 
 
 def digests(videos: Sequence[VideoFile], file: Path) -> dict[str, str]:
