@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from common.formats import Finite, Names, check
-from dataloader.preparation import Preparation, SavedPreparation
+from dataloader.preparation import SavedPreparation
 from dataloader.sampling import TestSampling
 from saved import foreign
 from saved.checkpoints import FORMAT, HEAD_FORMAT
@@ -86,12 +86,11 @@ def read_checkpoint(path: str | os.PathLike, *modalities: str, flow_order: str =
         raise InputError(f"{path} is a head with the networks that make its features: give it to predict.py --head")
     state = foreign.find_weights(content, path)
     if content.get("format") == FORMAT:
-        check(content, Header, path, "it is incomplete or damaged: get it again")
-        names, channels = content["class_names"], Preparation.from_dict(content["preparation"]).channels
-        held = {name: content[name] for name in HELD}
+        header = check(content, Header, path, "it is incomplete or damaged: get it again")
         trained_on = frozenset(check(content.get("trained_on", []), list[str], path, "get it again"))
-        found = Checkpoint(Path(path), FORMAT, state, num_classes=len(names), in_channels=channels, raw=content,
-                           trained_on=trained_on, **held)  # fmt: skip
+        found = Checkpoint(Path(path), FORMAT, state, raw=content, trained_on=trained_on,
+                           num_classes=len(header.class_names), in_channels=header.preparation.channels,
+                           **{name: content[name] for name in HELD})  # fmt: skip
     else:
         described = foreign.describe(content, state, path, flow_order)
         found = Checkpoint(Path(path), class_names=None, raw=content, **described)

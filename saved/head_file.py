@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, InstanceOf
 from torch import Tensor
 
 from common.formats import Count, Names, check
-from dataloader.preparation import Preparation, SavedPreparation
+from dataloader.preparation import SavedPreparation
 from saved.checkpoint_reader import Checkpoint
 from saved.checkpoints import HEAD_FORMAT, save_tensors, weights_hash
 from saved.feature_file import Features
@@ -99,10 +99,9 @@ def read_head(path: str | os.PathLike) -> HeadFile | None:
         # The last layer is a placeholder; its output is never used.
         state = {**part.state_dict, "fc.weight": torch.zeros(len(names), features), "fc.bias": torch.zeros(len(names))}
         args = {"test_samples": part.samples, "test_views": part.views}
-        preparation = raw["inputs"][name]["preparation"]
         inputs[name] = Checkpoint(
-            Path(path), HEAD_FORMAT, state, part.arch, len(names), Preparation.from_dict(preparation).channels,
-            preparation, args, -1, 0.0, names, {},
+            Path(path), HEAD_FORMAT, state, part.arch, len(names), part.preparation.channels,
+            raw["inputs"][name]["preparation"], args, -1, 0.0, names, {},
         )  # fmt: skip
     return HeadFile(
         Path(path), content.head.kind, content.head.stream, content.state_dict, names, inputs,

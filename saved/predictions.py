@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -154,8 +153,7 @@ def load_predictions(path: str | Path) -> Predictions:
     if len(logits) < len(content):
         raise InputError(f"{path} holds a video twice, in two spellings; remove one")
     order = {name: label for label, name in enumerate(UCF101_CLASSES)}
-    named = {video: parts[0] for video in logits if (parts := ucf_parts(video))}
-    ucf101 = {video: order[name] for video, name in named.items() if name in order}
+    ucf101 = {video: order[parts[0]] for video in logits if (parts := ucf_parts(video)) and parts[0] in order}
     labels = {canonical(name, spelling): label for name, label in (labels or ucf101).items()}
     if unknown := sorted(set(logits) - set(labels)):
         needed = "the predictions.json that was written with it beside it, or UCF101's names of videos"
@@ -176,14 +174,13 @@ def load_predictions(path: str | Path) -> Predictions:
 
 
 def write_predictions(
-    folder: str | os.PathLike, stream: str, frame_logits: Mapping[str, np.ndarray], about: Mapping[str, Any]
+    folder: Path, stream: str, frame_logits: Mapping[str, np.ndarray], about: Mapping[str, Any]
 ) -> None:
     """Write <stream>_frame_preds.pickle, <stream>_video_preds.pickle and predictions.json.
 
     `frame_logits` maps a video to (samples, classes) float32 in time order; the video's prediction is their
     mean. `about` holds what fusion.py needs when it has no dataset: class_names, labels, protocol, ...
     """
-    folder = Path(folder)
     video_logits = {name: mean_logits(logits) for name, logits in frame_logits.items()}
     for kind, predictions in (("frame", frame_logits), ("video", video_logits)):
         with atomic_path(folder / f"{stream}_{kind}_preds.pickle") as temporary:
