@@ -92,10 +92,9 @@ def main() -> int:
     devices = find_devices(args)
     workers = args.workers or (cpu_count() if devices == ["cpu"] else WORKERS_PER_GPU * len(devices))
     methods, made_by = choose_methods(args, devices)
-    settings = {"method": args.method, "bound": args.bound, "short_side": args.short_side, "quality": args.quality}
-    look = args.bound, args.short_side, args.quality
-    writers = [partial(write_flow, methods[index % len(methods)], *look) for index in range(workers)]
-    with open_output(args.out, "flow", ("u", "v"), settings | made_by) as output:
+    look = {"bound": args.bound, "short_side": args.short_side, "quality": args.quality}
+    writers = [partial(write_flow, methods[index % len(methods)], *look.values()) for index in range(workers)]
+    with open_output(args.out, "flow", ("u", "v"), {"method": args.method} | look | made_by) as output:
         return extract_all(videos, output, writers, args.shard)
 
 

@@ -84,11 +84,10 @@ class Output:
         A file is the same if its size and time are. If only the time differs (a copy), its content decides.
         """
         made = read_marker(self.root, video.folder)
-        if not made or (made.settings, made.bytes) != (self.settings, video.size):
-            return False
-        with contextlib.suppress(OSError):
-            same = made.mtime_ns in (None, video.mtime_ns) or made.sha256 == file_digest(video.path)
-            return same and all(folder.is_dir() for folder in self.folders(video))
+        if made and (made.settings, made.bytes) == (self.settings, video.size):
+            with contextlib.suppress(OSError):
+                same = made.mtime_ns in (None, video.mtime_ns) or made.sha256 == file_digest(video.path)
+                return same and all(folder.is_dir() for folder in self.folders(video))
         return False
 
     def discard(self, video: VideoFile) -> None:

@@ -4,6 +4,7 @@ A method turns a stream of RGB frames, uint8 (height, width, 3), into a stream o
 width, 2) in pixels, x then y, from each frame to the next: one fewer than frames. Few are held at a time.
 """
 
+import bisect
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -71,6 +72,10 @@ def dis_flow(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Dense inverse search (Kroeger et al. 2016), computed by OpenCV with its default preset, FAST."""
     dis = import_cv2().DISOpticalFlow_create()
     for one, two in itertools.pairwise(_grey(frames)):
+        height, width = one.shape
+        lowest = (12, 8, 16, 32)[bisect.bisect((12, 40, 80), width)]  # found by trial; OpenCV crashes below
+        if width < 8 or height < lowest:
+            raise VideoError(f"is {width} x {height} pixels: DIS needs 8 in width, here {lowest} in height")
         finest = dis.getFinestScale()
         flow = dis.calc(one, two, None)
         # The first call on small images (no side over 90 pixels) changes the settings. Repeat it, so that all

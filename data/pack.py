@@ -79,8 +79,8 @@ def pack_folder(
             shutil.copyfile(source / FILE, temporary)
     shards = [{"name": name, "bytes": (pack / f"{name}.tar").stat().st_size} for name in done]
     whole = hashlib.sha256("".join(mark for _, mark in todo).encode()).hexdigest()
-    about = {"format": FORMAT, "version": 1, "kind": index.kind, "made_of": whole, "shards": shards}
-    write_json(pack / "pack.json", about)
+    write_json(pack / "pack.json",
+               {"format": FORMAT, "version": 1, "kind": index.kind, "made_of": whole, "shards": shards})
     videos, size = plural(len(index.videos), "video"), sum(path.stat().st_size for path in pack.glob("*.tar"))
     return f"{videos} in {plural(len(shards), 'shard')}, {size / 1e6:,.0f} MB: --{index.kind}-dir {pack}"
 

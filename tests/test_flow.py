@@ -18,7 +18,7 @@ from video_files import extract
 
 from data import extract_flow
 from data.flow import best_backend, dis_flow, load_raft, quantise, raft_flow, tvl1_flow
-from data.videos import read_frames
+from data.videos import VideoError, read_frames
 from utils import InputError
 
 cv2 = pytest.importorskip("cv2")
@@ -77,6 +77,16 @@ def test_the_flow_of_a_pair_is_the_same_wherever_the_video_begins(height):
     whole = list(dis_flow(iter(frames)))
     for start in (1, 2, 3):
         np.testing.assert_array_equal(list(dis_flow(iter(frames[start:]))), whole[start:])
+
+
+@pytest.mark.parametrize(("width", "height"), [(8, 12), (12, 8), (39, 8), (40, 16), (79, 16), (80, 32)])
+def test_films_too_small_for_dis_are_one_reason(width, height):
+    """OpenCV fails, or crashes, on these sizes less one pixel of height, and on any narrower than 8."""
+    (flow,) = dis_flow([texture(height, width)] * 2)
+    assert flow.shape == (height, width, 2)
+    for wide, high in ((width, height - 1), (7, height)):
+        with pytest.raises(VideoError, match=f"is {wide} x {high} pixels: DIS needs"):
+            list(dis_flow([texture(high, wide)] * 2))
 
 
 def test_raft_points_from_each_frame_to_the_next(shared):
