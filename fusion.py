@@ -210,11 +210,10 @@ def parse_args() -> argparse.Namespace:
         raise InputError("give either a list of predictions or --spatial and --motion, not both")
     if args.weights and (len(args.weights) != streams or not any(args.weights)):
         raise InputError(f"--weights takes {plural(streams, 'number')}, one for each stream, not all 0")
-    if args.learn is not None:
-        if args.weights:
-            raise InputError("--learn finds the weights itself; leave out --weights")
-        if streams == 1 or len(args.learn) not in (0, streams):
-            raise InputError(f"--learn chooses between several streams; give {plural(streams, 'path')}, or none")
+    if args.learn is not None and args.weights:
+        raise InputError("--learn finds the weights itself; leave out --weights")
+    if args.learn is not None and (streams == 1 or len(args.learn) not in (0, streams)):
+        raise InputError(f"--learn chooses between several streams; give {plural(streams, 'path')}, or none")
     for split in args.splits or []:
         if not split.isdecimal() or args.splits.count(split) > 1:
             raise InputError(f"--splits takes different numbers, not {split!r}; name streams before it")
