@@ -51,8 +51,8 @@ class ClipDataset(Dataset):
         self, sources: Sequence[Source], read: ReadSteps, preparation: Preparation,
         sampling: TrainSampling | TestSampling, *, seed: int = 0,
     ) -> None:  # fmt: skip
-        self.sources, self.read, self.preparation, self.sampling = sources, read, preparation, sampling
-        self.seed = seed
+        self.sources, self.read, self.preparation, self.seed = sources, read, preparation, seed
+        self.sampling: Any = sampling
         unit, length = "flow pair" if preparation.modality == "flow" else "frame", preparation.clip_length
         for source in sources:
             if source.count < length:
@@ -247,8 +247,7 @@ class Data:
 
     def about(self) -> dict[str, Any]:
         """Return how files describe the split: its dataset, number and classes."""
-        split = self.split
-        return {"dataset": split.dataset, "split": split.number, "class_names": list(split.class_names)}
+        return {"dataset": self.split.dataset, "split": self.split.number, "class_names": self.split.class_names}
 
     def frames(self, sources: Sequence[Source]) -> dict[str, Any]:
         """Return where these videos' images are, as files store it: the root and each folder below it."""

@@ -16,7 +16,6 @@ from common.progress import progress_bar
 from common.timm_network import TIMM
 from dataloader.clips import Batch, Loader, clips_of, sent_ahead
 from dataloader.preparation import DIFFERENCES, Preparation, grey_levels, to_input
-from dataloader.sampling import TestSampling
 from engine.training import Training
 from network import Network, ResNet, build_model, explain_mismatch
 from saved.checkpoint_reader import Checkpoint
@@ -187,7 +186,6 @@ def test(training: Training, loader: Loader, check_stop: Callable[[], None] = la
     preparation, device, settings = training.preparation, training.device, training.settings
     net = InferenceNet(training.model, preparation, training.dtype, settings.compile).to(device)
     sampling = loader.dataset.sampling
-    assert isinstance(sampling, TestSampling)
     logits: dict[str, np.ndarray] = {}
     start = asked = time.perf_counter()
     waited = 0.0

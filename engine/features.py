@@ -17,7 +17,6 @@ from dataloader.clips import ClipDataset, Data, Loader, clips_of, sent_ahead
 from dataloader.extracted import fingerprint
 from dataloader.frames import Source
 from dataloader.preparation import Preparation
-from dataloader.sampling import TestSampling
 from engine.evaluation import PRE_LOGITS, InferenceNet, trained_model
 from engine.owner import owned
 from network import Network
@@ -67,7 +66,6 @@ def extract_features(
     pooling = args.pooling or (DEFAULT_POOLING[stream] if model.stages else (PRE_LOGITS,))
     preparation = at_stack_middles(preparation)
     sampling = data.test.dataset.sampling
-    assert isinstance(sampling, TestSampling)
     dtype = amp_dtype(args.amp, device)
     net = InferenceNet(model, preparation, dtype, args.compile, pooling).to(device)
     assert data.train is not None
@@ -113,7 +111,6 @@ def extract_features(
 def compute(net: InferenceNet, loader: Loader, device: torch.device) -> Iterator[np.ndarray]:
     """Yield each video's features, (samples, features) float16, averaged over views."""
     sampling = loader.dataset.sampling
-    assert isinstance(sampling, TestSampling)
     with progress_bar(len(loader.dataset), "features", "video") as bar:
         for batch in sent_ahead(loader.epoch(0), device):
             values = net(clips_of(batch, net.preparation.modality, device))[1]  # (videos * views * samples, features)

@@ -4,7 +4,6 @@ import functools
 
 import torch.distributed as dist
 
-from dataloader.sampling import TestSampling
 from engine.evaluation import TestResult, test
 from engine.owner import owned
 from engine.runner import BEST, CHECKPOINT, Run, Stopped
@@ -99,7 +98,6 @@ def _write(run: Run, training: Training, result: TestResult, subset: str, epoch:
     if not run.leads:
         return
     dataset = (run.data.test if subset == "test" else run.data.select).dataset
-    assert isinstance(dataset.sampling, TestSampling)
     about = {
         **run.data.about(), "subset": subset, "labels": result.labels,
         "protocol": {**dataset.sampling.about(), **training.preparation.as_dict()},

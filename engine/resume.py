@@ -97,8 +97,7 @@ def unless_tested(args: argparse.Namespace, checkpoint: Checkpoint | None, data:
 def go_on(training: Training, checkpoint: Checkpoint, class_names: list[str], trains: bool = True) -> None:
     """Continue from `checkpoint`, ours or another project's; `settings` override its own.
 
-    With trains=False (evaluation only), only the weights and their epoch are restored. Raises
-    InputError if the network or the classes do not fit.
+    Unless it `trains`, only weights and epoch are restored. InputError if the network or classes do not fit.
     """
     checkpoint = checkpoint.in_order_of(class_names)
     problem = explain_mismatch(training.model, checkpoint.state_dict)

@@ -48,8 +48,7 @@ class Run:
         self.flags = {name: str(value) if isinstance(value, Path) else value
                       for name, value in vars(args).items() if name not in ("given", "of_recipe", "auto")}  # fmt: skip
         # What selects the evaluated epoch: "last" if nothing does.
-        once = args.eval_every >= args.epochs
-        self.chosen_by = "last" if once else "val" if args.val_groups else "test"
+        self.chosen_by = "last" if args.eval_every >= args.epochs else "val" if args.val_groups else "test"
         self.board: Any = None  # TensorBoard's writer
         self.signal = 0  # number of the signal that asked to stop; 0: none
         self.best_written = False  # whether the predictions on disk are model_best's for the test videos
