@@ -77,9 +77,8 @@ def extraction_settings(root: Path) -> dict[str, Any]:
 def fingerprint(root: Path, frames: Frames) -> str:
     """Return a fingerprint of what one sequence of images was made of. It changes if they are made again.
 
-    Features are stored under this key. No image is read for it: it is computed from the marker of our own
-    extraction (the video file's content and the settings), from pack.json, or from others' files' sizes and
-    times.
+    Features are stored under this key. No image is read for it: it comes from the marker of our own extraction
+    (the video file's content and the settings), from pack.json, or from others' files' sizes and times.
     """
     flow_video = frames.folder.partition("/")[2]  # flow is one folder lower, in u/ and v/
     if (pack := root / "pack.json").is_file():

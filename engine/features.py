@@ -47,11 +47,10 @@ def extract_features(
 ) -> int:  # fmt: skip
     """Write --features OUT.npz (saved.feature_file) for all videos of the split; return the exit code.
 
-    `args` are a stream's flags; `checkpoint` is --resume's, else `model` has the weights that --weights
-    names. Clips are sampled and prepared as in evaluation, but RGB frames are taken at the middle of the
-    motion stream's stacks. Each row is keyed by the network, the settings and the content of the video's
-    images. Rows with the same key are reused from an older OUT.npz or from the OUT.npz.partial of a killed
-    run; only the others are computed.
+    `args` are a stream's flags; `checkpoint` is --resume's, else `model` has the weights that --weights names.
+    Clips are sampled and prepared as in evaluation, but RGB frames are taken at the middle of the motion
+    stream's stacks. Each row is keyed by the network, the settings and the content of the video's images; only
+    rows that are not there already (`kept_rows`) are computed.
     """
     path = Path(args.features)
     if path.is_dir():

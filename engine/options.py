@@ -87,9 +87,9 @@ def stream_parser(stream: str, description: str) -> ArgumentParser:
     add("--features", metavar="OUT.npz",
         help="write the pooled features of training and test videos, from --weights or --resume's network, and stop")
     add("--pooling", nargs="+", metavar="STAGE.POOL",
-                       help="what --features takes of each clip: the mean or max over the image of layer1 to layer4; "
-                            "layer4.mean is the last layer's input (pre-logits for timm's networks; default: "
-                            f"{' '.join(features.DEFAULT_POOLING[stream])})")
+        help="what --features takes of each clip: the mean or max over the image of layer1 to layer4; "
+             "layer4.mean is the last layer's input (pre-logits for timm's networks; default: "
+             f"{' '.join(features.DEFAULT_POOLING[stream])})")
 
     add = parser.add_argument_group("run").add_argument
     add("--resume", nargs="?", const="last", metavar="PATH",
