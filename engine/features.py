@@ -23,7 +23,7 @@ from network import Network
 from saved.checkpoint_reader import Checkpoint
 from saved.checkpoints import weights_hash
 from saved.feature_file import FORMAT, read_about, read_features, write_features
-from utils import InputError, amp_dtype, check_name, check_writable, plural, processes
+from utils import InputError, amp_dtype, check_name, plural, processes
 
 MIDDLE = 5  # the frame in the middle of a stack of 10 flow pairs, counted from the stack's first
 
@@ -55,7 +55,6 @@ def extract_features(
     path = Path(args.features)
     if path.is_dir():
         raise InputError(f"--features {path} is a folder; name a file in it, such as out.npz")
-    check_writable(path.parent)
     check_name(data.root)
     if processes() > 1:
         raise InputError("--features works in one process: start it without torchrun")
