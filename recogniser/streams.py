@@ -158,8 +158,7 @@ def weighted(weights: Mapping[str, float], streams: Sequence[str]) -> list[float
 def clips_of_videos(makers: Sequence[ClipMaker], videos: Sequence[Path]) -> Iterator[tuple[int, Clips | str]]:
     """Yield (index, clips or the reason why there are none) of each video, as worker processes finish them."""
     if len(videos) < FEW or any(maker.flow and maker.flow.on_gpu for maker in makers):
-        for place, path in enumerate(videos):
-            yield place, _clips_or_reason(makers, path)
+        yield from ((place, _clips_or_reason(makers, path)) for place, path in enumerate(videos))
         return
     makers = [replace(maker, flow=maker.flow and replace(maker.flow, threads=1)) for maker in makers]
     workers = [functools.partial(_work, makers)] * min(cpu_count(), 16)

@@ -81,7 +81,7 @@ def rename(state: Mapping[str, Tensor], flow_order: str) -> tuple[str, dict[str,
 
 
 def describe(content: dict, state: Mapping[str, Tensor], path: str | os.PathLike, flow_order: str) -> dict[str, Any]:
-    """Return the fields of a saved.checkpoints.Checkpoint that can be read from another project's file."""
+    """Return the fields of a saved.checkpoint_reader.Checkpoint that can be read from another project's file."""
     source, weights = rename(state, flow_order)
     arch = guess_arch(weights)
     if arch is None:

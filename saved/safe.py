@@ -61,9 +61,8 @@ def show(value: object) -> str:
 def load_pickle(path: str | os.PathLike) -> Any:
     """Read a data-only pickle of any protocol, from Python 2 or 3.
 
-    Returns containers, strings, numbers and numpy arrays (of booleans and numbers, native byte order).
-    Python 2's str is read as Latin-1 text.
-    Raises InputError if the file is missing, damaged, too large or asks for anything but data.
+    Returns containers, strings (Python 2's as Latin-1), numbers and numpy arrays (of booleans and numbers, in
+    native byte order). Raises InputError if the file is missing, damaged, too large or asks for more than data.
     """
     with _reading(path, "a pickle of plain data") as file:
         return _unpickle(file, os.path.getsize(path))
