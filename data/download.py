@@ -36,7 +36,6 @@ CHUNK = 1 << 16  # bytes per read; a cut connection loses at most this many
 RETRIES = 20  # consecutive failures without a new byte
 WAIT = 1.0  # seconds before the first retry; doubled each time, a minute at most
 
-
 ITEMS = {  # what: (the archive's folder, its name, its number of parts .001, .002, ... or 0, how to use its files)
     "videos": (UCF, "UCF101.rar", 0, "next: data/extract_rgb.py and data/extract_flow.py {0}/UCF-101 OUT"),
     "lists": (UCF, "UCF101TrainTestSplits-RecognitionTask.zip", 0, "use them: --ucf-list {0}/ucfTrainTestlist"),

@@ -43,7 +43,7 @@ class Settings(BaseModel):
     groups: str | None = None
 
 
-def main() -> int:
+def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of class folders of videos")
     parser.add_argument("out", type=Path, metavar="OUT", help="where to write the lists")
@@ -86,7 +86,6 @@ def main() -> int:
     write_lists(args.out, classes, groups, parts)
     count = len(set(classes.values()))
     print(f"{plural(count, 'class')}, {plural(len(classes), 'video')}; train with --ucf-list {args.out}")
-    return 0
 
 
 def settings(args: argparse.Namespace) -> tuple[Settings, bool]:

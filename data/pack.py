@@ -37,7 +37,7 @@ SHARD_SIZE = 1e9  # bytes at which a shard is full
 KINDS: tuple[Kind, ...] = ("rgb", "flow")
 
 
-def main() -> int:
+def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, metavar="FOLDER", help="RGB frames or optical flow, in any known layout")
     parser.add_argument("pack", type=Path, metavar="PACK", help="folder to write to")
@@ -45,7 +45,6 @@ def main() -> int:
     parser.add_argument("--skip-broken", action="store_true", help="leave out videos with gaps or u and v that differ")
     args = parser.parse_args()
     print(pack_folder(args.source, args.pack, args.kind, args.skip_broken))
-    return 0
 
 
 def pack_folder(

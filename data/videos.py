@@ -233,10 +233,8 @@ def decode(path: Path) -> Iterator[Decoded]:
                 packets, whole = packets + 1, not packet.is_corrupt
             try:
                 decoded = stream.codec_context.decode(packet) if not ended or cut_off else []
-            except av.error.EOFError:
-                decoded = []
-            except av.error.FFmpegError:
-                decoded, whole = [], False
+            except av.error.FFmpegError as error:
+                decoded, whole = [], whole and isinstance(error, av.error.EOFError)
             for frame in decoded:
                 seconds = last + 1 / rate
                 if frame.time is not None:
