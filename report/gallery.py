@@ -85,8 +85,10 @@ def find_index(sources: Mapping[str, Predictions], kind: Kind, videos: Sequence[
     """Return the index of these videos' images, of the kind that a stream was evaluated on; None without images."""
     for source in sources.values():
         frames = source.meta.get("frames") or {}
-        known = [frames["folders"].get(video, "").removeprefix("u/") for video in videos] if frames else []
-        places = [f"{part}{folder}" for folder in known if folder for part in ("", "u/", "v/")]
+        known = [frames["folders"].get(video, "") for video in videos] if frames else []
+        # Flow of rgb/X may be in u/X and v/X; that of dis/u/X is in dis/v/X, too.
+        places = [place for folder in known if folder
+                  for place in (folder, f"u/{folder}", f"v/{folder}", f"/{folder}".replace("/u/", "/v/")[1:])]
         for root in filter(None, [frames.get("root"), *frames.get("more", [])]):
             with contextlib.suppress(InputError, OSError, ValueError):
                 return index_frames(root, kind, places)

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -177,6 +178,9 @@ def test_pictures_of_many_classes_of_flow_and_of_videos_that_are_not_there(tmp_p
     index = gallery.index_frames(tmp_path / "rgb", "rgb")
     for name in ("missing", "../outside"):
         assert gallery.see(name, index, None, None).frames is None
+    below = {"frames": {"root": str(tmp_path), "folders": {"Class000/v00": "flow/u/Class000/v00"}}}  # not in root/u
+    motion = replace(load_predictions(tmp_path / "motion"), meta=below)
+    assert gallery.look_up({"motion": motion}, ["Class000/v00"])["Class000/v00"].flow
     for number in range(1, 4):
         (tmp_path / "dark/a/b").mkdir(parents=True, exist_ok=True)
         noise = Image.effect_noise((64, 48), 60).point(lambda level: level // 12).convert("RGB")
