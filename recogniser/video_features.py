@@ -90,7 +90,7 @@ def main() -> int:
                     reasons[video.name] = clips
                 elif clips.too_short:
                     reasons[video.name] = clips.too_short[0].removeprefix("the video ")
-                elif stamp(video.path) != (video.size, video.mtime_ns):
+                elif not (key and video.path.exists() and stamp(video.path) == (video.size, video.mtime_ns)):
                     reasons[video.name] = "changed while it was read: start again"
                 else:
                     for stream, (rows, add) in zip(streams, stores, strict=True):
