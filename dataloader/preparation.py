@@ -4,8 +4,6 @@ Crop boxes are chosen in the loader's workers and applied before resizing. Flips
 operations run on the device, for the whole batch at once.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -72,7 +70,7 @@ class Preparation:
         scale = [1 / (255 * std) for std in self.std]
         return scale, [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
 
-    def with_extraction(self, settings: dict[str, Any]) -> Preparation:
+    def with_extraction(self, settings: dict[str, Any]) -> "Preparation":
         """Return a copy for images made with these settings of extraction.json; {}: of unknown origin."""
         method = settings.get("model", settings.get("method"))  # for raft, the name of its network
         same: dict[str, Any] = {name: settings.get(name) for name in ("sampling_rate", "short_side", "quality")}
@@ -82,7 +80,7 @@ class Preparation:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Preparation:
+    def from_dict(cls, values: dict[str, Any]) -> "Preparation":
         """Invert `as_dict`. Raises InputError for a key or value that this version does not know."""
         return check(values, SavedPreparation, "the preparation in a checkpoint", "update this program")
 

@@ -1,7 +1,5 @@
 """Decode videos and make clips of their frames in memory, as extraction would write and a loader read them."""
 
-from __future__ import annotations
-
 import itertools
 import threading
 import time
@@ -84,7 +82,7 @@ class ClipMaker:
         """Return the numbers of the frames, of `count`, that `clips` needs. Raises VideoError for too few."""
         return np.unique(self.starts(count)[:, None] + np.arange(0, self.fewest, self.rate)).tolist()
 
-    def clips(self, window: Window) -> Batch:
+    def clips(self, window: "Window") -> Batch:
         """Return the clips of a window, as a loader would. Raises VideoError for too few frames."""
         frames = window.frames[self.short_side]
         steps = self.starts(window.count)[:, None] + np.arange(self.preparation.clip_length) * self.rate

@@ -3,8 +3,6 @@
 Pillow draws, and PyAV writes films.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -73,7 +71,7 @@ def open_film(target: Path, rate: float) -> Iterator[Callable[[np.ndarray], None
         film.mux(stream.encode(None))
 
 
-def draw(picture: Image.Image, strip: Strip, now: float) -> np.ndarray:
+def draw(picture: Image.Image, strip: "Strip", now: float) -> np.ndarray:
     """Return the picture with the answer of second `now`, and the strip below: RGB uint8 (height, width, 3)."""
     below, unit = strip.at(now), strip.unit
     answer = strip.answers[int(np.abs(strip.middles - now).argmin())]

@@ -1,7 +1,5 @@
 """The results of fusion on one test set: as data, as stored in results.json, and as text for the terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +43,7 @@ class Learnt(BaseModel):
     joined: str | None = None  # the folder of the joined head, if it was chosen
 
     @model_validator(mode="after")
-    def _some_weight(self) -> Learnt:
+    def _some_weight(self) -> "Learnt":
         if sum(self.weights.values()) < 1 / LARGEST:
             raise ValueError("all weights are 0")
         return self

@@ -1,7 +1,5 @@
 """Read a checkpoint, this project's or another's that saved/foreign.py recognises, as a network and its input."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -58,7 +56,7 @@ class Checkpoint:
         flags = {name: f"test_{name}" for name in ("samples", "views", "starts")}
         return TestSampling(**{name: self.args[flag] for name, flag in flags.items() if flag in self.args})
 
-    def in_order_of(self, class_names: Sequence[str]) -> Checkpoint:
+    def in_order_of(self, class_names: Sequence[str]) -> "Checkpoint":
         """Return the network with its classes in the order of `class_names`.
 
         Only tsn-pytorch's HMDB51 networks need this, with the official lists; TSN's own lists match them.

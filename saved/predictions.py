@@ -1,7 +1,5 @@
 """Saved predictions: write and read one stream's with its labels, and align several streams by video."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -78,13 +76,13 @@ class Predictions:
         known = {key: self.meta[key] for key in kept if key in self.meta}
         return {"path": str(self.path), "level": self.level, **known}
 
-    def as_stream(self, kind: str) -> Predictions:
+    def as_stream(self, kind: str) -> "Predictions":
         """Return a copy named `kind`. Raises InputError if predictions.json says it is the other stream."""
         if self.meta and KINDS.get(self.stream.lower(), kind) != kind:
             raise InputError(f"--{kind} {self.path} holds the {self.stream} stream; look at the path")
         return replace(self, stream=kind)
 
-    def only(self, videos: Collection[str]) -> Predictions:
+    def only(self, videos: Collection[str]) -> "Predictions":
         """Return a copy with these of the videos."""
         logits = {video: scores for video, scores in self.logits.items() if video in videos}
         return replace(self, logits=logits, labels={video: self.labels[video] for video in logits})
