@@ -16,8 +16,7 @@ import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from pydantic import BaseModel
+from typing import Literal
 
 from common.commandline import ArgumentParser
 from common.formats import read_json
@@ -72,7 +71,7 @@ def main() -> None:
     with owned(args.record, flag="--record"):
         write_json(args.record / "run.json", {"videos": str(args.videos.resolve())})
         args.all = link_sides(args)
-        {"heads": heads_way, "train": train_way, "both": both_ways}[way](args, unlisted, few)
+        go(args, unlisted, few)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -138,7 +137,7 @@ def choose_folders(args: argparse.Namespace, way: str) -> None:
             args.record = home.parent / "record" / home.name
     file = args.record / "run.json"
     if file.exists():
-        owner = read_json(file, RunFile, "remove it, or choose another --record").videos
+        owner = read_json(file, dict[Literal["videos"], str], "remove it, or choose another --record").get("videos")
         if owner != str(home):
             raise InputError(f"{args.record} has the results of {owner}: choose another folder with --record")
     if args.data is None:  # the two ways extract other images
@@ -147,12 +146,6 @@ def choose_folders(args: argparse.Namespace, way: str) -> None:
         if path.resolve().is_relative_to(home):
             raise InputError(f"{flag} {path} lies in {args.videos}, whose folders are classes: choose one outside")
         check_writable(path)
-
-
-class RunFile(BaseModel):
-    """The content of a record's run.json."""
-
-    videos: str
 
 
 def check_network(args: argparse.Namespace, way: str) -> None:
@@ -164,39 +157,27 @@ def check_network(args: argparse.Namespace, way: str) -> None:
         build_model(arch, 3, 2, args.weights or "imagenet", size=160)
 
 
-# --- the two ways --------------------------------------------------------------------------------------
+# --- the ways ------------------------------------------------------------------------------------------
 
 
-def heads_way(args: argparse.Namespace, unlisted: Sequence[str], few: bool) -> None:
-    """Compute features, split, fit heads, fuse. Motion is grey differences and optical flow."""
-    step = Steps(3 if args.lists else 4)
-    failed = features(args, step, few)
-    write_left_out(args, unlisted, failed)
-    heads = fit_heads(args, step, make_lists(args, step))
-    fuse(args, step, heads, "--learn")
-
-
-def train_way(args: argparse.Namespace, unlisted: Sequence[str], few: bool) -> None:
-    """Extract, split, train both streams, fuse."""
-    step = Steps(5 if args.lists else 6)
-    failed = extract(args, step)
-    write_left_out(args, unlisted, failed)
-    fuse(args, step, train(args, step, make_lists(args, step)))
-
-
-def both_ways(args: argparse.Namespace, unlisted: Sequence[str], few: bool) -> None:
-    """Fit heads, and train with some groups held out; fuse what is better on these, a choice for each stream."""
-    step = Steps(7 if args.lists else 8)
-    failed = features(args, step, few) | extract(args, step)
-    write_left_out(args, unlisted, failed)
-    lists = make_lists(args, step)
-    held_out = groups_to_hold_out(args, lists)
-    heads = fit_heads(args, step, lists)
-    # Tested once, at the end: an epoch chosen by the held-out videos would look better on them than it is.
-    networks = train(args, step, lists, "--recipe", "tsn", "--val-groups", held_out, "--eval-every", 10**6)
-    print()
-    chosen = {stream: choose(stream, heads[stream], networks[stream]) for stream in heads}
-    fuse(args, step, chosen, "--learn")
+def go(args: argparse.Namespace, unlisted: Sequence[str], few: bool) -> None:
+    """Take all steps of the way: features and heads, extraction and training, or both; fuse what they give."""
+    fits, trains = args.way != "train", args.way != "heads"
+    step = Steps(2 * fits + 4 * trains + (0 if args.lists else 1) + 1)
+    failed = features(args, step, few) if fits else {}
+    failed |= extract(args, step) if trains else {}
+    lists = make_lists(args, step, unlisted, failed)
+    heads = networks = {}
+    compared: tuple[object, ...] = ()
+    if fits and trains:
+        # Tested once, at the end: an epoch chosen by the held-out videos would look better on them than it is.
+        compared = ("--recipe", "tsn", "--val-groups", groups_to_hold_out(args, lists), "--eval-every", 10**6)
+    if fits:
+        heads = fit_heads(args, step, lists)
+    if trains:
+        networks = train(args, step, lists, *compared)
+    chosen = {stream: choose(stream, heads[stream], networks[stream]) for stream in heads} if compared else {}
+    fuse(args, step, chosen or heads or networks, *(["--learn"] if fits else []))
 
 
 def groups_to_hold_out(args: argparse.Namespace, lists: Sequence[object]) -> int:
@@ -219,7 +200,7 @@ def choose(stream: str, head: Path, network: Path) -> Path:
     videos = sorted(found[0].logits.keys() & found[1].logits.keys())
     right = [sum(int(one.matrix([video]).argmax()) == one.labels[video] for video in videos) for one in found]
     kept = network if right[1] > right[0] else head
-    print(f"{stream}: of {plural(len(videos), 'held-out training video')} the head has {right[0]} right, the trained "
+    print(f"\n{stream}: of {plural(len(videos), 'held-out training video')} the head has {right[0]} right, the trained "
           f"network {right[1]}: the {'network' if kept == network else 'head'} is kept")  # fmt: skip
     return kept
 
@@ -305,19 +286,17 @@ def set_aside(args: argparse.Namespace, output: Path, kind: str, lists: Sequence
     write_json(file, made_of)
 
 
-def write_left_out(args: argparse.Namespace, unlisted: Sequence[str], failed: Mapping[str, str]) -> None:
-    """Write left_out.csv: the videos that can't be used, with the reason."""
-    unnamed = {csv_text(video): "no list can hold its name: rename it" for video in unlisted}
-    write_reasons(args.data / LEFT_OUT, (unnamed | dict(failed)).items())
-
-
 def read_left_out(path: Path) -> dict[str, str]:
     """Read {video: reason} from left_out.csv or an extraction's failed.csv; empty if there is no file."""
     return read_column(path, "reason") if path.is_file() else {}
 
 
-def make_lists(args: argparse.Namespace, step: Steps) -> list[object]:
-    """Make the split lists, or update earlier ones to the present videos. Return the streams' flags for them."""
+def make_lists(
+    args: argparse.Namespace, step: Steps, unlisted: Sequence[str], failed: Mapping[str, str]
+) -> list[object]:
+    """Write left_out.csv, and split lists of the other videos; update earlier lists. Return the flags for them."""
+    unnamed = {csv_text(video): "no list can hold its name: rename it" for video in unlisted}
+    write_reasons(args.data / LEFT_OUT, (unnamed | dict(failed)).items())
     if args.lists:
         return ["--ucf-list", args.lists]
     lists = args.data / ("lists_test" if args.test else "lists")
