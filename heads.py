@@ -92,9 +92,6 @@ def main() -> int:
     return 0
 
 
-# --- features and the networks that they come from ------------------------------------------------------
-
-
 def load_streams(args: argparse.Namespace) -> dict[str, Inputs]:
     """Load the flags' features by stream. All have the same videos with the same labels in the same order."""
     streams: dict[str, Inputs] = {}
@@ -152,9 +149,6 @@ def load_network(features: Features) -> Network:
     if (found := features.values.shape[2]) != (count := feature_count(model, features.about["pooling"])):
         raise InputError(f"{features.path} has {found} features a sample, and its network {count}; extract it again")
     return model
-
-
-# --- heads ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -261,9 +255,6 @@ def check_look_alikes(args: argparse.Namespace, streams: dict[str, Inputs]) -> d
         return look_alikes(one.values, one.labels, one.groups, one.videos, test, classes, args.folds, args.seed)
     except InputError:
         return None
-
-
-# --- what it says --------------------------------------------------------------------------------------
 
 
 def table(rows: Sequence[Row]) -> str:

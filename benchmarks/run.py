@@ -76,9 +76,6 @@ def main() -> None:
         PARTS[part](args)
 
 
-# --- measuring -----------------------------------------------------------------------------------------
-
-
 def timed(clips: float, work: Callable[..., Any], *args: Any) -> Measured:
     """Do the work, on so many clips, and return its time."""
     cpu, wall = time.process_time(), time.perf_counter()
@@ -136,9 +133,6 @@ def consume(loader: Any, clips_in: Callable[[Any], int]) -> Measured:
     for batch, worker in batches:
         clips, last = clips + clips_in(batch), worker
     return 1e3 * (time.process_time() - cpu + last - first) / clips, 1e3 * (time.perf_counter() - wall) / clips
-
-
-# --- the parts -----------------------------------------------------------------------------------------
 
 
 def loaders(args: argparse.Namespace) -> None:

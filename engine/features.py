@@ -33,9 +33,6 @@ DEFAULT_POOLING = {"spatial": ("layer3.mean", "layer4.mean"), "motion": ("layer3
 Rows = dict[str, np.ndarray]  # fingerprint of a video's images -> features (samples, features) float16
 
 
-# --- features of a split -------------------------------------------------------------------------------
-
-
 def trunk_hash(model: Network) -> str:
     """SHA-256 of a network's weights without the last layer, which does not affect features."""
     return weights_hash({name: value for name, value in model.state_dict().items() if not name.startswith("fc.")})
@@ -132,9 +129,6 @@ def at_stack_middles(preparation: Preparation) -> Preparation:
     if preparation.margin or not (preparation.modality == "rgb" or preparation.picture):
         return preparation
     return replace(preparation, margin=round(MIDDLE / (preparation.sampling_rate or 1)))
-
-
-# --- rows that are there already -----------------------------------------------------------------------
 
 
 def settings_of(about: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
+from scipy.special import softmax
 
 from utils import plural
 
@@ -56,7 +56,7 @@ class Answer:
         """
         leading = best(self.fused(), 2)
         times, logits = self.over_time()
-        shares, lead = softmax(logits)[:, leading[0]], logits[:, leading[0]] - logits[:, leading[-1]]
+        shares, lead = softmax(logits, axis=1)[:, leading[0]], logits[:, leading[0]] - logits[:, leading[-1]]
         return [(float(times[place]), float(shares[place])) for place in best(lead, k)]
 
     def over_time(self) -> tuple[np.ndarray, np.ndarray]:
@@ -119,8 +119,3 @@ def as_json(video: str, answer: Answer) -> str:
         logits = {c: round(float(v), 6) for c, v in zip(answer.names, means, strict=True)}
         result[name] |= {"samples": answer.samples[name], "logits": logits}
     return json.dumps(result, ensure_ascii=False, allow_nan=False)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities over the last axis, float64."""
-    return torch.from_numpy(np.asarray(logits, np.float64)).softmax(-1).numpy()

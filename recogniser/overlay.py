@@ -14,9 +14,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
+from scipy.special import softmax
 
 from data.videos import decode, frame_rate, import_av
-from recogniser.answers import Answer, best, softmax
+from recogniser.answers import Answer, best
 from utils import atomic_path, check_writable, printable
 
 # Okabe and Ito's palette, its dark colours lightened for the dark panel: distinct with any colour vision.
@@ -106,7 +107,7 @@ class Strip:
         names = [printable(answers[0].names[label]) for label in classes]
         if len(answers) == 1:
             times, logits = answers[0].over_time()
-            shares = softmax(logits)
+            shares = softmax(logits, axis=-1)
         self.seconds = np.linspace(0, self.end, width)
         self.shares = [np.interp(self.seconds, times, shares[:, label]) for label in classes]
 

@@ -182,9 +182,6 @@ def _work(makers: Sequence[ClipMaker], path: Path) -> bytes:
     return pickle.dumps(_clips_or_reason(makers, path))
 
 
-# --- from checkpoints ----------------------------------------------------------------------------------
-
-
 def load_streams(
     paths: Mapping[str, str], args: argparse.Namespace, dtype: torch.dtype, device: torch.device
 ) -> tuple[list[Stream], list[str], list[TrainedHead]]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from network_files import save_network
 from PIL import Image
+from scipy.special import softmax
 from video_files import FRAMES, make_video
 
 import predict
@@ -23,7 +24,7 @@ from dataloader.names import UCF101_CLASSES
 from dataloader.preparation import default_preparation
 from engine.owner import owned
 from engine.temporal_heads import LinearHead
-from recogniser.answers import Answer, softmax
+from recogniser.answers import Answer
 from recogniser.overlay import Strip, draw
 from recogniser.streams import TrainedHead, choose_class_names
 from utils import InputError
@@ -47,7 +48,7 @@ def test_fused_is_the_softmax_of_the_weighted_mean_of_mean_logits():
     first, second = np.argsort(-expected)[:2]
     strongest, share = answer.moments(1)[0]  # where the first class leads the second most
     assert strongest == when[np.argmax(over_time[:, first] - over_time[:, second])]
-    assert share == pytest.approx(softmax(over_time)[list(when).index(strongest), first])
+    assert share == pytest.approx(softmax(over_time, axis=1)[list(when).index(strongest), first])
 
 
 def test_class_names_come_from_where_they_are_known(tmp_path, capsys):
