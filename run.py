@@ -46,6 +46,7 @@ WAYS = {
 }
 UCF101 = {name.casefold() for name in UCF101_CLASSES}
 LEFT_OUT = "left_out.csv"
+RunFile = dict[Literal["videos"], str]  # the content of a record's run.json
 PARTLY = (0, 1)  # exit codes of steps; 1: some videos can't be used
 
 
@@ -137,7 +138,7 @@ def choose_folders(args: argparse.Namespace, way: str) -> None:
             args.record = home.parent / "record" / home.name
     file = args.record / "run.json"
     if file.exists():
-        owner = read_json(file, dict[Literal["videos"], str], "remove it, or choose another --record").get("videos")
+        owner = read_json(file, RunFile, "remove it, or choose another --record").get("videos")
         if owner != str(home):
             raise InputError(f"{args.record} has the results of {owner}: choose another folder with --record")
     if args.data is None:  # the two ways extract other images
