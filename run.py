@@ -103,9 +103,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-# --- before anything is made ---------------------------------------------------------------------------
-
-
 def check_classes(args: argparse.Namespace, found: Sequence[VideoFile]) -> list[str]:
     """Raise InputError if VIDEOS, or --test, doesn't hold a folder for each class.
 
@@ -156,9 +153,6 @@ def check_network(args: argparse.Namespace, way: str) -> None:
     usual = {"heads": ["resnet50"], "train": ["resnet101"], "both": ["resnet50", "resnet101"]}[way]
     for arch in [args.arch] if args.arch else usual:
         build_model(arch, 3, 2, args.weights or "imagenet", size=160)
-
-
-# --- the ways ------------------------------------------------------------------------------------------
 
 
 def go(args: argparse.Namespace, unlisted: Sequence[str], few: bool) -> None:
@@ -212,9 +206,6 @@ def network_flags(args: argparse.Namespace, arch: str | None = None) -> list[str
 
 def as_words(flags: Mapping[str, object]) -> list[str]:
     return [str(word) for flag, value in flags.items() if value is not None for word in (flag, value)]
-
-
-# --- their steps ---------------------------------------------------------------------------------------
 
 
 def link_sides(args: argparse.Namespace) -> Path:

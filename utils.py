@@ -137,9 +137,6 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{ending}"
 
 
-# --- files ---------------------------------------------------------------------------------------------
-
-
 def file_digest(path: str | os.PathLike) -> str:
     """Return the SHA-256 of a file's bytes. It is read in blocks: a film may be larger than the memory."""
     digest = hashlib.sha256()
@@ -227,9 +224,6 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # paths need not be UTF-8
 
 
-# --- seeds ---------------------------------------------------------------------------------------------
-
-
 def seed_everything(seed: int, deterministic: bool = False) -> None:
     """Seed Python, numpy and torch. `deterministic` also selects CUDA's reproducible, slower kernels."""
     import torch
@@ -252,9 +246,6 @@ def seed_step(seed: int, epoch: int, batch: int) -> None:
 
     sequence = np.random.SeedSequence((seed, epoch, batch, rank()))
     torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
-
-
-# --- processes and devices -----------------------------------------------------------------------------
 
 
 def first_to_report() -> bool:
