@@ -27,7 +27,7 @@ import torch
 from common.accuracy import accuracy
 from common.commandline import ArgumentParser, bounded
 from common.progress import progress_bar
-from dataloader.lists import load_split
+from dataloader.lists import Split, load_split
 from dataloader.names import first_few
 from dataloader.preparation import Preparation
 from engine.crossfit import Fit, fit_first_or_all, fit_linear, fit_temporal, look_alikes
@@ -95,12 +95,14 @@ def main() -> int:
 def load_streams(args: argparse.Namespace) -> dict[str, Inputs]:
     """Load the flags' features by stream. All have the same videos with the same labels in the same order."""
     streams: dict[str, Inputs] = {}
+    split: Split | None = None
     for stream, paths in (("spatial", args.spatial), ("motion", args.motion)):
         for path in paths:
             one = read_features(path)
             if args.ucf_list:
                 lists = None if args.ucf_list == "none" else args.ucf_list
-                one = with_split(one, load_split(lists, args.split, one.videos, verbose=False))
+                split = split or load_split(lists, args.split, one.videos, verbose=False)
+                one = with_split(one, split)
             elif not len(one.labels):
                 raise InputError(f"{path} has features of video files, in no split: name split lists with --ucf-list")
             if one.about["stream"] != stream:
