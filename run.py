@@ -72,6 +72,7 @@ def main() -> None:
     with owned(args.record, flag="--record"):
         write_json(args.record / "run.json", {"videos": str(args.videos.resolve())})
         args.all = link_sides(args)
+        args.found = find_videos(args.all) if args.test else found  # as they are now, for all steps
         go(args, unlisted, few)
 
 
@@ -162,15 +163,12 @@ def go(args: argparse.Namespace, unlisted: Sequence[str], few: bool) -> None:
     failed = features(args, step, few) if fits else {}
     failed |= extract(args, step) if trains else {}
     lists = make_lists(args, step, unlisted, failed)
-    heads = networks = {}
     compared: tuple[object, ...] = ()
     if fits and trains:
         # Tested once, at the end: an epoch chosen by the held-out videos would look better on them than it is.
         compared = ("--recipe", "tsn", "--val-groups", groups_to_hold_out(args, lists), "--eval-every", 10**6)
-    if fits:
-        heads = fit_heads(args, step, lists)
-    if trains:
-        networks = train(args, step, lists, *compared)
+    heads = fit_heads(args, step, lists) if fits else {}
+    networks = train(args, step, lists, *compared) if trains else {}
     chosen = {stream: choose(stream, heads[stream], networks[stream]) for stream in heads} if compared else {}
     fuse(args, step, chosen or heads or networks, *(["--learn"] if fits else []))
 
@@ -178,7 +176,7 @@ def go(args: argparse.Namespace, unlisted: Sequence[str], few: bool) -> None:
 def groups_to_hold_out(args: argparse.Namespace, lists: Sequence[object]) -> int:
     """Return the --val-groups by which --way both compares: about a quarter of each class's training groups."""
     folder = None if args.lists == "none" else str(lists[1])
-    train = load_split(folder, 1, [video.folder for video in find_videos(args.all)], verbose=False).train
+    train = load_split(folder, 1, [video.folder for video in args.found], verbose=False).train
     if all(video.group == video.name for video in train):
         return USUAL_GROUPS // 4  # of videos without groups, it is a share
     fewest = min(len({video.group for video in train if video.label == label}) for label in {v.label for v in train})
@@ -246,7 +244,7 @@ def extract(args: argparse.Namespace, step: Steps) -> dict[str, str]:
     step("RGB frames", "data/extract_rgb.py", videos, rgb, passed=PARTLY)
     step("optical flow", "data/extract_flow.py", videos, flow, *args.flow_flags, passed=PARTLY)
     short = {}
-    for video in find_videos(videos):
+    for video in args.found:
         made = read_marker(flow, video.folder)
         if made and made.images + 1 < SHORTEST:  # one image is the flow between two frames
             short[csv_text(video.name)] = f"{plural(made.images + 1, 'frame')}, and {SHORTEST} are needed"
@@ -267,7 +265,7 @@ def train(args: argparse.Namespace, step: Steps, lists: Sequence[object], *flags
 
 def set_aside(args: argparse.Namespace, output: Path, kind: str, lists: Sequence[object], own: list[object]) -> None:
     """Rename a checkpoint of other videos, sides or flags: --resume auto, which knows names, would go on with it."""
-    videos = [(one.folder, read_marker(args.data / kind, one.folder)) for one in find_videos(args.all)]
+    videos = [(one.folder, read_marker(args.data / kind, one.folder)) for one in args.found]
     files = [path.read_text(errors="replace") for path in sorted(Path(str(lists[1])).rglob("*.txt"))]
     found = [(folder, made.sha256) for folder, made in videos if made], files, own
     made_of = hashlib.sha256(repr(found).encode()).hexdigest()

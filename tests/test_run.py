@@ -19,6 +19,7 @@ from video_files import make_video
 import fusion
 import run as script
 from data.steps import Steps, call
+from data.videos import find_videos
 from saved.feature_file import read_features
 from saved.predictions import load_predictions, write_predictions
 from utils import InputError
@@ -282,7 +283,8 @@ def test_a_video_is_too_short_for_training_by_its_own_frames(tmp_path):
     make_videos(tmp_path / "videos", each=1)
     make_video(tmp_path / "videos/wave/short.avi", 3, frames=8, size=(64, 48))
     flags = ["--workers", "1", "--method", "dis"]
-    args = argparse.Namespace(all=tmp_path / "videos", data=tmp_path / "data", flow_flags=flags)
+    videos = tmp_path / "videos"
+    args = argparse.Namespace(all=videos, found=find_videos(videos), data=tmp_path / "data", flow_flags=flags)
     assert script.extract(args, Steps(2)) == {"wave/short.avi": "8 frames, and 11 are needed"}
 
 
