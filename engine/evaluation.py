@@ -103,7 +103,7 @@ class InferenceNet(nn.Module):
         known = POOLINGS if model.stages else (PRE_LOGITS,)
         if not set(pooling) <= set(known) or len(set(pooling)) < len(pooling):
             raise InputError(f"--pooling {' '.join(pooling)}: name some of {', '.join(known)}, each once")
-        self.preparation, self.dtype = preparation, dtype
+        self.preparation, self.dtype, self.pooling = preparation, dtype, tuple(pooling)
         own = copy.deepcopy(model).eval()
         self.fc = nn.Identity() if pooling else own.fc
         self.folded = isinstance(own, ResNet)  # timm's batch norms may include activations

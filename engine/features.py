@@ -17,6 +17,7 @@ from dataloader.clips import ClipDataset, Data, Loader, clips_of, sent_ahead
 from dataloader.extracted import fingerprint
 from dataloader.frames import Source
 from dataloader.preparation import Preparation
+from dataloader.sampling import TestSampling
 from engine.evaluation import PRE_LOGITS, InferenceNet, trained_model
 from engine.owner import owned
 from network import Network
@@ -61,21 +62,17 @@ def extract_features(
     pooling = args.pooling or (DEFAULT_POOLING[stream] if model.stages else (PRE_LOGITS,))
     preparation = at_stack_middles(preparation)
     sampling = data.test.dataset.sampling
-    dtype = amp_dtype(args.amp, device)
-    net = InferenceNet(model, preparation, dtype, args.compile, pooling).to(device)
+    net = InferenceNet(model, preparation, amp_dtype(args.amp, device), args.compile, pooling).to(device)
     assert data.train is not None
     loaders = [data.train, *([] if data.select is data.test else [data.select]), data.test]
     sources = [source for loader in loaders for source in loader.dataset.sources]
     subset = ["test" if loader is data.test else "train" for loader in loaders for _ in range(len(loader.dataset))]
     listed = [(s.video.name, s.video.label, s.video.group, part) for s, part in zip(sources, subset, strict=True)]
     keys = [made_of(data.root, source) for source in sources]
-    weights = str(args.resume or args.weights)
-    weights = str(Path(weights).resolve()) if Path(weights).is_file() else weights  # valid in any folder
     about = json.loads(json.dumps({  # as it is read from a file: without tuples
-        "stream": stream, **data.about(), "preparation": preparation.as_dict(), **sampling.about(),
-        "pooling": list(pooling), "dtype": str(dtype).removeprefix("torch."),
-        "network": {"arch": args.arch, "sha256": trunk_hash(model), "checkpoint" if checkpoint else "weights": weights,
-                    "flow_order": getattr(args, "flow_order", "original"), "seed": args.seed},
+        **data.about(),
+        **describe(net, sampling, args.arch, model, "checkpoint" if checkpoint else "weights",
+                   args.resume or args.weights, flow_order=getattr(args, "flow_order", "original"), seed=args.seed),
         "videos_sha256": hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
         "frames": {**data.frames(sources), "made_of": keys},
     }))  # fmt: skip
@@ -118,6 +115,19 @@ def made_of(root: Path, source: Source) -> str:
     """Return a fingerprint of a video's images, 32 hexadecimal digits; for flow, of both components."""
     parts = source.frames if isinstance(source.frames, tuple) else (source.frames,)
     return hashlib.sha256("".join(fingerprint(root, part) for part in parts).encode()).hexdigest()[:32]
+
+
+def describe(
+    net: InferenceNet, sampling: TestSampling, arch: str, model: Network, origin: str, weights: str | Path, **more: Any
+) -> dict[str, Any]:
+    """Return what a features file says of its clips and network; `origin` is what `weights` are called there."""
+    found = str(Path(weights).resolve()) if Path(weights).is_file() else str(weights)  # valid in any folder
+    return {
+        "stream": "spatial" if net.preparation.modality == "rgb" else "motion",
+        "preparation": net.preparation.as_dict(), **sampling.about(), "pooling": list(net.pooling),
+        "dtype": str(net.dtype).removeprefix("torch."),
+        "network": {"arch": arch, "sha256": trunk_hash(model), origin: found, **more},
+    }  # fmt: skip
 
 
 def at_stack_middles(preparation: Preparation) -> Preparation:

@@ -31,7 +31,7 @@ from data.videos import VideoFile, find_videos, stamp
 from dataloader.preparation import default_preparation
 from dataloader.sampling import TestSampling
 from engine.evaluation import PRE_LOGITS, InferenceNet
-from engine.features import DEFAULT_POOLING, at_stack_middles, kept_rows, trunk_hash
+from engine.features import DEFAULT_POOLING, at_stack_middles, describe, kept_rows
 from engine.owner import owned
 from network import build_model, rgb_normalisation
 from recogniser.clips import ClipMaker
@@ -126,17 +126,10 @@ def make_stream(name: str, args: argparse.Namespace) -> tuple[Stream, dict[str, 
     torch.manual_seed(args.seed)  # for random weights
     model = build_model(args.arch, preparation.channels, CLASSES, args.weights, size=preparation.size)
     pooling = DEFAULT_POOLING["motion" if motion else "spatial"] if model.stages else (PRE_LOGITS,)
-    dtype = amp_dtype(args.amp, args.device)
-    net = InferenceNet(model, preparation, dtype, pooling=pooling).to(args.device)
+    net = InferenceNet(model, preparation, amp_dtype(args.amp, args.device), pooling=pooling).to(args.device)
     sampling = TestSampling(args.samples[motion], args.views)
     flow = choose_flow(preparation, args, args.device) if name == "flow" else None
-    weights = str(Path(args.weights).resolve()) if Path(args.weights).is_file() else args.weights
-    about = {
-        "stream": "motion" if motion else "spatial", "preparation": preparation.as_dict(), **sampling.about(),
-        "pooling": list(pooling), "dtype": str(dtype).removeprefix("torch."),
-        "network": {"arch": args.arch, "sha256": trunk_hash(model), "weights": weights, "seed": args.seed,
-                    "classes": CLASSES},
-    }  # fmt: skip
+    about = describe(net, sampling, args.arch, model, "weights", args.weights, seed=args.seed, classes=CLASSES)
     return Stream(net, ClipMaker(name, preparation, sampling, flow), args.device), about
 
 
